@@ -1,0 +1,165 @@
+"""What an atlas is here: a registry entry (atlases/<name>.yaml) and its checked files.
+
+No image is opened in this module, so that modelling code can use coordinates and labels without
+nibabel; :mod:`brainlm.preprocess.parcellate` opens the label image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from .errors import BrainLMError
+from .files import atomic_path, sha256
+
+REGISTRY = Path(__file__).resolve().parent.parent / "atlases"
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A parcellation.
+
+    Attributes
+    ----------
+    name, space : str
+        ``space`` is the TemplateFlow name of the template the label image is in; ``None`` for
+        atlases known by their time series only.
+    num_parcels : int
+        R. Every series has exactly this many columns.
+    image : Path or None
+        Label image, whole numbers 1..R.
+    image_sha256 : str
+        Identifies the atlas in shards and models (of the registry entry if there is no image).
+    coordinates : ndarray [R, 3] or None
+        MNI mm, RAS.
+    names : tuple of str
+        R labels.
+    """
+
+    name: str
+    space: str | None
+    num_parcels: int
+    image: Path | None
+    image_sha256: str
+    coordinates: np.ndarray | None
+    names: tuple[str, ...]
+    source: str
+    licence: str
+
+
+def registered() -> list[str]:
+    """Names of all registry entries."""
+    return sorted(path.stem for path in REGISTRY.glob("*.yaml"))
+
+
+def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas:
+    """Find an atlas in `folder`, or fetch or build it there once, and check every file.
+
+    Raises
+    ------
+    BrainLMError
+        Unknown name; a file that is missing and cannot be had; a checksum that differs.
+    """
+    entry_path = REGISTRY / f"{name}.yaml"
+    if not entry_path.exists():
+        raise BrainLMError(f"no atlas {name!r} in {REGISTRY}; it has: {', '.join(registered())}")
+    entry = yaml.safe_load(entry_path.read_text(encoding="utf-8"))
+    folder = Path(folder)
+    if entry.get("built_by"):
+        _build(entry, folder)
+    files = {}
+    for role, item in (entry.get("files") or {}).items():
+        files[role] = _checked_file(name, folder, item, download)
+    count = int(entry["num_parcels"])
+    coordinates = None
+    if "coordinates" in files:
+        coordinates = _read_coordinates(files["coordinates"], count)
+    names = tuple(f"parcel-{index:03d}" for index in range(1, count + 1))
+    if "labels" in files:
+        names = _read_names(files["labels"], entry["files"]["labels"], count)
+    image = files.get("image")
+    return Atlas(
+        name=name,
+        space=entry.get("space"),
+        num_parcels=count,
+        image=image,
+        image_sha256=entry["files"]["image"]["sha256"] if image else sha256(entry_path),
+        coordinates=coordinates,
+        names=names,
+        source=entry["source"],
+        licence=entry["licence"],
+    )
+
+
+def _build(entry: dict, folder: Path) -> None:
+    if all((folder / item["name"]).exists() for item in entry["files"].values()):
+        return
+    if entry["built_by"] != "demo":
+        raise BrainLMError(f"atlas entry: built_by {entry['built_by']!r} is not known")
+    from .simulate.atlas import build_demo_atlas  # opens images: only when it is needed
+
+    build_demo_atlas(folder)
+
+
+def _checked_file(atlas: str, folder: Path, item: dict, download: bool) -> Path:
+    path = folder / item["name"]
+    if not path.exists():
+        url = item.get("url")
+        if not (url and download):
+            raise BrainLMError(
+                f"{path}: not found; atlas {atlas!r} needs it"
+                + (f": download {url} there, or set atlas.folder" if url else "")
+            )
+        _download(url, path, item["sha256"])
+    found = sha256(path)
+    if found != item["sha256"]:
+        raise BrainLMError(
+            f"{path}: expected sha256 {item['sha256'][:16]}…, found {found[:16]}…: this is not the "
+            f"file that atlas {atlas!r} names; remove it or point atlas.folder elsewhere"
+        )
+    return path
+
+
+def _download(url: str, path: Path, expected: str) -> None:
+    import urllib.error
+    import urllib.request
+
+    try:
+        with atomic_path(path) as temporary:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                temporary.write_bytes(response.read())
+            found = sha256(temporary)
+            if found != expected:
+                raise BrainLMError(
+                    f"{url}: expected sha256 {expected[:16]}…, found {found[:16]}…; not kept"
+                )
+    except (urllib.error.URLError, OSError) as error:
+        raise BrainLMError(
+            f"{path}: not found, and {url} cannot be reached ({error}); on a machine without "
+            "network copy the file there by hand"
+        ) from None
+
+
+def _read_coordinates(path: Path, count: int) -> np.ndarray:
+    """Whitespace-separated rows of index, x, y, z (MNI mm), as in A424_Coordinates.dat."""
+    table = np.loadtxt(path)
+    if table.shape != (count, 4) or not np.array_equal(table[:, 0], np.arange(1, count + 1)):
+        raise BrainLMError(
+            f"{path}: expected {count} rows of index (1..{count}), x, y, z; found an array of "
+            f"shape {table.shape}"
+        )
+    return np.ascontiguousarray(table[:, 1:])
+
+
+def _read_names(path: Path, item: dict, count: int) -> tuple[str, ...]:
+    import csv
+
+    with open(path, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    column = item.get("column", "name")
+    if len(rows) != count or column not in (rows[0] if rows else {}):
+        raise BrainLMError(f"{path}: expected {count} rows with a column {column!r}")
+    return tuple(row[column] for row in rows)

@@ -1,0 +1,1 @@
+"""Find recordings, keep them in stable chunks, split by subject, read labels."""

@@ -1,0 +1,230 @@
+"""config.yaml, typed once. Unknown keys are refused with the nearest name.
+
+The JSON schema in workflow/schemas is generated from these classes (``brainlm config --schema``)
+and a test keeps it current.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import BrainLMError
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+def _plain_name(name: str) -> str:
+    """Names become folder names and snakemake wildcards."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+        raise ValueError("use letters, digits, '-', '_' and '.' only (it names folders)")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Cohort(_Section):
+    """One folder of recordings. Nothing about a cohort is code."""
+
+    name: Name = Field(description="names the cohort's folders in results/")
+    folder: Path = Field(description="where the recordings are")
+    layout: Literal["bids", "parcels"] = Field(
+        "bids", description="bids: raw BOLD images; parcels: parcel time series (.npy, .tsv, .dat)"
+    )
+    role: Literal["reference", "external"] = Field(
+        "reference", description="reference: fits the scaling and trains; external: evaluated only"
+    )
+    participants: Path | None = Field(
+        None, description="table with participant_id; default <folder>/participants.tsv if present"
+    )
+    exclude: Path | None = Field(
+        None, description="TSV with a recording_id column (and a reason) to leave out"
+    )
+    repetition_time_s: Positive | None = Field(
+        None, description="s; only for series that come without a sidecar"
+    )
+    task: str | None = Field(None, description="use only this BIDS task; default all")
+
+
+class Atlas(_Section):
+    name: Name = Field("a424", description="an entry of atlases/*.yaml")
+    folder: Path = Field(
+        Path("atlases/files"), description="where its files are, or are downloaded to once"
+    )
+
+
+class Preprocess(_Section):
+    engine: Literal["builtin", "fsl"] = Field("builtin", description="motion and normalisation")
+    min_duration_s: Positive = Field(120.0, description="s; shorter runs are listed as too_short")
+    sample_period_s: Positive = Field(1.0, description="s; every series is resampled to this")
+    high_pass_hz: Annotated[float, Field(ge=0)] = Field(
+        0.008, description="Hz; slower drifts are removed; 0 keeps them"
+    )
+    low_pass_hz: Positive | None = Field(None, description="Hz; none by default")
+    slice_timing: bool = Field(False, description="shift slices to the middle of the volume")
+    denoise: Literal["ica", "ica-aggressive", "motion24", "none"] = Field(
+        "ica", description="ica: ICA-AROMA rules, non-aggressive"
+    )
+    use_t1w: bool = Field(True, description="normalise through the T1w image where there is one")
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="share of a parcel inside the field of view, below which it is NaN"
+    )
+    time_limit_min: Positive = Field(30.0, description="min; a recording that takes longer fails")
+
+
+class Chunks(_Section):
+    recordings: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="recordings per chunk (= shard = cluster job)"
+    )
+    dtype: Literal["float16", "float32"] = Field("float16", description="of the stored series")
+
+
+class Model(_Section):
+    preset: str = Field("13m", description="tiny | 13m | 111m | 650m")
+    window: Annotated[int, Field(ge=2)] = Field(200, description="time points per window")
+    patch: Annotated[int, Field(ge=1)] = Field(20, description="time points per patch")
+
+
+class Pretrain(_Section):
+    epochs: Annotated[int, Field(ge=1)] = 100
+    batch_size: Annotated[int, Field(ge=1)] = Field(512, description="windows per update, global")
+    micro_batch_size: Annotated[int, Field(ge=1)] = Field(
+        16, description="windows per forward pass and process"
+    )
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of all updates")
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    mask: Literal["random", "future"] = "random"
+    seed: int = 1234
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on CUDA, float32 elsewhere"
+    )
+    attention: Literal["auto", "flash", "flash-attn", "math"] = "auto"
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
+    checkpoint_every_min: Positive = Field(10.0, description="min between checkpoints")
+    validate_every_epochs: Annotated[int, Field(ge=1)] = 1
+    nodes: Annotated[int, Field(ge=1)] = 1
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="per node; 0 trains on the CPU")
+    cpus: Annotated[int, Field(ge=1)] = Field(8, description="per node")
+
+
+class Finetune(_Section):
+    targets: tuple[str, ...] = Field(("age",), description="columns of the participants tables")
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Positive = 3e-4
+    seed: int = 1234
+
+
+class Evaluate(_Section):
+    mask_ratios: tuple[float, ...] = (0.2, 0.75, 0.9)
+    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="resamples of subjects")
+    seed: int = 1234
+
+
+class Config(_Section):
+    """The whole of config.yaml."""
+
+    results: Path = Path("results")
+    release: Name = Field("r1", description="the frozen list of shards and scaling to train on")
+    cohorts: tuple[Cohort, ...] = Field(min_length=1)
+    atlas: Atlas = Atlas()
+    preprocess: Preprocess = Preprocess()
+    chunks: Chunks = Chunks()
+    model: Model = Model()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="a run with more failed recordings than this ends with an error"
+    )
+
+    def cohort(self, name: str) -> Cohort:
+        for cohort in self.cohorts:
+            if cohort.name == name:
+                return cohort
+        raise BrainLMError(
+            f"no cohort {name!r} in the configuration; it has: "
+            + ", ".join(c.name for c in self.cohorts)
+        )
+
+
+def _known_keys(path: tuple[Any, ...]) -> list[str]:
+    """Field names of the section that a validation error's location points into."""
+    section: Any = Config
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        arguments = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
+        section = arguments[0] if arguments else annotation
+    return list(section.model_fields)
+
+
+def parse_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Validate a plain dictionary.
+
+    Raises
+    ------
+    BrainLMError
+        Naming every offending key, what was found and, for a misspelt key, the nearest name.
+    """
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            *parents, key = item["loc"]
+            where = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                near = difflib.get_close_matches(str(key), _known_keys(tuple(parents)), 1, 0.5)
+                hint = f"did you mean {near[0]!r}?" if near else "remove it"
+                lines.append(f"{where}: unknown key; {hint}")
+            else:
+                lines.append(f"{where}: {item['msg']} (found {item['input']!r:.80})")
+        raise BrainLMError(f"{source}: " + "; ".join(lines)) from None
+    names = [cohort.name for cohort in config.cohorts]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BrainLMError(f"{source}: cohort name used twice: {', '.join(twice)}; rename one")
+    if config.model.window % config.model.patch:
+        raise BrainLMError(
+            f"{source}: model.window ({config.model.window}) must be a multiple of model.patch "
+            f"({config.model.patch})"
+        )
+    return config
+
+
+def load_config(*paths: str | Path) -> Config:
+    """Read one or more YAML files, later ones overriding earlier ones key by key."""
+    merged: dict[str, Any] = {}
+    for path in paths:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BrainLMError(f"{path}: configuration file not found") from None
+        except yaml.YAMLError as error:
+            raise BrainLMError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        if not isinstance(values, dict):
+            raise BrainLMError(f"{path}: expected keys and values, found {type(values).__name__}")
+        merged = _merge(merged, values)
+    return parse_config(merged, " + ".join(str(path) for path in paths))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out

@@ -1,0 +1,42 @@
+"""Columns of a shard, with their units."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+
+#: column -> (type, meaning)
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "recording_id": (pa.string(), "BIDS name without suffix, unique within a cohort"),
+    "participant_id": (pa.string(), "sub-<label>; splits are by this"),
+    "session_id": (pa.string(), "ses-<label> or null"),
+    "task": (pa.string(), "BIDS task label or null"),
+    "run": (pa.string(), "BIDS run label or null"),
+    "cohort": (pa.string(), "cohort name in config.yaml"),
+    "split": (pa.string(), "train, validation or test: a stable hash of participant_id"),
+    "status": (pa.string(), "ok, or why there is no series (brainlm.errors.STATUSES)"),
+    "reason": (pa.string(), "what was expected and found, when status is not ok"),
+    "repetition_time_s": (pa.float64(), "s, of the recording as acquired"),
+    "sample_period_s": (pa.float64(), "s, of the series stored here"),
+    "duration_s": (pa.float64(), "s, of the recording as acquired (known for short ones too)"),
+    "num_timepoints": (pa.int32(), "T; 0 when there is no series"),
+    "dtype": (pa.string(), "of the series: float16 or float32"),
+    "units": (pa.string(), "of the series: percent (of the parcel's mean) or as delivered"),
+    "series": (pa.large_binary(), "C order [T, R]; NaN columns are parcels without data"),
+    "baseline": (pa.list_(pa.float32()), "[R] parcel means, scanner units; null if unknown"),
+    "coverage": (pa.list_(pa.float32()), "[R] share of each parcel inside the field of view"),
+    "mean_fd_mm": (pa.float64(), "mm, mean framewise displacement (Power)"),
+    "mean_dvars": (pa.float64(), "percent, mean DVARS before denoising"),
+    "tsnr": (pa.float64(), "median temporal signal-to-noise over brain voxels"),
+    "source": (pa.string(), "the file it came from, relative to the cohort's folder"),
+}
+
+
+def shard_schema(metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The Arrow schema, each field carrying its meaning."""
+    fields = [
+        pa.field(name, kind, metadata={"description": meaning})
+        for name, (kind, meaning) in COLUMNS.items()
+    ]
+    return pa.schema(fields, metadata=metadata)
