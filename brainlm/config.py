@@ -185,6 +185,8 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     except ValidationError as error:
         lines = []
         for item in error.errors():
+            if item["type"] == "too_short" and item["input"]:
+                continue  # only says again that an entry of the list is wrong
             *parents, key = item["loc"]
             where = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":

@@ -18,17 +18,17 @@ class RecordingError(BrainLMError):
         One of :data:`STATUSES` other than ``"ok"``.
     reason : str
         What was expected and what was found, with units.
+    **figures
+        What is known all the same (``duration_s``, ``repetition_time_s``); kept in the row.
     """
 
-    def __init__(self, status: str, reason: str):
+    def __init__(self, status: str, reason: str, **figures: float):
         if status not in STATUSES or status == "ok":
             raise ValueError(f"unknown failure status {status!r}; one of {sorted(STATUSES)}")
         super().__init__(reason)
         self.status = status
         self.reason = reason
-
-    def __reduce__(self):  # crosses process boundaries
-        return (RecordingError, (self.status, self.reason))
+        self.figures = figures
 
 
 #: What can become of a recording, and what each word means.

@@ -72,7 +72,7 @@ class Corpus:
         if row["status"] != "ok":
             raise BrainLMError(f"{row['recording_id']}: no series, status {row['status']}")
         value = self._cell(int(row["shard"]), int(row["row"]), "series")
-        return np.frombuffer(value, row["dtype"]).reshape(-1, self.info.num_parcels)
+        return np.frombuffer(value, row["series_dtype"]).reshape(-1, self.info.num_parcels)
 
     def scaled(self, index: int, scaling: Scaling) -> np.ndarray:
         """Series [T, R] in float32 after robust scaling, NaN where a parcel has no data."""

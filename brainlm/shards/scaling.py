@@ -158,7 +158,8 @@ class Scaling:
     ----------
     median, iqr : ndarray [R]
         NaN where no training subject had data. A parcel whose IQR is 0 or NaN is *unusable*:
-        :meth:`apply` gives NaN for it, as for a parcel outside the field of view.
+        :meth:`apply` gives NaN for it, as for a parcel outside the field of view. Series are
+        deviations from the parcel's own mean, so the grid's relative fineness is ample.
     """
 
     median: np.ndarray
@@ -173,8 +174,11 @@ class Scaling:
     @classmethod
     def fit(cls, statistics: ParcelQuantiles, **facts) -> Scaling:
         """Median and IQR from merged statistics; `facts` are the remaining attributes."""
-        median = statistics.quantile(0.5)
-        iqr = statistics.quantile(0.75) - statistics.quantile(0.25)
+        low, median, high = (statistics.quantile(q) for q in (0.25, 0.5, 0.75))
+        iqr = high - low
+        # Quartiles in one bin cannot be told from a constant parcel.
+        unresolved = RELATIVE_TOLERANCE * np.fmax(np.abs(low), np.abs(high)) + 1e-30
+        iqr = np.where(iqr <= unresolved, 0.0, iqr)
         facts.setdefault("num_recordings", statistics.num_recordings)
         return cls(median=median, iqr=iqr, **facts)
 

@@ -66,7 +66,7 @@ class ShardInfo:
 
 def _encode(recording: Recording, info: ShardInfo, dtype: str) -> dict:
     row = {name: getattr(recording, name, None) for name in COLUMNS}
-    row.update(num_timepoints=0, dtype=dtype, series=None)
+    row.update(num_timepoints=0, series_dtype=dtype, series=None)
     for name in ("baseline", "coverage"):
         value = getattr(recording, name)
         row[name] = None if value is None else np.asarray(value, np.float32)
@@ -120,7 +120,7 @@ def write_shard(
         with atomic_path(path) as temporary:
             # Noise hardly compresses and compressed pages cannot be mapped: the series stay plain.
             pq.write_table(table, temporary, row_group_size=16, compression="NONE",
-                           use_dictionary=["cohort", "split", "status", "units", "dtype"],
+                           use_dictionary=["cohort", "split", "status", "units", "series_dtype"],
                            write_statistics=False)  # fmt: skip
     except OSError as error:
         raise BrainLMError(
@@ -166,7 +166,7 @@ def read_shard(path: str | os.PathLike) -> list[Recording]:
     out = []
     for row in pq.read_table(Path(path)).to_pylist():
         series, count = row["series"], row.pop("num_timepoints")
-        dtype = row.pop("dtype")
+        dtype = row.pop("series_dtype")
         if series is not None:
             series = np.frombuffer(series, dtype).reshape(count, info.num_parcels)
         for name in ("baseline", "coverage"):

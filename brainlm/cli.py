@@ -1,0 +1,338 @@
+"""``brainlm <verb>``: one verb per stage, each usable alone.
+
+Exit codes: 0 done, 1 an error the user can fix (one line on standard error), 2 wrong arguments,
+3 more recordings failed than ``max_failed_fraction`` allows, 75 interrupted but resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .config import Config, load_config
+from .errors import BrainLMError
+
+if TYPE_CHECKING:
+    from .atlas import Atlas
+
+Verb = Callable[[argparse.Namespace], int | None]
+_STAGES = {
+    "motion": "estimate rigid motion; write transforms, confounds, reference image and mask",
+    "normalise": "fit the transform from the template to the recording",
+    "denoise": "fit the ICA and decide which components are artefacts",
+    "parcellate": "sample the voxels once into parcels; filter, denoise, resample",
+    "series": "take parcel series that are already there",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return int(args.run(args) or 0)
+    except BrainLMError as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"brainlm {args.verb}: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="brainlm", description="From BIDS fMRI recordings to a trained, evaluated BrainLM."
+    )
+    parser.add_argument("--version", action="version", version=f"brainlm {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Verb, text: str, example: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name, help=text, description=text, epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
+        sub.add_argument(
+            "--config", type=Path, nargs="+", default=[Path("config.yaml")], metavar="YAML",
+            help="configuration files, later ones override (default: config.yaml)",
+        )  # fmt: skip
+        sub.set_defaults(run=run)
+        return sub
+
+    _add_data_verbs(verb)
+    _add_model_verbs(verb)
+    return parser
+
+
+def _add_data_verbs(verb) -> None:
+    sub = verb("simulate", _simulate, "make a raw BIDS cohort with known truth",
+               "brainlm simulate data/demo --subjects 48 --seed 1")  # fmt: skip
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--subjects", type=int, default=24)
+    sub.add_argument("--first-subject", type=int, default=1, help="number of the first subject")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--duration", type=float, default=240.0, metavar="S", help="s per run")
+    sub.add_argument("--tr", type=float, default=2.0, metavar="S", help="repetition time, s")
+    sub.add_argument("--t1w", action="store_true", help="a T1-weighted image per subject too")
+    sub.add_argument("--damage", nargs="*", default=[], metavar="LABEL=KIND",
+                     help="spoil recordings, e.g. 07=truncated")  # fmt: skip
+    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    sub.add_argument("--index-only", action="store_true",
+                     help="write the index of a cohort of this size, and no image")  # fmt: skip
+
+    sub = verb("index", _index, "find the recordings of each cohort and give them chunks",
+               "brainlm index --config config.yaml")  # fmt: skip
+    sub.add_argument("--cohort", help="only this cohort")
+    sub.add_argument("--accept-removed", action="store_true",
+                     help="many recordings were removed on purpose")  # fmt: skip
+
+    for name, text in _STAGES.items():
+        sub = verb(name, _stage, text,
+                   f"brainlm {name} --cohort demo --chunk 00000   (or: brainlm {name} "
+                   "data/demo/sub-01/func/sub-01_task-rest_bold.nii.gz)")  # fmt: skip
+        sub.add_argument("file", nargs="?", type=Path, help="one recording of a configured cohort")
+        sub.add_argument("--cohort")
+        sub.add_argument("--chunk")
+        sub.add_argument("--workers", type=int, default=1, help="recordings at a time")
+        sub.add_argument("--retry-failed", action="store_true", help="try failed recordings again")
+
+    sub = verb("shard", _shard, "write a chunk's shard and its scaling statistics",
+               "brainlm shard --cohort demo --chunk 00000")  # fmt: skip
+    sub.add_argument("--cohort", required=True)
+    sub.add_argument("--chunk", required=True)
+
+    verb("release", _release, "freeze the reference shards and fit the robust scaling",
+         "brainlm release --config config.yaml")  # fmt: skip
+    sub = verb("summary", _summary, "count what became of every recording; list the failures",
+               "brainlm summary")  # fmt: skip
+    sub.add_argument("--check", action="store_true",
+                     help="exit 3 when more than max_failed_fraction failed")  # fmt: skip
+    sub = verb("config", _config, "check the configuration and print it in full",
+               "brainlm config --config config.yaml")  # fmt: skip
+    sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
+
+
+def _add_model_verbs(verb) -> None:
+    verb("pretrain", _pretrain, "train the masked autoencoder on the release; resumes by itself",
+         "torchrun --standalone --nproc-per-node 8 -m brainlm pretrain")  # fmt: skip
+    sub = verb("finetune", _finetune, "fine-tune on a column of the participants tables",
+               "brainlm finetune --target age")  # fmt: skip
+    sub.add_argument("--target", required=True)
+    sub.add_argument(
+        "--from-scratch", action="store_true", help="the same network, not pretrained"
+    )
+    sub = verb("evaluate", _evaluate, "compare with honest baselines, with intervals",
+               "brainlm evaluate --task reconstruction   (or --task age)")  # fmt: skip
+    sub.add_argument("--task", required=True, help="reconstruction, or a fine-tuning target")
+    sub = verb("report", _report, "write the report's pages", "brainlm report")
+    sub.add_argument("--open", action="store_true", help="open it in the browser")
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def _simulate(args) -> None:
+    if args.index_only:
+        from .cohort.index import simulate_index
+
+        simulate_index(args.folder, args.subjects)
+        return
+    from .simulate import simulate_cohort
+
+    damage = dict(item.partition("=")[::2] for item in args.damage)
+    simulate_cohort(
+        args.folder,
+        num_subjects=args.subjects,
+        first_subject=args.first_subject,
+        seed=args.seed,
+        tr_s=args.tr,
+        duration_s=args.duration,
+        with_t1w=args.t1w,
+        damage=damage,
+        workers=args.workers,
+        progress=print,
+    )
+
+
+def _index(args) -> None:
+    from .cohort.index import update_index
+
+    config = load_config(*args.config)
+    for cohort in config.cohorts:
+        if args.cohort in (None, cohort.name):
+            change = update_index(
+                cohort, config.results, config.chunks.recordings,
+                accept_removed=args.accept_removed,
+            )  # fmt: skip
+            print(
+                f"{cohort.name}: {change.total} recordings in {change.chunks} chunks "
+                f"({change.added} new, {change.changed} changed, {change.removed} removed)"
+            )
+
+
+def _atlas(config: Config) -> Atlas:
+    from .atlas import load_atlas
+
+    return load_atlas(config.atlas.name, config.atlas.folder)
+
+
+def _stage(args) -> None:
+    from .preprocess.chunk import make_task, run_stage
+
+    config = load_config(*args.config)
+    if args.file is None:
+        if not (args.cohort and args.chunk):
+            raise BrainLMError("name a recording's file, or --cohort and --chunk")
+        cohort = config.cohort(args.cohort)
+        run_stage(args.verb, args.chunk, cohort, config, _atlas(config),
+                  workers=args.workers, retry_failed=args.retry_failed)  # fmt: skip
+        return
+    cohort, entry = _find_entry(config, args.file)
+    for name, value in make_task(args.verb, cohort, config, _atlas(config)).run(entry).items():
+        print(f"{name}\t{value}")
+
+
+def _find_entry(config: Config, file: Path):
+    from .cohort.index import index_folder, read_entries, update_index
+
+    wanted = file.absolute()
+    for cohort in config.cohorts:
+        if wanted.is_relative_to(cohort.folder.absolute()):
+            update_index(cohort, config.results, config.chunks.recordings)
+            table = index_folder(config.results, cohort.name) / "recordings.tsv"
+            for entry in read_entries(table, cohort.folder):
+                if entry.path == wanted:
+                    return cohort, entry
+    raise BrainLMError(
+        f"{file}: not a recording of any cohort in {config.results}'s configuration"
+    )
+
+
+def _shard(args) -> None:
+    from .preprocess.collect import shard_path, write_chunk_shard
+
+    config = load_config(*args.config)
+    cohort = config.cohort(args.cohort)
+    recordings = write_chunk_shard(args.chunk, cohort, config, _atlas(config))
+    usable = sum(recording.status == "ok" for recording in recordings)
+    path = shard_path(config.results, cohort.name, args.chunk)
+    print(f"{path}: {usable} of {len(recordings)} recordings have a series")
+
+
+def _shards(config: Config, role: str | None = None) -> list[Path]:
+    """Shards of all indexed chunks, optionally of cohorts with one role."""
+    from .cohort.index import list_chunks
+    from .preprocess.collect import shard_path
+
+    return [
+        shard_path(config.results, cohort.name, chunk)
+        for cohort in config.cohorts
+        if role in (None, cohort.role)
+        for chunk in list_chunks(config.results, cohort.name)
+    ]
+
+
+def _release_folder(config: Config) -> Path:
+    return config.results / "releases" / config.release
+
+
+def _release(args) -> None:
+    from .shards.release import freeze_release
+
+    config = load_config(*args.config)
+    shards = _shards(config, "reference")
+    quantiles = [path.with_suffix(".quantiles.parquet") for path in shards]
+    scaling = freeze_release(config.release, shards, quantiles, _release_folder(config))
+    print(
+        f"release {config.release}: {len(shards)} shards; scaling fitted on "
+        f"{scaling.num_recordings} training recordings, {scaling.usable.sum()} of "
+        f"{scaling.num_parcels} parcels usable"
+    )
+
+
+def _summary(args) -> int:
+    from .preprocess.summary import summarise
+
+    config = load_config(*args.config)
+    summary = summarise(config)
+    print(summary.text())
+    return 3 if args.check and summary.failed_fraction > config.max_failed_fraction else 0
+
+
+def _config(args) -> None:
+    import json
+
+    if args.schema:
+        print(json.dumps(Config.model_json_schema(), indent=2))
+    else:
+        print(load_config(*args.config).model_dump_json(indent=2))
+
+
+# ---- model --------------------------------------------------------------------------------------
+
+
+def _models(config: Config) -> Path:
+    return config.results / "models" / config.release
+
+
+def _pretrain(args) -> None:
+    from .shards.release import read_release
+    from .training.pretrain import pretrain
+
+    config = load_config(*args.config)
+    release = _release_folder(config)
+    pretrain(
+        read_release(release),
+        release / "scaling.json",
+        _models(config) / "pretrain",
+        model=config.model,
+        options=config.pretrain,
+        atlas=_atlas(config),
+    )
+
+
+def _finetune(args) -> None:
+    from .cohort.labels import read_target
+    from .shards.release import read_release
+    from .training.finetune import finetune
+
+    config = load_config(*args.config)
+    release = _release_folder(config)
+    kind = "scratch" if args.from_scratch else "finetune"
+    finetune(
+        None if args.from_scratch else _models(config) / "pretrain",
+        read_release(release) + _shards(config, "external"),
+        release / "scaling.json",
+        read_target(config.cohorts, args.target),
+        _models(config) / f"{kind}-{args.target}",
+        target=args.target,
+        kind="regression",
+        options=config.finetune,
+        model=config.model,
+        atlas=_atlas(config),
+    )
+
+
+def _evaluate(args) -> None:
+    config = load_config(*args.config)
+    out = config.results / "evaluation" / config.release
+    raise NotImplementedError(out)
+
+
+def _report(args) -> None:
+    from .report import build_report
+
+    config = load_config(*args.config)
+    out = config.results / "report"
+    build_report(config.results, config, out)
+    print((out / "index.html").absolute())
+    if args.open:
+        import webbrowser
+
+        webbrowser.open((out / "index.html").absolute().as_uri())

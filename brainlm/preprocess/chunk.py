@@ -1,0 +1,316 @@
+"""One stage over one chunk: every recording ends as a row, whatever happens to it.
+
+Each recording runs in a process of its own, so that a crash, a leak or a time limit costs that
+recording only. Its outcome is kept in a small file keyed by the recording's fingerprint, the
+parameters and the code versions of this stage and those before it: a chunk that is run again
+computes only what changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..atlas import Atlas
+from ..cohort.index import chunk_table, read_entries
+from ..cohort.recordings import Entry
+from ..config import Cohort, Config
+from ..errors import BrainLMError, RecordingError
+from ..files import read_json, write_json, write_text
+
+Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage's figures
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage bound to its cohort: call it with an entry to get its figures."""
+
+    name: str
+    key: Callable[[Entry], str]
+    run: Callable[[Entry], dict[str, Any]]
+    cache: Path
+    time_limit_s: float
+
+    def cached(self, entry: Entry) -> Outcome | None:
+        path = self.cache / f"{entry.recording_id}.json"
+        if not path.exists():
+            return None
+        kept = read_json(path)
+        return kept["outcome"] if kept.get("key") == self.key(entry) else None
+
+    def keep(self, entry: Entry, outcome: Outcome) -> None:
+        write_json(
+            self.cache / f"{entry.recording_id}.json",
+            {"key": self.key(entry), "outcome": outcome},
+        )
+
+
+def stages_of(layout: str) -> list[str]:
+    """Stage names in order, for a cohort that enters by this layout."""
+    return ["series"] if layout == "parcels" else ["motion", "normalise", "denoise", "parcellate"]
+
+
+def derivatives_folder(results: Path, cohort: str) -> Path:
+    return Path(results) / "derivatives" / cohort
+
+
+def series_folder(results: Path, cohort: str) -> Path:
+    return Path(results) / "work" / cohort / "series"
+
+
+def stage_table(results: Path, cohort: str, chunk: str, stage: str) -> Path:
+    return Path(results) / "work" / cohort / chunk / f"{stage}.tsv"
+
+
+def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
+    """Bind a stage of :data:`brainlm.preprocess.stages.STAGES` to a cohort."""
+    from .stages import STAGES
+
+    order = stages_of(cohort.layout)
+    before = [STAGES[name] for name in order[: order.index(stage) + 1]]
+    made_by = {
+        "stages": [[s.name, s.version, s.parameters(config.preprocess)] for s in before],
+        "atlas": atlas.image_sha256 if stage in ("parcellate", "series") else atlas.space,
+        "repetition_time_s": cohort.repetition_time_s,
+    }
+    recipe = json.dumps(made_by, sort_keys=True, default=str)
+
+    def key(entry: Entry) -> str:
+        parts = (recipe, entry.source, str(entry.size), str(entry.mtime_ns), str(entry.t1w))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    results = config.results
+
+    def run(entry: Entry) -> dict[str, Any]:
+        derivatives = derivatives_folder(results, cohort.name)
+        series = series_folder(results, cohort.name)
+        if stage == "series":
+            from .stages import parcels_layout
+
+            return parcels_layout(
+                entry, series, config.preprocess, atlas, cohort.repetition_time_s
+            )
+        return STAGES[stage].function(entry, derivatives, series, config.preprocess, atlas)
+
+    return Task(
+        name=stage,
+        key=key,
+        run=run,
+        cache=results / "work" / cohort.name / "outcomes" / stage,
+        time_limit_s=config.preprocess.time_limit_min * 60,
+    )
+
+
+def run_stage(
+    stage: str,
+    chunk: str,
+    cohort: Cohort,
+    config: Config,
+    atlas: Atlas,
+    *,
+    workers: int = 1,
+    retry_failed: bool = False,
+    log: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Run a stage over a chunk and write its stage table.
+
+    A recording that an earlier stage gave up on keeps that status. Bad input never raises; the
+    table has as many rows as the chunk has recordings.
+    """
+    results = config.results
+    entries = read_entries(chunk_table(results, cohort.name, chunk), cohort.folder)
+    order = stages_of(cohort.layout)
+    task = make_task(stage, cohort, config, atlas)
+    outcomes: dict[str, Outcome] = {}
+    if stage != order[0]:
+        before = stage_table(results, cohort.name, chunk, order[order.index(stage) - 1])
+        for row in read_stage_table(before):
+            if row["status"] != "ok":
+                outcomes[row["recording_id"]] = row
+    else:
+        outcomes.update(_excluded(entries, cohort))
+    todo = [entry for entry in entries if entry.recording_id not in outcomes]
+    fresh = []
+    for entry in todo:
+        kept = task.cached(entry)
+        if kept is None or (retry_failed and kept["status"] != "ok"):
+            fresh.append(entry)
+        else:
+            outcomes[entry.recording_id] = kept
+    log(f"{stage} {cohort.name}/{chunk}: {len(entries)} recordings, {len(fresh)} to do")
+    for count, (entry, outcome) in enumerate(_run_all(task, fresh, workers), start=1):
+        task.keep(entry, outcome)
+        outcomes[entry.recording_id] = outcome
+        words = outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "")
+        log(f"  {count}/{len(fresh)} {entry.recording_id} {outcome['seconds']:.1f} s {words}")
+    rows = [outcomes[entry.recording_id] for entry in entries]
+    write_stage_table(stage_table(results, cohort.name, chunk, stage), rows)
+    return rows
+
+
+def _excluded(entries: list[Entry], cohort: Cohort) -> dict[str, Outcome]:
+    if cohort.exclude is None:
+        return {}
+    try:
+        with open(cohort.exclude, newline="", encoding="utf-8-sig") as handle:
+            rows = list(csv.DictReader(handle, delimiter="\t"))
+    except FileNotFoundError:
+        raise BrainLMError(f"{cohort.exclude}: exclusion table not found") from None
+    if rows and "recording_id" not in rows[0]:
+        raise BrainLMError(f"{cohort.exclude}: expected a column recording_id")
+    reasons = {row["recording_id"]: row.get("reason") or "" for row in rows}
+    return {
+        entry.recording_id: _outcome(entry, "excluded", reasons[entry.recording_id])
+        for entry in entries
+        if entry.recording_id in reasons
+    }
+
+
+def _outcome(entry: Entry, status: str, reason: str = "", seconds: float = 0.0, **figures):
+    return {
+        "recording_id": entry.recording_id,
+        "status": status,
+        "reason": reason,
+        "seconds": round(seconds, 2),
+        **figures,
+    }
+
+
+def _run_all(task: Task, entries: list[Entry], workers: int):
+    """Yield (entry, outcome) as recordings finish, `workers` processes at a time."""
+    # fork: a child starts in milliseconds with everything imported; the parent runs no kernels.
+    context = multiprocessing.get_context("fork")
+    waiting, running = list(reversed(entries)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, workers):
+                entry = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_child, args=(task, entry, sender), daemon=True)
+                process.start()
+                sender.close()
+                running[receiver] = (entry, process, time.monotonic())
+            ready = multiprocessing.connection.wait(list(running), timeout=1.0)
+            for receiver in list(running):
+                entry, process, started = running[receiver]
+                seconds = time.monotonic() - started
+                if receiver in ready:
+                    yield entry, _receive(receiver, entry, process, seconds)
+                elif seconds > task.time_limit_s:
+                    process.kill()
+                    process.join()
+                    yield (
+                        entry,
+                        _outcome(
+                            entry,
+                            "timeout",
+                            f"took longer than {task.time_limit_s / 60:g} min",
+                            seconds,
+                        ),
+                    )
+                else:
+                    continue
+                receiver.close()
+                del running[receiver]
+    finally:
+        for _, process, _ in running.values():
+            process.kill()
+
+
+def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
+    try:
+        status, reason, figures = receiver.recv()
+    except EOFError:  # the process died without a word
+        process.join()
+        code = process.exitcode or 0
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return _outcome(entry, "crashed", f"the process ended with {name}{hint}", seconds)
+    process.join()
+    return _outcome(entry, status, reason, seconds, **figures)
+
+
+def _child(task: Task, entry: Entry, sender) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _use_one_thread()
+        figures = {key: _plain(value) for key, value in task.run(entry).items()}
+        sender.send(("ok", "", figures))
+    except RecordingError as error:
+        figures = {key: _plain(value) for key, value in error.figures.items()}
+        sender.send((error.status, error.reason, figures))
+    except OSError as error:
+        traceback.print_exc()
+        sender.send(("crashed", f"{type(error).__name__}: {error}", {}))
+    except Exception as error:
+        traceback.print_exc()
+        sender.send(("crashed", f"{type(error).__name__}: {error}".replace("\n", " ")[:500], {}))
+    finally:
+        sender.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _use_one_thread() -> None:
+    """Recordings are what runs in parallel; a recording is one thread."""
+    import numba
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1)
+    numba.set_num_threads(1)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def write_stage_table(path: Path, rows: list[Outcome]) -> None:
+    """One row per recording; figures that a row lacks are ``n/a``."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = (row.get(column) for column in columns)
+        writer.writerow("n/a" if cell is None else cell for cell in cells)
+    write_text(path, out.getvalue())
+
+
+def read_stage_table(path: Path) -> list[Outcome]:
+    """Rows of a stage table; numbers as numbers, ``n/a`` as None."""
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle, delimiter="\t"))
+    except FileNotFoundError:
+        raise BrainLMError(f"{path}: not found; run the stage before this one first") from None
+    return [{key: _number(key, value) for key, value in row.items()} for row in rows]
+
+
+def _number(key: str, value: str) -> Any:
+    if value == "n/a":
+        return None
+    if key in ("recording_id", "status", "reason"):
+        return value
+    with contextlib.suppress(ValueError):
+        return float(value)
+    return value

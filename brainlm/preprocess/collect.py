@@ -1,0 +1,94 @@
+"""From a chunk's parcel series to its shard and its scaling statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..atlas import Atlas
+from ..cohort.index import chunk_table, read_entries
+from ..cohort.recordings import Entry
+from ..cohort.splits import split_of
+from ..config import Cohort, Config
+from ..errors import BrainLMError
+from ..shards import ParcelQuantiles, Recording, ShardInfo, write_shard
+from .chunk import read_stage_table, series_folder, stage_table, stages_of
+
+
+def shard_path(results: Path, cohort: str, chunk: str) -> Path:
+    return Path(results) / "shards" / cohort / f"{chunk}.parquet"
+
+
+def quantiles_path(results: Path, cohort: str, chunk: str) -> Path:
+    return Path(results) / "shards" / cohort / f"{chunk}.quantiles.parquet"
+
+
+def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) -> list[Recording]:
+    """Write a chunk's shard and the quantile statistics of its training recordings.
+
+    Failed recordings become rows without a series.
+    """
+    results = config.results
+    entries = read_entries(chunk_table(results, cohort.name, chunk), cohort.folder)
+    last = stages_of(cohort.layout)[-1]
+    outcomes = {
+        row["recording_id"]: row
+        for row in read_stage_table(stage_table(results, cohort.name, chunk, last))
+    }
+    recordings = [
+        _recording(entry, outcomes[entry.recording_id], cohort, config) for entry in entries
+    ]
+    info = ShardInfo(
+        atlas=atlas.name,
+        atlas_sha256=atlas.image_sha256,
+        num_parcels=atlas.num_parcels,
+        sample_period_s=config.preprocess.sample_period_s,
+    )
+    train = (r.series for r in recordings if r.series is not None and r.split == "train")
+    statistics = ParcelQuantiles.of(train, atlas.num_parcels)
+    statistics.save(quantiles_path(results, cohort.name, chunk))
+    write_shard(
+        shard_path(results, cohort.name, chunk), recordings, info, dtype=config.chunks.dtype
+    )
+    return recordings
+
+
+def _recording(entry: Entry, outcome: dict, cohort: Cohort, config: Config) -> Recording:
+    facts = {
+        "recording_id": entry.recording_id,
+        "participant_id": entry.participant_id,
+        "session_id": entry.session_id,
+        "task": entry.task,
+        "run": entry.run,
+        "cohort": cohort.name,
+        "split": split_of(entry.participant_id),
+        "source": entry.source,
+        "duration_s": outcome.get("duration_s"),
+        "repetition_time_s": outcome.get("repetition_time_s"),
+    }
+    if outcome["status"] != "ok":
+        return Recording(**facts, status=outcome["status"], reason=outcome["reason"])
+    path = series_folder(config.results, cohort.name) / f"{entry.recording_id}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            values = {name: kept[name] for name in kept.files}
+    except FileNotFoundError:
+        raise BrainLMError(f"{path}: not found; run the parcellate stage again") from None
+
+    def number(name: str) -> float | None:
+        value = float(values[name]) if name in values else float("nan")
+        return value if np.isfinite(value) else None
+
+    facts |= {"duration_s": number("duration_s"), "repetition_time_s": number("tr_s")}
+    return Recording(
+        **facts,
+        series=values["series"],
+        baseline=values.get("baseline"),
+        coverage=values["coverage"],
+        sample_period_s=number("sample_period_s"),
+        units=str(values["units"]),
+        mean_fd_mm=number("mean_fd_mm"),
+        mean_dvars=number("mean_dvars"),
+        tsnr=number("tsnr"),
+    )

@@ -1,0 +1,27 @@
+"""Code versions of the stages and the settings that change their results. Imports nothing heavy.
+
+Raise a stage's version when its code changes its output: exactly that stage and those after it
+are then run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..config import Preprocess
+
+STAGE_VERSIONS = {"motion": 1, "normalise": 1, "denoise": 1, "parcellate": 1, "series": 1}
+
+
+def _pick(*names: str) -> Callable[[Preprocess], dict[str, Any]]:
+    return lambda options: {name: getattr(options, name) for name in names}
+
+
+PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
+    "motion": _pick("engine", "min_duration_s", "slice_timing"),
+    "normalise": _pick("engine", "use_t1w"),
+    "denoise": _pick("denoise", "high_pass_hz"),
+    "parcellate": _pick("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage"),
+    "series": _pick("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz"),
+}

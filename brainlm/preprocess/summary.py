@@ -1,0 +1,79 @@
+"""What became of every recording: counts by cohort and status, and the table of failures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..cohort.index import chunk_table, list_chunks, read_entries
+from ..config import Config
+from ..files import write_text
+from .chunk import read_stage_table, stage_table, stages_of
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts of recordings by (cohort, status); ``pending`` are not through yet."""
+
+    counts: dict[str, Counter]
+    failures: Path
+
+    @property
+    def failed_fraction(self) -> float:
+        """Share of processed recordings that failed; short and excluded ones did not fail."""
+        done = Counter()
+        for counter in self.counts.values():
+            done.update(counter)
+        harmless = ("ok", "too_short", "excluded")
+        total = sum(n for status, n in done.items() if status != "pending")
+        failed = sum(n for s, n in done.items() if s not in (*harmless, "pending"))
+        return failed / total if total else 0.0
+
+    def text(self) -> str:
+        lines = []
+        for cohort, counter in self.counts.items():
+            parts = [f"{n} {status}" for status, n in counter.most_common()]
+            lines.append(f"{cohort}: {sum(counter.values())} recordings: {', '.join(parts)}")
+        return "\n".join([*lines, f"what failed and why: {self.failures}"])
+
+
+def summarise(config: Config) -> Summary:
+    """Read the stage tables of all chunks; write ``<results>/failures.tsv``."""
+    counts, failures = {}, []
+    for cohort in config.cohorts:
+        counter: Counter = Counter()
+        for chunk in list_chunks(config.results, cohort.name):
+            outcomes = _last_outcomes(config.results, cohort.name, chunk, cohort.layout)
+            for entry in read_entries(
+                chunk_table(config.results, cohort.name, chunk), cohort.folder
+            ):
+                row = outcomes.get(entry.recording_id)
+                status = row["status"] if row else "pending"
+                counter[status] += 1
+                if row and status != "ok":
+                    failures.append(
+                        (cohort.name, entry.recording_id, status, row["reason"], entry.source)
+                    )
+        counts[cohort.name] = counter
+    path = config.results / "failures.tsv"
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer.writerow(("cohort", "recording_id", "status", "reason", "source"))
+    writer.writerows(failures)
+    write_text(path, out.getvalue())
+    return Summary(counts, path)
+
+
+def _last_outcomes(results: Path, cohort: str, chunk: str, layout: str) -> dict[str, dict]:
+    """Outcome of the latest stage that has run, or of the one where a recording failed."""
+    outcomes: dict[str, dict] = {}
+    order = stages_of(layout)
+    for stage in order:
+        path = stage_table(results, cohort, chunk, stage)
+        if not path.exists():
+            return {key: row for key, row in outcomes.items() if row["status"] != "ok"}
+        outcomes.update((row["recording_id"], row) for row in read_stage_table(path))
+    return outcomes

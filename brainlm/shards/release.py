@@ -1,0 +1,96 @@
+"""A release: the frozen list of shards and the frozen scaling that a training run reads.
+
+Later cohorts do not disturb a release; a new one is a new name in config.yaml.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import BrainLMError
+from ..files import sha256, write_text
+from .scaling import ParcelQuantiles, Scaling
+from .store import read_info
+
+_COLUMNS = ("shard", "size", "mtime_ns", "sha256")
+
+
+def freeze_release(
+    name: str, shards: Sequence[Path], quantiles: Sequence[Path], folder: Path
+) -> Scaling:
+    """Write ``shards.tsv`` and ``scaling.json`` into `folder`.
+
+    Raises
+    ------
+    BrainLMError
+        No training recording in any shard, or shards that differ in atlas or sample period.
+    """
+    if not shards:
+        raise BrainLMError(
+            f"release {name!r} is empty: no shard of a cohort with role 'reference' was made"
+        )
+    infos = [read_info(path) for path in shards]
+    for path, info in zip(shards, infos, strict=True):
+        if (info.atlas_sha256, info.sample_period_s) != (
+            infos[0].atlas_sha256,
+            infos[0].sample_period_s,
+        ):
+            raise BrainLMError(
+                f"{path}: atlas {info.atlas} at {info.sample_period_s} s, but {shards[0]} has "
+                f"{infos[0].atlas} at {infos[0].sample_period_s} s; one release, one atlas"
+            )
+    statistics = ParcelQuantiles.merge(map(ParcelQuantiles.load, quantiles))
+    if not statistics.num_recordings:
+        raise BrainLMError(
+            f"release {name!r}: no usable recording falls in the training split, so the scaling "
+            "cannot be fitted; add recordings, or see results/failures.tsv for why they failed"
+        )
+    scaling = Scaling.fit(
+        statistics,
+        atlas=infos[0].atlas,
+        atlas_sha256=infos[0].atlas_sha256,
+        sample_period_s=infos[0].sample_period_s,
+        release=name,
+    )
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for path in shards:
+        status = Path(path).stat()
+        writer.writerow((path, status.st_size, status.st_mtime_ns, sha256(path)))
+    scaling.save(folder / "scaling.json")
+    write_text(folder / "shards.tsv", out.getvalue())
+    return scaling
+
+
+def read_release(folder: Path) -> list[Path]:
+    """Shards of a release, in order.
+
+    Raises
+    ------
+    BrainLMError
+        The list, or a shard in it, is missing or is not the one that was frozen.
+    """
+    path = Path(folder) / "shards.tsv"
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle, delimiter="\t"))
+    except FileNotFoundError:
+        raise BrainLMError(f"{path}: not found; run: brainlm release") from None
+    shards = []
+    for row in rows:
+        shard = Path(row["shard"])
+        if not shard.exists():
+            raise BrainLMError(f"{shard}: named by {path}, not found; run snakemake to rebuild it")
+        status = shard.stat()
+        same = (status.st_size, status.st_mtime_ns) == (int(row["size"]), int(row["mtime_ns"]))
+        if not same and sha256(shard) != row["sha256"]:  # hash only what looks touched
+            raise BrainLMError(
+                f"{shard}: changed since {path} was frozen (a recording was replaced?); set a new "
+                "release name in config.yaml to train on the new data"
+            )
+        shards.append(shard)
+    return shards

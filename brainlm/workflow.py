@@ -1,0 +1,130 @@
+"""What the Snakefile asks of the package: the checked configuration and each rule's triggers.
+
+Imported at every parse, once per cluster job, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .config import Config, Pretrain, load_config, parse_config
+from .errors import BrainLMError
+from .files import write_text
+
+#: Raised when a later rule's code changes its results; a stage's own versions are in
+#: brainlm.preprocess.registry.
+VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 1, "evaluate": 1}
+
+
+def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
+    """Validate Snakemake's merged configuration and, in the main process, bring the index up to
+    date and store the resolved configuration beside the results.
+
+    A run that holds the folder's lock is left alone: a second process reads what it wrote.
+    """
+    try:
+        config = parse_config(dict(values), "config.yaml")
+        if is_main_process and not _locked():
+            _update(config)
+    except BrainLMError as error:
+        _stop(str(error))
+    return config
+
+
+def _update(config: Config) -> None:
+    from .cohort.index import update_index
+
+    for cohort in config.cohorts:
+        change = update_index(cohort, config.results, config.chunks.recordings)
+        if change.added or change.changed or change.removed:
+            print(
+                f"index {cohort.name}: {change.total} recordings in {change.chunks} chunks "
+                f"({change.added} new, {change.changed} changed, {change.removed} removed)",
+                file=sys.stderr,
+            )
+    path = config.results / "config.json"
+    text = config.model_dump_json(indent=2) + "\n"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def _locked() -> bool:
+    return any(Path(".snakemake/locks").glob("*.lock"))
+
+
+def _stop(message: str) -> None:
+    """Say what is wrong in one line; Snakemake would add its own traceback to an exception."""
+    print(f"brainlm: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def stage_parameters(config: Config, stage: str) -> str:
+    """The code version of a rule and the settings that change its result, as one string.
+
+    Snakemake reruns a job when this changes; settings that do not change results (workers, time
+    limits, how often to checkpoint) are left out on purpose.
+    """
+    from .preprocess.registry import PARAMETERS, STAGE_VERSIONS
+
+    if stage in STAGE_VERSIONS:
+        made_by: Any = [STAGE_VERSIONS[stage], PARAMETERS[stage](config.preprocess)]
+        if stage in ("parcellate", "series"):
+            made_by.append(config.atlas.name)
+    else:
+        made_by = [VERSIONS[stage], _model_parameters(config, stage)]
+    return json.dumps(made_by, sort_keys=True, default=str)
+
+
+def _model_parameters(config: Config, stage: str) -> dict[str, Any]:
+    if stage == "shard":
+        return {"dtype": config.chunks.dtype}
+    sections: dict[str, set[str]] = {
+        "pretrain": {"nodes", "gpus", "cpus", "checkpoint_every_min", "attention", "compile"},
+        "finetune": {"targets"},
+        "evaluate": set(),
+    }
+    section = getattr(config, stage)
+    return {
+        "model": config.model.model_dump(),
+        stage: section.model_dump(exclude=sections[stage]),
+    }
+
+
+def training_resources(options: Pretrain, nodes: int | None = None) -> dict[str, Any]:
+    """Snakemake resources of a training job.
+
+    ``cpus_per_task``, because ``threads:`` is cut to the login node's cores. Several nodes need
+    ``mpi`` so that the executor leaves the step's geometry to ``srun`` (one torchrun a node); a
+    single node must not have it.
+    """
+    nodes = nodes or options.nodes
+    resources: dict[str, Any] = {
+        "cpus_per_task": options.cpus,
+        "mem_mb": 16_000 if options.gpus == 0 else 32_000 * options.gpus,
+        "runtime": 24 * 60,
+    }
+    if nodes > 1:
+        extra = "--ntasks-per-node=1"
+        if options.gpus:
+            extra += f" --gpus-per-node={options.gpus}"
+        resources |= {"nodes": nodes, "tasks": nodes, "mpi": "srun", "slurm_extra": f"'{extra}'"}
+    elif options.gpus:
+        resources["gpu"] = options.gpus
+    return resources
+
+
+def launch_line(options: Pretrain) -> str:
+    """How the pretraining rule starts: one process, one torchrun, or one torchrun per node."""
+    if options.nodes > 1:
+        return f"bash slurm/torchrun.sh {options.nodes} {max(1, options.gpus)} {options.cpus}" + (
+            " gpu" if options.gpus else " cpu"
+        )
+    if options.gpus > 1:
+        return f"torchrun --standalone --nproc-per-node {options.gpus} -m brainlm"
+    return "brainlm"
+
+
+__all__ = ["launch_line", "load_config", "prepare", "stage_parameters", "training_resources"]

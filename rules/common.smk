@@ -1,0 +1,53 @@
+# What every rule file uses: the checked configuration, the index, and the lists made from it.
+# Logic lives in the package; this file only calls it.
+import sys
+from pathlib import Path
+
+ROOT = Path(workflow.basedir).parent
+sys.path.insert(0, str(ROOT))
+
+from brainlm.cohort.index import chunk_table, list_chunks
+from brainlm.workflow import launch_line, prepare, stage_parameters, training_resources
+
+# Jobs find `brainlm` beside this Python; a conda environment's own comes first.
+shell.prefix(f"set -euo pipefail; export PATH=\"$PATH:{Path(sys.executable).parent}\"; ")
+
+# The main process validates, scans the cohorts once and keeps the resolved configuration for
+# the jobs; jobs only read what it wrote.
+CONFIG = prepare(config, is_main_process=workflow.is_main_process)
+RESULTS = CONFIG.results
+SETTINGS = f"{RESULTS}/config.json"
+RELEASE = f"{RESULTS}/releases/{CONFIG.release}"
+MODELS = f"{RESULTS}/models/{CONFIG.release}"
+EVALUATION = f"{RESULTS}/evaluation/{CONFIG.release}"
+WORK = f"{RESULTS}/work/{{cohort}}/{{chunk}}"
+
+CHUNKS = {cohort.name: list_chunks(RESULTS, cohort.name) for cohort in CONFIG.cohorts}
+
+
+def shards(role=None):
+    return [
+        f"{RESULTS}/shards/{cohort.name}/{chunk}.parquet"
+        for cohort in CONFIG.cohorts
+        if role in (None, cohort.role)
+        for chunk in CHUNKS[cohort.name]
+    ]
+
+
+SHARDS = shards()
+
+
+wildcard_constraints:
+    cohort="|".join(c.name for c in CONFIG.cohorts),
+    chunk=r"\d+",
+    target=r"[^/]+",
+
+
+def more(amount):
+    """A resource that doubles on every retry (out of memory, out of time)."""
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+
+
+def settings(stage):
+    """The stage's code version and the parameters that change its result: its only triggers."""
+    return stage_parameters(CONFIG, stage)

@@ -1,0 +1,23 @@
+# ICA components, their features and the verdict on each; the confounds table.
+rule denoise:
+    input:
+        f"{WORK}/normalise.tsv",
+    output:
+        f"{WORK}/denoise.tsv",
+    params:
+        settings("denoise"),
+    log:
+        f"{RESULTS}/logs/denoise/{{cohort}}/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/denoise/{{cohort}}/{{chunk}}.tsv"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(60),
+    group:
+        "chunk"
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm denoise --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log}"

@@ -1,0 +1,38 @@
+# Held-out subjects and external cohorts, beside honest baselines, with intervals over subjects.
+rule reconstruction:
+    input:
+        model=rules.pretrain.output[0],
+        external=shards("external"),
+    output:
+        f"{EVALUATION}/reconstruction.parquet",
+    params:
+        settings("evaluate"),
+    log:
+        f"{RESULTS}/logs/evaluate/{CONFIG.release}-reconstruction.log",
+    resources:
+        **training_resources(TRAINING, nodes=1),
+    conda:
+        "../envs/training-cuda.yaml"
+    shell:
+        "brainlm evaluate --config {SETTINGS} --task reconstruction 2>&1 | tee {log}"
+
+
+rule target:
+    input:
+        rules.finetune.output,
+        rules.scratch.output,
+        external=shards("external"),
+    output:
+        f"{EVALUATION}/target-{{target}}.parquet",
+    params:
+        settings("evaluate"),
+    log:
+        f"{RESULTS}/logs/evaluate/{CONFIG.release}-{{target}}.log",
+    resources:
+        cpus_per_task=2,
+        mem_mb=more(8000),
+        runtime=more(60),
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm evaluate --config {SETTINGS} --task {wildcards.target:q} 2>&1 | tee {log}"

@@ -1,0 +1,43 @@
+# Freeze the reference shards and fit the robust scaling. A release that exists has no inputs:
+# later cohorts never disturb it; a new name in config.yaml makes a new one.
+def unfrozen(wildcards):
+    if Path(f"{RELEASE}/scaling.json").exists():
+        return []
+    found = shards("reference")
+    return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
+
+
+rule release:
+    input:
+        unfrozen,
+    output:
+        shards=f"{RELEASE}/shards.tsv",
+        scaling=f"{RELEASE}/scaling.json",
+    log:
+        f"{RESULTS}/logs/release/{CONFIG.release}.log",
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(60),
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm release --config {SETTINGS} 2>&1 | tee {log}"
+
+
+# What became of every recording; fails when more failed than config allows.
+rule summary:
+    input:
+        SHARDS,
+    output:
+        f"{RESULTS}/failures.tsv",
+    log:
+        f"{RESULTS}/logs/summary.log",
+    resources:
+        cpus_per_task=1,
+        mem_mb=1000,
+        runtime=10,
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm summary --config {SETTINGS} 2>&1 | tee {log}"

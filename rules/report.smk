@@ -1,0 +1,24 @@
+# The pages: self-contained, no network at view time.
+rule report:
+    input:
+        SHARDS,
+        f"{RESULTS}/failures.tsv",
+        f"{MODELS}/pretrain/metrics.jsonl",
+        f"{EVALUATION}/reconstruction.parquet",
+        expand(f"{EVALUATION}/target-{{target}}.parquet", target=CONFIG.finetune.targets),
+    output:
+        report(
+            f"{RESULTS}/report/index.html",
+            caption="../workflow/report/study.rst",
+            category="Study report",
+        ),
+    log:
+        f"{RESULTS}/logs/report.log",
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(30),
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm report --config {SETTINGS} 2>&1 | tee {log}"

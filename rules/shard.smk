@@ -1,0 +1,27 @@
+# The contract: one Parquet shard per chunk, and its mergeable scaling statistics.
+def last_stage(wildcards):
+    layout = CONFIG.cohort(wildcards.cohort).layout
+    return f"{WORK}/{'series' if layout == 'parcels' else 'parcellate'}.tsv"
+
+
+rule shard:
+    input:
+        last_stage,
+    output:
+        shard=f"{RESULTS}/shards/{{cohort}}/{{chunk}}.parquet",
+        quantiles=f"{RESULTS}/shards/{{cohort}}/{{chunk}}.quantiles.parquet",
+    params:
+        settings("shard"),
+    log:
+        f"{RESULTS}/logs/shard/{{cohort}}/{{chunk}}.log",
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(2000),
+        runtime=more(20),
+    group:
+        "chunk"
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm shard --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " 2>&1 | tee {log}"

@@ -1,0 +1,144 @@
+"""The driver of a chunk, with stages that do nothing but go wrong in every way."""
+
+import os
+import signal
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brainlm.atlas import Atlas
+from brainlm.cohort.index import update_index
+from brainlm.config import parse_config
+from brainlm.errors import RecordingError
+from brainlm.preprocess.chunk import read_stage_table, run_stage, stage_table
+from brainlm.preprocess.collect import shard_path, write_chunk_shard
+from brainlm.preprocess.summary import summarise
+from brainlm.shards import read_shard
+
+ATLAS = Atlas("toy", "toyspace", 3, None, "ab", None, ("a", "b", "c"), "", "")
+
+
+def act(entry, derivatives, series, config, atlas):
+    """Do what the recording's file says, and leave a mark that it ran."""
+    word = entry.path.read_text().split()[0]
+    with open(derivatives.parent / "calls", "a") as calls:
+        calls.write(f"{entry.recording_id}\n")
+    if word == "short":
+        raise RecordingError("too_short", "20.0 s found, 120 s needed", duration_s=20.0)
+    if word == "bug":
+        raise ZeroDivisionError("a bug")
+    if word == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "slow":
+        time.sleep(60)
+    return {"fd_mm": np.float32(0.25), "none": float("nan")}
+
+
+def write_series(entry, derivatives, series, config, atlas):
+    series.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        series / f"{entry.recording_id}.npz",
+        series=np.ones((4, 3), np.float32), coverage=np.ones(3), baseline=np.ones(3), tr_s=2.0,
+        sample_period_s=1.0, duration_s=240.0, mean_fd_mm=0.1, mean_dvars=1.0, tsnr=50.0,
+        units="percent",
+    )  # fmt: skip
+    return {}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    functions = {"motion": act, "normalise": act, "denoise": act, "parcellate": write_series}
+    stages = types.ModuleType("brainlm.preprocess.stages")
+    stages.STAGES = {
+        name: types.SimpleNamespace(
+            name=name, function=function, version=1, parameters=lambda config: {}
+        )
+        for name, function in functions.items()
+    }
+    monkeypatch.setitem(sys.modules, "brainlm.preprocess.stages", stages)
+    folder, results = tmp_path / "bids", tmp_path / "results"
+    for subject, word in enumerate(["ok", "short", "bug", "killed", "ok"]):
+        func = folder / f"sub-{subject}" / "func"
+        func.mkdir(parents=True)
+        (func / f"sub-{subject}_bold.nii.gz").write_text(word)
+    config = parse_config({
+        "results": str(results), "chunks": {"recordings": 10},
+        "cohorts": [{"name": "c", "folder": str(folder)}],
+        "preprocess": {"time_limit_min": 1 / 60},
+    })  # fmt: skip
+    update_index(config.cohorts[0], results, 10)
+    (results / "derivatives").mkdir(parents=True)
+    return config
+
+
+def run(config, stage="motion", **options):
+    return run_stage(
+        stage, "00000", config.cohorts[0], config, ATLAS, workers=2, log=str, **options
+    )
+
+
+def calls(config) -> list[str]:
+    path = config.results / "derivatives/calls"
+    return sorted(path.read_text().split()) if path.exists() else []
+
+
+def test_every_recording_ends_as_a_row(study):
+    rows = {row["recording_id"]: row for row in run(study)}
+    assert {k: v["status"] for k, v in rows.items()} == {
+        "sub-0": "ok", "sub-1": "too_short", "sub-2": "crashed", "sub-3": "crashed", "sub-4": "ok",
+    }  # fmt: skip
+    assert rows["sub-1"]["duration_s"] == 20.0
+    assert "ZeroDivisionError: a bug" in rows["sub-2"]["reason"]
+    assert "SIGKILL" in rows["sub-3"]["reason"]
+    table = read_stage_table(stage_table(study.results, "c", "00000", "motion"))
+    assert [row["recording_id"] for row in table] == list(rows)
+    assert table[0]["fd_mm"] == 0.25
+    assert table[0]["none"] is None
+
+
+def test_a_recording_over_its_time_limit_is_stopped(study):
+    path = Path(study.cohorts[0].folder) / "sub-4/func/sub-4_bold.nii.gz"
+    path.write_text("slow")
+    row = run(study)[4]
+    assert row["status"] == "timeout"
+    assert "longer than" in row["reason"]
+
+
+def test_only_what_changed_is_computed_again(study):
+    run(study)
+    before = calls(study)
+    run(study)
+    assert calls(study) == before
+    (Path(study.cohorts[0].folder) / "sub-0/func/sub-0_bold.nii.gz").write_text("ok replaced")
+    update_index(study.cohorts[0], study.results, 10)
+    run(study)
+    assert calls(study) == sorted([*before, "sub-0"])
+    run(study, retry_failed=True)
+    assert calls(study) == sorted([*before, "sub-0", "sub-1", "sub-2", "sub-3"])
+
+
+def test_failures_pass_through_to_the_shard_and_the_summary(study):
+    for stage in ("motion", "normalise", "denoise", "parcellate"):
+        run(study, stage)
+    write_chunk_shard("00000", study.cohorts[0], study, ATLAS)
+    rows = read_shard(shard_path(study.results, "c", "00000"))
+    assert [r.status for r in rows] == ["ok", "too_short", "crashed", "crashed", "ok"]
+    assert rows[1].duration_s == 20.0
+    assert rows[0].series.shape == (4, 3)
+    summary = summarise(study)
+    assert summary.counts["c"] == {"ok": 2, "crashed": 2, "too_short": 1}
+    assert summary.failed_fraction == pytest.approx(2 / 5)
+    assert "sub-1\ttoo_short\t20.0 s found, 120 s needed" in summary.failures.read_text()
+
+
+def test_excluded_recordings_are_listed_with_their_reason(study, tmp_path):
+    (tmp_path / "exclude.tsv").write_text("recording_id\treason\nsub-0\tartefact seen\n")
+    cohort = study.cohorts[0].model_copy(update={"exclude": tmp_path / "exclude.tsv"})
+    config = study.model_copy(update={"cohorts": (cohort,)})
+    row = run(config)[0]
+    assert (row["status"], row["reason"]) == ("excluded", "artefact seen")
+    assert "sub-0" not in calls(study)

@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from brainlm.config import Config, load_config, parse_config
+from brainlm.errors import BrainLMError
+
+ROOT = Path(__file__).resolve().parents[2]
+COHORT = {"name": "a", "folder": "data/a"}
+
+
+def test_committed_configuration_is_valid_and_states_the_defaults():
+    config = load_config(ROOT / "config.yaml")
+    plain = Config(cohorts=config.cohorts).model_dump()
+    assert config.model_dump() == plain  # what the file says of a default is true
+
+
+def test_every_section_of_the_file_is_commented():
+    lines = (ROOT / "config.yaml").read_text().splitlines()
+    keys = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    bare = [line for line in keys if "#" not in line and not line.rstrip().endswith(":")]
+    assert not bare
+
+
+def test_schema_is_current():
+    committed = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text())
+    assert committed == Config.model_json_schema(), (
+        "brainlm config --schema > workflow/schemas/config.schema.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"cohorts": [COHORT], "preproces": {}}, ["preproces", "did you mean 'preprocess'"]),
+        ({"cohorts": [{**COHORT, "foldr": 1}]}, ["cohorts.0.foldr", "did you mean 'folder'"]),
+        ({"cohorts": [COHORT], "pretrain": {"epoch": 3}}, ["did you mean 'epochs'"]),
+        ({"cohorts": [COHORT], "pretrain": {"epochs": 0}}, ["pretrain.epochs", "found 0"]),
+        ({"cohorts": []}, ["cohorts", "at least 1"]),
+        ({"cohorts": [COHORT, COHORT]}, ["used twice", "a"]),
+        ({"cohorts": [{**COHORT, "name": "../x"}]}, ["letters, digits"]),
+        ({"cohorts": [COHORT], "model": {"window": 190}}, ["multiple of model.patch"]),
+        ({"cohorts": [{**COHORT, "layout": "bid"}]}, ["layout", "'bids' or 'parcels'"]),
+    ],
+)
+def test_bad_values_are_named(values, words):
+    with pytest.raises(BrainLMError) as error:
+        parse_config(values)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_later_files_override_key_by_key(tmp_path):
+    (tmp_path / "a.yaml").write_text("cohorts: [{name: a, folder: x}]\npretrain: {epochs: 3}\n")
+    (tmp_path / "b.yaml").write_text("pretrain: {seed: 7}\n")
+    config = load_config(tmp_path / "a.yaml", tmp_path / "b.yaml")
+    assert (config.pretrain.epochs, config.pretrain.seed) == (3, 7)
+
+
+def test_files_that_are_not_configurations(tmp_path):
+    with pytest.raises(BrainLMError, match="not found"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(BrainLMError, match="not valid YAML"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("- 1\n")
+    with pytest.raises(BrainLMError, match="expected keys and values"):
+        load_config(tmp_path / "b.yaml")
