@@ -1,0 +1,247 @@
+"""Masked reconstruction on people the model has not seen, beside predictors that need no model.
+
+Every method predicts exactly the same hidden points, in scaled units. ``zero`` predicts the
+training median of the parcel; ``linear`` joins the visible points of the same parcel on either
+side of a gap (beyond the last visible point it holds its value; a parcel hidden altogether gets
+zero). A model that does not beat ``linear`` has learnt smoothness in time and nothing about the
+brain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..config import Evaluate
+from ..errors import BrainLMError
+from ..files import atomic_path
+from ..shards import Corpus
+from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
+from .tables import describe_left_out, write_results
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METHODS = ("model", "linear", "zero")
+_BATCH = 8  # windows per forward pass
+_EXAMPLES = 3  # recordings kept for the figure
+
+
+def evaluate_reconstruction(
+    model_folder: Path,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    options: Evaluate,
+    splits: Sequence[str] = ("test",),
+    roles: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Masked-patch R², r, MSE and MAE, pooled, per recording and per parcel.
+
+    Parameters
+    ----------
+    model_folder : Path
+        A pretrained model (``config.json``, ``model.safetensors``, ``scaling.json``).
+    shards : sequence of Path
+    out : Path
+        Parquet table; example traces go beside it as ``<stem>.traces.npz``.
+    splits : sequence of str
+        Splits of reference cohorts to evaluate; external cohorts are evaluated whole.
+    roles : mapping of cohort to "reference" or "external", optional
+        Cohorts not named are reference.
+
+    Returns
+    -------
+    DataFrame
+        See :data:`brainlm.evaluation.tables.COLUMNS`. A cohort without anybody to evaluate has
+        one row that says so.
+
+    Raises
+    ------
+    BrainLMError
+        The model is of another atlas or sample period than the shards.
+    """
+    from ..model import from_pretrained
+
+    model = from_pretrained(model_folder).eval()
+    corpus = Corpus(shards)
+    corpus.check(model.scaling)
+    rows, examples = [], {}
+    for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):
+        indices, why = _long_enough(table, model.config.window)
+        where = {"task": "reconstruction", "cohort": cohort, "split": split}
+        where |= {"left_out": int(sum(why.values())), "note": describe_left_out(why)}
+        if not len(indices):
+            rows.append(where | {"method": "model", "level": "pooled", "n": 0})
+        for mask, ratio in _maskings(options, model) if len(indices) else ():
+            sums, traces = _evaluate_masking(model, corpus, indices, mask, ratio, options.seed)
+            name = f"{mask} {ratio:.0%}"
+            rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
+            examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
+    _save_traces(out.with_suffix(".traces.npz"), examples)
+    return write_results(rows, out, options.seed)
+
+
+def cohort_parts(
+    table: pd.DataFrame, splits: Sequence[str], roles: Mapping[str, str]
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(cohort, name of the split, its rows): external cohorts whole, the others by split."""
+    for cohort, rows in table.groupby("cohort", sort=False):
+        if roles.get(str(cohort)) == "external":
+            yield str(cohort), "all", rows
+        else:
+            for split in splits:
+                yield str(cohort), split, rows[rows["split"] == split]
+
+
+def _long_enough(table: pd.DataFrame, window: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Positions of usable recordings, and how many subjects are left out for which reason."""
+    ok = table["status"] == "ok"
+    fits = ok & (table["num_timepoints"] >= window)
+    subjects = table["participant_id"]
+    usable, kept = set(subjects[ok]), set(subjects[fits])
+    why = {
+        "without a usable recording": subjects.nunique() - len(usable),
+        f"with fewer than {window} time points": len(usable) - len(kept),
+    }
+    return table.index[fits].to_numpy(), why
+
+
+def _maskings(options: Evaluate, model) -> Iterator[tuple[str, float]]:
+    yield from (("random", ratio) for ratio in options.mask_ratios)
+    yield "future", model.config.patch / model.config.window  # the last patch, from the others
+
+
+def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, seed: int):
+    """Sums per method, of recordings [N, 8] and of parcels [R, 8], and a few example traces.
+
+    Windows are cut one after another from the start, so that every run sees the same ones.
+    """
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    window, parcels = model.config.window, corpus.info.num_parcels
+    sums = {name: (np.zeros((len(indices), 8)), np.zeros((parcels, 8))) for name in METHODS}
+    traces: dict[str, np.ndarray] = {}
+    queue = [
+        (row, start)
+        for row, index in enumerate(indices)
+        for start in range(0, corpus.table["num_timepoints"][index] - window + 1, window)
+    ]
+    for first in range(0, len(queue), _BATCH):
+        batch = queue[first : first + _BATCH]
+        signal = np.stack([
+            corpus.scaled(indices[row], model.scaling)[start : start + window].T
+            for row, start in batch
+        ])  # fmt: skip
+        with torch.inference_mode():
+            output = model(
+                torch.from_numpy(signal).to(device),
+                mask_ratio=ratio, mask=mask, generator=generator,
+            )  # fmt: skip
+        hidden = _hidden(output.pixel_mask, signal)
+        predictions = {
+            "model": output.prediction.float().cpu().numpy(),
+            "linear": interpolate_linear(signal, hidden),
+            "zero": np.zeros_like(signal),
+        }
+        for k, (row, start) in enumerate(batch):
+            for name, prediction in predictions.items():
+                part = _sum_parcels(np.where(hidden[k], signal[k], np.nan), prediction[k])
+                sums[name][0][row] += part.sum(0)
+                sums[name][1][:] += part
+            if row < _EXAMPLES and start == 0:
+                recording = corpus.table["recording_id"][indices[row]]
+                traces[recording] = _example(signal[k], hidden[k], predictions, k)
+    return sums, traces
+
+
+def _hidden(pixel_mask: Tensor, signal: np.ndarray) -> np.ndarray:
+    """[B, R, T] bool: masked points that have a true value to compare with."""
+    return pixel_mask.cpu().numpy().astype(bool) & np.isfinite(signal)
+
+
+def interpolate_linear(signal: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Fill hidden points of [..., T] from the visible points of the same parcel.
+
+    Parameters
+    ----------
+    signal : ndarray [..., T]
+    hidden : ndarray [..., T] bool
+
+    Returns
+    -------
+    ndarray [..., T]
+        Visible points unchanged; zero where nothing of the parcel is visible.
+    """
+    series = signal.reshape(-1, signal.shape[-1])
+    gaps = hidden.reshape(series.shape)
+    out, time = np.zeros_like(series), np.arange(series.shape[-1])
+    for row in range(len(series)):
+        visible = ~gaps[row] & np.isfinite(series[row])
+        if visible.any():
+            out[row] = np.interp(time, time[visible], series[row, visible])
+    return out.reshape(signal.shape)
+
+
+def _sum_parcels(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """[R, 8] sums per parcel of one window [R, T]; NaN truth is left out."""
+    keep = np.isfinite(truth)
+    y = np.where(keep, truth, 0).astype(np.float64)
+    p = np.where(keep, prediction, 0).astype(np.float64)
+    parts = (keep, y, y * y, p, p * p, y * p, (y - p) ** 2, np.abs(y - p))
+    return np.stack([part.sum(-1) for part in parts], axis=-1)
+
+
+def _example(signal, hidden, predictions, k: int) -> np.ndarray:
+    """[4, T]: truth, hidden, model, linear of the parcel of median spread."""
+    spread = np.where(hidden.any(-1), signal.std(-1), np.nan)
+    parcel = int(np.nanargmin(np.abs(spread - np.nanmedian(spread))))
+    rows = (signal, hidden, predictions["model"][k], predictions["linear"][k])
+    return np.stack([np.asarray(row[parcel], np.float32) for row in rows])
+
+
+def _save_traces(path: Path, traces: dict[str, np.ndarray]) -> None:
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, **traces)
+
+
+def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) -> Iterator[dict]:
+    """Pooled rows with intervals and paired differences, then one R² per recording and parcel."""
+    subjects = table["participant_id"].to_numpy()
+    by_subject = {name: add_by_subject(of_row, subjects) for name, (of_row, _) in sums.items()}
+    count = len(np.unique(subjects))
+    where = where | {"n": count}
+    for metric in POOLED:
+        statistics = {name: of_sums(metric, values) for name, values in by_subject.items()}
+        for other in METHODS[1:]:
+            statistics[f"model minus {other}"] = difference(statistics["model"], statistics[other])
+        for name, statistic in statistics.items():
+            value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
+            low, high = interval or (None, None)
+            numbers = {"metric": metric, "value": value, "low": low, "high": high}
+            yield where | {"method": name, "level": "pooled"} | numbers
+    units = {"recording": list(table["recording_id"])}
+    for name, parts in sums.items():
+        units["parcel"] = list(range(1, len(parts[1]) + 1))
+        for (level, labels), part in zip(units.items(), parts, strict=True):
+            for unit, value in zip(labels, POOLED["r2"](part), strict=True):
+                row = {"method": name, "level": level, "unit": str(unit), "metric": "r2"}
+                yield where | row | {"value": float(value)}
+
+
+def load_traces(path: Path) -> dict[str, np.ndarray]:
+    """Example traces [4, T] (truth, hidden, model, linear) by ``cohort/masking/recording``."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return {name: kept[name] for name in kept.files}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise BrainLMError(f"{path}: not readable example traces ({error})") from None

@@ -1,0 +1,65 @@
+"""Rows of results, the same columns in every task."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..files import atomic_path
+
+#: column -> (type, meaning)
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "task": (pa.string(), "reconstruction, regression or classification"),
+    "target": (pa.string(), "column of the participants table; the masking for reconstruction"),
+    "cohort": (pa.string(), "cohort evaluated"),
+    "split": (pa.string(), "test, or all for an external cohort (nobody in it was trained on)"),
+    "method": (pa.string(), "what predicted; 'a minus b' is a paired difference"),
+    "level": (pa.string(), "pooled over all values, or of one recording or parcel"),
+    "unit": (pa.string(), "the recording or parcel (1..R) of the level; null when pooled"),
+    "metric": (pa.string(), "r2 (unclipped), r, mse, mae, auc, balanced_accuracy"),
+    "value": (pa.float64(), "the metric; null where it has none, see note"),
+    "low": (pa.float64(), "lower end of the 95 % interval over subjects; null if none"),
+    "high": (pa.float64(), "upper end"),
+    "n": (pa.int32(), "subjects evaluated"),
+    "n_train": (pa.int32(), "subjects the method was fitted on; null if it needs none"),
+    "left_out": (pa.int32(), "subjects of this cohort and split that are not in n"),
+    "note": (pa.string(), "why they were left out, or why there is no value"),
+    "command": (pa.string(), "what made the row"),
+    "seed": (pa.int64(), "of masks and resamples"),
+}
+
+
+def write_results(rows: Iterable[dict], path: Path, seed: int) -> pd.DataFrame:
+    """Write rows as Parquet, each with the command and seed that made it; returns the frame."""
+    command = current_command()
+    full = [
+        {name: row.get(name) for name in COLUMNS} | {"command": command, "seed": seed}
+        for row in rows
+    ]
+    for row in full:
+        for name in ("value", "low", "high"):  # NaN is not a number that somebody measured
+            row[name] = None if row[name] is None or row[name] != row[name] else float(row[name])
+    schema = pa.schema(
+        [pa.field(n, t, metadata={"description": d}) for n, (t, d) in COLUMNS.items()]
+    )
+    table = pa.Table.from_pylist(full, schema=schema)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return table.to_pandas()
+
+
+def current_command() -> str:
+    """The command line of this process, as a user would type it."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["brainlm" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def describe_left_out(reasons: dict[str, int]) -> str | None:
+    """``{"no age": 3, "no series": 0}`` -> ``"3 no age"``; None when nobody was left out."""
+    return "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count) or None

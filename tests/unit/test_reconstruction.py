@@ -1,0 +1,163 @@
+"""Reconstruction against its definition, with a stand-in for the model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import r2_score
+
+from brainlm.config import Evaluate
+from brainlm.evaluation.reconstruction import (
+    evaluate_reconstruction,
+    interpolate_linear,
+    load_traces,
+)
+from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
+
+PARCELS, WINDOW, PATCH = 7, 40, 10
+
+
+class StandIn:
+    """Predicts half of the truth, so that every figure is known; hides whole patches."""
+
+    def __init__(self, scaling):
+        self.scaling = scaling
+        self.config = SimpleNamespace(window=WINDOW, patch=PATCH)
+
+    def eval(self):
+        return self
+
+    def to(self, device):
+        return self
+
+    def __call__(self, signal, *, mask_ratio, mask, generator):
+        import torch
+
+        batch, parcels, time = signal.shape
+        shape = (batch, parcels, time // PATCH)
+        if mask == "future":
+            tokens = torch.arange(shape[2]).expand(shape) >= round(shape[2] * (1 - mask_ratio))
+        else:
+            tokens = torch.rand(shape, generator=generator) < mask_ratio
+        return SimpleNamespace(
+            prediction=torch.nan_to_num(signal) / 2,
+            pixel_mask=tokens.repeat_interleave(PATCH, 2),
+            loss=torch.zeros(()),
+        )
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    recordings = []
+    for number in range(6):
+        for cohort in ("home", "away"):
+            series = np.cumsum(rng.normal(size=(95, PARCELS)), axis=0)  # smooth: linear does well
+            if number == 0:
+                series[:, 3] = np.nan
+            split = "test" if number < 4 else "train"
+            name = f"sub-{number}{cohort[0]}"
+            recordings.append(Recording(name, name, cohort, split, series=series))
+    recordings.append(Recording("sub-s", "sub-s", "home", "test", series=series[:20]))
+    recordings.append(Recording("sub-f", "sub-f", "home", "test", status="unreadable", reason="?"))
+    shard = tmp_path / "00000.parquet"
+    write_shard(shard, recordings, ShardInfo("seven", "0" * 64, PARCELS, 1.0), dtype="float32")
+    series = [r.series for r in recordings if r.series is not None]
+    facts = {"atlas": "seven", "atlas_sha256": "0" * 64, "sample_period_s": 1.0}
+    scaling = Scaling.fit(ParcelQuantiles.of(series, PARCELS), **facts)
+    model = SimpleNamespace(from_pretrained=lambda folder: StandIn(scaling))
+    monkeypatch.setitem(__import__("sys").modules, "brainlm.model", model)
+    return SimpleNamespace(shard=shard, out=tmp_path / "reconstruction.parquet", scaling=scaling)
+
+
+def _run(study, **more):
+    options = Evaluate(mask_ratios=(0.5,), bootstrap=200)
+    return evaluate_reconstruction("model", [study.shard], study.out, options=options, **more)
+
+
+def _pooled(table, **where):
+    table = table[table["level"] == "pooled"]
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_methods_are_compared_on_the_same_hidden_points_of_held_out_people(study):
+    table = _run(study)
+    assert set(table["split"]) == {"test"}
+    for cohort in ("home", "away"):
+        for masking in ("random 50%", "future 25%"):
+            where = {"cohort": cohort, "target": masking, "metric": "mse"}
+            model = _pooled(table, method="model", **where)
+            zero = _pooled(table, method="zero", **where)
+            assert model["value"] == pytest.approx(zero["value"] / 4)  # half of the truth
+            assert model["n"] == 4
+            assert model["low"] < model["value"] < model["high"]
+            gap = _pooled(table, method="model minus zero", **where)
+            assert gap["value"] == pytest.approx(model["value"] - zero["value"])
+    home = table[table["cohort"] == "home"]
+    assert set(home["left_out"]) == {2}
+    assert "1 with fewer than 40 time points" in home["note"].iloc[0]
+    assert "1 without a usable recording" in home["note"].iloc[0]
+
+
+def test_the_future_mask_scores_equal_a_direct_computation(study):
+    table = _run(study)
+    from brainlm.shards import Corpus
+
+    corpus = Corpus([study.shard])
+    truth, guess = [], []
+    for index in corpus.usable(split="test", min_timepoints=WINDOW):
+        if corpus.table["cohort"][index] != "home":
+            continue
+        scaled = corpus.scaled(index, study.scaling)
+        for start in (0, WINDOW):
+            window = scaled[start : start + WINDOW]
+            truth.append(window[-PATCH:])
+            guess.append(np.broadcast_to(window[-PATCH - 1], (PATCH, PARCELS)))  # held value
+    truth, guess = np.concatenate(truth).ravel(), np.concatenate(guess).ravel()
+    keep = np.isfinite(truth)
+    row = _pooled(table, cohort="home", target="future 25%", method="linear", metric="r2")
+    assert row["value"] == pytest.approx(r2_score(truth[keep], guess[keep]), abs=1e-4)
+
+
+def test_external_cohorts_are_evaluated_whole(study):
+    table = _run(study, roles={"away": "external"})
+    assert set(table[table["cohort"] == "away"]["split"]) == {"all"}
+    assert set(table[table["cohort"] == "away"]["n"]) == {6}
+
+
+def test_every_recording_and_parcel_has_its_own_figure(study):
+    table = _run(study)
+    part = table[(table["cohort"] == "home") & (table["target"] == "random 50%")]
+    counts = part[part["method"] == "model"]["level"].value_counts()
+    assert counts["recording"] == 4
+    assert counts["parcel"] == PARCELS
+
+
+def test_a_split_without_people_says_so(study):
+    table = _run(study, splits=("validation",))
+    assert set(table["n"]) == {0}
+    assert table["value"].isna().all()
+    assert load_traces(study.out.with_suffix(".traces.npz")) == {}
+
+
+def test_the_same_seed_gives_the_same_table_and_traces_are_kept(study):
+    first, second = _run(study), _run(study)
+    pd.testing.assert_frame_equal(first, second)
+    traces = load_traces(study.out.with_suffix(".traces.npz"))
+    assert len(traces) == 2 * 2 * 3  # cohorts, maskings, recordings
+    truth, hidden, model, _ = next(iter(traces.values()))
+    np.testing.assert_allclose(model, truth / 2, rtol=1e-5)
+    assert 0 < hidden.mean() < 1
+
+
+def test_linear_interpolation_uses_visible_points_of_the_same_parcel_only():
+    signal = np.array([[0.0, 9, 2, 9, 9], [9, 9, 9, 9, 9], [1, 9, np.nan, 3, 9]])
+    hidden = signal == 9
+    expected = [[0, 1, 2, 2, 2], [0] * 5, [1, 5 / 3, 7 / 3, 3, 3]]
+    np.testing.assert_allclose(interpolate_linear(signal, hidden), expected)
