@@ -6,6 +6,7 @@ nibabel; :mod:`brainlm.preprocess.parcellate` opens the label image.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def registered() -> list[str]:
     return sorted(path.stem for path in REGISTRY.glob("*.yaml"))
 
 
+def check_registered(name: str) -> None:
+    """Refuse a name without a registry entry, saying the nearest one."""
+    names = registered()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+        raise BrainLMError(f"atlas.name: no atlas {name!r} in {REGISTRY}; {hint}")
+
+
 def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas:
     """Find an atlas in `folder`, or fetch or build it there once, and check every file.
 
@@ -63,9 +73,8 @@ def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas
     BrainLMError
         Unknown name; a file that is missing and cannot be had; a checksum that differs.
     """
+    check_registered(name)
     entry_path = REGISTRY / f"{name}.yaml"
-    if not entry_path.exists():
-        raise BrainLMError(f"no atlas {name!r} in {REGISTRY}; it has: {', '.join(registered())}")
     entry = yaml.safe_load(entry_path.read_text(encoding="utf-8"))
     folder = Path(folder)
     if entry.get("built_by"):
@@ -117,8 +126,8 @@ def _checked_file(atlas: str, folder: Path, item: dict, download: bool) -> Path:
     found = sha256(path)
     if found != item["sha256"]:
         raise BrainLMError(
-            f"{path}: expected sha256 {item['sha256'][:16]}…, found {found[:16]}…: this is not the "
-            f"file that atlas {atlas!r} names; remove it or point atlas.folder elsewhere"
+            f"{path}: expected sha256 {item['sha256'][:16]}…, found {found[:16]}…: this is not "
+            f"the file that atlas {atlas!r} names; remove it or point atlas.folder elsewhere"
         )
     return path
 

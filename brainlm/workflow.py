@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .atlas import check_registered
 from .config import Config, Pretrain, load_config, parse_config
 from .errors import BrainLMError
 from .files import write_text
@@ -27,6 +28,7 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     """
     try:
         config = parse_config(dict(values), "config.yaml")
+        check_registered(config.atlas.name)
         if is_main_process and not _locked():
             _update(config)
     except BrainLMError as error:

@@ -10,7 +10,7 @@ from brainlm.cohort.index import chunk_table, list_chunks
 from brainlm.workflow import launch_line, prepare, stage_parameters, training_resources
 
 # Jobs find `brainlm` beside this Python; a conda environment's own comes first.
-shell.prefix(f"set -euo pipefail; export PATH=\"$PATH:{Path(sys.executable).parent}\"; ")
+shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')
 
 # The main process validates, scans the cohorts once and keeps the resolved configuration for
 # the jobs; jobs only read what it wrote.
@@ -35,6 +35,9 @@ def shards(role=None):
 
 
 SHARDS = shards()
+RESULT_TABLES = [f"{EVALUATION}/reconstruction.parquet"] + [
+    f"{EVALUATION}/target-{target}.parquet" for target in CONFIG.finetune.targets
+]
 
 
 wildcard_constraints:

@@ -4,20 +4,20 @@ rule denoise:
         f"{WORK}/normalise.tsv",
     output:
         f"{WORK}/denoise.tsv",
-    params:
-        settings("denoise"),
     log:
         f"{RESULTS}/logs/denoise/{{cohort}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/denoise/{{cohort}}/{{chunk}}.tsv"
-    resources:
-        cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
     group:
         "chunk"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(60),
+    params:
+        settings("denoise"),
     shell:
         "brainlm denoise --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log}"

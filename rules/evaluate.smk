@@ -5,14 +5,14 @@ rule reconstruction:
         external=shards("external"),
     output:
         f"{EVALUATION}/reconstruction.parquet",
-    params:
-        settings("evaluate"),
     log:
         f"{RESULTS}/logs/evaluate/{CONFIG.release}-reconstruction.log",
-    resources:
-        **training_resources(TRAINING, nodes=1),
     conda:
         "../envs/training-cuda.yaml"
+    resources:
+        **training_resources(TRAINING, nodes=1),
+    params:
+        settings("evaluate"),
     shell:
         "brainlm evaluate --config {SETTINGS} --task reconstruction 2>&1 | tee {log}"
 
@@ -24,15 +24,15 @@ rule target:
         external=shards("external"),
     output:
         f"{EVALUATION}/target-{{target}}.parquet",
-    params:
-        settings("evaluate"),
     log:
         f"{RESULTS}/logs/evaluate/{CONFIG.release}-{{target}}.log",
+    conda:
+        "../envs/pipeline.yaml"
     resources:
         cpus_per_task=2,
         mem_mb=more(8000),
         runtime=more(60),
-    conda:
-        "../envs/pipeline.yaml"
+    params:
+        settings("evaluate"),
     shell:
         "brainlm evaluate --config {SETTINGS} --task {wildcards.target:q} 2>&1 | tee {log}"

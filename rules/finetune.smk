@@ -5,14 +5,14 @@ rule finetune:
         external=shards("external"),
     output:
         f"{MODELS}/finetune-{{target}}/predictions.parquet",
-    params:
-        settings("finetune"),
     log:
         f"{RESULTS}/logs/finetune/{CONFIG.release}-{{target}}.log",
-    resources:
-        **training_resources(TRAINING, nodes=1),
     conda:
         "../envs/training-cuda.yaml"
+    resources:
+        **training_resources(TRAINING, nodes=1),
+    params:
+        settings("finetune"),
     shell:
         "brainlm finetune --config {SETTINGS} --target {wildcards.target:q} 2>&1 | tee {log}"
 
@@ -23,14 +23,14 @@ rule scratch:
         external=shards("external"),
     output:
         f"{MODELS}/scratch-{{target}}/predictions.parquet",
-    params:
-        settings("finetune"),
     log:
         f"{RESULTS}/logs/scratch/{CONFIG.release}-{{target}}.log",
-    resources:
-        **training_resources(TRAINING, nodes=1),
     conda:
         "../envs/training-cuda.yaml"
+    resources:
+        **training_resources(TRAINING, nodes=1),
+    params:
+        settings("finetune"),
     shell:
         "brainlm finetune --from-scratch --config {SETTINGS} --target {wildcards.target:q}"
         " 2>&1 | tee {log}"

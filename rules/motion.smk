@@ -4,20 +4,20 @@ rule motion:
         f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
     output:
         f"{WORK}/motion.tsv",
-    params:
-        settings("motion"),
     log:
         f"{RESULTS}/logs/motion/{{cohort}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/motion/{{cohort}}/{{chunk}}.tsv"
-    resources:
-        cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
     group:
         "chunk"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(60),
+    params:
+        settings("motion"),
     shell:
         "brainlm motion --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log}"

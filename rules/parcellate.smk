@@ -4,20 +4,20 @@ rule parcellate:
         f"{WORK}/denoise.tsv",
     output:
         f"{WORK}/parcellate.tsv",
-    params:
-        settings("parcellate"),
     log:
         f"{RESULTS}/logs/parcellate/{{cohort}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/parcellate/{{cohort}}/{{chunk}}.tsv"
-    resources:
-        cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
     group:
         "chunk"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(60),
+    params:
+        settings("parcellate"),
     shell:
         "brainlm parcellate --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log}"
@@ -29,18 +29,18 @@ rule series:
         f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
     output:
         f"{WORK}/series.tsv",
-    params:
-        settings("series"),
     log:
         f"{RESULTS}/logs/series/{{cohort}}/{{chunk}}.log",
-    resources:
-        cpus_per_task=1,
-        mem_mb=more(2000),
-        runtime=more(30),
     group:
         "chunk"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(2000),
+        runtime=more(30),
+    params:
+        settings("series"),
     shell:
         "brainlm series --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log}"

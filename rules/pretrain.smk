@@ -10,17 +10,17 @@ rule pretrain:
     output:
         f"{MODELS}/pretrain/model.safetensors",
         f"{MODELS}/pretrain/metrics.jsonl",
-    params:
-        settings("pretrain"),
-        launch=launch_line(TRAINING),
     log:
         f"{RESULTS}/logs/pretrain/{CONFIG.release}.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain/{CONFIG.release}.tsv"
-    resources:
-        **training_resources(TRAINING),
     retries: 3
     conda:
         "../envs/training-cuda.yaml"
+    resources:
+        **training_resources(TRAINING),
+    params:
+        settings("pretrain"),
+        launch=launch_line(TRAINING),
     shell:
         "{params.launch} pretrain --config {SETTINGS} 2>&1 | tee -a {log}"

@@ -15,12 +15,12 @@ rule release:
         scaling=f"{RELEASE}/scaling.json",
     log:
         f"{RESULTS}/logs/release/{CONFIG.release}.log",
+    conda:
+        "../envs/pipeline.yaml"
     resources:
         cpus_per_task=1,
         mem_mb=more(4000),
         runtime=more(60),
-    conda:
-        "../envs/pipeline.yaml"
     shell:
         "brainlm release --config {SETTINGS} 2>&1 | tee {log}"
 
@@ -33,11 +33,11 @@ rule summary:
         f"{RESULTS}/failures.tsv",
     log:
         f"{RESULTS}/logs/summary.log",
+    conda:
+        "../envs/pipeline.yaml"
     resources:
         cpus_per_task=1,
         mem_mb=1000,
         runtime=10,
-    conda:
-        "../envs/pipeline.yaml"
     shell:
         "brainlm summary --config {SETTINGS} 2>&1 | tee {log}"

@@ -4,8 +4,7 @@ rule report:
         SHARDS,
         f"{RESULTS}/failures.tsv",
         f"{MODELS}/pretrain/metrics.jsonl",
-        f"{EVALUATION}/reconstruction.parquet",
-        expand(f"{EVALUATION}/target-{{target}}.parquet", target=CONFIG.finetune.targets),
+        RESULT_TABLES,
     output:
         report(
             f"{RESULTS}/report/index.html",
@@ -14,11 +13,11 @@ rule report:
         ),
     log:
         f"{RESULTS}/logs/report.log",
+    conda:
+        "../envs/pipeline.yaml"
     resources:
         cpus_per_task=1,
         mem_mb=more(4000),
         runtime=more(30),
-    conda:
-        "../envs/pipeline.yaml"
     shell:
         "brainlm report --config {SETTINGS} 2>&1 | tee {log}"

@@ -10,18 +10,18 @@ rule shard:
     output:
         shard=f"{RESULTS}/shards/{{cohort}}/{{chunk}}.parquet",
         quantiles=f"{RESULTS}/shards/{{cohort}}/{{chunk}}.quantiles.parquet",
-    params:
-        settings("shard"),
     log:
         f"{RESULTS}/logs/shard/{{cohort}}/{{chunk}}.log",
-    resources:
-        cpus_per_task=1,
-        mem_mb=more(2000),
-        runtime=more(20),
     group:
         "chunk"
     conda:
         "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(2000),
+        runtime=more(20),
+    params:
+        settings("shard"),
     shell:
         "brainlm shard --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " 2>&1 | tee {log}"

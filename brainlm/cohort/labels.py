@@ -48,7 +48,8 @@ def read_participants(cohort: Cohort) -> pd.DataFrame:
         raise BrainLMError(f"{path}: not a readable table ({error})") from None
     if "participant_id" not in table:
         raise BrainLMError(
-            f"{path}: expected a column participant_id, found: {', '.join(map(str, table.columns))}"
+            f"{path}: expected a column participant_id, found: "
+            + ", ".join(map(str, table.columns))
         )
     ids = table["participant_id"].astype(str)
     table["participant_id"] = ids.where(ids.str.startswith("sub-"), "sub-" + ids)

@@ -6,7 +6,7 @@ Series are ``[T, R]`` on disk and ``[B, R, T]`` in the model.
 One row is one recording. To decode a row without this package::
 
     row = pandas.read_parquet("shard.parquet").iloc[0]
-    series = numpy.frombuffer(row.series, row.series_dtype).reshape(row.num_timepoints, -1)   # [T, R]
+    series = numpy.frombuffer(row.series, row.series_dtype).reshape(row.num_timepoints, -1)
 """
 
 from .corpus import Corpus

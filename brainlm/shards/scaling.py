@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ..errors import BrainLMError
 from ..files import atomic_path, read_json, write_json
 
-#: |quantile - exact| <= RELATIVE_TOLERANCE * |exact| (a bin's width; values below 1e-38 count as 0)
+#: |quantile - exact| <= RELATIVE_TOLERANCE * |exact| (a bin's width)
 RELATIVE_TOLERANCE = 2.0**-7
 _BINS = 1 << 16
 

@@ -69,7 +69,7 @@ def test_parse_name():
 def test_missing_and_empty_folders_are_clear(tmp_path):
     with pytest.raises(BrainLMError, match="folder not found"):
         find_recordings(tmp_path / "none", "bids")
-    with pytest.raises(BrainLMError, match="no recording found.*sub-"):
+    with pytest.raises(BrainLMError, match=r"no recording found.*sub-"):
         find_recordings(tmp_path, "bids")
     (tmp_path / "file").touch()
     with pytest.raises(BrainLMError, match="folder not found"):

@@ -1,0 +1,212 @@
+"""What Snakemake plans, as exact sets of jobs. Nothing is executed: outputs are stood in by empty
+files that Snakemake's own ``--touch`` marks as made."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+results: results
+release: r1
+cohorts:
+  - {name: a, folder: bids_a, layout: bids, role: reference}
+atlas: {name: demo424, folder: atlas}
+chunks: {recordings: 4}
+model: {preset: tiny}
+finetune: {targets: [age]}
+"""
+CHUNK_STAGES = ("motion", "normalise", "denoise", "parcellate", "shard")
+REPORTING = {("summary", ""), ("report", "")}
+
+
+def make_subjects(folder: Path, numbers) -> None:
+    for number in numbers:
+        func = folder / f"sub-{number:02d}" / "func"
+        func.mkdir(parents=True)
+        (func / f"sub-{number:02d}_task-rest_bold.nii.gz").write_bytes(b"x")
+
+
+class Clone:
+    """A working folder with the workflow in it, as a clone has."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("workflow", "rules", "slurm", "envs"):
+            shutil.copytree(ROOT / name, folder / name)
+        self.configure()
+
+    def configure(self, old: str = "", new: str = "") -> None:
+        path = self.folder / "config.yaml"
+        text = path.read_text() if path.exists() else CONFIG
+        assert old in text
+        path.write_text(text.replace(old, new) if old else text)
+
+    def snakemake(self, *options: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", *options],
+            cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    def plan(self, *options: str) -> set[tuple[str, str]]:
+        """(rule, cohort/chunk or target) of every planned job but `all`."""
+        text = self.snakemake("--dry-run", *options)
+        jobs = set()
+        for block in re.split(r"\n\s*(?=rule \w+:\n)", text)[1:]:
+            rule = re.match(r"rule (\w+):", block)[1]
+            words = re.search(r"wildcards: (.*)", block)
+            values = re.findall(r"=([^,\s]+)", words[1]) if words else []
+            jobs.add((rule, "/".join(values)))
+        return jobs - {("all", "")}
+
+    def pretend_done(self) -> None:
+        """Make every planned output as an empty file and let Snakemake mark it."""
+        text = self.snakemake("--dry-run")
+        for line in re.findall(r"^\s+output: (.*)", text, re.MULTILINE):
+            for name in line.split(", "):
+                path = self.folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        self.snakemake("--touch", "--quiet", "all")
+        assert self.plan() == set()
+
+
+def chunk_jobs(*chunks: str) -> set[tuple[str, str]]:
+    return {(stage, chunk) for stage in CHUNK_STAGES for chunk in chunks}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A clone whose cohort `a` of 8 recordings (2 chunks) is through."""
+    folder = tmp_path_factory.mktemp("plan") / "clone"
+    folder.mkdir()
+    make_subjects(folder / "bids_a", range(10, 18))
+    clone = Clone(folder)
+    everything = clone.plan()
+    assert everything == chunk_jobs("a/00000", "a/00001") | REPORTING | {
+        ("release", ""), ("pretrain", ""), ("finetune", "age"), ("scratch", "age"),
+        ("reconstruction", ""), ("target", "age"),
+    }  # fmt: skip
+    clone.pretend_done()
+    return folder
+
+
+@pytest.fixture
+def clone(finished, tmp_path) -> Clone:
+    folder = tmp_path / "clone"
+    shutil.copytree(finished, folder)  # copy2: times are kept
+    clone = Clone.__new__(Clone)
+    clone.folder = folder
+    return clone
+
+
+def bytes_and_times(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in folder.rglob("*.parquet")
+    }
+
+
+def test_a_new_subject_plans_only_its_chunk(clone):
+    before = bytes_and_times(clone.folder / "results/shards")
+    make_subjects(clone.folder / "bids_a", [5])  # sorts before the known ones
+    assert clone.plan() == chunk_jobs("a/00002") | REPORTING
+    assert bytes_and_times(clone.folder / "results/shards") == before
+
+
+def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
+    make_subjects(clone.folder / "bids_b", range(5))
+    clone.configure(
+        "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: external}\natlas:"
+    )
+    assert clone.plan() == chunk_jobs("b/00000", "b/00001") | REPORTING | {
+        ("reconstruction", ""), ("target", "age"),
+    }  # fmt: skip
+
+
+def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
+    make_subjects(clone.folder / "bids_b", range(3))
+    clone.configure(
+        "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: reference}\natlas:"
+    )
+    assert clone.plan() == chunk_jobs("b/00000") | REPORTING
+
+
+def test_a_new_release_trains_and_preprocesses_nothing(clone):
+    clone.configure("release: r1", "release: r2")
+    assert clone.plan() == {
+        ("release", ""), ("pretrain", ""), ("finetune", "age"), ("scratch", "age"),
+        ("reconstruction", ""), ("target", "age"), ("report", ""),
+    }  # fmt: skip
+
+
+def test_a_replaced_recording_plans_its_chunk(clone):
+    path = clone.folder / "bids_a/sub-16/func/sub-16_task-rest_bold.nii.gz"
+    path.write_bytes(b"another recording")
+    assert clone.plan() == chunk_jobs("a/00001") | REPORTING
+
+
+def test_a_removed_recording_plans_its_chunk(clone):
+    shutil.rmtree(clone.folder / "bids_a/sub-12")
+    assert clone.plan() == chunk_jobs("a/00000") | REPORTING
+
+
+def test_a_deleted_shard_is_made_again_from_what_is_there(clone):
+    (clone.folder / "results/shards/a/00001.parquet").unlink()
+    assert clone.plan() == {("shard", "a/00001")} | REPORTING
+
+
+def test_a_setting_reruns_its_stage_and_what_follows(clone):
+    clone.configure("chunks:", "preprocess: {min_coverage: 0.7}\nchunks:")
+    stages = {(s, f"a/{c}") for s in ("parcellate", "shard") for c in ("00000", "00001")}
+    assert clone.plan() == stages | REPORTING
+
+
+def test_settings_that_do_not_change_results_plan_nothing(clone):
+    clone.configure("chunks:", "preprocess: {time_limit_min: 90}\nchunks:")
+    clone.configure("finetune:", "pretrain: {checkpoint_every_min: 3, cpus: 3}\nfinetune:")
+    assert clone.plan() == set()
+
+
+def test_an_edited_comment_in_a_rule_plans_nothing(clone):
+    for path in clone.folder.glob("rules/*.smk"):
+        path.write_text("# a remark\n" + path.read_text())
+    assert clone.plan() == set()
+
+
+def test_the_slurm_profile_resolves_in_a_clone_with_an_empty_home(clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "empty"))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    make_subjects(clone.folder / "bids_a", [5])
+    assert clone.plan("--profile", "slurm") == chunk_jobs("a/00002") | REPORTING
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("results: results", "resuls: results", "did you mean 'results'"),
+        ("folder: bids_a", "folder: nowhere", "folder not found"),
+        ("folder: bids_a", "folder: empty", "no recording found"),
+        ("name: demo424", "name: a425", "did you mean 'a424'"),
+    ],
+)
+def test_bad_configuration_ends_in_one_clear_line(clone, old, new, words):
+    (clone.folder / "empty").mkdir()
+    clone.configure(old, new)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", "-n"],
+        cwd=clone.folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    line = [x for x in done.stderr.splitlines() if x.startswith("brainlm:")]
+    assert len(line) == 1
+    assert words in line[0]
+    assert "Traceback" not in done.stderr
