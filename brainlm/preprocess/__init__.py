@@ -1,0 +1,1 @@
+"""From a raw recording to parcel series: arrays in, arrays out, one file per step."""
