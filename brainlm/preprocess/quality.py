@@ -1,0 +1,84 @@
+"""Figures that say how good a recording is. Arrays in, numbers out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: A leading volume is non-steady when the brain is brighter than the rest by this share ...
+NON_STEADY_RISE = 0.01
+#: ... and by this many robust standard deviations of the volume means.
+NON_STEADY_SD = 5.0
+MAX_NON_STEADY = 10
+_MAD_TO_SD = 1.4826
+
+
+def count_non_steady(volumes: np.ndarray) -> int:
+    """Leading volumes in which longitudinal magnetisation has not settled.
+
+    T1 saturation makes the first volumes brighter by several percent. They are counted from the
+    start while the mean over the bright half of the voxels exceeds the median of all volumes by
+    both 1 % and five robust standard deviations, at most ten and never more than a tenth of the
+    run.
+
+    Parameters
+    ----------
+    volumes : ndarray [T, Z, Y, X]
+    """
+    limit = min(MAX_NON_STEADY, len(volumes) // 10)
+    every = max(1, volumes[0].size // 20000)
+    sample = volumes.reshape(len(volumes), -1)[:, ::every]
+    typical = np.median(sample, axis=0)
+    level = sample[:, typical > typical.mean()].mean(1, dtype=np.float64)
+    middle = np.median(level)
+    spread = _MAD_TO_SD * np.median(np.abs(level - middle))
+    rise = max(NON_STEADY_RISE * abs(middle), NON_STEADY_SD * spread)
+    settled = level <= middle + rise
+    return min(int(np.argmax(settled)) if settled.any() else 0, limit)
+
+
+def measure_dvars(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """RMS over voxels of the change from the volume before.
+
+    Parameters
+    ----------
+    series : ndarray [T, N]
+        Brain voxels, scanner units.
+
+    Returns
+    -------
+    dvars : ndarray [T]
+        Percent of the brain's median intensity; the first value is NaN.
+    standardised : ndarray [T]
+        Divided by what independent AR(1) noise of the same robust SD would give (Nichols 2013,
+        "Notes on creating a standardized version of DVARS"); 1 means nothing but noise.
+    """
+    change = np.diff(series, axis=0)
+    dvars = np.full(len(series), np.nan)
+    dvars[1:] = np.sqrt(np.einsum("tn,tn->t", change, change, dtype=np.float64) / series.shape[1])
+    low, high = np.percentile(series, [25, 75], axis=0, method="lower")
+    robust_sd = (high - low) / 1.349
+    centred = series - series.mean(0)
+    power = np.einsum("tn,tn->n", centred, centred)
+    lagged = np.einsum("tn,tn->n", centred[1:], centred[:-1])
+    ar1 = np.divide(lagged, power, out=np.zeros_like(power), where=power > 0)
+    expected = np.sqrt(np.maximum(2 * (1 - ar1), 0)) * robust_sd
+    level = np.median(series.mean(0))
+    return 100 * dvars / level, dvars / max(expected.mean(), np.finfo(float).tiny)
+
+
+def measure_tsnr(series: np.ndarray, drift: np.ndarray | None = None) -> float:
+    """Median over voxels of temporal mean / SD, after `drift` columns [T, C] are removed."""
+    from .filter import clean_columns
+
+    mean = series.mean(0, dtype=np.float64)
+    residual = clean_columns(series, drift) if drift is not None else series - mean
+    sd = residual.std(0, dtype=np.float64)
+    usable = (sd > 0) & (mean > 0)
+    return float(np.median(mean[usable] / sd[usable])) if usable.any() else float("nan")
+
+
+def mean_connectivity(series: np.ndarray) -> np.ndarray:
+    """Correlations of all pairs of columns with data: upper triangle, [pairs]."""
+    kept = series[:, np.isfinite(series).all(0) & (series.std(0) > 0)]
+    matrix = np.corrcoef(kept.T)
+    return matrix[np.triu_indices(len(matrix), 1)]

@@ -1,0 +1,698 @@
+"""The stages of one recording. Each reads what the one before wrote, so each can be rerun alone.
+
+motion -> normalise -> denoise -> parcellate, for raw images; series, for parcel series. A stage
+writes small fits as BIDS derivatives and returns figures for the stage table. What it writes
+depends on its input and its parameters only, byte for byte; times are in the figures alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..atlas import Atlas
+from ..cohort.recordings import Entry
+from ..config import Preprocess
+from ..errors import BrainLMError, RecordingError
+from ..files import atomic_path, read_json, write_json
+from .derivatives import (
+    derivative_path,
+    describe_dataset,
+    read_table,
+    read_transforms,
+    read_volume,
+    write_table,
+    write_transforms,
+    write_volume,
+)
+from .read import Bold, read_bold, read_image, read_series
+from .registry import PARAMETERS, STAGE_VERSIONS
+
+Figures = dict[str, Any]
+#: Voxels that DVARS and tSNR are measured on: evenly spaced ones of the brain mask.
+QUALITY_POINTS = 20_000
+#: cc; brain masks outside this range are not of a brain
+BRAIN_RANGE_CC = (300.0, 3000.0)
+#: Share of the brain's median intensity below which a point is outside the image's content.
+EMPTY_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, and what its result depends on.
+
+    Attributes
+    ----------
+    function : callable
+        ``(entry, out, series_dir, config, atlas) -> figures``.
+    version : int
+        Raised when the code changes its output.
+    parameters : callable
+        The configuration keys that change this stage's result.
+    """
+
+    name: str
+    function: Callable[[Entry, Path, Path, Preprocess, Atlas], Figures]
+    version: int
+    parameters: Callable[[Preprocess], dict[str, Any]]
+
+
+class _Paths:
+    """Derivatives of one recording."""
+
+    def __init__(self, out: Path, entry: Entry, space: str | None = None):
+        def path(suffix: str, extension: str, **entities: str) -> Path:
+            # "from" is a keyword: callers write from_
+            named = {key.rstrip("_"): value for key, value in entities.items()}
+            return derivative_path(out, entry.recording_id, suffix, extension, named)
+
+        space = space or "template"
+        self.confounds = path("timeseries", ".tsv", desc="confounds")
+        self.transforms = path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc")
+        self.boldref = path("boldref", ".nii.gz", desc="hmc")
+        self.mask = path("mask", ".nii.gz", desc="brain")
+        self.normalisation = path("xfm", ".npz", from_="boldref", to=space, mode="image")
+        self.mixing = path("mixing", ".tsv", desc="ica")
+        self.metrics = path("metrics", ".tsv", desc="aroma")
+        self.maps = path("components", ".nii.gz", space=space, desc="ica")
+        self._path = path
+
+    def coverage(self, atlas: Atlas) -> Path:
+        return self._path("bold", ".tsv", space=atlas.space, atlas=atlas.name, stat="coverage")
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON file beside a derivative."""
+    name = path.name.removesuffix(".gz")
+    return path.with_name(name[: name.rindex(".")] + ".json")
+
+
+@contextmanager
+def _timed(figures: Figures, step: str):
+    start = time.perf_counter()
+    yield
+    figures[f"{step}_s"] = round(time.perf_counter() - start, 3)
+
+
+def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas) -> Figures:
+    """Read, check, drop non-steady volumes, correct slice times if asked, estimate motion.
+
+    Raises
+    ------
+    RecordingError
+        ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``motion_failed``.
+    """
+    from .mask import brain_mask
+    from .motion import estimate_motion
+    from .quality import count_non_steady
+
+    figures: Figures = {}
+    with _timed(figures, "read"):
+        bold = read_bold(entry.path)
+    count, tr_s = len(bold.volumes), bold.tr_s
+    acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
+    dropped = count_non_steady(bold.volumes)
+    usable_s = (count - dropped) * tr_s
+    if usable_s < config.min_duration_s:
+        raise RecordingError(
+            "too_short",
+            f"{usable_s:.1f} s usable ({count - dropped} volumes of {tr_s:g} s), at least "
+            f"{config.min_duration_s:g} s needed",
+            **acquired,
+        )
+    bold = _settled(bold, dropped, config)
+    with _timed(figures, "motion"):
+        estimate = estimate_motion(bold.volumes, bold.affine)
+        mask = brain_mask(estimate.reference, bold.affine)
+    _check_brain(mask, bold.affine, acquired)
+    with _timed(figures, "quality"):
+        columns, measured = _measure(bold, estimate, mask)
+    figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | measured
+    paths = _Paths(out, entry)
+    describe_dataset(out, _cohort_folder(entry))
+    write_volume(paths.boldref, estimate.reference, bold.affine, space="scanner")
+    write_volume(paths.mask, mask, bold.affine, space="scanner")
+    write_transforms(paths.transforms, estimate.transforms)
+    _describe_transforms(paths, entry, estimate)
+    write_table(paths.confounds, columns)
+    steps = ("read_s", "motion_s", "quality_s")
+    stated = {key: value for key, value in figures.items() if key not in steps}
+    write_json(
+        sidecar(paths.boldref),
+        {
+            "Description": "Reference image of motion correction",
+            "Sources": [f"bids:raw:{entry.source}"],
+            "SkullStripped": False,
+            "RepetitionTime": tr_s,
+            "NumberOfVolumesDiscardedByPipeline": dropped,
+            "SliceTimingCorrected": _can_correct_slices(bold, config),
+            "Warnings": bold.warnings,
+            "Figures": _plain(stated),
+        },
+    )
+    write_json(sidecar(paths.mask), {"Type": "Brain", "Sources": [_uri(out, paths.boldref)]})
+    write_json(sidecar(paths.confounds), _describe_confounds(columns))
+    return figures
+
+
+def normalise(
+    entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
+) -> Figures:
+    """Fit template space to the reference image, through the T1w where there is one.
+
+    Raises
+    ------
+    RecordingError
+        ``registration_failed``.
+    """
+    from . import normalise as engine
+    from .template import load_template
+
+    figures: Figures = {}
+    paths = _Paths(out, entry, atlas.space)
+    template = load_template(_space(atlas))
+    reference, affine = read_volume(paths.boldref)
+    mask = read_volume(paths.mask)[0] > 0
+    t1w = t1w_affine = None
+    if config.use_t1w and entry.t1w is not None:
+        with _timed(figures, "read"):
+            t1w, t1w_affine = read_image(entry.t1w)
+    with _timed(figures, "normalise"):
+        fit = engine.normalise(
+            reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
+        )
+    with atomic_path(paths.normalisation) as temporary:
+        fit.save(temporary)
+    quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
+    write_json(
+        sidecar(paths.normalisation),
+        {
+            "Description": "Template mm -> reference world mm",
+            "Sources": [_uri(out, paths.boldref)],
+            "Method": fit.method,
+            "Template": template.space,
+            "TemplateImage": template.image_space,
+            "TemplateNote": template.note,
+            "Quality": _plain(quality),
+        },
+    )
+    return figures | {"method": fit.method, **quality}
+
+
+def denoise(
+    entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
+) -> Figures:
+    """Tissue signals, and by configuration an ICA with its verdicts, into the confounds table.
+
+    Raises
+    ------
+    RecordingError
+        ``denoise_failed``.
+    """
+    from .denoise import fit_ica, make_grid, motion_columns
+    from .filter import cosine_basis
+    from .template import load_template
+
+    figures: Figures = {}
+    paths = _Paths(out, entry, atlas.space)
+    with _timed(figures, "read"):
+        bold = _prepared(entry, paths, config)
+    template = load_template(_space(atlas))
+    grid = make_grid(template)
+    with _timed(figures, "sample"):
+        samples = _sample_grid(bold, paths, grid)
+    confounds = _motion_part(read_table(paths.confounds))
+    parameters = np.column_stack(
+        [confounds[n] for n in motion_columns(np.zeros((1, 6))) if "1" not in n and "2" not in n]
+    )
+    confounds |= _tissue_signals(samples, grid)
+    basis = cosine_basis(len(samples), bold.tr_s, config.high_pass_hz)
+    confounds |= {f"cosine{k:02d}": basis[:, k + 1] for k in range(basis.shape[1] - 1)}
+    if config.denoise.startswith("ica"):
+        with _timed(figures, "ica"):
+            fit = fit_ica(samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz)
+        numbers = np.flatnonzero(fit.noise) + 1
+        confounds |= {f"aroma_motion_{n:02d}": fit.mixing[:, n - 1] for n in numbers}
+        figures |= {
+            "num_components": len(fit.noise),
+            "num_removed": int(fit.noise.sum()),
+            "ica_iterations": fit.iterations,
+            "ica_converged": int(fit.converged),
+        }
+        _write_components(paths, fit, grid, bold.tr_s)
+    else:
+        for stale in (paths.mixing, paths.metrics, paths.maps):
+            stale.unlink(missing_ok=True)
+            sidecar(stale).unlink(missing_ok=True)
+    write_table(paths.confounds, confounds)
+    write_json(sidecar(paths.confounds), _describe_confounds(confounds))
+    return figures
+
+
+def parcellate(
+    entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
+) -> Figures:
+    """The only interpolation: raw volumes to parcel means; then clean, percent, resample.
+
+    Raises
+    ------
+    RecordingError
+        ``parcellation_failed`` or ``denoise_failed``.
+    """
+    from .filter import clean
+    from .parcellate import to_percent
+    from .quality import mean_connectivity
+    from .resample import resample
+
+    figures: Figures = {}
+    paths = _Paths(out, entry, atlas.space)
+    with _timed(figures, "read"):
+        bold = _prepared(entry, paths, config)
+    with _timed(figures, "sample"):
+        raw, coverage = _sample_parcels(bold, paths, atlas)
+    with _timed(figures, "clean"):
+        nuisance, signal = _nuisance(paths, config)
+        band = {"high_pass_hz": config.high_pass_hz, "low_pass_hz": config.low_pass_hz}
+        cleaned = clean(raw, bold.tr_s, **band, nuisance=nuisance, signal=signal)
+        percent, baseline, coverage = to_percent(raw, cleaned, coverage, config.min_coverage)
+        filtered = clean(raw[:, np.isfinite(baseline)], bold.tr_s, **band)
+        series = resample(percent, bold.tr_s, config.sample_period_s).astype(np.float32)
+    alive = np.isfinite(baseline)
+    before, after = (np.mean(np.abs(mean_connectivity(s))) for s in (filtered, percent[:, alive]))
+    written = read_json(sidecar(paths.boldref))["Figures"]
+    kept = ("mean_fd_mm", "mean_dvars", "tsnr", "repetition_time_s", "duration_s")
+    figures |= {key: written[key] for key in kept} | {
+        "num_timepoints": len(series),
+        "parcels_with_data": int(alive.sum()),
+        "mean_coverage": float(coverage.mean()),
+        "mean_abs_r_before": float(before),
+        "mean_abs_r_after": float(after),
+        "variance_kept": float(
+            (percent[:, alive] ** 2).sum() / ((100 * filtered / baseline[alive]) ** 2).sum()
+        ),
+    }
+    _write_coverage(paths.coverage(atlas), atlas, coverage, baseline)
+    _write_series(
+        series_dir,
+        entry,
+        series=series,
+        baseline=baseline.astype(np.float32),
+        coverage=coverage.astype(np.float32),
+        tr_s=bold.tr_s,
+        sample_period_s=config.sample_period_s,
+        units="percent",
+        **{key: written[key] for key in kept[:3] + kept[4:]},
+    )
+    return figures
+
+
+def parcels_layout(
+    entry: Entry,
+    series_dir: Path,
+    config: Preprocess,
+    atlas: Atlas,
+    repetition_time_s: float | None = None,
+) -> Figures:
+    """Parcel series as delivered: checked, dead columns marked, resampled; nothing else.
+
+    They were filtered and denoised, or not, by whoever made them, and their mean may be their
+    baseline: neither filter nor scale is applied here. ``high_pass_hz``, ``low_pass_hz`` and
+    ``denoise`` concern raw images.
+
+    Raises
+    ------
+    RecordingError
+        ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``parcellation_failed``.
+    """
+    from .resample import resample
+
+    raw, tr_s = read_series(entry.path, repetition_time_s=repetition_time_s)
+    acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
+    if raw.shape[1] != atlas.num_parcels:
+        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
+        raise RecordingError(
+            "bad_data",
+            f"{entry.path}: expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
+            f"{raw.shape[1]}{turned}",
+            **acquired,
+        )
+    if acquired["duration_s"] < config.min_duration_s:
+        raise RecordingError(
+            "too_short",
+            f"{acquired['duration_s']:.1f} s usable ({len(raw)} time points of {tr_s:g} s), at "
+            f"least {config.min_duration_s:g} s needed",
+            **acquired,
+        )
+    finite = np.isfinite(raw)
+    partly = ~finite.all(0) & finite.any(0)
+    if partly.any() or np.isinf(raw).any():
+        rows = np.flatnonzero(~finite[:, partly | np.isinf(raw).any(0)].all(1))
+        raise RecordingError(
+            "bad_data",
+            f"{entry.path}: NaN or infinite values at {len(rows)} of {len(raw)} time points "
+            f"(first {rows[0]}) in {int(partly.sum())} parcels that have data elsewhere",
+            **acquired,
+        )
+    dead = ~finite.all(0)
+    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
+    if dead.mean() > 0.5:
+        raise RecordingError(
+            "parcellation_failed",
+            f"{entry.path}: {int(dead.sum())} of {len(dead)} parcels are empty or constant, at "
+            "most half may be",
+            **acquired,
+        )
+    live = np.where(dead, np.nan, raw)
+    series = resample(live, tr_s, config.sample_period_s).astype(np.float32)
+    _write_series(
+        series_dir,
+        entry,
+        series=series,
+        baseline=live.mean(0, dtype=np.float64).astype(np.float32),
+        coverage=(~dead).astype(np.float32),
+        tr_s=tr_s,
+        sample_period_s=config.sample_period_s,
+        units="as delivered",
+        duration_s=acquired["duration_s"],
+        mean_fd_mm=np.nan,
+        mean_dvars=np.nan,
+        tsnr=np.nan,
+    )
+    return acquired | {
+        "num_timepoints": len(series),
+        "parcels_with_data": int((~dead).sum()),
+        "mean_coverage": float((~dead).mean()),
+    }
+
+
+def _series(
+    entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
+) -> Figures:
+    return parcels_layout(entry, series_dir, config, atlas)
+
+
+STAGES: dict[str, Stage] = {
+    name: Stage(name, function, STAGE_VERSIONS[name], PARAMETERS[name])
+    for name, function in {
+        "motion": motion,
+        "normalise": normalise,
+        "denoise": denoise,
+        "parcellate": parcellate,
+        "series": _series,
+    }.items()
+}
+
+
+# ---- what a recording is to every stage: the same volumes
+
+
+def _settled(bold: Bold, dropped: int, config: Preprocess) -> Bold:
+    """Without the non-steady volumes, slice times corrected where asked and known."""
+    volumes = bold.volumes[dropped:]
+    if _can_correct_slices(bold, config):
+        volumes = _shift_slices(volumes, bold.tr_s, bold.sidecar)
+    return Bold(volumes, bold.affine, bold.tr_s, bold.sidecar, bold.warnings)
+
+
+def _can_correct_slices(bold: Bold, config: Preprocess) -> bool:
+    return config.slice_timing and "SliceTiming" in bold.sidecar
+
+
+def _shift_slices(volumes: np.ndarray, tr_s: float, metadata: dict) -> np.ndarray:
+    """Cubic interpolation in time to the middle of the slices' acquisition."""
+    from scipy.interpolate import CubicSpline
+
+    times = np.asarray(metadata["SliceTiming"], np.float64)
+    direction = metadata.get("SliceEncodingDirection", "k")
+    axis = {"k": 1, "j": 2, "i": 3}[direction[0]]
+    if direction.endswith("-"):
+        times = times[::-1]
+    if len(times) != volumes.shape[axis] or times.min() < 0 or times.max() >= tr_s:
+        raise RecordingError(
+            "bad_metadata",
+            f"SliceTiming: expected {volumes.shape[axis]} times from 0 to below {tr_s:g} s, found "
+            f"{len(times)} from {times.min():g} to {times.max():g}; correct it or set "
+            "slice_timing: false",
+        )
+    middle = (times.max() + times.min()) / 2
+    clock = np.arange(len(volumes)) * tr_s
+    out = np.empty_like(volumes)
+    for index, start in enumerate(times):
+        part: tuple = (slice(None),) * axis + (index,)
+        wanted = np.clip(clock + middle, start, clock[-1] + start)
+        out[part] = CubicSpline(clock + start, volumes[part])(wanted)
+    return out
+
+
+def _prepared(entry: Entry, paths: _Paths, config: Preprocess) -> Bold:
+    if not sidecar(paths.boldref).exists():
+        raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage first")
+    made = read_json(sidecar(paths.boldref))
+    return _settled(read_bold(entry.path), made["NumberOfVolumesDiscardedByPipeline"], config)
+
+
+def _space(atlas: Atlas) -> str:
+    if atlas.space is None:
+        raise BrainLMError(
+            f"atlas {atlas.name}: known by its time series only; raw images need an atlas with a "
+            "label image"
+        )
+    return atlas.space
+
+
+def _cohort_folder(entry: Entry) -> Path:
+    return entry.path.parents[len(Path(entry.source).parts) - 1]
+
+
+def _uri(out: Path, path: Path) -> str:
+    return f"bids::{path.relative_to(out)}"
+
+
+# ---- motion
+
+
+def _check_brain(mask: np.ndarray, affine: np.ndarray, acquired: dict) -> None:
+    volume_cc = float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+    low, high = BRAIN_RANGE_CC
+    if not low <= volume_cc <= high:
+        raise RecordingError(
+            "bad_data",
+            f"nothing that looks like a whole brain: the brain mask holds {volume_cc:.0f} cc, "
+            f"expected {low:g} to {high:g}",
+            **acquired,
+        )
+
+
+def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures]:
+    """Confound columns and figures that motion correction yields."""
+    from .denoise import motion_columns
+    from .filter import cosine_basis
+    from .motion import framewise_displacement_jenkinson, framewise_displacement_power
+    from .quality import measure_dvars, measure_tsnr
+    from .sampling import sample
+
+    voxels = np.argwhere(mask)
+    voxels = voxels[:: max(1, len(voxels) // QUALITY_POINTS)]
+    points = voxels[:, ::-1] @ bold.affine[:3, :3].T + bold.affine[:3, 3]
+    series = sample(bold.volumes, bold.affine, points, estimate.transforms)
+    series = series[:, np.isfinite(series).all(0)]
+    dvars, std_dvars = measure_dvars(series)
+    fd = framewise_displacement_power(estimate.parameters)
+    rmsd = framewise_displacement_jenkinson(estimate.transforms, estimate.centre)
+    columns = motion_columns(estimate.parameters)
+    columns |= {
+        "framewise_displacement": _first_missing(fd),
+        "rmsd": _first_missing(rmsd),
+        "dvars": 10 * dvars,
+        "std_dvars": std_dvars,
+    }
+    drift = cosine_basis(len(series), bold.tr_s, 0.008)
+    return columns, {
+        "mean_fd_mm": float(np.nanmean(columns["framewise_displacement"])),
+        "max_fd_mm": float(np.nanmax(columns["framewise_displacement"])),
+        "mean_dvars": float(np.nanmean(dvars)),
+        "tsnr": measure_tsnr(series, drift),
+        "brain_cc": float(mask.sum() * abs(np.linalg.det(bold.affine[:3, :3])) / 1000),
+        "reference_volume": int(estimate.reference_index),
+    }
+
+
+def _first_missing(values: np.ndarray) -> np.ndarray:
+    """Displacement of the first volume is unknown, not 0."""
+    values = np.asarray(values, np.float64).copy()
+    values[0] = np.nan
+    return values
+
+
+def _describe_transforms(paths: _Paths, entry: Entry, estimate: Any) -> None:
+    write_json(
+        sidecar(paths.transforms),
+        {
+            "Description": "One rigid transform per volume: reference world -> volume's world, "
+            "ITK text (LPS)",
+            "Sources": [f"bids:raw:{entry.source}"],
+            "ReferenceVolume": int(estimate.reference_index),
+            "CentreOfRotation": [float(value) for value in estimate.centre],
+        },
+    )
+
+
+_CONFOUNDS = {
+    "trans": ("Translation about the brain's centre", "mm"),
+    "rot": ("Rotation about the brain's centre", "rad"),
+    "framewise_displacement": ("Power 2012: sum of absolute changes, 50 mm sphere", "mm"),
+    "rmsd": ("Jenkinson: RMS displacement over an 80 mm sphere, between volumes", "mm"),
+    "dvars": ("RMS change between volumes, brain median scaled to 1000", "arbitrary"),
+    "std_dvars": ("Standardised DVARS (Nichols 2013)", "arbitrary"),
+    "global_signal": ("Mean over the template's brain mask", "arbitrary"),
+    "csf": ("Mean over the ventricles", "arbitrary"),
+    "white_matter": ("Mean over deep white matter", "arbitrary"),
+    "cosine": ("Discrete cosine of the high-pass filter", "arbitrary"),
+    "aroma_motion": ("Time course of a component classified as artefact", "arbitrary"),
+}
+
+
+def _describe_confounds(columns: dict) -> dict[str, dict[str, str]]:
+    out = {}
+    for name in columns:
+        stem = next(
+            key for key in sorted(_CONFOUNDS, key=len, reverse=True) if name.startswith(key)
+        )
+        meaning, unit = _CONFOUNDS[stem]
+        unit = f"{unit}^2" if name.endswith("power2") else unit
+        out[name] = {"Description": meaning, "Units": unit}
+    return out
+
+
+def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns of the motion stage: those of an earlier denoise stage are made anew."""
+    made_later = ("global_signal", "csf", "white_matter", "cosine", "aroma_motion")
+    return {k: v for k, v in confounds.items() if not k.startswith(made_later)}
+
+
+# ---- denoise
+
+
+def _sample_grid(bold: Bold, paths: _Paths, grid: Any) -> np.ndarray:
+    """Motion-corrected, smoothed samples [T, N] on a grid of template space."""
+    from .denoise import SMOOTH_FWHM_MM, smooth_grid
+    from .normalise import Normalisation
+    from .sampling import sample_smooth
+
+    world = Normalisation.load(paths.normalisation)(grid.points)
+    samples = sample_smooth(bold.volumes, bold.affine, world, read_transforms(paths.transforms))
+    mean = samples.mean(0)
+    level = np.nanmedian(mean[grid.brain])
+    with np.errstate(invalid="ignore"):
+        samples[:, ~(mean > EMPTY_SHARE * level)] = np.nan
+    # the unfiltered spline smooths by 1.36 voxels; a Gaussian adds what is missing
+    voxel = abs(np.linalg.det(bold.affine[:3, :3])) ** (1 / 3)
+    missing = max(SMOOTH_FWHM_MM**2 - (1.36 * voxel) ** 2, 0) ** 0.5
+    return smooth_grid(samples, grid, missing)
+
+
+def _tissue_signals(samples: np.ndarray, grid: Any) -> dict[str, np.ndarray]:
+    usable = np.isfinite(samples).all(0)
+    out = {}
+    for name in ("csf", "white", "brain"):
+        chosen = getattr(grid, name) & usable
+        label = {"white": "white_matter", "brain": "global_signal"}.get(name, name)
+        values = samples[:, chosen].mean(1, dtype=np.float64) if chosen.any() else np.nan
+        out[label] = np.broadcast_to(values, len(samples))
+    return out
+
+
+def _write_components(paths: _Paths, fit: Any, grid: Any, tr_s: float) -> None:
+    names = [f"component_{n:02d}" for n in fit.features.index]
+    write_table(paths.mixing, dict(zip(names, fit.mixing.T, strict=True)))
+    write_json(sidecar(paths.mixing), {"Description": "ICA time courses", "RepetitionTime": tr_s})
+    features = fit.features.reset_index()
+    write_table(paths.metrics, {name: features[name].to_numpy() for name in features})
+    write_json(
+        sidecar(paths.metrics),
+        {
+            "Description": "Features and verdict of every component (Pruim et al. 2015)",
+            "Converged": fit.converged,
+            "Iterations": fit.iterations,
+        },
+    )
+    maps = np.zeros((len(fit.maps), *grid.mask.shape), np.float32)
+    maps[:, grid.mask] = fit.maps
+    # tenths of a z value in 16 bits: zeros below threshold, so the file stays small
+    write_volume(paths.maps, np.round(maps * 10).astype(np.int16), grid.affine, space="template")
+    write_json(sidecar(paths.maps), {"Description": "Thresholded maps", "Units": "z * 10"})
+
+
+# ---- parcellate
+
+
+def _sample_parcels(bold: Bold, paths: _Paths, atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
+    """Parcel means [T, R] and coverage [R]: the share of a parcel's points with image content."""
+    from .normalise import Normalisation
+    from .parcellate import parcel_points
+    from .sampling import sample, sample_parcels
+
+    points, labels = parcel_points(atlas)
+    world = Normalisation.load(paths.normalisation)(points)
+    reference, affine = read_volume(paths.boldref)
+    level = np.median(reference[read_volume(paths.mask)[0] > 0])
+    with np.errstate(invalid="ignore"):
+        filled = sample(reference[None], affine, world)[0] > EMPTY_SHARE * level
+    series, inside = sample_parcels(
+        bold.volumes,
+        bold.affine,
+        world[filled],
+        labels[filled],
+        atlas.num_parcels,
+        read_transforms(paths.transforms),
+    )
+    total = np.bincount(labels, minlength=atlas.num_parcels + 1)[1:]
+    kept = np.bincount(labels[filled], minlength=atlas.num_parcels + 1)[1:]
+    return series, np.nan_to_num(inside) * kept / total
+
+
+def _nuisance(paths: _Paths, config: Preprocess) -> tuple:
+    from .denoise import choose_nuisance
+
+    confounds = read_table(paths.confounds)
+    mixing, noise = np.empty((0, 0)), np.zeros(0, bool)
+    if config.denoise.startswith("ica"):
+        mixing = np.column_stack(list(read_table(paths.mixing).values()))
+        noise = read_table(paths.metrics)["classification"] == "rejected"
+    return choose_nuisance(config.denoise, confounds, mixing, noise)
+
+
+def _write_coverage(path: Path, atlas: Atlas, coverage: np.ndarray, baseline: np.ndarray) -> None:
+    write_table(
+        path,
+        {
+            "index": np.arange(1, atlas.num_parcels + 1),
+            "name": np.array(atlas.names),
+            "coverage": coverage,
+            "baseline": baseline,
+        },
+    )
+    write_json(
+        sidecar(path),
+        {
+            "coverage": {"Description": "Share of the parcel with image content"},
+            "baseline": {"Description": "Temporal mean, scanner units; n/a without data"},
+        },
+    )
+
+
+def _write_series(series_dir: Path, entry: Entry, **arrays: Any) -> None:
+    with atomic_path(Path(series_dir) / f"{entry.recording_id}.npz") as temporary:
+        np.savez(temporary, **arrays)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """For JSON: no numpy types, None for NaN."""
+    out = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in out.items()}
