@@ -1,0 +1,111 @@
+"""Transformer blocks, position tables, and the three-layer head.
+
+Legend: B batch, N tokens, D width, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attend
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, optionally with a convolution over the values.
+
+    The convolution (depthwise over the token sequence, added to the context) exists for the
+    published 13M weights only, whose layers inherit it from the Nyströmformer.
+    """
+
+    def __init__(self, width: int, heads: int, convolution: int = 0):
+        super().__init__()
+        self.heads = heads
+        self.backend = "auto"
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.convolution = None
+        if convolution:
+            self.convolution = nn.Conv2d(heads, heads, (convolution, 1), groups=heads,
+                                         padding=(convolution // 2, 0), bias=False)  # fmt: skip
+
+    def forward(self, x: Tensor, context: int | None = None) -> Tensor:
+        """Attend from every token of x [B, N, D] to its first `context` tokens (default all)."""
+        B, N, D = x.shape
+        query, key, value = self.qkv(x).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key[:, :, :context], value[:, :, :context], self.backend)
+        if self.convolution is not None:
+            mixed = mixed + self.convolution(value)
+        return self.out(mixed.transpose(1, 2).reshape(B, N, D))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a residual; layer norm before or after."""
+
+    def __init__(self, width: int, heads: int, ffn: int, *, pre_norm: bool, convolution: int,
+                 eps: float):  # fmt: skip
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attention = Attention(width, heads, convolution)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = nn.Sequential(nn.Linear(width, ffn), nn.GELU(), nn.Linear(ffn, width))
+
+    def forward(self, x: Tensor, context: int | None = None) -> Tensor:
+        if self.pre_norm:
+            x = x + self.attention(self.norm1(x), context)
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.attention(x, context))
+        return self.norm2(x + self.mlp(x))
+
+
+class Head(nn.Sequential):
+    """Three linear layers with dropout: predicts a label from a summary [B, D] (paper, 3.4)."""
+
+    def __init__(self, width: int, outputs: int = 1, dropout: float = 0.1):
+        super().__init__(
+            nn.Linear(width, width // 2), nn.Dropout(dropout), nn.ReLU(),
+            nn.Linear(width // 2, width // 2), nn.Dropout(dropout), nn.ReLU(),
+            nn.Linear(width // 2, outputs),
+        )  # fmt: skip
+
+
+def interleaved_sinusoid(count: int, width: int) -> Tensor:
+    """[count, width] sine and cosine in turn over the channels (Vaswani et al. 2017, 3.5)."""
+    step = torch.arange(0, width, 2, dtype=torch.float32) * (-torch.log(torch.tensor(1e4)) / width)
+    angle = torch.arange(count, dtype=torch.float32)[:, None] * step.exp()
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :width]
+
+
+def grid_sinusoid(rows: int, columns: int, width: int) -> Tensor:
+    """[rows * columns, width]: first half of the channels for the column, second for the row."""
+
+    def axis(count: int) -> Tensor:
+        rate = 1e4 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+        angle = torch.arange(count, dtype=torch.float64)[:, None] * rate
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+    column = axis(columns).expand(rows, -1, -1)
+    row = axis(rows)[:, None].expand(-1, columns, -1)
+    return torch.cat([column, row], -1).flatten(0, 1).float()
+
+
+def set_attention(model: nn.Module, backend: str) -> None:
+    """Choose the attention backend of every layer of `model`."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.backend = backend
+
+
+def mlp_or_linear(width: int, out: int, *, hidden: bool) -> nn.Module:
+    """The last layer of the decoder: linear, or with one LeakyReLU layer of half the width."""
+    if not hidden:
+        return nn.Linear(width, out)
+    return nn.Sequential(nn.Linear(width, width // 2), nn.LeakyReLU(0.1),
+                         nn.Linear(width // 2, out))  # fmt: skip
+
+
+__all__ = [
+    "Attention", "Block", "Head", "grid_sinusoid", "interleaved_sinusoid", "mlp_or_linear",
+    "set_attention",
+]  # fmt: skip

@@ -1,0 +1,137 @@
+"""The two ways to cut a window [B, R, T] into tokens, and where each token is.
+
+* :class:`ParcelGrid`: one token is P time points of one parcel; raster order is parcel-major.
+* :class:`ImageGrid`: one token is a rectangle of parcels × time points of the window seen as an
+  image whose rows are the parcels from back to front (ascending Y, ties in atlas order).
+
+A token is *missing* where the recording has no data (NaN); a value is *known* where it has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .blocks import grid_sinusoid, interleaved_sinusoid
+
+if TYPE_CHECKING:
+    from .mae import BrainLMConfig
+
+
+class ParcelPositions(nn.Module):
+    """Space + time of parcel tokens: a projection of mm, a learned vector, a sinusoid."""
+
+    def __init__(self, config: BrainLMConfig, width: int):
+        super().__init__()
+        self.unit_mm = config.coordinate_unit_mm
+        self.space = nn.Linear(3, width) if config.has_coordinates else None
+        self.parcel = None
+        if config.learned_parcels:
+            self.parcel = nn.Parameter(torch.empty(config.num_parcels, width))
+            nn.init.normal_(self.parcel, std=config.init_std)
+        steps = config.window // config.patch
+        self.register_buffer("time", interleaved_sinusoid(steps, width), persistent=False)
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        """[R, 3] mm -> [1, N, D]."""
+        space = 0 if self.space is None else self.space(coordinates / self.unit_mm)
+        if self.parcel is not None:
+            space = space + self.parcel
+        return (space[:, None] + self.time).flatten(0, 1)[None]
+
+
+class ImagePositions(nn.Module):
+    """Fixed two-dimensional sinusoid."""
+
+    def __init__(self, config: BrainLMConfig, width: int):
+        super().__init__()
+        table = grid_sinusoid(*ImageGrid.shape(config), width)
+        self.register_buffer("table", table[None], persistent=False)
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        return self.table
+
+
+class ParcelGrid(nn.Module):
+    """Tokens of one parcel and P time points each; N = R * T / P."""
+
+    positions = ParcelPositions
+
+    def __init__(self, config: BrainLMConfig, coordinates: Tensor):
+        super().__init__()
+        self.patch = config.patch
+        self.num_parcels, self.window = config.num_parcels, config.window
+        self.steps = config.window // config.patch
+        self.num_tokens = config.num_parcels * self.steps
+        self.values = config.patch
+
+    def cut(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, R, T] -> patches [B, N, P], known [B, N, P], missing [B, N]."""
+        patches = signal.reshape(len(signal), self.num_tokens, self.patch)
+        known = ~patches.isnan()
+        return patches.nan_to_num(0.0), known, ~known.all(-1)
+
+    def paste(self, patches: Tensor) -> Tensor:
+        """[B, N, P] -> [B, R, T]."""
+        return patches.reshape(len(patches), self.num_parcels, self.window)
+
+    def future(self, points: int, device: torch.device) -> Tensor:
+        """[N] bool: tokens that hold any of the last `points` time points."""
+        first = (self.window - points) // self.patch
+        return torch.arange(self.num_tokens, device=device) % self.steps >= first
+
+
+class ImageGrid(nn.Module):
+    """Tokens of ``patch_parcels`` × P values of an image padded, centred, to whole patches."""
+
+    positions = ImagePositions
+
+    def __init__(self, config: BrainLMConfig, coordinates: Tensor):
+        super().__init__()
+        self.height, self.width = config.patch_parcels, config.patch
+        self.rows, self.columns = self.shape(config)
+        self.num_tokens, self.values = self.rows * self.columns, self.height * self.width
+        self.pad_value, self.size = config.pad_value, (config.num_parcels, config.window)
+        extra = (self.rows * self.height - self.size[0], self.columns * self.width - self.size[1])
+        self.top, self.left = extra[0] // 2, extra[1] // 2
+        self.margins = (self.left, extra[1] - self.left, self.top, extra[0] - self.top)
+        order = torch.arange(config.num_parcels)
+        if config.has_coordinates:
+            order = coordinates[:, 1].sort(stable=True).indices
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("order_back", order.argsort(), persistent=False)
+        inside = F.pad(torch.ones(1, *self.size), self.margins)
+        self.register_buffer("padding", self._patches(inside) == 0, persistent=False)
+
+    @staticmethod
+    def shape(config: BrainLMConfig) -> tuple[int, int]:
+        """Rows and columns of the token grid."""
+        height, width = config.image_size or (config.num_parcels, config.window)
+        return -(-height // config.patch_parcels), -(-width // config.patch)
+
+    def _patches(self, image: Tensor) -> Tensor:
+        cut = image.unflatten(1, (self.rows, self.height)).unflatten(3, (self.columns, self.width))
+        return cut.transpose(2, 3).reshape(len(image), self.num_tokens, self.values)
+
+    def cut(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, R, T] -> patches [B, N, P], known [B, N, P], missing [B, N]."""
+        image = signal[:, self.order]
+        known = self._patches(F.pad((~image.isnan()).float(), self.margins)) > 0
+        image = F.pad(image.nan_to_num(0.0), self.margins, value=self.pad_value)
+        return self._patches(image), known, ~(known | self.padding).any(-1)
+
+    def paste(self, patches: Tensor) -> Tensor:
+        """[B, N, P] -> [B, R, T], padding cut off, parcels in atlas order."""
+        grid = patches.reshape(-1, self.rows, self.columns, self.height, self.width)
+        image = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        image = image[:, self.top :, self.left :][:, : self.size[0], : self.size[1]]
+        return image[:, self.order_back]
+
+    def future(self, points: int, device: torch.device) -> Tensor:
+        """[N] bool: tokens that hold any of the last `points` time points."""
+        end = self.left + self.size[1]
+        column = torch.arange(self.num_tokens, device=device) % self.columns
+        return ((column + 1) * self.width > end - points) & (column * self.width < end)

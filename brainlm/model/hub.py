@@ -1,0 +1,173 @@
+"""Models in and out: our folders, Hugging Face repositories, and the published layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..errors import BrainLMError
+from ..files import atomic_path, read_json, write_json, write_text
+from ..shards.scaling import Scaling
+from .mae import BrainLM, BrainLMConfig
+
+FORMAT = 1
+FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "scaling.json")
+
+
+def save_pretrained(model: BrainLM, folder, scaling: Scaling, card: str) -> None:
+    """Write a self-contained model folder; each file appears whole, config.json last.
+
+    config.json, model.safetensors (coordinates included), scaling.json, README.md.
+    """
+    folder = Path(folder)
+    if scaling.num_parcels != model.config.num_parcels:
+        raise BrainLMError(f"{folder}: the model has {model.config.num_parcels} parcels, the "
+                           f"scaling {scaling.num_parcels}")  # fmt: skip
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    scaling.save(folder / "scaling.json")
+    write_text(folder / "README.md", card)
+    facts = {"architectures": ["BrainLM"], "model_type": "brainlm", "format": FORMAT}
+    write_json(folder / "config.json", facts | dataclasses.asdict(model.config))
+
+
+def from_pretrained(path_or_hub_id, subfolder: str | None = None, *, coordinates=None,
+                    scaling: Scaling | None = None, revision: str | None = None,
+                    cache_dir=None) -> BrainLM:  # fmt: skip
+    """Open a model in evaluation mode, with its ``.scaling``.
+
+    Parameters
+    ----------
+    path_or_hub_id : path or str
+        A local folder, or ``owner/name`` on the Hugging Face hub (or in its local cache).
+    subfolder : str, optional
+        e.g. ``old_13M``, ``vitmae_111M`` or ``vitmae_650M`` of the published repository.
+    coordinates : array [R, 3], optional
+        MNI mm in atlas order; required for the published layouts, which do not carry them.
+    scaling : Scaling, optional
+        For the published layouts, whose scaling was never released.
+
+    Raises
+    ------
+    BrainLMError
+        Nothing there; a layout that is not known; any tensor missing, extra or of another shape.
+    """
+    folder = _locate(path_or_hub_id, subfolder, revision, cache_dir)
+    config = read_json(folder / "config.json")
+    if config.get("model_type") == "brainlm" and "BrainLM" in config.get("architectures", ()):
+        model = _ours(folder, config)
+    else:
+        from .published import convert
+
+        model = convert(folder, config, read_weights(folder), coordinates)
+        model.scaling = scaling
+    if (folder / "scaling.json").exists():
+        model.scaling = Scaling.load(folder / "scaling.json")
+    return model.eval()
+
+
+def _ours(folder: Path, values: dict) -> BrainLM:
+    if values.get("format") != FORMAT:
+        raise BrainLMError(f"{folder}: model format {values.get('format')}, this version reads "
+                           f"{FORMAT}; update brainlm-pipeline")  # fmt: skip
+    names = {field.name for field in dataclasses.fields(BrainLMConfig)}
+    unknown = set(values) - names - {"architectures", "model_type", "format"}
+    if unknown:
+        raise BrainLMError(f"{folder}/config.json: unknown keys {sorted(unknown)}")
+    values = {key: value for key, value in values.items() if key in names}
+    if values.get("image_size"):
+        values["image_size"] = tuple(values["image_size"])
+    weights = read_weights(folder)
+    points = weights.get("coordinates")
+    model = BrainLM(BrainLMConfig(**values), points if values["has_coordinates"] else None)
+    load_strictly(model, weights, folder)
+    return model
+
+
+def load_strictly(model: BrainLM, weights: dict[str, torch.Tensor], source) -> None:
+    """Copy `weights` into `model`; any tensor missing, extra or of another shape is an error."""
+    wanted = model.state_dict()
+    problems = [f"missing {key}" for key in wanted if key not in weights]
+    problems += [f"not expected {key}" for key in weights if key not in wanted]
+    problems += [
+        f"{key} is {list(weights[key].shape)}, expected {list(wanted[key].shape)}"
+        for key in wanted
+        if key in weights and weights[key].shape != wanted[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise BrainLMError(f"{source}: the weights do not fit the configuration: "
+                           + "; ".join(problems[:6]) + more)  # fmt: skip
+    model.load_state_dict(weights)
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Tensors of model.safetensors or pytorch_model.bin; no other object is ever unpickled."""
+    try:
+        if (folder / "model.safetensors").exists():
+            return load_file(folder / "model.safetensors")
+        path = folder / "pytorch_model.bin"
+        if path.exists():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        raise BrainLMError(f"{folder}: the weights cannot be read ({error})") from None
+    except Exception as error:  # UnpicklingError: an object that is not a tensor
+        raise BrainLMError(f"{folder}: the weights are refused ({error})") from None
+    raise BrainLMError(f"{folder}: expected model.safetensors or pytorch_model.bin, found neither")
+
+
+def _locate(path_or_hub_id, subfolder, revision, cache_dir) -> Path:
+    folder = Path(path_or_hub_id)
+    if not folder.is_dir():
+        name = os.fspath(path_or_hub_id)
+        if name.count("/") != 1 or name.startswith((".", "/")):
+            raise BrainLMError(f"{name}: no such model folder (nor a hub name: owner/name)")
+        folder = _from_hub(name, subfolder, revision, cache_dir)
+    folder = folder / subfolder if subfolder else folder
+    if not (folder / "config.json").exists():
+        inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        raise BrainLMError(f"{folder}: no config.json"
+                           + (f"; subfolder= one of: {', '.join(inside)}" if inside else ""))
+    return folder
+
+
+def _from_hub(name: str, subfolder: str | None, revision: str | None, cache_dir) -> Path:
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    prefix = f"{subfolder}/" if subfolder else ""
+    try:
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir,
+                                      allow_patterns=[prefix + file for file in FILES]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise BrainLMError(f"{name}: neither a folder here nor reachable on the hub ({reason})"
+                           ) from None  # fmt: skip
+
+
+def push_to_hub(folder, repository: str, *, private: bool = True, token: str | None = None) -> str:
+    """Upload a model folder written by :func:`save_pretrained`; gives its address."""
+    from huggingface_hub import HfApi
+
+    folder = Path(folder)
+    missing = [f for f in ("config.json", "model.safetensors", "scaling.json", "README.md")
+               if not (folder / f).exists()]  # fmt: skip
+    if missing:
+        raise BrainLMError(f"{folder}: not a model folder, lacks {', '.join(missing)}")
+    api = HfApi(token=token)
+    api.create_repo(repository, private=private, exist_ok=True)
+    upload = [*FILES, "README.md", "metrics.jsonl", "run.json"]
+    return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=upload))
+
+
+def describe(model: BrainLM) -> str:
+    """One JSON line of the configuration, for logs."""
+    return json.dumps(dataclasses.asdict(model.config))

@@ -1,0 +1,54 @@
+"""The sizes. Plain functions of plain numbers."""
+
+from __future__ import annotations
+
+from ..errors import BrainLMError
+from .mae import BrainLM, BrainLMConfig
+
+#: What a preset fixes; the rest comes from the data and the configuration.
+PRESETS: dict[str, dict] = {
+    # parcel-token family (paper, section 3.3): pre-norm, no convolution
+    "tiny": {
+        "family": "parcel", "width": 64, "depth": 2, "heads": 2, "ffn": 256,
+        "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, "decoder_ffn": 128,
+        "decoder_context": "visible",
+    },
+    "13m": {
+        "family": "parcel", "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
+        "decoder_width": 512, "decoder_depth": 2, "decoder_heads": 4, "decoder_ffn": 1024,
+    },
+    # image family: ViT-MAE base and huge on a rectangular grid without padding in time
+    "111m": {
+        "family": "image", "width": 768, "depth": 12, "heads": 12, "ffn": 3072,
+        "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
+    },
+    "650m": {
+        "family": "image", "width": 1280, "depth": 32, "heads": 16, "ffn": 5120,
+        "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
+    },
+}  # fmt: skip
+
+
+def preset(name: str, *, num_parcels: int, window: int, patch: int, coordinates=None) -> BrainLM:
+    """A new model.
+
+    Parameters
+    ----------
+    name : str
+        ``tiny``, ``13m`` (tokens of one parcel) | ``111m``, ``650m`` (image of 16-parcel rows).
+    num_parcels, window, patch : int
+        R, T, and time points per token.
+    coordinates : array [R, 3], optional
+        MNI mm. Without them the parcel family learns where parcels are, and the image family
+        keeps them in atlas order.
+
+    Raises
+    ------
+    BrainLMError
+        An unknown name, or a window that is not a multiple of the patch.
+    """
+    if name not in PRESETS:
+        raise BrainLMError(f"no model preset {name!r}; one of: {', '.join(PRESETS)}")
+    config = BrainLMConfig(num_parcels=num_parcels, window=window, patch=patch, preset=name,
+                           has_coordinates=coordinates is not None, **PRESETS[name])  # fmt: skip
+    return BrainLM(config, coordinates)

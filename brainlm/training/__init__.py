@@ -1,0 +1,1 @@
+"""Training: windows from shards, pretraining, fine-tuning, checkpoints."""

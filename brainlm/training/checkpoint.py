@@ -1,0 +1,79 @@
+"""Checkpoints: one file each, whole or absent; the newest two and the best are kept.
+
+A file holds full (unsharded) tensors, so a run may go on with another number of processes or
+another kind of sharding. There is no RNG state and no loader position in it: both are functions
+of (seed, step), see windows.py.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..files import atomic_path
+from .distributed import Ranks
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_NAME = re.compile(r"step-(\d+)\.pt")
+
+
+def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
+         facts: dict[str, Any], ranks: Ranks, *, best: bool = False) -> None:  # fmt: skip
+    """Write step-N.pt (every process takes part in gathering, the first one writes)."""
+    weights = get_model_state_dict(model, options=_FULL)
+    moments = get_optimizer_state_dict(model, optimizer, options=_FULL)
+    if ranks.main:
+        path = folder / f"step-{step:08d}.pt"
+        with atomic_path(path) as temporary:
+            torch.save({**facts, "step": step, "model": weights, "optimizer": moments}, temporary)
+        if best:
+            _link(path, folder / "best.pt")
+        for old in found(folder)[2:]:
+            old.unlink(missing_ok=True)
+    ranks.wait()
+
+
+def _link(path: Path, target: Path) -> None:
+    """A second name for the same file, in place of an older one."""
+    spare = target.with_suffix(".new")
+    spare.unlink(missing_ok=True)
+    try:
+        spare.hardlink_to(path)
+    except OSError:  # a file system without hard links
+        spare.write_bytes(path.read_bytes())
+    spare.replace(target)
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in `folder`, newest first."""
+    paths = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+
+
+def newest(folder: Path, say) -> dict[str, Any] | None:
+    """Contents of the newest checkpoint that can be read; a damaged one is named and skipped."""
+    for path in found(folder):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # truncated or damaged in any way: the one before will do
+            say(f"{path}: damaged checkpoint ({str(error).splitlines()[0]:.80}); "
+                "going back to the one before")  # fmt: skip
+    return None
+
+
+def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors into the model and the optimiser."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, state["model"], options=options)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)

@@ -1,0 +1,141 @@
+"""Processes and devices: the only place that knows about either.
+
+The model is prepared in a stated order: attention backend → activation checkpointing →
+compilation → sharding (DDP, or FSDP2 block by block).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..config import Pretrain
+from ..errors import BrainLMError
+from ..model import BrainLM, set_attention
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over processes; returns `value` itself, changed in place."""
+        if self.world > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """True if it is on any process (waits for the device when there are several)."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        return bool(self.sum(value) > 0)
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def start(gpus: int) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, or be the only one.
+
+    Raises
+    ------
+    BrainLMError
+        `gpus` asked for and none visible.
+    """
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if gpus and not torch.cuda.is_available():
+        raise BrainLMError(f"pretrain.gpus is {gpus}, but PyTorch sees no GPU here; set it to 0, "
+                           "or run where there is one")  # fmt: skip
+    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    if gpus:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+    if world == 1:
+        yield Ranks(0, 1, device)
+        return
+    dist.init_process_group("nccl" if gpus else "gloo", device_id=device if gpus else None)
+    try:
+        yield Ranks(dist.get_rank(), world, device)
+    finally:
+        dist.destroy_process_group()
+
+
+class Step(nn.Module):
+    """What runs on the device: a forward pass that returns plain tensors, for any wrapper."""
+
+    def __init__(self, model: BrainLM, options: Pretrain):
+        super().__init__()
+        self.model, self.mask, self.ratio = model, options.mask, options.mask_ratio
+
+    def forward(self, signal: Tensor, noise: Tensor, visible: int) -> tuple[Tensor, ...]:
+        """error_sum, count, prediction [B, R, T], pixel_mask [B, R, T], CLS [B, D]."""
+        out = self.model(signal, mask_ratio=self.ratio, mask=self.mask, noise=noise,
+                         visible=visible)  # fmt: skip
+        return out.error_sum, out.count, out.prediction, out.pixel_mask, out.latent[:, 0]
+
+
+def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
+    """The model on its device, ready to train; the order of the steps matters."""
+    set_attention(model, options.attention)
+    step = Step(model.to(ranks.device), options)
+    blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
+    if getattr(options, "activation_checkpointing", False):
+        _checkpoint_activations(model)
+    if options.compile:
+        for block in blocks:
+            block.compile()
+    if ranks.world == 1:
+        return step
+    if options.sharding == "fsdp":
+        return _shard(step, blocks, ranks)
+    on_gpu = ranks.device.type == "cuda"
+    return nn.parallel.DistributedDataParallel(step, [ranks.device] if on_gpu else None)
+
+
+def _checkpoint_activations(model: BrainLM) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    stacks = [model.encoder, *([model.decoder.blocks] if model.decoder else [])]
+    for stack in stacks:
+        for number, block in enumerate(stack):
+            stack[number] = checkpoint_wrapper(block)
+
+
+def _shard(step: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(step, mesh=mesh)
+
+
+@contextlib.contextmanager
+def gradient_sync(step: nn.Module, on: bool) -> Iterator[None]:
+    """Reduce gradients over processes only where `on` (the last micro-batch of an update)."""
+    if hasattr(step, "set_requires_gradient_sync"):  # FSDP2
+        step.set_requires_gradient_sync(on)
+        yield
+    elif not on and hasattr(step, "no_sync"):  # DDP
+        with step.no_sync():
+            yield
+    else:
+        yield

@@ -1,0 +1,296 @@
+"""Fine-tuning: the encoder and a three-layer head predict a label of a person.
+
+Everything that is fitted is fitted on training subjects: the label transform, the weights. When
+to stop is decided on validation subjects. Test subjects are only predicted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import __version__, config
+from ..atlas import Atlas
+from ..errors import BrainLMError
+from ..files import atomic_path, write_json
+from ..model import BrainLM, from_pretrained, preset
+from ..shards import Corpus, Scaling
+from .card import finetuned_card
+from .journal import Journal, figure
+from .schedule import make_optimizer
+from .windows import Batch, Prefetch, Windows
+
+#: share of tokens left out while training: it regularises, as in the published head, and is 4x
+#: as fast; predictions use every token
+TOKEN_DROP = 0.75
+#: windows averaged per recording when predicting
+WINDOWS_PER_RECORDING = 3
+#: share of the head's learning rate that pretrained layers get
+ENCODER_RATE = 0.2
+#: epochs without a better validation loss before training stops
+PATIENCE = 8
+
+
+def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels: pd.Series,
+             out: Path, *, target: str, kind: str, options: config.Finetune, model: config.Model,
+             atlas: Atlas) -> pd.DataFrame:  # fmt: skip
+    """Train on labelled training subjects, predict everybody with a long enough recording.
+
+    Parameters
+    ----------
+    pretrained : Path or None
+        A model folder; None trains the same network from scratch.
+    labels : Series
+        Indexed by (cohort, participant_id); float, NaN = unknown.
+    kind : str
+        ``regression`` (z-scored labels, squared error) or ``classification`` (whole-number
+        classes, cross-entropy; with two classes the prediction is the probability of the larger
+        label, with more it is the most probable label).
+
+    Returns
+    -------
+    DataFrame
+        cohort, participant_id, recording_id, split, label, prediction; also written to
+        ``out/predictions.parquet``, beside the model files and metrics.jsonl.
+
+    Raises
+    ------
+    BrainLMError
+        No labelled training subject with a long enough recording, one class only, or a model
+        of another atlas, sample period or window.
+    """
+    task = Task(pretrained, shards, scaling, labels, Path(out), target, kind, options, model,
+                atlas)  # fmt: skip
+    task.train()
+    return task.finish()
+
+
+class Task:
+    """One fine-tuning; see :func:`finetune`."""
+
+    def __init__(self, pretrained, shards, scaling, labels, out, target, kind, options, model,
+                 atlas):  # fmt: skip
+        if kind not in ("regression", "classification"):
+            raise BrainLMError(f"{kind!r}: expected regression or classification")
+        self.out, self.target, self.kind, self.options = out, target, kind, options
+        self.pretrained = pretrained
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(options.seed)
+        corpus = Corpus(shards)
+        base = _base(pretrained, corpus, model, atlas)
+        self.scaling = base.scaling or Scaling.load(scaling)
+        self.table = _table(corpus, labels)
+        long_enough = self.table["num_timepoints"] >= base.config.window
+        labelled = self.table["label"].notna()
+        self.short = int((labelled & ~long_enough).sum())
+        self.table = self.table[long_enough]
+        self.fit_rows, self.check_rows = (self._labelled(s) for s in ("train", "validation"))
+        self._fit_labels(self.table["label"][self.fit_rows], base.config.window)
+        outputs = 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
+        self.model = _with_head(base, outputs, self.mean, self.std).to(self.device)
+        self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
+                               seed=options.seed, num_tokens=self.model.num_tokens)  # fmt: skip
+        self.journal = Journal(out / "metrics.jsonl", "", quiet=False)
+        self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
+
+    def _labelled(self, split: str) -> np.ndarray:
+        keep = (self.table["split"] == split) & self.table["label"].notna()
+        return self.table.index[keep].to_numpy()
+
+    def _fit_labels(self, train: pd.Series, window: int) -> None:
+        """Label transform, from training subjects only."""
+        if len(train) == 0:
+            raise BrainLMError(
+                f"{self.target}: no training subject has both a label and a recording of at least "
+                f"{window} time points ({self.short} labelled recordings are shorter); check the "
+                "participants table and model.window"
+            )
+        self.classes, self.mean, self.std = None, 0.0, 1.0
+        if self.kind == "classification":
+            self.classes = np.unique(train)
+            if len(self.classes) < 2:
+                raise BrainLMError(f"{self.target}: all training subjects are of one class")
+        else:
+            self.mean, self.std = float(train.mean()), float(train.std(ddof=0)) or 1.0
+
+    def _targets(self, rows) -> Tensor:
+        labels = self.table["label"].loc[rows].to_numpy(np.float64)
+        if self.classes is None:
+            return torch.tensor((labels - self.mean) / self.std, dtype=torch.float32)
+        return torch.from_numpy(np.searchsorted(self.classes, labels))
+
+    def _loss(self, output: Tensor, target: Tensor) -> Tensor:
+        if self.classes is None:
+            return F.mse_loss(output[:, 0], target)
+        if len(self.classes) == 2:
+            return F.binary_cross_entropy_with_logits(output[:, 0], target.float())
+        return F.cross_entropy(output, target)
+
+    # ---- training ---------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Epochs until the validation loss stops falling; the best weights are kept."""
+        self.journal.say(
+            f"{self.target}: {len(self.fit_rows)} training and {len(self.check_rows)} validation "
+            f"recordings with a label, from {self.start}"
+        )
+        if not len(self.check_rows):
+            self.journal.say("no labelled validation subject: all epochs are run")
+        optimizer = self._optimizer()
+        best, best_epoch, kept = math.inf, 0, _copy(self.model)
+        start = time.monotonic()
+        for epoch in range(self.options.epochs):
+            loss = self._epoch(epoch, optimizer)
+            held_out = self._held_out_loss()
+            seconds = time.monotonic() - start
+            self.journal.record(split="train", epoch=epoch + 1, loss=loss, seconds=seconds)
+            if held_out is not None:
+                self.journal.record(split="validation", epoch=epoch + 1, loss=held_out,
+                                    seconds=seconds)  # fmt: skip
+            text = f"epoch {epoch + 1} loss {loss:.4f} validation {figure(held_out, 4)}"
+            self.journal.progress(epoch + 1, self.options.epochs, text)
+            if held_out is None or held_out < best:
+                best, best_epoch, kept = held_out or loss, epoch, _copy(self.model)
+            elif epoch - best_epoch >= PATIENCE:
+                break
+        self.model.load_state_dict(kept)
+        self.journal.say(f"best epoch: {best_epoch + 1} of {epoch + 1}")
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(self.model, self.options.learning_rate, 0.05)
+        head = {id(p) for p in self.model.head.parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            for own in (True, False):
+                some = [p for p in group["params"] if (id(p) in head) == own]
+                rate = 1.0 if own or self.pretrained is None else ENCODER_RATE
+                groups.append({"params": some, "weight_decay": group["weight_decay"],
+                               "lr": rate * self.options.learning_rate})  # fmt: skip
+        return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
+
+    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        torch.manual_seed(hash((self.options.seed, epoch)))
+        for batch in Prefetch(self.windows, self._picks(epoch)):
+            output = self.model.head(self._summary(batch, TOKEN_DROP))
+            loss = self._loss(output, self._targets(batch.rows).to(self.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            total += loss.detach() * len(batch.rows)
+        return float(total / len(self.fit_rows))
+
+    def _picks(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
+        size = self.options.batch_size
+        order = [(epoch, int(row)) for row in self.windows.order(epoch)]
+        for first in range(0, len(order), size):
+            yield order[first : first + size]
+
+    def _summary(self, batch: Batch, drop: float) -> Tensor:
+        return self.model.summarise(batch.signal.to(self.device), self.model.config.pool,
+                                    batch.noise.to(self.device), drop)  # fmt: skip
+
+    def _held_out_loss(self) -> float | None:
+        if not len(self.check_rows):
+            return None
+        outputs = torch.stack([self._output(int(row), 1) for row in self.check_rows])
+        return float(self._loss(outputs, self._targets(self.check_rows)))
+
+    @torch.no_grad()
+    def _output(self, row: int, count: int) -> Tensor:
+        """Head output averaged over windows spread evenly over one recording."""
+        signal = self.windows.even(row, count).to(self.device)
+        self.model.eval()
+        return self.model.head(self.model.embed(signal, self.model.config.pool)).mean(0).cpu()
+
+    # ---- results ----------------------------------------------------------------------------
+
+    def finish(self) -> pd.DataFrame:
+        """Predict all recordings and write everything."""
+        rows = self.table.index.to_numpy()
+        predictions = [self._predict(int(row)) for row in rows]
+        columns = ["cohort", "participant_id", "recording_id", "split", "label"]
+        result = self.table[columns].assign(prediction=predictions).reset_index(drop=True)
+        facts = self._facts(result)
+        self.model.cpu().save_pretrained(self.out, self.scaling, finetuned_card(self.model, facts))
+        with atomic_path(self.out / "predictions.parquet") as temporary:
+            result.to_parquet(temporary)
+        write_json(self.out / "run.json", facts)
+        write_json(self.out / "done.json", {"target": self.target, "kind": self.kind})
+        return result
+
+    def _predict(self, row: int) -> float:
+        output = self._output(row, WINDOWS_PER_RECORDING)
+        if self.classes is None:
+            return float(output[0]) * self.std + self.mean
+        if len(self.classes) == 2:
+            return float(output[0].sigmoid())
+        return float(self.classes[int(output.argmax())])
+
+    def _facts(self, result: pd.DataFrame) -> dict:
+        known = result.dropna(subset=["label"])
+        scores = {}
+        for split, part in known.groupby("split"):
+            scores |= {f"{split} {name}": value for name, value in self._score(part).items()}
+        return {
+            "target": self.target, "kind": self.kind, "start": self.start, "short": self.short,
+            "classes": None if self.classes is None else self.classes.tolist(),
+            "versions": {"brainlm": __version__, "torch": torch.__version__},
+            "recordings": {str(k): int(v) for k, v in known["split"].value_counts().items()},
+            "scores": scores, "atlas": self.scaling.atlas,
+            "sample_period_s": self.scaling.sample_period_s,
+        }  # fmt: skip
+
+    def _score(self, part: pd.DataFrame) -> dict[str, float]:
+        label, guess = part["label"].to_numpy(), part["prediction"].to_numpy()
+        if self.classes is None:
+            return {"MAE": float(np.abs(guess - label).mean()),
+                    "R²": float(1 - ((guess - label) ** 2).sum()
+                                / max(((label - label.mean()) ** 2).sum(), 1e-12))}  # fmt: skip
+        if len(self.classes) == 2:
+            guess = np.where(guess > 0.5, self.classes[1], self.classes[0])
+        return {"accuracy": float((guess == label).mean())}
+
+
+def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> BrainLM:
+    if pretrained is None:
+        return preset(model.preset, num_parcels=corpus.info.num_parcels, window=model.window,
+                      patch=model.patch, coordinates=atlas.coordinates)  # fmt: skip
+    base = from_pretrained(pretrained)
+    if base.scaling is not None:
+        corpus.check(base.scaling)
+    return base
+
+
+def _with_head(base: BrainLM, outputs: int, mean: float, std: float) -> BrainLM:
+    """The encoder of `base` with a new head and no decoder."""
+    settings = dataclasses.replace(base.config, decoder_depth=0, head_outputs=outputs, pool="mean",
+                                   label_mean=mean, label_std=std)  # fmt: skip
+    model = BrainLM(settings, base.coordinates if base.config.has_coordinates else None)
+    kept = {k: v for k, v in base.state_dict().items() if k in model.state_dict()}
+    kept = {k: v for k, v in kept.items() if not k.startswith("head.")}
+    model.load_state_dict({**model.state_dict(), **kept})
+    return model
+
+
+def _table(corpus: Corpus, labels: pd.Series) -> pd.DataFrame:
+    """Usable recordings with their label; the index is the corpus' row number."""
+    table = corpus.table[corpus.table["status"] == "ok"]
+    keys = pd.MultiIndex.from_frame(table[["cohort", "participant_id"]])
+    labels = labels[~labels.index.duplicated()]
+    return table.assign(label=labels.reindex(keys).to_numpy(np.float64))
+
+
+def _copy(model: BrainLM) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}

@@ -1,0 +1,66 @@
+"""Masked R² and the trivial predictors beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def interpolate_linear(signal: Tensor, hidden: Tensor) -> Tensor:
+    """Fill hidden points of each parcel by linear interpolation between its visible ones.
+
+    Parameters
+    ----------
+    signal : Tensor [B, R, T]
+    hidden : Tensor [B, R, T] bool
+        Points not to be looked at (points without data included).
+
+    Returns
+    -------
+    Tensor [B, R, T]
+        Before the first and after the last visible point its value; 0 for a parcel without any.
+    """
+    T = signal.shape[-1]
+    time = torch.arange(T, device=signal.device).expand_as(signal)
+    before = torch.where(hidden, -1, time).cummax(-1).values
+    after = torch.where(hidden, T, time).flip(-1).cummin(-1).values.flip(-1)
+    left, right = before.clamp(min=0), after.clamp(max=T - 1)
+    known = signal.nan_to_num(0.0)
+    low, high = known.gather(-1, left), known.gather(-1, right)
+    low = torch.where(before < 0, high, low)
+    high = torch.where(after == T, low, high)
+    share = (time - left) / (right - left).clamp(min=1)
+    filled = low + (high - low) * share
+    return torch.where((before < 0) & (after == T), 0.0, filled)
+
+
+class MaskedR2:
+    """R² pooled over all masked values, unclipped: 1 - squared error / variance about the mean.
+
+    Sums stay on the device in float64; nothing is read back before :meth:`result`.
+    """
+
+    def __init__(self, names: tuple[str, ...] = ("r2",)):
+        self.names = names
+        self._sums: Tensor | None = None  # count, Σy, Σy², then one squared error per name
+
+    def add(self, target: Tensor, hidden: Tensor, *predictions: Tensor) -> None:
+        """Count the values of target [B, R, T] where `hidden` is True."""
+        weight = hidden.double()
+        y = target.detach().nan_to_num(0.0).double()
+        sums = [weight.sum(), (weight * y).sum(), (weight * y * y).sum()]
+        sums += [(weight * (p.detach().double() - y) ** 2).sum() for p in predictions]
+        now = torch.stack(sums)
+        self._sums = now if self._sums is None else self._sums + now
+
+    def result(self, reduce=None) -> dict[str, float | None]:
+        """R² per name, None where there is nothing; `reduce` sums over processes."""
+        if self._sums is None:
+            return dict.fromkeys(self.names)
+        sums = self._sums if reduce is None else reduce(self._sums)
+        count, total, squares, *errors = sums.tolist()
+        variance = squares - total * total / count if count else 0.0
+        return {
+            name: 1 - error / variance if variance > 0 else None
+            for name, error in zip(self.names, errors, strict=True)
+        }

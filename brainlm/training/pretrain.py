@@ -1,0 +1,439 @@
+"""Pretraining: masked reconstruction on the training recordings of a release.
+
+Runs in one process or under ``torchrun``. It resumes from its newest checkpoint by itself; on
+SIGTERM (preemption) it saves and exits with :data:`EXIT_SAVED`, which means: run me again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import platform
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import __version__, config
+from ..atlas import Atlas
+from ..errors import BrainLMError
+from ..files import read_json, sha256, write_json
+from ..model import BrainLM, kernel_name, preset
+from ..shards import Corpus, Scaling
+from . import checkpoint
+from .card import pretrained_card
+from .distributed import Ranks, gradient_sync, prepare, start
+from .journal import Journal, clock, figure, peak_flops
+from .metrics import MaskedR2, interpolate_linear
+from .schedule import learning_rate_at, make_optimizer, rescale_gradients
+from .windows import Batch, Prefetch, Windows, choose_rows
+
+#: exit code after SIGTERM: everything is saved, start the same command again
+EXIT_SAVED = 75
+#: spread of CLS over subjects, relative to its size, below which the encoder has collapsed
+COLLAPSED = 1e-3
+
+
+def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Model,
+             options: config.Pretrain, atlas: Atlas) -> None:  # fmt: skip
+    """Train a model from scratch, or go on where an earlier call stopped.
+
+    Parameters
+    ----------
+    shards, scaling
+        A frozen release. Rows of the training split that hold a window are trained on.
+    out : Path
+        Gets config.json, model.safetensors, scaling.json, README.md, metrics.jsonl, run.json,
+        done.json, and checkpoints/.
+
+    Raises
+    ------
+    BrainLMError
+        No recording is long enough; shards, scaling and atlas that do not belong together; a
+        global batch that the processes cannot share; a loss that is not finite.
+    SystemExit
+        Code 75 after SIGTERM.
+    """
+    with start(options.gpus) as ranks:
+        run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
+        if not run.finished():
+            run.resume()
+            run.train()
+            run.finish()
+
+
+class Run:
+    """One pretraining run; see :func:`pretrain`."""
+
+    def __init__(self, shards, scaling, out: Path, model: config.Model, options, atlas, ranks):
+        self.out, self.options, self.ranks = out, options, ranks
+        self.settings = _settings(shards, scaling, model, options)
+        corpus, self.scaling = Corpus(shards), Scaling.load(scaling)
+        _check_atlas(corpus, atlas)
+        train, self.left_out = choose_rows(corpus, model.window, "train")
+        if len(train) == 0:
+            raise BrainLMError("no usable recording in the training split of these shards")
+        torch.manual_seed(options.seed)
+        self.model: BrainLM = preset(model.preset, num_parcels=corpus.info.num_parcels,
+                                     window=model.window, patch=model.patch,
+                                     coordinates=atlas.coordinates)  # fmt: skip
+        self.train_set = self._windows(corpus, train)
+        held_out = corpus.usable(split="validation", min_timepoints=model.window)
+        self.validation_set = self._windows(corpus, held_out)
+        self.micro = _micro_batch(options, ranks.world)
+        self.steps = math.ceil(options.epochs * len(train) / options.batch_size)
+        epoch_steps = max(1, round(len(train) / options.batch_size))
+        self.validate_every = epoch_steps * options.validate_every_epochs
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.wrapped = prepare(self.model, options, ranks)
+        self.optimizer = make_optimizer(self.wrapped, options.learning_rate, options.weight_decay)
+        self.journal = Journal(out / "metrics.jsonl", "", quiet=not ranks.main)
+        self.half = options.precision == "bf16" or (
+            options.precision == "auto" and ranks.device.type == "cuda"
+        )
+        self.kernel = kernel_name(
+            options.attention, ranks.device, torch.bfloat16 if self.half else torch.float32,
+            self.model.config.width // self.model.config.heads,
+        )  # fmt: skip
+        self.stop = False
+
+    def _windows(self, corpus: Corpus, rows) -> Windows:
+        return Windows(corpus, self.scaling, self.model.config.window, rows,
+                       seed=self.options.seed, num_tokens=self.model.num_tokens)  # fmt: skip
+
+    # ---- start and end ----------------------------------------------------------------------
+
+    def finished(self) -> bool:
+        """True if `out` already holds the model of exactly these settings."""
+        done = self.out / "done.json"
+        if not (done.exists() and (self.out / "model.safetensors").exists()):
+            return False
+        if read_json(done).get("settings") != self.settings:
+            return False
+        self.journal.say(f"{self.out}: already trained with these settings; nothing to do")
+        return True
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the same settings, if there is one."""
+        say = self.journal.say
+        say(f"{self.model.config.preset}: {sum(p.numel() for p in self.model.parameters()):,} "
+            f"parameters, {self.model.num_tokens} tokens; {len(self.train_set)} training and "
+            f"{len(self.validation_set)} validation recordings; {self.steps} updates of "
+            f"{self.options.batch_size} windows; attention {self.kernel}")  # fmt: skip
+        for reason, count in self.left_out.items():
+            say(f"left out: {count} training recordings: {reason}")
+        if not len(self.validation_set):
+            say("no validation recording holds a window: training goes on without validation")
+        state = checkpoint.newest(self.out / "checkpoints", say)
+        if state is None:
+            return
+        if state["settings"] != self.settings:
+            changed = _difference(json.loads(state["settings"]), json.loads(self.settings))
+            say(f"checkpoints are of other settings ({changed}): starting anew")
+            self._forget()
+            return
+        checkpoint.restore(state, self.wrapped, self.optimizer)
+        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        say(f"going on from update {self.step} of {self.steps}")
+        if state["world"] != self.ranks.world:
+            say(f"with {self.ranks.world} processes instead of {state['world']}: the same "
+                "windows in the same order, sums in another order")  # fmt: skip
+        self.journal = Journal(self.out / "metrics.jsonl", state["metrics"], not self.ranks.main)
+
+    def _forget(self) -> None:
+        self.ranks.wait()
+        if self.ranks.main:
+            for path in (*checkpoint.found(self.out / "checkpoints"),
+                         self.out / "checkpoints" / "best.pt"):  # fmt: skip
+                path.unlink(missing_ok=True)
+        self.ranks.wait()
+
+    def _save(self, *, best: bool = False) -> None:
+        facts = {"settings": self.settings, "seconds": self.seconds, "best": self.best,
+                 "world": self.ranks.world, "metrics": self.journal.lines}  # fmt: skip
+        checkpoint.save(self.out / "checkpoints", self.step, self.wrapped, self.optimizer, facts,
+                        self.ranks, best=best)  # fmt: skip
+
+    def finish(self) -> None:
+        """Write the model folder; done.json comes last."""
+        weights = checkpoint.get_model_state_dict(self.wrapped, options=checkpoint._FULL)
+        if self.ranks.main:
+            final = BrainLM(self.model.config, _points(self.model))
+            final.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
+            facts = self._facts()
+            final.save_pretrained(self.out, self.scaling, pretrained_card(final, facts))
+            write_json(self.out / "run.json", facts)
+            write_json(self.out / "done.json", {"settings": self.settings, "step": self.step})
+        self.ranks.wait()
+
+    def _facts(self) -> dict:
+        last = [json.loads(line) for line in self.journal.lines.splitlines()]
+        validation = [line for line in last if line["split"] == "validation"]
+        return {
+            "versions": {"brainlm": __version__, "torch": torch.__version__,
+                         "python": platform.python_version(), "numpy": np.__version__},
+            "attention": self.kernel,
+            "precision": "bf16" if self.half else "float32",
+            "processes": self.ranks.world,
+            "sharding": self.options.sharding if self.ranks.world > 1 else "none",
+            "device": _device_name(self.ranks),
+            "recordings": {"train": len(self.train_set), "validation": len(self.validation_set)},
+            "left_out": self.left_out,
+            "atlas": self.scaling.atlas, "sample_period_s": self.scaling.sample_period_s,
+            "release": self.scaling.release,
+            "updates": self.step, "epochs": self.options.epochs,
+            "mask": self.options.mask, "mask_ratio": self.options.mask_ratio,
+            "seconds": round(self.seconds, 1),
+            "windows_per_s": round(self.step * self.options.batch_size / (self.seconds + 1e-9), 2),
+            "validation": validation[-1] if validation else None,
+        }  # fmt: skip
+
+    # ---- training ---------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """All updates that are left."""
+        meter = Meter(self)
+        saved = time.monotonic()
+        loader = Prefetch(self.train_set, self._picks(), threads=self._threads())
+        with _on_sigterm(self):
+            batches = iter(loader)
+            while self.step < self.steps:
+                meter.begin()
+                self._update(batches, meter)
+                self.step += 1
+                meter.end(loader)
+                last = self.step == self.steps
+                best = False
+                if last or self.step % self.validate_every == 0:
+                    best = self._validate()
+                late = time.monotonic() - saved > 60 * self.options.checkpoint_every_min
+                poll = self.ranks.world == 1 or self.step % 10 == 0 or last
+                stop = poll and self.ranks.any(self.stop)
+                if last or best or stop or (poll and self.ranks.any(late)):
+                    self._save(best=best)
+                    saved = time.monotonic()
+                if stop and not last:
+                    self.journal.say(f"SIGTERM: saved at update {self.step}; run again to go on")
+                    raise SystemExit(EXIT_SAVED)
+
+    def _picks(self):
+        """Micro-batches of this process, from the current update on, without end of epoch."""
+        size, rank, world = self.options.batch_size, self.ranks.rank, self.ranks.world
+        for step in range(self.step, self.steps):
+            picks = self.train_set.stream(step * size, size)
+            for first in range(rank * self.micro, size, world * self.micro):
+                yield picks[first : first + self.micro]
+
+    def _threads(self) -> int:
+        return 1 if self.ranks.device.type == "cpu" else max(1, self.options.cpus // 2)
+
+    def _update(self, batches, meter: Meter) -> None:
+        """One optimiser step on one global batch."""
+        count = self.options.batch_size // (self.micro * self.ranks.world)
+        unit = float(self.options.batch_size * self.model.num_tokens)  # any constant will do
+        seen = torch.zeros((), device=self.ranks.device)
+        torch.manual_seed(hash((self.options.seed, self.step, self.ranks.rank)))  # dropout
+        for number in range(count):
+            batch = next(batches)
+            with gradient_sync(self.wrapped, number == count - 1):
+                error, known, *rest = self._forward(batch)
+                (error / unit).backward()
+            seen += known
+            meter.add(batch, error.detach(), known, rest)
+        # Sums over the global batch, divided once: the same whatever shares the processes have.
+        total = self.ranks.sum(seen).clamp(min=1)
+        rescale_gradients(self.wrapped, unit * self.ranks.world / total)
+        norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), 1.0)
+        meter.norm = norm
+        rate = learning_rate_at(self.step, self.steps, self.options)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _forward(self, batch: Batch):
+        options, device = self.options, self.ranks.device
+        visible = self.model.count_visible(batch.signal, options.mask_ratio, options.mask)
+        batch.signal = batch.signal.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
+            return self.wrapped(batch.signal, batch.noise.to(device, non_blocking=True), visible)
+
+    # ---- validation -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self) -> bool:
+        """Reconstruct one fixed window per held-out recording; True if it is the best so far."""
+        rows = self.validation_set.rows
+        if not len(rows):
+            return False
+        self.wrapped.eval()
+        meter = MaskedR2(("r2", "r2_zero", "r2_linear"))
+        summaries, error_sum, known_sum = [], 0.0, 0.0
+        batches = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
+        for number in range(math.ceil(len(batches) / self.ranks.world)):
+            mine = number * self.ranks.world + self.ranks.rank
+            real = mine < len(batches)  # every process runs as many passes (FSDP needs it)
+            batch = self.validation_set.batch([(0, int(r)) for r in batches[mine if real else 0]])
+            error, known, prediction, hidden, cls = self._forward(batch)
+            weight = float(real)
+            error_sum, known_sum = error_sum + error.double() * weight, known_sum + known * weight
+            hidden = hidden & real
+            linear = interpolate_linear(batch.signal, hidden | batch.signal.isnan())
+            meter.add(batch.signal, hidden, prediction.float(), torch.zeros_like(linear), linear)
+            summaries.append(cls.double() * weight)
+        self.wrapped.train()
+        loss = float(self.ranks.sum(error_sum) / self.ranks.sum(known_sum).clamp(min=1))
+        scores = meter.result(self.ranks.sum)
+        self._note_validation(loss, scores, _spread(summaries, len(rows), self.ranks))
+        better = loss < self.best
+        self.best = min(loss, self.best)
+        return better
+
+    def _note_validation(self, loss: float, scores: dict, spread: float) -> None:
+        epoch = self.step * self.options.batch_size / len(self.train_set)
+        self.journal.record(step=self.step, epoch=epoch, split="validation", loss=loss, **scores,
+                            cls_spread=spread, seconds=self.seconds)  # fmt: skip
+        text = (f"validation at update {self.step}: loss {loss:.4f}, masked R² "
+                f"{figure(scores['r2'])} (zero {figure(scores['r2_zero'])}, linear "
+                f"{figure(scores['r2_linear'])})")  # fmt: skip
+        self.journal.progress(self.step, self.steps, text, force=self.step == self.steps)
+        if spread < COLLAPSED:
+            self.journal.say(
+                f"warning: the CLS summaries of different subjects differ by only {spread:.1e} of "
+                "their size: the encoder has collapsed; lower pretrain.learning_rate"
+            )
+
+
+class Meter:
+    """Loss, masked R² and rates between two log lines; reads the device only to log."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.every = max(1, run.steps // 200)
+        flops = run.model.flops_per_window(run.options.mask_ratio)
+        peak = peak_flops(_device_name(run.ranks))
+        self._flops_share = 3 * flops / peak / run.ranks.world if peak else None
+        self.norm = torch.zeros(())
+        self._reset()
+
+    def _reset(self) -> None:
+        self.r2, self.sums = MaskedR2(), 0.0
+        self.busy, self.waited, self.windows = 0.0, 0.0, 0
+
+    def begin(self) -> None:
+        self._start = time.perf_counter()
+
+    def add(self, batch: Batch, error, known, rest) -> None:
+        self.r2.add(batch.signal, rest[1], rest[0])
+        self.sums = self.sums + torch.stack([error.double(), known.double()])
+
+    def end(self, loader: Prefetch) -> None:
+        """After each update; every few of them one line."""
+        run, took = self.run, time.perf_counter() - self._start
+        self.busy += took
+        run.seconds += took
+        self.windows += run.options.batch_size
+        self.waited, loader.waited_s = self.waited + loader.waited_s, 0.0
+        if run.step % self.every and run.step != run.steps:
+            return
+        error, known = run.ranks.sum(self.sums).tolist()
+        if not math.isfinite(error):
+            raise BrainLMError(f"update {run.step}: the loss is not finite; lower "
+                               "pretrain.learning_rate or look for broken series")  # fmt: skip
+        loss, r2 = error / max(known, 1), self.r2.result(run.ranks.sum)["r2"]
+        rate = self.windows / self.busy
+        self._log(loss, r2, rate, self.waited / self.busy)
+        self._reset()
+
+    def _log(self, loss: float, r2: float | None, rate: float, waiting: float) -> None:
+        run = self.run
+        epoch = run.step * run.options.batch_size / len(run.train_set)
+        lr = run.optimizer.param_groups[0]["lr"]
+        mfu = None if self._flops_share is None else rate * self._flops_share
+        run.journal.record(step=run.step, epoch=epoch, split="train", loss=loss, r2=r2,
+                           windows_per_s=rate, data_wait=waiting, mfu=mfu, lr=lr,
+                           seconds=run.seconds)  # fmt: skip
+        left = (run.steps - run.step) * run.options.batch_size / rate
+        run.journal.progress(
+            run.step, run.steps,
+            f"update {run.step}/{run.steps} epoch {epoch:.1f} loss {loss:.4f} R² {figure(r2)} "
+            f"{rate:.1f} windows/s MFU {figure(mfu, 2)} data-wait {100 * waiting:.1f}% "
+            f"ETA {clock(left)}", force=run.step == run.steps,
+        )  # fmt: skip
+
+
+def _settings(shards, scaling, model: config.Model, options: config.Pretrain) -> str:
+    """What decides the final weights, as JSON; machines and rhythm do not."""
+    free = {"nodes", "gpus", "cpus", "checkpoint_every_min", "attention", "compile", "sharding",
+            "micro_batch_size", "validate_every_epochs", "precision"}  # fmt: skip
+    parts = sorted(f"{Path(path).name}:{Path(path).stat().st_size}" for path in shards)
+    return json.dumps({
+        **model.model_dump(), **options.model_dump(exclude=free), "scaling": sha256(scaling),
+        "shards": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+    }, sort_keys=True)  # fmt: skip
+
+
+def _difference(old: dict, new: dict) -> str:
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)!s:.12} → {new.get(key)!s:.12}" for key in keys)
+
+
+def _check_atlas(corpus: Corpus, atlas: Atlas) -> None:
+    if corpus.info.atlas_sha256 != atlas.image_sha256:
+        raise BrainLMError(
+            f"{corpus.paths[0]}: made with atlas {corpus.info.atlas} "
+            f"({corpus.info.atlas_sha256[:12]}…), but the configuration names {atlas.name} "
+            f"({atlas.image_sha256[:12]}…); make the shards again or set atlas.name"
+        )
+
+
+def _micro_batch(options: config.Pretrain, world: int) -> int:
+    """Windows per forward pass and process; the global batch must share out evenly."""
+    micro = min(options.micro_batch_size, options.batch_size // world)
+    if micro == 0 or options.batch_size % (micro * world):
+        raise BrainLMError(
+            f"pretrain.batch_size ({options.batch_size}) must be a multiple of micro_batch_size "
+            f"× processes ({options.micro_batch_size} × {world}); change one of them"
+        )
+    return micro
+
+
+def _points(model: BrainLM):
+    return model.coordinates.cpu() if model.config.has_coordinates else None
+
+
+def _device_name(ranks: Ranks) -> str:
+    if ranks.device.type == "cuda":
+        return torch.cuda.get_device_name(ranks.device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _spread(summaries: list, count: int, ranks: Ranks) -> float:
+    """Standard deviation of CLS over subjects relative to its root mean square."""
+    cls = torch.cat(summaries)
+    total = ranks.sum(cls.sum(0))
+    squares = ranks.sum(cls.square().sum(0))
+    variance = (squares / count - (total / count).square()).clamp(min=0).mean()
+    return float((variance / (squares / count).mean().clamp(min=1e-30)).sqrt())
+
+
+@contextlib.contextmanager
+def _on_sigterm(run: Run):
+    """Set ``run.stop`` on SIGTERM; the update at hand is finished first."""
+
+    def note(*_):
+        run.stop = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, note)
+    except ValueError:  # not in the main thread: nothing to catch
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

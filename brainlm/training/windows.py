@@ -1,0 +1,235 @@
+"""Windows of scaled series, read from memory-mapped shards.
+
+Everything random about a window is a function of (seed, epoch, recording): where it starts and
+which of its tokens are hidden. The order of windows is a function of (seed, epoch). So neither
+the number of processes nor a restart changes what the model sees.
+"""
+
+from __future__ import annotations
+
+import mmap
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ..errors import BrainLMError
+from ..shards import Corpus, Scaling
+
+
+@dataclass
+class Batch:
+    """B windows.
+
+    Attributes
+    ----------
+    signal : Tensor [B, R, T] float32
+        Scaled; NaN where there is no data.
+    noise : Tensor [B, N] float32
+        Decides the mask; empty if N is 0.
+    rows : ndarray [B]
+        Rows of the corpus.
+    """
+
+    signal: Tensor
+    noise: Tensor
+    rows: np.ndarray
+
+
+class MappedSeries:
+    """Series of a corpus as views of the mapped files: one window costs one window.
+
+    A shard's series column is stored plain, so a series is a run of bytes in the file. Where it
+    starts is found on the first touch of its row group (by its length prefix and first bytes,
+    then compared in full); pages live in the system's file cache, not in this process. A shard
+    that another program wrote compressed is read through :class:`Corpus` instead.
+    """
+
+    def __init__(self, corpus: Corpus):
+        self.corpus, self.num_parcels = corpus, corpus.info.num_parcels
+        table = corpus.table
+        self._shard, self._row = table["shard"].to_numpy(), table["row"].to_numpy()
+        self._dtype = [np.dtype(name) if name else None for name in table["series_dtype"]]
+        self.num_timepoints = table["num_timepoints"].to_numpy()
+        self._views: dict[int, np.ndarray] = {}
+        self._maps: dict[int, tuple[pq.ParquetFile, mmap.mmap, np.ndarray]] = {}
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """[T, R], stored dtype, read-only."""
+        if index not in self._views:
+            self._locate_group(index)
+        return self._views[index] if index in self._views else self.corpus.series(index)
+
+    def _open(self, shard: int):
+        if shard not in self._maps:
+            path: Path = self.corpus.paths[shard]
+            file = pq.ParquetFile(path, memory_map=True)
+            with open(path, "rb") as handle:
+                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            self._maps[shard] = (file, mapped, np.cumsum([0, *sizes]))
+        return self._maps[shard]
+
+    def _locate_group(self, index: int) -> None:
+        shard, row = int(self._shard[index]), int(self._row[index])
+        file, mapped, starts = self._open(shard)
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        values: pa.ChunkedArray = file.read_row_group(group, columns=["series"]).column(0)
+        position = 0
+        for offset, value in enumerate(values):
+            if not value.is_valid:
+                continue
+            data = memoryview(value.as_buffer()).cast("B")
+            head = len(data).to_bytes(4, "little") + data[:64].tobytes()
+            position = mapped.find(head, position)
+            if position < 0 or mapped[position + 4 : position + 4 + len(data)] != data:
+                return
+            number = index - row + int(starts[group]) + offset
+            dtype = self._dtype[number]
+            view = np.frombuffer(mapped, dtype, len(data) // dtype.itemsize,
+                                 position + 4)  # fmt: skip
+            self._views[number] = view.reshape(-1, self.num_parcels)
+            position += 4 + len(data)
+
+
+class Windows:
+    """Windows of some recordings of a corpus.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    scaling : Scaling
+        Of the model; applied as windows are read.
+    window : int
+        T, time points.
+    rows : array of int
+        Which recordings; each must have at least T time points.
+    seed : int
+    num_tokens : int
+        N of the model, for the noise that decides masks; 0 gives none.
+    """
+
+    def __init__(self, corpus: Corpus, scaling: Scaling, window: int, rows, *, seed: int = 0,
+                 num_tokens: int = 0):  # fmt: skip
+        corpus.check(scaling)
+        self.rows = np.asarray(rows, np.int64)
+        self.window, self.seed, self.num_tokens = window, seed, num_tokens
+        self.series = MappedSeries(corpus)
+        table = corpus.table
+        names = table["cohort"].str.cat(table["recording_id"], sep="/")
+        self._keys = np.array([zlib.crc32(name.encode()) for name in names], np.int64)
+        usable = scaling.usable
+        self._median = torch.from_numpy(np.where(usable, scaling.median, np.nan)).float()
+        self._scale = torch.from_numpy(1 / np.where(usable, scaling.iqr, np.nan)).float()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The recordings' rows in this epoch's order."""
+        return self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
+
+    def stream(self, first: int, count: int) -> list[tuple[int, int]]:
+        """(epoch, row) of windows `first` .. `first + count` of the endless run of epochs."""
+        out: list[tuple[int, int]] = []
+        while len(out) < count:
+            epoch, start = divmod(first + len(out), len(self))
+            part = self.order(epoch)[start : start + count - len(out)]
+            out.extend((epoch, int(row)) for row in part)
+        return out
+
+    def batch(self, picks: list[tuple[int, int]]) -> Batch:
+        """Random windows of the given (epoch, row) pairs."""
+        signal = torch.empty(len(picks), self.series.num_parcels, self.window)
+        noise = np.empty((len(picks), self.num_tokens), np.float32)
+        for slot, (epoch, row) in enumerate(picks):
+            random = np.random.default_rng([self.seed, epoch, self._keys[row]])
+            spare = int(self.series.num_timepoints[row]) - self.window
+            self._fill(signal[slot], row, int(random.integers(spare + 1)))
+            noise[slot] = random.random(self.num_tokens, np.float32)
+        return Batch(signal, torch.from_numpy(noise), np.array([row for _, row in picks]))
+
+    def even(self, row: int, count: int) -> Tensor:
+        """[count, R, T] windows spread evenly over one recording, for evaluation."""
+        spare = int(self.series.num_timepoints[row]) - self.window
+        starts = np.unique(np.linspace(0, spare, count).round().astype(int))
+        signal = torch.empty(len(starts), self.series.num_parcels, self.window)
+        for slot, start in enumerate(starts):
+            self._fill(signal[slot], row, int(start))
+        return signal
+
+    def _fill(self, out: Tensor, row: int, start: int) -> None:
+        """Scale one window into `out` [R, T]."""
+        stored = self.series[row][start : start + self.window]
+        values = torch.from_numpy(stored.copy()).float()  # torch converts float16 6x as fast
+        torch.mul(values.sub_(self._median), self._scale, out=values)
+        out.copy_(values.T)
+
+
+class Prefetch:
+    """Batches made ahead of time by a few threads, in order; holds at most `ahead` of them.
+
+    Attributes
+    ----------
+    waited_s : float
+        Time that the consumer spent waiting for data.
+    """
+
+    def __init__(self, windows: Windows, picks: Iterator[list[tuple[int, int]]], *,
+                 threads: int = 1, ahead: int = 4):  # fmt: skip
+        self._windows, self._picks = windows, picks
+        self._pool = ThreadPoolExecutor(threads, "windows")
+        self._queue: list[Future[Batch]] = []
+        self._ahead = ahead
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        import time
+
+        try:
+            while True:
+                while len(self._queue) < self._ahead:
+                    picks = next(self._picks, None)
+                    if picks is None:
+                        break
+                    self._queue.append(self._pool.submit(self._windows.batch, picks))
+                if not self._queue:
+                    return
+                start = time.perf_counter()
+                batch = self._queue.pop(0).result()
+                self.waited_s += time.perf_counter() - start
+                yield batch
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def choose_rows(corpus: Corpus, window: int, split: str) -> tuple[np.ndarray, dict[str, int]]:
+    """Rows of a split that hold a window, and how many others were left out and why.
+
+    Raises
+    ------
+    BrainLMError
+        The split has recordings, and none is long enough.
+    """
+    table = corpus.table[corpus.table["split"] == split]
+    rows = corpus.usable(split=split, min_timepoints=window)
+    left_out = table["status"][table["status"] != "ok"].value_counts().to_dict()
+    usable = table[table["status"] == "ok"]
+    short = int((usable["num_timepoints"] < window).sum())
+    if short:
+        left_out[f"shorter than the window of {window} time points"] = short
+    if len(rows) == 0 and len(usable):
+        longest = usable.loc[usable["num_timepoints"].idxmax()]
+        raise BrainLMError(
+            f"no {split} recording holds a window of {window} time points; the longest is "
+            f"{longest['recording_id']} with {longest['num_timepoints']}: set model.window to at "
+            "most that (a multiple of model.patch)"
+        )
+    return rows, {str(k): int(v) for k, v in left_out.items()}
