@@ -1,0 +1,162 @@
+"""What a page is made of: text, figures that can be big, tables, drawings. No HTML here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+#: Rows of one table on a page; the file to download always has all of them.
+MAX_ROWS = 1000
+
+
+@dataclass
+class Text:
+    """Paragraphs; `tone` is plain or missing (not there, and why)."""
+
+    paragraphs: list[str]
+    tone: str = "plain"
+    kind: str = "text"
+
+
+@dataclass
+class Cautions:
+    """What to distrust, as a list."""
+
+    title: str
+    items: list[str]
+    kind: str = "cautions"
+
+
+@dataclass
+class Cards:
+    """A few headline figures: (label, value with interval, what it stands beside)."""
+
+    items: list[tuple[str, str, str]]
+    kind: str = "cards"
+
+
+@dataclass
+class Table:
+    """A table and the file it can be downloaded as.
+
+    Parameters
+    ----------
+    name : str
+        Names ``data/<name>.csv``.
+    caption : str
+    frame : DataFrame
+        Raw values, all rows: what is downloaded.
+    shown : DataFrame, optional
+        What the page shows, if it is not `frame` as it is.
+    command : str
+        What made it.
+    sortable : bool
+        Long tables can be sorted and filtered on the page.
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    shown: pd.DataFrame | None = None
+    command: str = ""
+    sortable: bool = False
+    links: dict[str, str] = field(default_factory=dict)  # text of the first column -> address
+    kind: str = "table"
+
+    @property
+    def head(self) -> list[tuple[str, bool]]:
+        """Column names as (text, holds numbers)."""
+        frame = self._visible
+        kinds = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+        return [(str(name), kind) for name, kind in zip(frame.columns, kinds, strict=True)]
+
+    @property
+    def rows(self) -> list[list[tuple[str, bool]]]:
+        """Cells as (text, is a number), at most :data:`MAX_ROWS` rows."""
+        records = self._visible.head(MAX_ROWS).itertuples(index=False, name=None)
+        return [[(show(value), is_number(value)) for value in record] for record in records]
+
+    @property
+    def hidden_rows(self) -> int:
+        return max(0, len(self._visible) - MAX_ROWS)
+
+    @property
+    def _visible(self) -> pd.DataFrame:
+        return self.frame if self.shown is None else self.shown
+
+
+@dataclass
+class Figure:
+    """A drawing as SVG text (made by :mod:`brainlm.report.figures`, so safe) with its caption."""
+
+    name: str
+    caption: str
+    svg: str
+    alt: str
+    command: str = ""
+    frame: pd.DataFrame | None = None  # the data in it, to download
+    kind: str = "figure"
+
+
+@dataclass
+class Details:
+    """Long text that opens on demand."""
+
+    title: str
+    text: str
+    kind: str = "details"
+
+
+@dataclass
+class Section:
+    """A titled part of a page."""
+
+    id: str
+    title: str
+    blocks: list[Any]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def show(value: Any) -> str:
+    """A cell as a reader wants it: three significant digits, a dash for what is not known."""
+    if value is None or value is pd.NA or value is pd.NaT:
+        return "–"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "–"
+        if value.is_integer() and abs(value) < 1e6:
+            return f"{value:.0f}".replace("-", "−")
+        digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
+        text = f"{value:.{min(digits, 4)}f}" if abs(value) < 1e6 else f"{value:.3g}"
+        return text.replace("-", "−")
+    return str(value)
+
+
+def show_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """``0.41 [0.35, 0.47]``; without an interval just the value."""
+    if value is None or pd.isna(value):
+        return "–"
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return f"{show(float(value))} (no interval)"
+    # Two digits of the interval's width are all that it tells; the three numbers share them.
+    width = float(high) - float(low)
+    digits = min(3, max(0, 1 - math.floor(math.log10(width)))) if width > 0 else 3
+    texts = (f"{float(number):.{digits}f}".replace("-", "−") for number in (value, low, high))
+    return "{} [{}, {}]".format(*texts)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 person``, ``2 recordings``."""
+    plural = {"person": "people"}.get(noun, f"{noun}s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def join_words(words: list[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -1,0 +1,117 @@
+"""What to distrust, in plain words, found in the figures themselves."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from .blocks import count, show, show_interval
+from .facts import Facts
+
+_FEW_PEOPLE = 30
+_HARMLESS = ("ok", "too_short", "excluded", "pending")
+
+
+def list_cautions(facts: Facts) -> list[str]:
+    """Sentences, the gravest first; empty only if there is truly nothing to say."""
+    found = [
+        *_about_data(facts), *_about_training(facts), *_about_reconstruction(facts),
+        *_about_targets(facts),
+    ]  # fmt: skip
+    if all(cohort.role == "reference" for cohort in facts.config.cohorts):
+        found.append(
+            "No external cohort was evaluated: how the figures carry over to other scanners and "
+            "people is not known."
+        )
+    return [*found, "One seed was trained: differences between runs are not in the intervals."]
+
+
+def _about_data(facts: Facts) -> list[str]:
+    found, table = [], facts.recordings
+    if facts.info is not None and facts.info.atlas.startswith("demo"):
+        found.append("The atlas is the demonstration's: nothing here is a finding about brains.")
+    failed = table[~table["status"].isin(_HARMLESS)]
+    pending = table[table["status"] == "pending"]
+    if len(failed):
+        share = len(failed) / max(len(table) - len(pending), 1)
+        found.append(f"{count(len(failed), 'recording')} failed ({share:.0%}); see why below.")
+    if len(pending):
+        found.append(f"{count(len(pending), 'recording')} were not processed yet.")
+    if facts.scaling is not None and not facts.scaling.usable.all():
+        lost = int((~facts.scaling.usable).sum())
+        found.append(f"{count(lost, 'parcel')} never had data and are missing everywhere.")
+    return found
+
+
+def _about_training(facts: Facts) -> list[str]:
+    curve = facts.curve
+    if curve.empty or "r2" not in curve:
+        return []
+    last = curve[curve["split"] == "validation"].dropna(subset=["r2"]).tail(1)
+    if last.empty:
+        return ["No validation recording: whether the model overfits is not known."]
+    row = last.iloc[0]
+    linear = row.get("r2_linear")
+    if linear is not None and pd.notna(linear) and row["r2"] <= linear:
+        return [
+            f"The pretrained model (masked R² {show(float(row['r2']))} on validation) does not "
+            f"beat linear interpolation in time ({show(float(linear))}): it was trained too "
+            "little, or on too few people, to have learnt more than smoothness."
+        ]
+    return []
+
+
+def _about_reconstruction(facts: Facts) -> list[str]:
+    table = facts.results.get("reconstruction")
+    if table is None:
+        return ["Reconstruction on held-out people was not evaluated."]
+    found = _about_people(table, "reconstruction")
+    part = table[(table["metric"] == "r2") & (table["method"] == "model minus linear")]
+    for row in part.itertuples():
+        if row.value < 0 or (pd.notna(row.low) and row.low <= 0):
+            how = "worse than" if pd.notna(row.high) and row.high < 0 else "not shown to beat"
+            found.append(
+                f"Reconstruction, {row.target} hidden, {row.cohort}: the model is {how} linear "
+                f"interpolation (R² difference {show_interval(row.value, row.low, row.high)})."
+            )
+    return found
+
+
+def _about_targets(facts: Facts) -> list[str]:
+    found = []
+    for target in facts.config.finetune.targets:
+        table = facts.results.get(target)
+        if table is None:
+            found.append(f"{target} was not evaluated.")
+            continue
+        found += _about_people(table, target)
+        for row in table.itertuples():
+            known = pd.notna(row.low) and pd.notna(row.high)
+            if row.metric in ("mae", "auc") and str(row.method).startswith("fine-tuned minus"):
+                beats = known and (row.high < 0 if row.metric == "mae" else row.low > 0)
+                if not beats:
+                    found.append(
+                        f"{target}, {row.cohort}: the fine-tuned model is not shown to beat "
+                        f"{row.method.removeprefix('fine-tuned minus ')} ({row.metric.upper()} "
+                        f"difference {show_interval(row.value, row.low, row.high)})."
+                    )
+            chance = {"r": 0.0, "auc": 0.5}.get(row.metric)
+            if row.method == "mean FD" and chance is not None and known and row.low > chance:
+                found.append(
+                    f"Head motion alone predicts {target} in {row.cohort} ({row.metric} "
+                    f"{show_interval(row.value, row.low, row.high)}): part of any prediction "
+                    "may be motion."
+                )
+    return found
+
+
+def _about_people(table: pd.DataFrame, what: str) -> list[str]:
+    found = []
+    for row in table.drop_duplicates(["cohort", "split"]).itertuples():
+        where = f"{row.cohort} ({row.split})"
+        if not row.n:
+            found.append(f"{what}: nobody could be evaluated in {where}.")
+        elif row.n < _FEW_PEOPLE:
+            size = count(int(row.n), "person")
+            end = "no interval can be given" if row.n < 3 else "intervals are wide and rough"
+            found.append(f"{what}: {where} has only {size}; {end}.")
+    return found

@@ -1,0 +1,229 @@
+"""Read what the stages wrote. What is not there is None or empty, never invented."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from .. import __version__
+from ..config import Config
+from ..errors import BrainLMError
+from ..files import read_json
+from ..shards import Scaling, ShardInfo, read_info
+
+_SHARD_COLUMNS = [
+    "recording_id", "participant_id", "cohort", "split", "status", "reason", "repetition_time_s",
+    "duration_s", "num_timepoints", "mean_fd_mm", "mean_dvars", "tsnr", "coverage",
+]  # fmt: skip
+_PACKAGES = (
+    "numpy", "scipy", "pandas", "pyarrow", "torch", "scikit-learn", "nibabel", "nilearn",
+    "snakemake", "matplotlib",
+)  # fmt: skip
+
+
+@dataclass
+class Facts:
+    """Everything a study report tells.
+
+    Attributes
+    ----------
+    recordings : DataFrame
+        One row per indexed recording; status ``pending`` if no stage has seen it.
+    coverage : ndarray [R] or None
+        Mean share of each parcel inside the field of view.
+    curve : DataFrame
+        metrics.jsonl of the pretraining; empty if there is none.
+    results : dict
+        ``reconstruction`` and each target -> tidy table.
+    predictions : dict
+        target -> one row per subject and method.
+    """
+
+    config: Config
+    recordings: pd.DataFrame
+    coverage: np.ndarray | None
+    info: ShardInfo | None
+    scaling: Scaling | None
+    curve: pd.DataFrame
+    run: dict
+    model: dict
+    results: dict[str, pd.DataFrame]
+    predictions: dict[str, pd.DataFrame]
+    traces: dict[str, np.ndarray]
+    release: pd.DataFrame
+
+
+def read_facts(results: Path, config: Config) -> Facts:
+    """Collect the facts of a results folder.
+
+    Raises
+    ------
+    BrainLMError
+        A file is there and cannot be read.
+    """
+    shards = [
+        path
+        for cohort in config.cohorts
+        for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
+        if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
+    ]
+    release = results / "releases" / config.release
+    models = results / "models" / config.release / "pretrain"
+    evaluation = results / "evaluation" / config.release
+    recordings, coverage = read_recordings(results, config, shards)
+    tables = {path.stem: path for path in sorted(evaluation.glob("*.parquet"))}
+    return Facts(
+        config=config,
+        recordings=recordings,
+        coverage=coverage,
+        info=read_info(shards[0]) if shards else None,
+        scaling=Scaling.load(release / "scaling.json") if release.exists() else None,
+        curve=_read_jsonl(models / "metrics.jsonl"),
+        run=_read_optional(models / "run.json"),
+        model=_read_optional(models / "config.json"),
+        results={
+            name.removeprefix("target-"): _read_parquet(path)
+            for name, path in tables.items()
+            if not name.endswith(".predictions")
+        },
+        predictions={
+            name.removeprefix("target-").removesuffix(".predictions"): _read_parquet(path)
+            for name, path in tables.items()
+            if name.endswith(".predictions")
+        },
+        traces=_read_traces(evaluation / "reconstruction.traces.npz"),
+        release=_read_tsv(release / "shards.tsv"),
+    )
+
+
+def read_recordings(
+    results: Path, config: Config, shards: list[Path]
+) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """The index joined with what became of each recording, and the coverage per parcel [R]."""
+    indexed = [
+        _read_tsv(results / "index" / cohort.name / "recordings.tsv").assign(cohort=cohort.name)
+        for cohort in config.cohorts
+    ]
+    known = pd.concat(indexed).reindex(
+        columns=["cohort", "recording_id", "participant_id", "chunk"]
+    )
+    done = pd.concat(
+        [pq.read_table(path, columns=_SHARD_COLUMNS).to_pandas() for path in shards]
+        or [pd.DataFrame(columns=_SHARD_COLUMNS)]
+    )
+    shares = [np.asarray(value, float) for value in done.pop("coverage") if value is not None]
+    failed = _read_failures(results)
+    key = ["cohort", "recording_id"]
+    table = known.merge(done.drop(columns="participant_id"), on=key, how="left")
+    table = table.merge(failed, on=key, how="left", suffixes=("", "_failed"))
+    for column in ("status", "reason"):
+        table[column] = table[column].fillna(table.pop(f"{column}_failed"))
+    table["status"] = table["status"].fillna("pending")
+    return table, np.mean(shares, axis=0) if shares else None
+
+
+def _read_failures(results: Path) -> pd.DataFrame:
+    """Failures of recordings whose shard is not written yet, from the stage tables."""
+    columns = ["cohort", "recording_id", "status", "reason"]
+    rows = [pd.DataFrame(columns=columns)]
+    for path in sorted((results / "work").glob("*/*/*.tsv")):
+        table = _read_tsv(path)
+        if {"recording_id", "status", "reason"} <= set(table.columns):
+            rows.append(table[table["status"] != "ok"].assign(cohort=path.parts[-3])[columns])
+    return pd.concat(rows).drop_duplicates(["cohort", "recording_id"], keep="last")
+
+
+def stage_seconds(results: Path) -> pd.DataFrame:
+    """Recordings and mean seconds per stage and cohort."""
+    rows = []
+    for path in sorted((results / "work").glob("*/*/*.tsv")):
+        table = _read_tsv(path)
+        if "seconds" in table:
+            seconds = pd.to_numeric(table["seconds"], errors="coerce")
+            rows += [(path.parts[-3], path.stem, value) for value in seconds.dropna()]
+    table = pd.DataFrame(rows, columns=["cohort", "stage", "seconds"])
+    return (
+        table.groupby(["cohort", "stage"], sort=False)["seconds"]
+        .agg(["count", "mean"])
+        .reset_index()
+    )
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    """All cells as text (names like ``007`` and ``NA`` stay what they are); empty if absent."""
+    try:
+        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return pd.DataFrame()
+    except (UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise BrainLMError(f"{path}: not a readable table ({error})") from None
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        return pq.read_table(path).to_pandas()
+    except (OSError, ValueError) as error:
+        raise BrainLMError(f"{path}: not a readable table ({error}); evaluate again") from None
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame()
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the last line of a run that was killed while it wrote
+    return pd.DataFrame(rows)
+
+
+def _read_optional(path: Path) -> dict:
+    return read_json(path) if path.exists() else {}
+
+
+def _read_traces(path: Path) -> dict[str, np.ndarray]:
+    """Example traces [4, T] (truth, hidden, model, linear) by ``cohort/masking/recording``."""
+    if not path.exists():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return {name: kept[name] for name in kept.files}
+    except (OSError, ValueError) as error:
+        raise BrainLMError(f"{path}: not readable example traces ({error})") from None
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what computed the results."""
+    versions = {"brainlm-pipeline": __version__, "Python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def code_commit() -> str | None:
+    """Git commit of this package, with ``+ changes`` if files differ from it; None outside git."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD").strip()
+        return commit + (" + changes" if git("status", "--porcelain", "--", ".").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

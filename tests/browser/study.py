@@ -1,0 +1,156 @@
+"""A results folder of a small invented study, with hostile names, for tests of the pages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from brainlm.cohort.splits import split_of
+from brainlm.config import Config, parse_config
+from brainlm.evaluation.metrics import bootstrap, difference, of_sums, sum_values
+from brainlm.evaluation.tables import write_results
+from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
+
+HOSTILE = '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90
+PARCELS, TIME = 12, 60
+_INFO = ShardInfo("demo424", "ab" * 32, PARCELS, 1.0)
+
+
+def make_config(folder: Path) -> Config:
+    cohorts = [
+        {"name": "home", "folder": str(folder / "raw"), "layout": "bids"},
+        {"name": "away", "folder": str(folder / "series"), "layout": "parcels", "role": "external"},
+    ]
+    values = {"results": str(folder / "results"), "cohorts": cohorts, "model": {"preset": "tiny"},
+              "finetune": {"targets": ["age", HOSTILE]}}  # fmt: skip
+    return parse_config(values)
+
+
+def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) -> Config:
+    """Write a whole results folder below `folder`; returns its configuration."""
+    config = make_config(folder)
+    results, rng = config.results, np.random.default_rng(0)
+    for cohort in config.cohorts:
+        recordings = [_recording(cohort.name, i, rng) for i in range(subjects)]
+        shard = results / "shards" / cohort.name / "00000.parquet"
+        write_shard(shard, recordings, _INFO)
+        _write_index(results, cohort.name, recordings)
+    if evaluated:
+        _write_release(results, recordings)
+        _write_model(results, rng)
+        _write_reconstruction(results, recordings, rng)
+        _write_target(results, subjects, rng)
+    return config
+
+
+def _recording(cohort: str, number: int, rng) -> Recording:
+    person = f"sub-{cohort}{number:03d}"
+    facts = {"recording_id": f"{person}_task-rest", "participant_id": person, "cohort": cohort,
+             "split": split_of(person), "repetition_time_s": 2.0, "duration_s": TIME * 2.0}  # fmt: skip
+    if number == 3:
+        return Recording(**facts, status="unreadable", reason=HOSTILE)
+    if number == 4:
+        return Recording(**facts, status="too_short", reason="84 s, expected 120 s")
+    return Recording(**facts, series=rng.normal(size=(TIME, PARCELS)), sample_period_s=1.0,
+                     units="percent", coverage=rng.uniform(0.7, 1, PARCELS),
+                     mean_fd_mm=float(rng.gamma(3, 0.07)), mean_dvars=float(rng.gamma(9, 0.1)),
+                     tsnr=float(rng.normal(70, 9)))  # fmt: skip
+
+
+def _write_index(results: Path, cohort: str, recordings: list[Recording]) -> None:
+    rows = [{"recording_id": r.recording_id, "participant_id": r.participant_id, "chunk": "00000"}
+            for r in recordings]  # fmt: skip
+    path = results / "index" / cohort / "recordings.tsv"
+    path.parent.mkdir(parents=True)
+    extra = {"recording_id": f"sub-{cohort}new_task-rest", "participant_id": f"sub-{cohort}new"}
+    pd.DataFrame([*rows, extra | {"chunk": "00001"}]).to_csv(path, sep="\t", index=False)
+    stage = results / "work" / cohort / "00000" / "motion.tsv"
+    stage.parent.mkdir(parents=True)
+    table = pd.DataFrame(rows)[["recording_id"]].assign(status="ok", reason="", seconds=12.5)
+    table.to_csv(stage, sep="\t", index=False)
+
+
+def _write_release(results: Path, recordings: list[Recording]) -> None:
+    folder = results / "releases" / "r1"
+    series = [r.series for r in recordings if r.series is not None]
+    facts = {"atlas": "demo424", "atlas_sha256": "ab" * 32, "sample_period_s": 1.0}
+    statistics = ParcelQuantiles.of(series, PARCELS)
+    Scaling.fit(statistics, release="r1", **facts).save(folder / "scaling.json")
+    (folder / "shards.tsv").write_text("shard\tsize\tmtime_ns\tsha256\nx.parquet\t1\t1\tab\n")
+
+
+def _write_model(results: Path, rng) -> None:
+    folder = results / "models" / "r1" / "pretrain"
+    folder.mkdir(parents=True)
+    lines = []
+    for step in range(10, 310, 10):
+        score = 0.5 * (1 - np.exp(-step / 80))
+        line = {"step": step, "epoch": step // 10, "split": "train", "loss": 1.1 - score,
+                "r2": score, "windows_per_s": 31.0, "data_wait": 0.02, "seconds": step}  # fmt: skip
+        lines.append(line)
+        if step % 50 == 0:
+            extra = {"split": "validation", "r2": score - 0.04, "r2_zero": -0.01, "r2_linear": 0.2}
+            lines.append(line | extra | {"loss": 1.15 - score, "windows_per_s": None})
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 31')
+    run = {"updates": 300, "epochs": 30, "seconds": 411.0, "device": "CPU", "processes": 1,
+           "recordings": {"train": 46, "validation": 6}, "windows_per_s": 31.0}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "config.json").write_text(json.dumps({"preset": "tiny", "window": 40, "patch": 10}))
+
+
+def _rows(truth, guesses: dict, where: dict):
+    sums = {
+        name: np.array([sum_values(y, p) for y, p in zip(truth, guess, strict=True)])
+        for name, guess in guesses.items()
+    }
+    first = next(iter(sums))
+    for metric in ("r2", "r", "mse", "mae"):
+        statistics = {name: of_sums(metric, part) for name, part in sums.items()}
+        for other in list(statistics)[1:]:
+            statistics[f"{first} minus {other}"] = difference(statistics[first], statistics[other])
+        for name, statistic in statistics.items():
+            value, interval = bootstrap(statistic, len(truth), 200, 0)
+            low, high = interval or (None, None)
+            yield where | {"method": name, "level": "pooled", "metric": metric, "value": value,
+                           "low": low, "high": high, "n": len(truth)}  # fmt: skip
+
+
+def _write_reconstruction(results: Path, recordings: list[Recording], rng) -> None:
+    folder, rows, traces = results / "evaluation" / "r1", [], {}
+    for cohort, split, people in (("home", "test", 8), ("away", "all", 57)):
+        for target in ("random 20%", "random 75%", "random 90%", "future 10%"):
+            truth = rng.normal(size=(people, 50))
+            guesses = {"model": truth * 0.5, "linear": truth * 0.3 + rng.normal(size=truth.shape) / 2,
+                       "zero": truth * 0}  # fmt: skip
+            where = {"task": "reconstruction", "target": target, "cohort": cohort, "split": split,
+                     "left_out": 2, "note": "2 without a usable recording"}  # fmt: skip
+            rows += list(_rows(truth, guesses, where))
+            rows += [where | {"method": "model", "level": "recording", "unit": f"r{i}",
+                              "metric": "r2", "value": rng.normal(0.4, 0.1), "n": people}
+                     for i in range(people)]  # fmt: skip
+            wave = np.sin(np.arange(TIME) / 4) + rng.normal(0, 0.3, TIME)
+            hidden = (np.arange(TIME) // 10) % 2
+            traces[f"{cohort}/{target}/sub-{cohort}001"] = np.stack([wave, hidden, wave / 2, wave / 3])
+    write_results(rows, folder / "reconstruction.parquet", 1234)
+    np.savez(folder / "reconstruction.traces.npz", **traces)
+
+
+def _write_target(results: Path, subjects: int, rng) -> None:
+    folder = results / "evaluation" / "r1"
+    where = {"task": "regression", "target": "age", "cohort": "home", "split": "test",
+             "left_out": 1, "note": "1 without a label", "n_train": 46}  # fmt: skip
+    age = rng.uniform(20, 80, 9)
+    guesses = {
+        "fine-tuned": age + rng.normal(0, 9, 9), "from scratch": age * 0 + 50 + rng.normal(0, 9, 9),
+        "connectivity + ridge": age + rng.normal(0, 7, 9), "mean FD": age / 9 + 45,
+        "mean": age * 0 + 50,
+    }  # fmt: skip
+    rows = list(_rows(age[:, None], {k: v[:, None] for k, v in guesses.items()}, where))
+    write_results(rows, folder / "target-age.parquet", 1234)
+    people = pd.DataFrame({"cohort": "home", "participant_id": [f"sub-{i}" for i in range(9)],
+                           "split": "test", "label": age} | guesses)  # fmt: skip
+    long = people.melt(list(people.columns[:4]), list(guesses), "method", "prediction")
+    long.to_parquet(folder / "target-age.predictions.parquet")
