@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import RecordingError
 from .mask import brain_mask
 from .sampling import sample
-from .spline import PARAMETERS, align_volumes, in_threads, shrink_volumes, value_and_gradient
+from .spline import align_volumes, in_threads, shrink_volumes, value_and_gradient
 
 RADIUS_MM = 50.0  # where a rotation counts as a displacement, as in framewise displacement
 COARSE_MM = 6.0  # voxel size of the first level
@@ -202,7 +202,9 @@ def _find_usable(volumes: np.ndarray) -> np.ndarray:
             f"volumes of {'x'.join(map(str, volumes.shape[:0:-1]))} voxels: motion needs at "
             "least four along each axis",
         )
-    usable = np.array([np.isfinite(v.sum(dtype=np.float64)) and v.min() < v.max() for v in volumes])
+    usable = np.array(
+        [np.isfinite(v.sum(dtype=np.float64)) and v.min() < v.max() for v in volumes]
+    )
     if usable.mean() <= 0.5:
         raise RecordingError(
             "bad_data", f"{np.sum(~usable)} of {len(volumes)} volumes are constant or not finite"
@@ -240,9 +242,11 @@ def _shrink(volumes, affine, mask, factors):
     in_threads(shrink_volumes, len(volumes), volumes, fz, fy, fx, small)
     to_full = np.diag([fx, fy, fz, 1.0])
     to_full[:3, 3] = (np.array([fx, fy, fz]) - 1) / 2
-    return small, affine @ to_full, mask[fz // 2 :: fz, fy // 2 :: fy, fx // 2 :: fx][
-        : shape[0], : shape[1], : shape[2]
-    ]
+    return (
+        small,
+        affine @ to_full,
+        mask[fz // 2 :: fz, fy // 2 :: fy, fx // 2 :: fx][: shape[0], : shape[1], : shape[2]],
+    )
 
 
 def _linearise(reference, affine, mask, count, rng) -> _Level:

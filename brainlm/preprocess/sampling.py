@@ -89,7 +89,7 @@ def sample_parcels(
         parcel that has no points.
     """
     labels = np.array(labels, np.int64)
-    if labels.size and not (0 <= labels.min() and labels.max() <= num_parcels):
+    if labels.size and not (labels.min() >= 0 and labels.max() <= num_parcels):
         raise ValueError(f"labels must be 0..{num_parcels}, found {labels.min()}..{labels.max()}")
     volumes, points, grids = _prepare(volumes, affine, points, transforms)
     wanted = np.bincount(labels, minlength=num_parcels + 1)[1:]

@@ -279,10 +279,8 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
             x = g[0, 0] * p + g[0, 1] * q + g[0, 2] * r + g[0, 3]
             y = g[1, 0] * p + g[1, 1] * q + g[1, 2] * r + g[1, 3]
             z = g[2, 0] * p + g[2, 1] * q + g[2, 2] * r + g[2, 3]
-            inside = (
-                -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5 and -0.5 <= z <= nz - 0.5
-            )
-            ix, iy, iz = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+            inside = -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5 and -0.5 <= z <= nz - 0.5
+            ix, iy, iz = math.floor(x), math.floor(y), math.floor(z)
             if not inside or (found and _touches_gap(gaps, ix, iy, iz, x, y, z)):
                 if not by_parcel:
                     values[t, n] = np.float32(np.nan)
@@ -315,7 +313,7 @@ def value_and_gradient(volume, xyz, values, gradients):
             values[n] = np.float32(np.nan)
             gradients[n] = _F0
             continue
-        ix, iy, iz = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+        ix, iy, iz = math.floor(x), math.floor(y), math.floor(z)
         tx, ty, tz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
         a, b, c = _weights(tx), _weights(ty), _weights(tz)
         da, db, dc = _slopes(tx), _slopes(ty), _slopes(tz)
@@ -427,7 +425,7 @@ def _read_residuals(flat, shape, grid, points, target, residuals):
         x = g00 * p + g01 * q + g02 * r + g03
         y = g10 * p + g11 * q + g12 * r + g13
         z = g20 * p + g21 * q + g22 * r + g23
-        ix, iy, iz = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+        ix, iy, iz = math.floor(x), math.floor(y), math.floor(z)
         if 1 <= ix <= nx - 3 and 1 <= iy <= ny - 3 and 1 <= iz <= nz - 3:
             a = _weights(np.float32(x - ix))
             b = _weights(np.float32(y - iy))
