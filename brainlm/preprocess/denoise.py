@@ -1,14 +1,15 @@
 """Find artefacts by spatial ICA and tell them from signal by the ICA-AROMA rule.
 
 Method. The run is sampled, motion-corrected and smoothed to 6 mm, on a 4 mm grid in template
-space; drifts are removed and every point is scaled to unit variance. A principal component
-analysis through the T x T covariance reduces it to the model order at which the Bayesian
-information criterion of probabilistic PCA is largest (Minka 2000; Beckmann & Smith 2004), capped.
-Symmetric FastICA with the logcosh contrast (Hyvarinen 1999) separates spatial maps. Maps are
-thresholded where a Gaussian-gamma mixture says that a value is more probably signal than
-background (Beckmann & Smith 2004). Four features and fixed thresholds decide (Pruim et al. 2015,
-NeuroImage 112:267): fraction in CSF, high-frequency content, fraction at the edge of the brain,
-correlation with the motion parameters.
+space within the subject's brain mask; drifts are removed and every point is scaled to unit
+variance. Principal components of the T x T covariance reduce it to the model order at which the
+Bayesian information criterion of probabilistic PCA is largest (Minka 2000; Beckmann & Smith
+2004), with the resolution elements of the measured smoothness as independent samples; at most 60
+and a third of the volumes. Symmetric FastICA with the logcosh contrast (Hyvarinen 1999) separates
+spatial maps. Maps are thresholded where a Gaussian-gamma mixture says that a value is more
+probably signal than background (Beckmann & Smith 2004). Four features and fixed thresholds decide
+(Pruim et al. 2015, NeuroImage 112:267): fraction in CSF, high-frequency content, fraction at the
+edge of the brain, correlation with the motion parameters.
 
 What differs from the published tool: the data are high-passed before the decomposition, with the
 filter that the series get, and the motion parameters are high-passed alike; masks are built from
@@ -18,6 +19,7 @@ the template's tissue maps instead of shipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +44,8 @@ NUM_SPLITS = 1000
 CSF_FRACTION = 0.10
 HIGH_FREQUENCY = 0.35
 HYPERPLANE = (-19.9751070082159, 9.95127547670627, 24.8333160239175)
-_AXES = ("x", "y", "z")
+#: Names of the six motion parameters, in the order of the arrays.
+MOTION_NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,14 @@ def make_grid(template: Template) -> Grid:
     return Grid(where, affine, points, brain, rim, csf, inner)
 
 
+@lru_cache(maxsize=2)
+def load_grid(space: str) -> Grid:
+    """The grid of a template space (kept in memory; do not write to its arrays)."""
+    from .template import load_template
+
+    return make_grid(load_template(space))
+
+
 def _ventricles(template: Template, depth: np.ndarray) -> np.ndarray:
     """CSF that is not the rim: the largest deep pieces of the CSF map."""
     from scipy import ndimage as ndi
@@ -170,7 +181,7 @@ def fit_ica(
     parameters : ndarray [T, 6]
         Motion, mm and radians.
     max_components : int
-        Cap of the model order; a quarter of the volumes is another.
+        Cap of the model order; a third of the volumes is another.
 
     Raises
     ------
@@ -188,7 +199,8 @@ def fit_ica(
         )
     data = clean_columns(samples[:, usable], basis)
     data /= np.maximum(data.std(0), 1e-12)
-    whitened = _whiten(data, basis.shape[1], max_components)
+    resels = count_resels(data, grid, usable)
+    whitened = _whiten(data, basis.shape[1], resels, max_components)
     maps, converged, iterations = separate(whitened, seed=seed)
     mixing, zmaps, share = _project(data, maps)
     thresholded = np.zeros((len(zmaps), samples.shape[1]), np.float32)
@@ -202,19 +214,43 @@ def fit_ica(
     return Components(mixing, thresholded, features, noise, converged, iterations)
 
 
-def _whiten(data: np.ndarray, num_removed: int, cap: int) -> np.ndarray:
+def _whiten(data: np.ndarray, num_removed: int, resels: float, cap: int) -> np.ndarray:
     """Reduce [T, N] to K whitened principal components [K, N]."""
     count, points = data.shape
     centred = data - data.mean(1, keepdims=True)
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64) / points)
     values, vectors = values[::-1], vectors[:, ::-1]
     free = count - num_removed
-    resels = points * (GRID_MM / SMOOTH_FWHM_MM) ** 3
-    order = choose_order(values[:free], resels, min(cap, count // 4))
+    order = choose_order(values[:free], resels, min(cap, count // 3))
     scale = vectors[:, :order] / np.sqrt(values[:order])
     # the sign of an eigenvector is arbitrary: fix it so that results do not depend on the library
     scale *= np.sign(scale[np.abs(scale).argmax(0), np.arange(order)])
     return (scale.T.astype(np.float32)) @ centred
+
+
+def count_resels(data: np.ndarray, grid: Grid, usable: np.ndarray) -> float:
+    """Number of independent samples in space: points over the volume of a smoothness kernel.
+
+    Noise of unit variance smoothed to a full width at half maximum W correlates by
+    exp(-2 ln 2 (d / W)^2) at distance d; W along each axis is solved for from the mean
+    correlation of neighbours.
+
+    Parameters
+    ----------
+    data : ndarray [T, M]
+        Unit variance, the points where `usable` [N] is true.
+    """
+    index = np.full(grid.mask.shape, -1)
+    index[grid.mask] = np.where(usable, np.cumsum(usable) - 1, -1)
+    kernel = 1.0
+    for axis in range(3):
+        first = np.moveaxis(index, axis, 0)[:-1].ravel()
+        second = np.moveaxis(index, axis, 0)[1:].ravel()
+        pairs = np.flatnonzero((first >= 0) & (second >= 0))[::5]
+        together = np.einsum("tn,tn->", data[:, first[pairs]], data[:, second[pairs]])
+        r = np.clip(together / (len(data) * max(len(pairs), 1)), 0.05, 0.98)
+        kernel *= max(1.0, np.sqrt(-2 * np.log(2) / np.log(r)))  # in grid steps
+    return data.shape[1] / kernel
 
 
 def choose_order(eigenvalues: np.ndarray, num_samples: float, cap: int) -> int:
@@ -255,15 +291,15 @@ def separate(whitened: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, bool, 
     order, points = whitened.shape
     data = np.ascontiguousarray(whitened, np.float32)
     weights = _decorrelate(np.random.default_rng(seed).standard_normal((order, order)))
-    for iteration in range(1, MAX_ITERATIONS + 1):
+    iteration, change = 0, np.inf
+    while change >= TOLERANCE and iteration < MAX_ITERATIONS:
+        iteration += 1
         slope = np.tanh(weights.astype(np.float32) @ data)
         curvature = 1 - np.einsum("kn,kn->k", slope, slope) / points
         update = (slope @ data.T).astype(np.float64) / points - curvature[:, None] * weights
         update = _decorrelate(update)
         change = np.abs(np.abs(np.einsum("ij,ij->i", update, weights)) - 1).max()
         weights = update
-        if change < TOLERANCE:
-            break
     return weights.astype(np.float32) @ data, bool(change < TOLERANCE), iteration
 
 
@@ -439,8 +475,7 @@ def classify(features: pd.DataFrame) -> None:
 def motion_columns(parameters: np.ndarray) -> dict[str, np.ndarray]:
     """The 24 motion columns under their usual names; differences start with NaN."""
     out: dict[str, np.ndarray] = {}
-    names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in _AXES]
-    for name, values in zip(names, parameters.T, strict=True):
+    for name, values in zip(MOTION_NAMES, parameters.T, strict=True):
         change = np.diff(values, prepend=np.nan)
         out[name] = values
         out[f"{name}_derivative1"] = change

@@ -187,8 +187,7 @@ def normalise(
         fit = engine.normalise(
             reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
         )
-    with atomic_path(paths.normalisation) as temporary:
-        fit.save(temporary)
+    fit.save(paths.normalisation)
     quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
     write_json(
         sidecar(paths.normalisation),
@@ -215,22 +214,18 @@ def denoise(
     RecordingError
         ``denoise_failed``.
     """
-    from .denoise import fit_ica, make_grid, motion_columns
+    from .denoise import MOTION_NAMES, fit_ica, load_grid
     from .filter import cosine_basis
-    from .template import load_template
 
     figures: Figures = {}
     paths = _Paths(out, entry, atlas.space)
     with _timed(figures, "read"):
         bold = _prepared(entry, paths, config)
-    template = load_template(_space(atlas))
-    grid = make_grid(template)
+    grid = load_grid(_space(atlas))
     with _timed(figures, "sample"):
         samples = _sample_grid(bold, paths, grid)
     confounds = _motion_part(read_table(paths.confounds))
-    parameters = np.column_stack(
-        [confounds[n] for n in motion_columns(np.zeros((1, 6))) if "1" not in n and "2" not in n]
-    )
+    parameters = np.column_stack([confounds[name] for name in MOTION_NAMES])
     confounds |= _tissue_signals(samples, grid)
     basis = cosine_basis(len(samples), bold.tr_s, config.high_pass_hz)
     confounds |= {f"cosine{k:02d}": basis[:, k + 1] for k in range(basis.shape[1] - 1)}
@@ -281,9 +276,9 @@ def parcellate(
         band = {"high_pass_hz": config.high_pass_hz, "low_pass_hz": config.low_pass_hz}
         cleaned = clean(raw, bold.tr_s, **band, nuisance=nuisance, signal=signal)
         percent, baseline, coverage = to_percent(raw, cleaned, coverage, config.min_coverage)
-        filtered = clean(raw[:, np.isfinite(baseline)], bold.tr_s, **band)
+        alive = np.isfinite(baseline)
+        filtered = clean(100 * raw[:, alive] / baseline[alive], bold.tr_s, **band)
         series = resample(percent, bold.tr_s, config.sample_period_s).astype(np.float32)
-    alive = np.isfinite(baseline)
     before, after = (np.mean(np.abs(mean_connectivity(s))) for s in (filtered, percent[:, alive]))
     written = read_json(sidecar(paths.boldref))["Figures"]
     kept = ("mean_fd_mm", "mean_dvars", "tsnr", "repetition_time_s", "duration_s")
@@ -293,9 +288,7 @@ def parcellate(
         "mean_coverage": float(coverage.mean()),
         "mean_abs_r_before": float(before),
         "mean_abs_r_after": float(after),
-        "variance_kept": float(
-            (percent[:, alive] ** 2).sum() / ((100 * filtered / baseline[alive]) ** 2).sum()
-        ),
+        "variance_kept": float(np.sum(percent[:, alive] ** 2) / np.sum(filtered**2)),
     }
     _write_coverage(paths.coverage(atlas), atlas, coverage, baseline)
     _write_series(
@@ -587,10 +580,9 @@ def _sample_grid(bold: Bold, paths: _Paths, grid: Any) -> np.ndarray:
 
     world = Normalisation.load(paths.normalisation)(grid.points)
     samples = sample_smooth(bold.volumes, bold.affine, world, read_transforms(paths.transforms))
-    mean = samples.mean(0)
-    level = np.nanmedian(mean[grid.brain])
+    brain, affine = read_volume(paths.mask)
     with np.errstate(invalid="ignore"):
-        samples[:, ~(mean > EMPTY_SHARE * level)] = np.nan
+        samples[:, ~(sample_smooth(brain[None], affine, world)[0] > 0.5)] = np.nan
     # the unfiltered spline smooths by 1.36 voxels; a Gaussian adds what is missing
     voxel = abs(np.linalg.det(bold.affine[:3, :3])) ** (1 / 3)
     missing = max(SMOOTH_FWHM_MM**2 - (1.36 * voxel) ** 2, 0) ** 0.5
