@@ -129,8 +129,8 @@ def _not_json(path: Path) -> None:
 def _read(path: Path):
     import nibabel
 
-    image = nibabel.load(path)
-    return np.array(image.dataobj), image
+    image = nibabel.Nifti1Image.from_filename(path)
+    return np.asarray(image.dataobj).copy(), image
 
 
 def _rewrite(path: Path, data: np.ndarray, image) -> None:

@@ -30,7 +30,7 @@ _COUPLING = {
     (5, 7): (0.20, -0.10),
     (3, 6): (0.25, -0.15),
 }
-_STRENGTH_SD, _COUPLING_SD = 0.05, 0.15  # between people of the same age
+_STRENGTH_SD, _COUPLING_SD = 0.08, 0.20  # between people of the same age
 
 ARTEFACTS = ("pulsation", "spin_history", "speckle", "drift")
 
