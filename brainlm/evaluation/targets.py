@@ -57,7 +57,7 @@ def evaluate_target(
         For example ``{"fine-tuned": ..., "from scratch": ...}``.
     shards : sequence of Path
     labels : Series
-        Indexed by (cohort, participant_id), original units; for two classes 0 and 1.
+        Indexed by (cohort, participant_id), original units; numbers name classes.
     out : Path
         Parquet table; one row per subject and method goes beside it as
         ``<stem>.predictions.parquet``.
@@ -83,12 +83,16 @@ def evaluate_target(
     is_reference = people.index.get_level_values("cohort").map(
         lambda c: roles.get(c) != "external"
     )
-    train = people[is_reference & (people["split"] == "train") & people["ready"]]
+    train = people[is_reference & (people["split"] == "train") & people["ready"]].copy()
     if train["label"].nunique() < 2:
         raise BrainLMError(
             f"{target}: {len(train)} training subjects have a label and a usable recording, with "
             f"{train['label'].nunique()} different values; at least two are needed"
         )
+    classes = np.unique(train["label"])
+    if kind == "classification" and len(classes) == 2:  # predictions are of the larger label
+        for table in (people, train):
+            table["label"] = table["label"].map({classes[0]: 0.0, classes[1]: 1.0})
     given = {name: _read_predictions(path) for name, path in predictions.items()}
     rows, kept = [], []
     parts = list(cohort_parts(people.reset_index(), splits, roles))
@@ -133,12 +137,14 @@ def list_people(
 def _read_predictions(path: Path) -> pd.Series:
     """Mean prediction per subject, by (cohort, participant_id)."""
     path = Path(path)
-    path = path / "predictions.parquet" if path.is_dir() else path
+    paths = [path]
+    if path.is_dir():  # a model's folder: the release it was trained on, and external cohorts
+        paths = [path / "predictions.parquet", *path.glob("external.parquet")]
     try:
-        table = pq.read_table(path, columns=[*KEY, "prediction"]).to_pandas()
+        tables = [pq.read_table(p, columns=[*KEY, "prediction"]).to_pandas() for p in paths]
     except FileNotFoundError:
         raise BrainLMError(f"{path}: predictions not found; run: brainlm finetune") from None
-    return table.groupby(KEY)["prediction"].mean()
+    return pd.concat(tables).groupby(KEY)["prediction"].mean()
 
 
 def _fit_baselines(

@@ -107,7 +107,7 @@ def _about_targets(facts: Facts) -> list[str]:
 def _about_people(table: pd.DataFrame, what: str) -> list[str]:
     found = []
     for row in table.drop_duplicates(["cohort", "split"]).itertuples():
-        where = f"{row.cohort} ({row.split})"
+        where = f"{row.cohort} ({row.split or 'every split'})"
         if not row.n:
             found.append(f"{what}: nobody could be evaluated in {where}.")
         elif row.n < _FEW_PEOPLE:

@@ -112,9 +112,8 @@ def read_recordings(
         _read_tsv(results / "index" / cohort.name / "recordings.tsv").assign(cohort=cohort.name)
         for cohort in config.cohorts
     ]
-    known = pd.concat(indexed).reindex(
-        columns=["cohort", "recording_id", "participant_id", "chunk"]
-    )
+    columns = ["cohort", "recording_id", "participant_id", "chunk"]
+    known = pd.concat(indexed).reindex(columns=columns).astype(object)  # empty ones merge too
     done = pd.concat(
         [pq.read_table(path, columns=_SHARD_COLUMNS).to_pandas() for path in shards]
         or [pd.DataFrame(columns=_SHARD_COLUMNS)]
@@ -169,9 +168,14 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        return pq.read_table(path).to_pandas()
+        table = pq.read_table(path).to_pandas()
     except (OSError, ValueError) as error:
         raise BrainLMError(f"{path}: not a readable table ({error}); evaluate again") from None
+    for name in table.columns[
+        table.dtypes.map(lambda kind: not pd.api.types.is_numeric_dtype(kind))
+    ]:
+        table[name] = table[name].astype(object).where(table[name].notna(), None)
+    return table
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:

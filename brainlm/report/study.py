@@ -357,7 +357,7 @@ def _command_of(table: pd.DataFrame) -> str:
 
 def _nobody(result: pd.DataFrame) -> str:
     parts = [
-        f"{row.cohort} ({row.split}): {row.note or 'no subject in this split'}"
+        f"{row.cohort}, {row.split or 'every split'}: {row.note or 'no subject'}"
         for row in result.itertuples()
     ]
     return "Nobody could be evaluated. " + "; ".join(parts) + "."

@@ -14,7 +14,9 @@ from brainlm.evaluation.metrics import bootstrap, difference, of_sums, sum_value
 from brainlm.evaluation.tables import write_results
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
-HOSTILE = '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90
+HOSTILE = (
+    '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90
+)
 PARCELS, TIME = 12, 60
 _INFO = ShardInfo("demo424", "ab" * 32, PARCELS, 1.0)
 
@@ -22,7 +24,12 @@ _INFO = ShardInfo("demo424", "ab" * 32, PARCELS, 1.0)
 def make_config(folder: Path) -> Config:
     cohorts = [
         {"name": "home", "folder": str(folder / "raw"), "layout": "bids"},
-        {"name": "away", "folder": str(folder / "series"), "layout": "parcels", "role": "external"},
+        {
+            "name": "away",
+            "folder": str(folder / "series"),
+            "layout": "parcels",
+            "role": "external",
+        },
     ]
     values = {"results": str(folder / "results"), "cohorts": cohorts, "model": {"preset": "tiny"},
               "finetune": {"targets": ["age", HOSTILE]}}  # fmt: skip
@@ -49,7 +56,8 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
 def _recording(cohort: str, number: int, rng) -> Recording:
     person = f"sub-{cohort}{number:03d}"
     facts = {"recording_id": f"{person}_task-rest", "participant_id": person, "cohort": cohort,
-             "split": split_of(person), "repetition_time_s": 2.0, "duration_s": TIME * 2.0}  # fmt: skip
+             "split": split_of(person), "repetition_time_s": 2.0,
+             "duration_s": TIME * 2.0}  # fmt: skip
     if number == 3:
         return Recording(**facts, status="unreadable", reason=HOSTILE)
     if number == 4:
@@ -89,7 +97,8 @@ def _write_model(results: Path, rng) -> None:
     for step in range(10, 310, 10):
         score = 0.5 * (1 - np.exp(-step / 80))
         line = {"step": step, "epoch": step // 10, "split": "train", "loss": 1.1 - score,
-                "r2": score, "windows_per_s": 31.0, "data_wait": 0.02, "seconds": step}  # fmt: skip
+                "r2": score, "windows_per_s": 31.0, "data_wait": 0.02,
+                "seconds": step}  # fmt: skip
         lines.append(line)
         if step % 50 == 0:
             extra = {"split": "validation", "r2": score - 0.04, "r2_zero": -0.01, "r2_linear": 0.2}
@@ -123,7 +132,8 @@ def _write_reconstruction(results: Path, recordings: list[Recording], rng) -> No
     for cohort, split, people in (("home", "test", 8), ("away", "all", 57)):
         for target in ("random 20%", "random 75%", "random 90%", "future 10%"):
             truth = rng.normal(size=(people, 50))
-            guesses = {"model": truth * 0.5, "linear": truth * 0.3 + rng.normal(size=truth.shape) / 2,
+            guesses = {"model": truth * 0.5,
+                       "linear": truth * 0.3 + rng.normal(size=truth.shape) / 2,
                        "zero": truth * 0}  # fmt: skip
             where = {"task": "reconstruction", "target": target, "cohort": cohort, "split": split,
                      "left_out": 2, "note": "2 without a usable recording"}  # fmt: skip
@@ -133,7 +143,9 @@ def _write_reconstruction(results: Path, recordings: list[Recording], rng) -> No
                      for i in range(people)]  # fmt: skip
             wave = np.sin(np.arange(TIME) / 4) + rng.normal(0, 0.3, TIME)
             hidden = (np.arange(TIME) // 10) % 2
-            traces[f"{cohort}/{target}/sub-{cohort}001"] = np.stack([wave, hidden, wave / 2, wave / 3])
+            traces[f"{cohort}/{target}/sub-{cohort}001"] = np.stack(
+                [wave, hidden, wave / 2, wave / 3]
+            )
     write_results(rows, folder / "reconstruction.parquet", 1234)
     np.savez(folder / "reconstruction.traces.npz", **traces)
 
@@ -144,7 +156,7 @@ def _write_target(results: Path, subjects: int, rng) -> None:
              "left_out": 1, "note": "1 without a label", "n_train": 46}  # fmt: skip
     age = rng.uniform(20, 80, 9)
     guesses = {
-        "fine-tuned": age + rng.normal(0, 9, 9), "from scratch": age * 0 + 50 + rng.normal(0, 9, 9),
+        "fine-tuned": age + rng.normal(0, 9, 9), "from scratch": 50 + rng.normal(0, 9, 9),
         "connectivity + ridge": age + rng.normal(0, 7, 9), "mean FD": age / 9 + 45,
         "mean": age * 0 + 50,
     }  # fmt: skip

@@ -145,7 +145,7 @@ def test_a_constant_target_is_refused_in_words(cohort):
 
 
 def test_two_classes_have_auc_and_balanced_accuracy(cohort):
-    old = (cohort.ages > 50).astype(float)
+    old = (cohort.ages > 50).astype(float) + 1  # coded 1 and 2
     table = evaluate_target({}, [cohort.shard], old, cohort.folder / "t.parquet",
                             target="old", options=OPTIONS, kind="classification")  # fmt: skip
     assert _value(table, "connectivity + logistic", "auc")["value"] > 0.7

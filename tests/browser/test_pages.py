@@ -1,0 +1,133 @@
+"""The pages in a real browser: from file://, with no error and no request to anywhere."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from study import HOSTILE, make_results
+
+from brainlm.report import build_report
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next((p for n in ("chromium", "chromium-browser", "google-chrome")
+                 if (p := shutil.which(n))), None)  # fmt: skip
+    if path is None:
+        pytest.skip("no chromium found (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as runner:
+        opened = runner.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    config = make_results(tmp_path_factory.mktemp("study"))
+    build_report(config.results, config, config.results / "report")
+    return config.results / "report"
+
+
+@pytest.fixture
+def visit(browser, report):
+    """Open a page of the report; gives the page and what it complained of or asked for."""
+    opened = []
+
+    def open_page(path="index.html", **options):
+        page = browser.new_page(**options)
+        opened.append(page)
+        seen = SimpleNamespace(page=page, errors=[], requests=[])
+        page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        page.on("request", lambda request: seen.requests.append(request.url))
+        page.goto((report / path).as_uri())
+        return seen
+
+    yield open_page
+    for page in opened:
+        page.close()
+
+
+def test_it_loads_from_a_file_without_errors_or_outside_requests(visit):
+    seen = visit()
+    assert seen.errors == []
+    outside = [url for url in seen.requests if not url.startswith(("file:", "data:"))]
+    assert outside == []
+    assert seen.page.title() == "Study report: home and away"
+
+
+def test_hostile_strings_are_shown_as_text(visit):
+    seen = visit()
+    cell = seen.page.locator("td", has_text="document.title").first
+    assert cell.inner_text().replace("\n", " ") == HOSTILE
+    assert seen.page.locator("td b, li b, td script, li script").count() == 0
+
+
+def test_tables_sort_by_click_and_by_keyboard_and_filter(visit):
+    page = visit().page
+    table = page.locator("table[data-sortable]").first
+    names = "tbody tr td:first-child"
+    table.locator("th button").first.click()
+    ascending = table.locator(names).all_inner_texts()
+    assert ascending == sorted(ascending)
+    table.locator("th button").first.focus()
+    page.keyboard.press("Enter")
+    assert table.locator(names).all_inner_texts() == ascending[::-1]
+    assert table.locator("th").first.get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.parametrize("width", [360, 820, 1280])
+def test_the_page_never_scrolls_sideways(visit, width):
+    page = visit(viewport={"width": width, "height": 800}).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+_CONTRAST = """() => {
+  const channel = (v) => (v /= 255, v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = (c) => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const c = parse(getComputedStyle(node).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("p, li, td, th, a, dt, strong, caption, text")) {
+    const style = getComputedStyle(node);
+    const ink = node.tagName === "text" ? style.fill : style.color;
+    const pair = [light(parse(ink)), light(behind(node))].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < 4.5) found.push([node.tagName, node.textContent.slice(0, 30), ratio]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_enough_contrast_in_both_schemes(visit, scheme):
+    page = visit(color_scheme=scheme).page
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    assert page.evaluate(_CONTRAST) == []
+
+
+def test_it_prints_on_white_with_every_table(visit):
+    page = visit(color_scheme="dark").page
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator(".contents").is_visible()
+    assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_the_keyboard_reaches_the_content_first(visit):
+    page = visit().page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#main")

@@ -1,0 +1,178 @@
+"""The study report from files: what it says, what it refuses to invent, hostile names."""
+
+from __future__ import annotations
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from brainlm.report import build_report
+from brainlm.report.blocks import show, show_interval
+from brainlm.report.facts import read_facts
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
+from study import HOSTILE, make_results
+
+
+class _Page(HTMLParser):
+    """Tags, attributes, text and ids of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.text, self.ids, self.links = [], "", [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs[k] for k in ("href", "src", "xlink:href") if k in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    config = make_results(tmp_path_factory.mktemp("study"))
+    out = config.results / "report"
+    build_report(config.results, config, out)
+    return config, out, _Page((out / "index.html").read_text(encoding="utf-8"))
+
+
+def test_every_recording_that_is_not_usable_is_named_with_its_reason(study):
+    _, out, page = study
+    table = pd.read_csv(out / "data" / "not-usable.csv", keep_default_na=False)
+    assert len(table) == 6  # unreadable, too_short and pending, in two cohorts
+    for row in table.itertuples():
+        assert row.recording in page.text
+        assert row.reason in page.text
+
+
+def test_hostile_text_is_text(study):
+    *_, page = study
+    assert HOSTILE in page.text
+    assert [tag for tag, _ in page.tags if tag == "b"] == []
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [
+        {"defer": None, "src": "static/page.js"}
+    ]
+
+
+def test_the_page_needs_nothing_but_its_folder(study):
+    _, out, page = study
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert len(page.ids) == len(set(page.ids))
+    for link in page.links:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith("data:"):
+            assert (out / link).is_file(), link
+    assert "url(http" not in text
+    assert "<image" not in text
+
+
+def test_figures_take_their_colours_from_the_style_sheet(study):
+    _, out, _ = study
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert "var(--ink)" in text
+    assert "var(--series-1)" in text
+    for fixed in ("#0072b2", "#010203", "#040506", "#000000"):
+        assert fixed not in text, fixed
+
+
+def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
+    config, _, page = study
+    result = read_facts(config.results, config).results["reconstruction"]
+    row = result[
+        (result["target"] == "random 75%") & (result["cohort"] == "home")
+        & (result["method"] == "model") & (result["metric"] == "r2")
+        & (result["level"] == "pooled")
+    ].iloc[0]  # fmt: skip
+    assert show_interval(row["value"], row["low"], row["high"]) in page.text
+    assert "linear interpolation" in page.text
+
+
+def test_what_to_distrust_is_said(study):
+    *_, page = study
+    for words in (
+        "has only 8 people",
+        "is not shown to beat connectivity + ridge",
+        "The atlas is the demonstration's",
+        "One seed was trained",
+    ):
+        assert words in page.text
+
+
+def test_every_table_and_figure_can_be_downloaded(study):
+    _, out, page = study
+    files = {path.name for path in (out / "data").iterdir()}
+    assert {"reconstruction.csv", "target-age.csv", "curve.csv", "statuses.csv"} <= files
+    linked = {link.removeprefix("data/") for link in page.links if link.startswith("data/")}
+    assert linked == files
+    whole = pd.read_csv(out / "data" / "reconstruction.csv")
+    assert {"command", "seed", "low", "high", "n"} <= set(whole.columns)
+
+
+def test_accessibility_basics(study):
+    *_, page = study
+    tags = [tag for tag, _ in page.tags]
+    assert dict(page.tags[0][1]).get("lang") == "en" or ("html", {"lang": "en"}) in page.tags
+    assert tags.count("h1") == 1
+    assert tags.count("main") == 1
+    assert tags.count("table") == tags.count("caption")
+    drawings = [attrs for _, attrs in page.tags if attrs.get("role") == "img"]
+    assert drawings
+    assert all(len(attrs["aria-label"]) > 20 for attrs in drawings)
+    assert all(attrs.get("scope") == "col" for tag, attrs in page.tags if tag == "th")
+
+
+def test_missing_pieces_are_said_and_never_faked(tmp_path):
+    config = make_results(tmp_path, subjects=6, evaluated=False)
+    build_report(config.results, config, config.results / "report")
+    page = _Page((config.results / "report" / "index.html").read_text(encoding="utf-8"))
+    assert "No model was trained yet." in page.text
+    assert "Reconstruction was not evaluated yet." in page.text
+    assert "age was not evaluated yet." in page.text
+    assert "There is no pretraining journal" in page.text
+
+
+def test_an_empty_results_folder_still_gives_a_page(tmp_path):
+    config = make_results(tmp_path / "other", subjects=5, evaluated=False)
+    build_report(tmp_path / "nothing", config, tmp_path / "report")
+    assert "No recording is indexed" in (tmp_path / "report" / "index.html").read_text()
+
+
+def test_an_evaluation_without_people_says_why(tmp_path):
+    config = make_results(tmp_path, subjects=6, evaluated=False)
+    from brainlm.evaluation.tables import write_results
+
+    row = {"task": "reconstruction", "cohort": "home", "split": "test", "method": "model",
+           "level": "pooled", "n": 0, "left_out": 1,
+           "note": "1 with fewer than 200 time points"}  # fmt: skip
+    folder = config.results / "evaluation" / "r1"
+    write_results([row], folder / "reconstruction.parquet", 1)
+    write_results([row | {"split": None}], folder / "target-age.parquet", 1)
+    build_report(config.results, config, config.results / "report")
+    text = (config.results / "report" / "index.html").read_text()
+    assert "Nobody could be evaluated. home, test: 1 with fewer than 200 time points." in text
+    assert "age: nobody could be evaluated in home (every split)." in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (np.nan, "–"), (0.12345, "0.123"), (-3.0, "−3"), (12, "12"), (0.0, "0"),
+     (1234.5678, "1235"), ("a", "a"), (0.00002, "0.0000"), (2.5e7, "2.5e+07")],
+)  # fmt: skip
+def test_numbers_are_shown_as_a_reader_wants_them(value, text):
+    assert show(value) == text
+
+
+def test_an_interval_decides_the_digits():
+    assert show_interval(0.41234, 0.35, 0.47) == "0.41 [0.35, 0.47]"
+    assert show_interval(-12.3456, -20.0, 3.0) == "−12 [−20, 3]"
+    assert show_interval(0.5, None, None) == "0.500 (no interval)"
+    assert show_interval(None, None, None) == "–"
