@@ -74,10 +74,10 @@ class Table:
         return [(str(name), kind) for name, kind in zip(frame.columns, kinds, strict=True)]
 
     @property
-    def rows(self) -> list[list[tuple[str, bool]]]:
-        """Cells as (text, is a number), at most :data:`MAX_ROWS` rows."""
+    def rows(self) -> list[list[tuple[str, str]]]:
+        """Cells as (text, number | interval | ""), at most :data:`MAX_ROWS` rows."""
         records = self._visible.head(MAX_ROWS).itertuples(index=False, name=None)
-        return [[(show(value), is_number(value)) for value in record] for record in records]
+        return [[(show(value), style_of(value)) for value in record] for record in records]
 
     @property
     def hidden_rows(self) -> int:
@@ -119,8 +119,12 @@ class Section:
     blocks: list[Any]
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def style_of(value: Any) -> str:
+    """How a cell is set: numbers to the right, ``0.41 [0.35, 0.47]`` on one line."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    is_interval = isinstance(value, str) and value.endswith("]") and len(value) < 30
+    return "interval" if is_interval else ""
 
 
 def show(value: Any) -> str:

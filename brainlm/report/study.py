@@ -290,8 +290,7 @@ def describe_reconstruction(facts: Facts) -> list[Any]:
     svg = figures.draw_intervals("reconstruction", shown.assign(group=groups), "masked R²")
     blocks: list[Any] = [
         Figure("reconstruction-figure", caption, svg, _spoken(shown), command, shown),
-        Table("reconstruction", "Reconstruction, value [95 % interval].", result,
-              _pivot(table), command),
+        *_tables("reconstruction", "Reconstruction, value [95 % interval].", result, command),
     ]  # fmt: skip
     blocks += _describe_levels(result)
     return blocks + _describe_traces(facts, command)
@@ -330,6 +329,26 @@ def _describe_traces(facts: Facts, command: str) -> list[Any]:
     return [Figure("traces", caption, svg, caption, command, frame)]
 
 
+def _tables(name: str, caption: str, result: pd.DataFrame, command: str) -> list[Any]:
+    """One table of methods, one of paired differences; the file has everything."""
+    table = pooled(result)
+    paired = table["method"].str.contains(" minus ", regex=False)
+    blocks: list[Any] = [Table(name, caption, result, _pivot(table[~paired]), command)]
+    if paired.any():
+        words = (
+            "Paired differences on the same resamples of people: an interval that contains 0 is "
+            "no difference. Higher R² and r are better, higher errors are worse."
+        )
+        shown = _pivot(table[paired])
+        blocks.append(Table(f"{name}-differences", words, table[paired], shown, command))
+    return blocks
+
+
+def _slug(text: str) -> str:
+    """A file name from any text."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)[:40]
+
+
 def _pivot(table: pd.DataFrame) -> pd.DataFrame:
     """One row per cohort, masking or split, and method; one column per metric."""
     text = table.assign(
@@ -339,7 +358,9 @@ def _pivot(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["cohort", "split", "target", "method", "n"]
     wide = text.pivot_table("text", keys, "metric", aggfunc="first", sort=False).reset_index()
     wide.columns.name = None
-    return wide.rename(columns={"target": "hidden", "n": "subjects"})
+    if table["task"].iloc[0] != "reconstruction":
+        wide = wide.drop(columns="target")
+    return wide.rename(columns={"target": "hidden", "n": "people"})
 
 
 def _spoken(shown: pd.DataFrame) -> str:
@@ -374,14 +395,12 @@ def describe_target(facts: Facts, target: str) -> list[Any]:
     table, command = pooled(result), _command_of(result)
     if table.empty:
         return [Text([_nobody(result)], tone="missing")]
-    wide = _pivot(table).drop(columns="hidden")
     caption = (
         f"{target}: one prediction per person (recordings averaged), in the units of the "
-        "participants table, value [95 % bootstrap interval over people]. 'a minus b' is the "
-        "paired difference on the same resamples: an interval that contains 0 is no difference. "
-        "'mean FD' knows head motion only."
+        "participants table, value [95 % bootstrap interval over people]. 'mean FD' knows head "
+        "motion only, 'mean' nothing."
     )
-    blocks: list[Any] = [Table(f"target-{target}", caption, result, wide, command)]
+    blocks = _tables(f"target-{_slug(target)}", caption, result, command)
     notes = result.drop_duplicates(["cohort", "split"])
     lines = [
         f"{row.cohort}, {row.split}: {count(int(row.n), 'person')} evaluated, "
@@ -402,7 +421,7 @@ def _scatter(target: str, people: pd.DataFrame, command: str) -> Figure:
     part = people[people["method"].isin(chosen)]
     part = part.sort_values("method", key=lambda s: s.map(chosen.index))
     caption = f"Predicted against true {target}; a dot is a person, the line is perfection."
-    name = "scatter-" + "".join(c if c.isalnum() else "-" for c in target)
+    name = f"scatter-{_slug(target)}"
     return Figure(
         name, caption, figures.draw_scatter(name, part, target), caption, command, people
     )
