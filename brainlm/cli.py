@@ -127,6 +127,10 @@ def _add_model_verbs(verb) -> None:
     sub.add_argument(
         "--from-scratch", action="store_true", help="the same network, not pretrained"
     )
+    sub = verb("predict", _predict, "predict external cohorts with a fine-tuned model",
+               "brainlm predict --target age")  # fmt: skip
+    sub.add_argument("--target", required=True)
+    sub.add_argument("--from-scratch", action="store_true", help="by the network trained anew")
     sub = verb("evaluate", _evaluate, "compare with honest baselines, with intervals",
                "brainlm evaluate --task reconstruction   (or --task age)")  # fmt: skip
     sub.add_argument("--task", required=True, help="reconstruction, or a fine-tuning target")
@@ -156,7 +160,7 @@ def _simulate(args) -> None:
         with_t1w=args.t1w,
         damage=damage,
         workers=args.workers,
-        progress=print,
+        progress=lambda done, total: print(f"simulated {done}/{total} recordings", flush=True),
     )
 
 
@@ -297,20 +301,33 @@ def _pretrain(args) -> None:
     )
 
 
+def _finetuned(config: Config, args) -> Path:
+    return _models(config) / f"{'scratch' if args.from_scratch else 'finetune'}-{args.target}"
+
+
 def _finetune(args) -> None:
-    from .cohort.labels import read_target
+    from .cohort.labels import describe_shortage, read_target
+    from .shards import Corpus
     from .shards.release import read_release
-    from .training.finetune import finetune
 
     config = load_config(*args.config)
-    release = _release_folder(config)
-    kind = "scratch" if args.from_scratch else "finetune"
+    release, out = _release_folder(config), _finetuned(config, args)
+    shards, labels = read_release(release), read_target(config.cohorts, args.target)
+    shortage = describe_shortage(labels, Corpus(shards).table)
+    if shortage:
+        from .training.predict import skip_target
+
+        print(f"{args.target}: not fine-tuned: {shortage}")
+        skip_target(out, shortage)
+        return
+    from .training.finetune import finetune
+
     finetune(
         None if args.from_scratch else _models(config) / "pretrain",
-        read_release(release) + _shards(config, "external"),
+        shards,
         release / "scaling.json",
-        read_target(config.cohorts, args.target),
-        _models(config) / f"{kind}-{args.target}",
+        labels,
+        out,
         target=args.target,
         kind="regression",
         options=config.finetune,
@@ -319,10 +336,65 @@ def _finetune(args) -> None:
     )
 
 
+def _predict(args) -> None:
+    from .training.predict import predict
+
+    config = load_config(*args.config)
+    folder = _finetuned(config, args)
+    table = predict(folder, _shards(config, "external"), folder / "external.parquet")
+    print(f"{folder / 'external.parquet'}: {len(table)} recordings")
+
+
 def _evaluate(args) -> None:
+    from .shards.release import read_release
+
     config = load_config(*args.config)
     out = config.results / "evaluation" / config.release
-    raise NotImplementedError(out)
+    shards = read_release(_release_folder(config)) + _shards(config, "external")
+    roles = {cohort.name: cohort.role for cohort in config.cohorts}
+    if args.task == "reconstruction":
+        from .evaluation.reconstruction import evaluate_reconstruction
+
+        table = evaluate_reconstruction(
+            _models(config) / "pretrain",
+            shards,
+            out / "reconstruction.parquet",
+            options=config.evaluate,
+            roles=roles,
+        )
+    else:
+        table = _evaluate_target(config, args.task, shards, out / f"target-{args.task}.parquet")
+    pooled = table[table["level"] == "pooled"]
+    print(pooled[["cohort", "target", "method", "metric", "value", "low", "high", "n", "note"]]
+          .to_string(index=False))  # fmt: skip
+
+
+def _evaluate_target(config: Config, target: str, shards: list[Path], out: Path):
+    from .cohort.labels import read_columns, read_target
+    from .evaluation.tables import write_results
+    from .evaluation.targets import evaluate_target
+    from .training.predict import why_skipped
+
+    folders = {
+        "fine-tuned": _models(config) / f"finetune-{target}",
+        "from scratch": _models(config) / f"scratch-{target}",
+    }
+    skipped = why_skipped(folders["fine-tuned"])
+    if skipped:
+        row = {"task": "regression", "target": target, "method": "fine-tuned", "level": "pooled"}
+        note = {"cohort": "all", "n": 0, "note": f"not evaluated: {skipped}"}
+        return write_results([row | note], out, config.evaluate.seed)
+    columns = read_columns(config.cohorts)
+    return evaluate_target(
+        folders,
+        shards,
+        read_target(config.cohorts, target),
+        out,
+        target=target,
+        options=config.evaluate,
+        roles={cohort.name: cohort.role for cohort in config.cohorts},
+        motion=read_target(config.cohorts, "mean_fd") if "mean_fd" in columns else None,
+    )
 
 
 def _report(args) -> None:

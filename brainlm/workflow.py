@@ -29,8 +29,12 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     try:
         config = parse_config(dict(values), "config.yaml")
         check_registered(config.atlas.name)
-        if is_main_process and not _locked():
-            _update(config)
+        if is_main_process:
+            from .cohort.labels import check_targets
+
+            if not _locked():
+                _update(config)
+            check_targets(config.cohorts, config.finetune.targets)
     except BrainLMError as error:
         _stop(str(error))
     return config

@@ -43,6 +43,7 @@ RESULT_TABLES = [f"{EVALUATION}/reconstruction.parquet"] + [
 wildcard_constraints:
     cohort="|".join(c.name for c in CONFIG.cohorts),
     chunk=r"\d+",
+    start="finetune|scratch",
     target=r"[^/]+",
 
 

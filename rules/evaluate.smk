@@ -17,11 +17,21 @@ rule reconstruction:
         "brainlm evaluate --config {SETTINGS} --task reconstruction 2>&1 | tee {log}"
 
 
+def predictions(wildcards):
+    made = ["predictions.parquet"] + (
+        ["external.parquet"] if shards("external") else []
+    )
+    return expand(
+        f"{MODELS}/{{start}}-{wildcards.target}/{{made}}",
+        start=["finetune", "scratch"],
+        made=made,
+    )
+
+
 rule target:
     input:
-        rules.finetune.output,
-        rules.scratch.output,
-        external=shards("external"),
+        predictions,
+        shards("external"),
     output:
         f"{EVALUATION}/target-{{target}}.parquet",
     log:

@@ -1,36 +1,43 @@
 # Encoder and 3-layer head on one column of the participants tables, and the same network untrained.
+# Fine-tuning sees the release only; external cohorts are predicted by the finished model.
 rule finetune:
     input:
-        model=rules.pretrain.output[0],
-        external=shards("external"),
+        rules.pretrain.output[0],
     output:
-        f"{MODELS}/finetune-{{target}}/predictions.parquet",
+        f"{MODELS}/{{start}}-{{target}}/predictions.parquet",
     log:
-        f"{RESULTS}/logs/finetune/{CONFIG.release}-{{target}}.log",
+        f"{RESULTS}/logs/finetune/{CONFIG.release}-{{start}}-{{target}}.log",
     conda:
         "../envs/training-cuda.yaml"
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
         settings("finetune"),
+        scratch=lambda wildcards: (
+            "--from-scratch" if wildcards.start == "scratch" else ""
+        ),
     shell:
-        "brainlm finetune --config {SETTINGS} --target {wildcards.target:q} 2>&1 | tee {log}"
+        "brainlm finetune --config {SETTINGS} --target {wildcards.target:q} {params.scratch}"
+        " 2>&1 | tee {log}"
 
 
-rule scratch:
+rule predict:
     input:
-        model=rules.pretrain.output[0],
-        external=shards("external"),
+        rules.finetune.output,
+        shards("external"),
     output:
-        f"{MODELS}/scratch-{{target}}/predictions.parquet",
+        f"{MODELS}/{{start}}-{{target}}/external.parquet",
     log:
-        f"{RESULTS}/logs/scratch/{CONFIG.release}-{{target}}.log",
+        f"{RESULTS}/logs/predict/{CONFIG.release}-{{start}}-{{target}}.log",
     conda:
         "../envs/training-cuda.yaml"
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
         settings("finetune"),
+        scratch=lambda wildcards: (
+            "--from-scratch" if wildcards.start == "scratch" else ""
+        ),
     shell:
-        "brainlm finetune --from-scratch --config {SETTINGS} --target {wildcards.target:q}"
+        "brainlm predict --config {SETTINGS} --target {wildcards.target:q} {params.scratch}"
         " 2>&1 | tee {log}"

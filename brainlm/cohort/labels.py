@@ -59,6 +59,50 @@ def read_participants(cohort: Cohort) -> pd.DataFrame:
     return table.set_index("participant_id")
 
 
+def check_targets(cohorts: Sequence[Cohort], targets: Sequence[str]) -> None:
+    """Refuse a target that no participants table has, before anything is computed."""
+    columns = {cohort.name: _header(cohort) for cohort in cohorts}
+    for target in targets:
+        if not any(target in names for names in columns.values()):
+            known = "; ".join(f"{c}: {', '.join(n) or 'no table'}" for c, n in columns.items())
+            raise BrainLMError(
+                f"finetune.targets: no participants table has a column {target!r} ({known}); "
+                "name another column, or set targets: []"
+            )
+
+
+def read_columns(cohorts: Sequence[Cohort]) -> set[str]:
+    """Columns that any participants table has."""
+    return {name for cohort in cohorts for name in _header(cohort)}
+
+
+def _header(cohort: Cohort) -> list[str]:
+    path = participants_path(cohort)
+    if path is None:
+        return []
+    try:
+        with open(path, encoding="utf-8-sig") as handle:
+            return handle.readline().rstrip("\n").split("," if path.suffix == ".csv" else "\t")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
+
+
+def describe_shortage(labels: pd.Series, table: pd.DataFrame, least: int = 10) -> str | None:
+    """Why `labels` cannot be fine-tuned on, or None: fewer than `least` training people have one.
+
+    `table` is a corpus' table of recordings.
+    """
+    usable = table[(table["status"] == "ok") & (table["split"] == "train")]
+    people = pd.MultiIndex.from_frame(usable[["cohort", "participant_id"]].drop_duplicates())
+    known = int(labels.reindex(people).notna().sum())
+    if known >= least:
+        return None
+    return (
+        f"{known} of {len(people)} training people with a usable recording have a value; at "
+        f"least {least} are needed"
+    )
+
+
 def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
     """One column over all cohorts, indexed by (cohort, participant_id), as float.
 

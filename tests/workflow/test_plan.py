@@ -89,10 +89,12 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("plan") / "clone"
     folder.mkdir()
     make_subjects(folder / "bids_a", range(10, 18))
+    (folder / "bids_a/participants.tsv").write_text("participant_id\tage\n")
     clone = Clone(folder)
     everything = clone.plan()
     assert everything == chunk_jobs("a/00000", "a/00001") | REPORTING | {
-        ("release", ""), ("pretrain", ""), ("finetune", "age"), ("scratch", "age"),
+        ("release", ""), ("pretrain", ""),
+        ("finetune", "finetune/age"), ("finetune", "scratch/age"),
         ("reconstruction", ""), ("target", "age"),
     }  # fmt: skip
     clone.pretend_done()
@@ -129,6 +131,7 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
     )
     assert clone.plan() == chunk_jobs("b/00000", "b/00001") | REPORTING | {
         ("reconstruction", ""), ("target", "age"),
+        ("predict", "finetune/age"), ("predict", "scratch/age"),
     }  # fmt: skip
 
 
@@ -143,7 +146,8 @@ def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
 def test_a_new_release_trains_and_preprocesses_nothing(clone):
     clone.configure("release: r1", "release: r2")
     assert clone.plan() == {
-        ("release", ""), ("pretrain", ""), ("finetune", "age"), ("scratch", "age"),
+        ("release", ""), ("pretrain", ""),
+        ("finetune", "finetune/age"), ("finetune", "scratch/age"),
         ("reconstruction", ""), ("target", "age"), ("report", ""),
     }  # fmt: skip
 
@@ -195,11 +199,13 @@ def test_the_slurm_profile_resolves_in_a_clone_with_an_empty_home(clone, tmp_pat
         ("results: results", "resuls: results", "did you mean 'results'"),
         ("folder: bids_a", "folder: nowhere", "folder not found"),
         ("folder: bids_a", "folder: empty", "no recording found"),
+        ("targets: [age]", "targets: [iq]", "no participants table has a column 'iq'"),
         ("name: demo424", "name: a425", "did you mean 'a424'"),
     ],
 )
 def test_bad_configuration_ends_in_one_clear_line(clone, old, new, words):
     (clone.folder / "empty").mkdir()
+    shutil.copy(clone.folder / "bids_a/participants.tsv", clone.folder / "empty")
     clone.configure(old, new)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", "-n"],
