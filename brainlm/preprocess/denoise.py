@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 GRID_MM = 4.0
 SMOOTH_FWHM_MM = 6.0
-EDGE_MM = 8.0
+EDGE_MM = 6.0
 MAX_COMPONENTS = 60
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-4
@@ -60,7 +60,7 @@ class Grid:
     points : ndarray [N, 3]
         Template mm.
     brain, edge, csf, white : ndarray [N]
-        bool. Edge: within 8 mm of the outside or of CSF. CSF: ventricles only.
+        bool. Edge: within 6 mm of the outside or of CSF. CSF: ventricles only.
     """
 
     mask: np.ndarray
@@ -312,7 +312,7 @@ def _decorrelate(weights: np.ndarray) -> np.ndarray:
 def _project(data: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Time courses [T, C], z maps [C, N] and shares of variance, largest share first."""
     mixing = data @ maps.T / data.shape[1]
-    loadings = np.linalg.lstsq(mixing, data, rcond=None)[0]
+    loadings = np.linalg.pinv(mixing.astype(np.float64)).astype(np.float32) @ data
     residual = (data - mixing @ loadings).std(0)
     share = (mixing**2).sum(0) / len(data)
     skew = np.sign((loadings**3).sum(1))

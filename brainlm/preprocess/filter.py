@@ -91,7 +91,7 @@ def clean(
     filtered = clean_columns(series[:, usable].astype(np.float64), basis)
     if nuisance is not None and nuisance.shape[1]:
         others = [nuisance] if signal is None else [nuisance, signal]
-        model = _unit(clean_columns(np.hstack(others).astype(np.float64), basis))
+        model = _filter_model(np.hstack(others).astype(np.float64), basis)
         weights = np.linalg.lstsq(model, filtered, rcond=1e-8)[0]
         removed = nuisance.shape[1]
         filtered = filtered - model[:, :removed] @ weights[:removed]
@@ -99,7 +99,13 @@ def clean(
     return out
 
 
-def _unit(columns: np.ndarray) -> np.ndarray:
-    """Scale to unit norm so that the rank decision of the solver does not depend on units."""
-    norm = np.linalg.norm(columns, axis=0)
-    return columns / np.where(norm > 0, norm, 1)
+def _filter_model(columns: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Filter confounds and scale them to unit norm: the rank must not depend on their units.
+
+    A column that the filter removes whole (a constant) would be left as rounding noise and
+    scaled up to a random regressor: it becomes zero.
+    """
+    filtered = clean_columns(columns, basis)
+    norm = np.linalg.norm(filtered, axis=0)
+    kept = norm > 1e-9 * np.linalg.norm(columns, axis=0)
+    return np.where(kept, filtered / np.where(kept, norm, 1), 0)

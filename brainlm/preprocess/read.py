@@ -418,7 +418,7 @@ def _skip(stream: BinaryIO, count: int) -> None:
 
 def _fill(stream: BinaryIO, block: np.ndarray, dtype: np.dtype, slope: float, inter: float):
     raw = np.empty(block.shape, dtype)
-    view = memoryview(raw).cast("B") if dtype.isnative else memoryview(raw.view(np.uint8).ravel())
+    view = memoryview(raw.reshape(-1).view(np.uint8))
     filled = 0
     while filled < raw.nbytes:
         got = stream.readinto(view[filled:])  # type: ignore[attr-defined]

@@ -100,6 +100,18 @@ def _timed(figures: Figures, step: str):
     figures[f"{step}_s"] = round(time.perf_counter() - start, 3)
 
 
+def prepare(stage: str, atlas: Atlas) -> None:
+    """Load what all recordings of a stage share, before a chunk is forked into processes."""
+    from . import denoise, mask, motion, normalise, parcellate, sampling, template  # noqa: F401
+
+    if stage == "normalise":
+        template.load_template(_space(atlas))
+    elif stage == "denoise":
+        denoise.load_grid(_space(atlas))
+    elif stage == "parcellate":
+        parcellate.parcel_points(atlas)
+
+
 def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas) -> Figures:
     """Read, check, drop non-steady volumes, correct slice times if asked, estimate motion.
 
