@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .atlas import check_registered
-from .config import Config, Pretrain, load_config, parse_config
+from .config import Config, Pretrain, parse_config
 from .errors import BrainLMError
 from .files import write_text
 
@@ -65,6 +65,32 @@ def _stop(message: str) -> None:
     """Say what is wrong in one line; Snakemake would add its own traceback to an exception."""
     print(f"brainlm: {message}", file=sys.stderr)
     raise SystemExit(1)
+
+
+def cancel_orphans(prefix: str = "brainlm") -> None:
+    """Cancel this folder's cluster jobs that a killed Snakemake left running.
+
+    They would write the same files as the jobs that replace them. Called while the folder's lock
+    is held, so no living Snakemake owns them.
+    """
+    import shutil
+    import subprocess
+
+    if shutil.which("squeue") is None:
+        return
+    try:
+        queue = subprocess.run(
+            ["squeue", "--noheader", "--me", "--format=%i|%j|%Z"],
+            capture_output=True, text=True, timeout=30, check=True,
+        ).stdout  # fmt: skip
+    except (subprocess.SubprocessError, OSError):
+        return  # no cluster answers: nothing of ours can be running on it
+    here = str(Path.cwd())
+    rows = [line.split("|") for line in queue.splitlines()]
+    orphans = [row[0] for row in rows if row[1].startswith(prefix) and row[2] == here]
+    if orphans:
+        print(f"cancelling {len(orphans)} jobs left by an earlier run", file=sys.stderr)
+        subprocess.run(["scancel", *orphans], timeout=60, check=False)
 
 
 def stage_parameters(config: Config, stage: str) -> str:
@@ -133,4 +159,10 @@ def launch_line(options: Pretrain) -> str:
     return "brainlm"
 
 
-__all__ = ["launch_line", "load_config", "prepare", "stage_parameters", "training_resources"]
+__all__ = [
+    "cancel_orphans",
+    "launch_line",
+    "prepare",
+    "stage_parameters",
+    "training_resources",
+]

@@ -7,7 +7,13 @@ ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
 from brainlm.cohort.index import chunk_table, list_chunks
-from brainlm.workflow import launch_line, prepare, stage_parameters, training_resources
+from brainlm.workflow import (
+    cancel_orphans,
+    launch_line,
+    prepare,
+    stage_parameters,
+    training_resources,
+)
 
 # Jobs find `brainlm` beside this Python; a conda environment's own comes first.
 shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')

@@ -1,0 +1,52 @@
+"""How the slow tests run the workflow: as a user does, from a clone's root, with an empty home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DAMAGE = {"03": "truncated", "05": "short", "07": "no_tr", "08": "nan_volume"}
+CONFIG = """
+results: results
+release: r1
+cohorts:
+  - {name: raw, folder: bids, layout: bids, role: reference}
+  - {name: other, folder: series, layout: parcels, role: external}
+atlas: {name: demo424, folder: atlas}
+chunks: {recordings: 8}
+model: {preset: tiny}
+pretrain: {epochs: 3, batch_size: 4, micro_batch_size: 4, cpus: 2}
+finetune: {epochs: 2, batch_size: 4}
+evaluate: {bootstrap: 200}
+max_failed_fraction: 0.5
+"""
+
+
+def make_clone(folder: Path) -> Path:
+    """The files of a clone that a run needs; the package itself is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("workflow", "rules", "slurm", "envs"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "config.yaml").write_text(CONFIG)
+    return folder
+
+
+def snakemake(folder: Path, *options: str, timeout: int = 900) -> subprocess.CompletedProcess:
+    """Exactly as a user runs it, from the clone's root, with an empty home."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("XDG_")}
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "all", *options],
+        cwd=folder, env={**environment, "HOME": str(home)},
+        capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def link_data(simulated: Path, clone: Path) -> None:
+    for name in ("bids", "series"):
+        shutil.copytree(simulated / name, clone / name)

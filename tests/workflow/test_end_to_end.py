@@ -1,0 +1,141 @@
+"""The main job on a simulated study: raw BIDS and parcel series to the report, then one subject
+more."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from study import DAMAGE, link_data, make_clone, snakemake
+
+from brainlm.cohort.splits import split_of
+from brainlm.shards import Corpus, Scaling, read_info
+
+STATUS = {"03": "unreadable", "05": "too_short", "07": "bad_metadata", "08": "bad_data"}
+
+
+@pytest.fixture(scope="module")
+def study(simulated, tmp_path_factory) -> Path:
+    clone = make_clone(tmp_path_factory.mktemp("study") / "clone")
+    link_data(simulated, clone)
+    done = snakemake(clone)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return clone
+
+
+def corpus(study: Path, cohort: str = "raw") -> Corpus:
+    shards = sorted((study / f"results/shards/{cohort}").glob("?????.parquet"))
+    return Corpus(shards)
+
+
+def test_every_recording_is_a_row_with_a_status_and_a_reason(study):
+    table = corpus(study).table.set_index("participant_id")
+    assert len(table) == 18
+    expected = {f"sub-{k:02d}": STATUS.get(f"{k:02d}", "ok") for k in range(1, 19)}
+    assert table["status"].to_dict() == expected
+    failed = table[table["status"] != "ok"]
+    assert failed["reason"].str.len().min() > 20
+    assert failed.loc["sub-05", "duration_s"] == pytest.approx(20.0)
+    listed = pd.read_csv(study / "results/failures.tsv", sep="\t")
+    assert len(listed) == len(DAMAGE)
+
+
+def test_shards_hold_424_parcels_at_one_second(study):
+    shards = corpus(study)
+    assert shards.info.num_parcels == 424
+    assert shards.info.sample_period_s == 1.0
+    for index in shards.usable():
+        series = shards.series(index)
+        assert series.shape[1] == 424
+        assert 200 <= len(series) <= 221
+        dead = np.isnan(series).all(0)
+        assert np.isfinite(series[:, ~dead]).all()
+        assert not (series[:, ~dead] == 0).all(0).any()
+    assert read_info(shards.paths[0]).atlas == "demo424"
+
+
+def test_preprocessing_recovers_the_simulated_networks(study):
+    """Connectivity of the shards against the truth's, over all parcel pairs."""
+    shards, found = corpus(study), []
+    for index in shards.usable():
+        row = shards.table.iloc[index]
+        with np.load(study / f"bids/sourcedata/truth/{row.participant_id}.npz") as kept:
+            truth = np.corrcoef(kept["series"].T)
+        ours = np.corrcoef(shards.series(index).astype(float).T)
+        pairs = np.triu_indices(424, 1)
+        good = np.isfinite(ours[pairs]) & np.isfinite(truth[pairs])
+        found.append(np.corrcoef(ours[pairs][good], truth[pairs][good])[0, 1])
+    assert np.mean(found) > 0.6
+
+
+def test_scaling_saw_the_training_split_of_the_reference_cohort_alone(study):
+    scaling = Scaling.load(study / "results/releases/r1/scaling.json")
+    shards = corpus(study)
+    train = [i for i in shards.usable() if split_of(shards.table.participant_id[i]) == "train"]
+    assert scaling.num_recordings == len(train)
+    values = np.concatenate([shards.series(i).astype(float) for i in train])
+    low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=0)
+    np.testing.assert_allclose(scaling.iqr, high - low, rtol=0.01)
+    np.testing.assert_allclose(scaling.median, median, atol=0.01 * np.median(high - low))
+
+
+def test_the_model_travels_with_its_scaling(study):
+    from brainlm.model import from_pretrained
+
+    model = from_pretrained(study / "results/models/r1/pretrain")
+    assert model.config.num_parcels == 424
+    assert model.scaling.release == "r1"
+    lines = (study / "results/models/r1/pretrain/metrics.jsonl").read_text().splitlines()
+    train = [json.loads(x)["loss"] for x in lines if json.loads(x)["split"] == "train"]
+    assert train[-1] < train[0]
+
+
+def test_evaluation_stands_beside_its_baselines(study):
+    results = study / "results/evaluation/r1"
+    table = pd.read_parquet(results / "reconstruction.parquet")
+    assert {"model", "zero", "linear"} <= set(table["method"])
+    assert {"raw", "other"} == set(table["cohort"])
+    age = pd.read_parquet(results / "target-age.parquet")
+    assert {"fine-tuned", "from scratch", "connectivity + ridge", "mean"} <= set(age["method"])
+    other = age[(age["cohort"] == "other") & (age["method"] == "fine-tuned")]
+    assert (other["n"] == 6).all()
+
+
+def test_the_report_says_what_happened(study):
+    page = (study / "results/report/index.html").read_text()
+    for words in ("sub-03", "too_short", "connectivity + ridge", "demo424", "release"):
+        assert words.lower() in page.lower()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_derivatives_are_bids(study):
+    folder = study / "results/derivatives/raw"
+    description = json.loads((folder / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative"
+    assert description["GeneratedBy"][0]["Name"]
+    confounds = pd.read_csv(
+        next(folder.rglob("sub-01_*desc-confounds_timeseries.tsv")), sep="\t", na_values="n/a"
+    )
+    wanted = {"trans_x", "rot_z", "framewise_displacement", "dvars", "std_dvars", "csf"}
+    assert wanted <= set(confounds.columns)
+
+
+def test_one_subject_more_touches_only_its_chunk(study, simulated):
+    """Runs last: nothing to do, then a new subject."""
+    assert "Nothing to be done" in (lambda d: d.stdout + d.stderr)(snakemake(study))
+    shards = sorted((study / "results/shards").rglob("*.parquet"))
+    models = sorted((study / "results/models").rglob("*.safetensors"))
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (*shards, *models)}
+    shutil.copytree(simulated / "more/sub-101", study / "bids/sub-101")
+    done = snakemake(study)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    for path, kept in before.items():
+        assert (path.read_bytes(), path.stat().st_mtime_ns) == kept, path
+    new = corpus(study)
+    assert list(new.table[new.table["participant_id"] == "sub-101"]["status"]) == ["ok"]
+    # two numbers of what ran: the one chunk's five stages, the summary, the report
+    assert done.stderr.count("Finished jobid") + done.stdout.count("Finished jobid") == 8
