@@ -15,29 +15,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import grid_sinusoid, interleaved_sinusoid
+from .blocks import fourier_codes, grid_sinusoid, interleaved_sinusoid
 
 if TYPE_CHECKING:
     from .mae import BrainLMConfig
 
 
 class ParcelPositions(nn.Module):
-    """Space + time of parcel tokens: a projection of mm, a learned vector, a sinusoid."""
+    """Space + time of parcel tokens.
+
+    Ours: learned Fourier features of mm (Tancik et al. 2020), whose inner product falls with
+    distance; a learned vector per parcel; time codes that are orthogonal between steps.
+    As published: a linear projection of mm and the usual sinusoid.
+    """
 
     def __init__(self, config: BrainLMConfig, width: int):
         super().__init__()
-        self.unit_mm = config.coordinate_unit_mm
-        self.space = nn.Linear(3, width) if config.has_coordinates else None
+        self.unit_mm, self.fourier = config.coordinate_unit_mm, config.fourier_places
+        features = width // 2 if self.fourier else width
+        self.space = nn.Linear(3, features) if config.has_coordinates else None
         self.parcel = None
         if config.learned_parcels:
             self.parcel = nn.Parameter(torch.empty(config.num_parcels, width))
-            nn.init.normal_(self.parcel, std=config.init_std)
         steps = config.window // config.patch
-        self.register_buffer("time", interleaved_sinusoid(steps, width), persistent=False)
+        table = fourier_codes if self.fourier else interleaved_sinusoid
+        self.register_buffer("time", table(steps, width), persistent=False)
+
+    def start(self, std: float) -> None:
+        """Initial values; without coordinates every parcel starts as a place of its own."""
+        if self.fourier and self.space is not None:
+            nn.init.normal_(self.space.weight)
+        if self.parcel is not None:
+            nn.init.normal_(self.parcel, std=std if self.space is not None else 0.7)
 
     def forward(self, coordinates: Tensor) -> Tensor:
         """[R, 3] mm -> [1, N, D]."""
-        space = 0 if self.space is None else self.space(coordinates / self.unit_mm)
+        space = torch.zeros((), device=coordinates.device)
+        if self.space is not None:
+            space = self.space(coordinates / self.unit_mm)
+            space = torch.cat([space.sin(), space.cos()], -1) if self.fourier else space
         if self.parcel is not None:
             space = space + self.parcel
         return (space[:, None] + self.time).flatten(0, 1)[None]
@@ -51,11 +67,30 @@ class ImagePositions(nn.Module):
         table = grid_sinusoid(*ImageGrid.shape(config), width)
         self.register_buffer("table", table[None], persistent=False)
 
+    def start(self, std: float) -> None:
+        """Nothing is learned here."""
+
     def forward(self, coordinates: Tensor) -> Tensor:
         return self.table
 
 
-class ParcelGrid(nn.Module):
+class Grid(nn.Module):
+    """What both grids share: ``times``, the time point of every value of a token."""
+
+    times: Tensor  # [N, P]; in padding outside 0..T-1
+    window: int
+
+    def last_values(self, points: int) -> Tensor:
+        """[N, P] bool: values in the last `points` time points (padding rows too)."""
+        return (self.times >= self.window - points) & (self.times < self.window)
+
+    def future(self, points: int, *, whole: bool = False) -> Tensor:
+        """[N] bool: tokens that hold any of (`whole`: nothing but) the last `points` points."""
+        some = self.last_values(points).any(-1)
+        return some & (self.times >= self.window - points).all(-1) if whole else some
+
+
+class ParcelGrid(Grid):
     """Tokens of one parcel and P time points each; N = R * T / P."""
 
     positions = ParcelPositions
@@ -67,6 +102,8 @@ class ParcelGrid(nn.Module):
         self.steps = config.window // config.patch
         self.num_tokens = config.num_parcels * self.steps
         self.values = config.patch
+        times = torch.arange(self.window).view(1, -1, self.patch).expand(self.num_parcels, -1, -1)
+        self.register_buffer("times", times.reshape(self.num_tokens, -1), persistent=False)
 
     def cut(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[B, R, T] -> patches [B, N, P], known [B, N, P], missing [B, N]."""
@@ -78,13 +115,9 @@ class ParcelGrid(nn.Module):
         """[B, N, P] -> [B, R, T]."""
         return patches.reshape(len(patches), self.num_parcels, self.window)
 
-    def future(self, points: int, device: torch.device) -> Tensor:
-        """[N] bool: tokens that hold any of the last `points` time points."""
-        first = (self.window - points) // self.patch
-        return torch.arange(self.num_tokens, device=device) % self.steps >= first
 
 
-class ImageGrid(nn.Module):
+class ImageGrid(Grid):
     """Tokens of ``patch_parcels`` × P values of an image padded, centred, to whole patches."""
 
     positions = ImagePositions
@@ -95,6 +128,7 @@ class ImageGrid(nn.Module):
         self.rows, self.columns = self.shape(config)
         self.num_tokens, self.values = self.rows * self.columns, self.height * self.width
         self.pad_value, self.size = config.pad_value, (config.num_parcels, config.window)
+        self.window = config.window
         extra = (self.rows * self.height - self.size[0], self.columns * self.width - self.size[1])
         self.top, self.left = extra[0] // 2, extra[1] // 2
         self.margins = (self.left, extra[1] - self.left, self.top, extra[0] - self.top)
@@ -104,7 +138,10 @@ class ImageGrid(nn.Module):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("order_back", order.argsort(), persistent=False)
         inside = F.pad(torch.ones(1, *self.size), self.margins)
-        self.register_buffer("padding", self._patches(inside) == 0, persistent=False)
+        self.register_buffer("padding", self._patches(inside)[0] == 0, persistent=False)
+        times = torch.arange(self.columns * self.width, dtype=torch.float32) - self.left
+        times = self._patches(times.expand(1, self.rows * self.height, -1))[0].long()
+        self.register_buffer("times", times, persistent=False)
 
     @staticmethod
     def shape(config: BrainLMConfig) -> tuple[int, int]:
@@ -129,9 +166,3 @@ class ImageGrid(nn.Module):
         image = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         image = image[:, self.top :, self.left :][:, : self.size[0], : self.size[1]]
         return image[:, self.order_back]
-
-    def future(self, points: int, device: torch.device) -> Tensor:
-        """[N] bool: tokens that hold any of the last `points` time points."""
-        end = self.left + self.size[1]
-        column = torch.arange(self.num_tokens, device=device) % self.columns
-        return ((column + 1) * self.width > end - points) & (column * self.width < end)

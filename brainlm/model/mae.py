@@ -43,6 +43,12 @@ class BrainLMConfig:
         ``all``: every decoder token attends to every other (the paper). ``visible``: only to the
         visible ones; a mask token knows nothing but its place, so little is lost and the
         decoder costs K / N of it (Fu et al., "Rethinking patch dependence", 2024).
+    decode_share : float
+        Share of the removed tokens that training predicts, drawn at random (``visible`` context
+        only, where predictions do not depend on each other); evaluation predicts all.
+    fourier_places : bool
+        Places of the parcel family as Fourier features, so that tokens of one time point, or of
+        neighbouring parcels, are alike from the first step; False: as published.
     coordinate_unit_mm : float
         Coordinates are divided by this before they are projected.
     divisor : float
@@ -67,10 +73,12 @@ class BrainLMConfig:
     decoder_heads: int
     decoder_ffn: int
     decoder_context: str = "all"
+    decode_share: float = 1.0
     patch_parcels: int = 16
     has_coordinates: bool = False
     learned_parcels: bool = True
-    coordinate_unit_mm: float = 50.0
+    fourier_places: bool = True
+    coordinate_unit_mm: float = 25.0
     pre_norm: bool = True
     convolution: int = 0
     position_dropout: float = 0.0
@@ -155,12 +163,17 @@ class BrainLM(nn.Module):
         if config.head_outputs:
             self.head = Head(config.width, config.head_outputs, config.head_dropout)
         self.apply(self._initialise)
+        if config.fourier_places and config.family == "parcel":
+            for block in [*self.encoder, *(self.decoder.blocks if self.decoder else [])]:
+                block.attention.start_alike()
         nn.init.normal_(self.cls_token, std=config.init_std)
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, self.grid.positions):
+            module.start(self.config.init_std)
 
     def forward(self, signal: Tensor, *, mask_ratio: float | None = None, mask: str = "random",
                 noise: Tensor | None = None, generator: torch.Generator | None = None,
@@ -176,8 +189,8 @@ class BrainLM(nn.Module):
             Share of tokens removed (``random``) or of time points (``future``).
         mask : str
             ``random``; ``future``: the last ``mask_ratio * T`` time points, rounded up to whole
-            tokens; ``future-exact``: as future, but only those time points count in the loss,
-            and the rest of their tokens is hidden too.
+            tokens; ``future-exact``: only tokens wholly inside those time points are removed,
+            the other points to predict are set to 0, and exactly they count in the loss.
         noise : Tensor [B, N], optional
             Tokens of smallest noise stay visible; drawn from `generator` if not given.
         visible : int, optional
@@ -187,17 +200,22 @@ class BrainLM(nn.Module):
         signal = signal / self.config.divisor
         patches, known, missing = self.grid.cut(signal)
         masking = self._draw(missing, ratio, mask, noise, generator, visible)
-        latent = self.encode(patches, masking)
-        predicted = self._need_decoder()(latent, masking, self.coordinates)
-        return self._compare(signal, patches, predicted, known, masking, latent, ratio, mask)
+        shown, target = patches, masking.mask[..., None]
+        if mask == "future-exact":
+            target = self.grid.last_values(self._future_points(ratio))
+            shown = patches.masked_fill(target, 0.0)
+        latent = self.encode(shown, masking)
+        predicted, decoded = self._need_decoder()(latent, masking, self.coordinates)
+        return self._compare(patches, predicted, target & known & decoded, masking, latent)
 
     def _draw(self, missing, ratio, mask, noise, generator, visible) -> Masking:
         B, N = missing.shape
         if mask not in MASKS:
             raise BrainLMError(f"no mask {mask!r}; one of: {', '.join(MASKS)}")
         if mask != "random":
-            hidden = self.grid.future(self._future_points(ratio), missing.device)
-            noise = raster_noise(B, N, missing.device) + hidden
+            hidden = self.grid.future(self._future_points(ratio), whole=mask == "future-exact")
+            noise = raster_noise(B, N, missing.device) if noise is None else noise
+            noise = noise + hidden
             visible = visible or self._limit(N - int(hidden.sum()), (missing | hidden).sum(1), N)
         elif noise is None:
             noise = torch.rand(B, N, device=missing.device, generator=generator)
@@ -228,12 +246,7 @@ class BrainLM(nn.Module):
             x = block(x)
         return self.encoder_norm(x)
 
-    def _compare(self, signal, patches, predicted, known, masking, latent, ratio, mask):
-        hidden = masking.mask[..., None] & known
-        if mask == "future-exact":
-            last = torch.zeros_like(signal)
-            last[..., -self._future_points(ratio) :] = 1
-            hidden = hidden & (self.grid.cut(last)[0] > 0)
+    def _compare(self, patches, predicted, hidden, masking, latent) -> Reconstruction:
         error = predicted.float() - patches
         error = error.abs() if self.config.loss == "mae" else error.square()
         error_sum, count = error.mul(hidden).sum(), hidden.sum()
@@ -328,7 +341,7 @@ class Decoder(nn.Module):
     def __init__(self, config: BrainLMConfig, grid: nn.Module):
         super().__init__()
         width = config.decoder_width
-        self.context = config.decoder_context
+        self.context, self.share = config.decoder_context, config.decode_share
         self.embed = nn.Linear(config.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         nn.init.normal_(self.mask_token, std=config.init_std)
@@ -339,22 +352,34 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.eps)
         self.predict = mlp_or_linear(width, grid.values, hidden=config.family == "parcel")
 
-    def forward(self, latent: Tensor, masking: Masking, coordinates: Tensor) -> Tensor:
+    def forward(self, latent: Tensor, masking: Masking, coordinates: Tensor):
+        """Latent [B, 1 + K, D] -> values [B, N, P], and which tokens were predicted [B, N, 1]."""
+        context = {"all": self._all, "visible": self._from_visible}[self.context]
+        return context(latent, masking, self.positions(coordinates))
+
+    def _all(self, latent: Tensor, masking: Masking, places: Tensor) -> tuple[Tensor, Tensor]:
         cls, visible = self.embed(latent).split([1, masking.visible], 1)
         count = masking.ids_restore.shape[1] - masking.visible
         hidden = self.mask_token.to(visible.dtype).expand(len(visible), count, -1)
-        tokens, places = torch.cat([visible, hidden], 1), self.positions(coordinates)
-        if self.context == "visible":  # keep the visible tokens in front: they are the context
-            seen = masking.visible + 1
-            places = take(places, masking.ids_shuffle)
-        else:
-            seen = None
-            tokens = take(tokens, masking.ids_restore)
+        tokens = take(torch.cat([visible, hidden], 1), masking.ids_restore)
         x = torch.cat([cls, self.dropout(tokens + places)], 1)
         for block in self.blocks:
-            x = block(x, seen)
+            x = block(x)
         values = self.predict(self.norm(x[:, 1:]))
-        return values if seen is None else take(values, masking.ids_restore)
+        return values, torch.ones_like(masking.mask)[..., None]
+
+    def _from_visible(self, latent: Tensor, masking: Masking, places: Tensor):
+        N, K = masking.ids_restore.shape[1], masking.visible
+        count = max(1, int((N - K) * self.share)) if self.training and K < N else N - K
+        cls, visible = self.embed(latent).split([1, K], 1)
+        hidden = self.mask_token.to(visible.dtype).expand(len(visible), count, -1)
+        ids = masking.ids_shuffle[:, : K + count]  # visible tokens in front: they are the context
+        tokens = torch.cat([visible, hidden], 1) + take(places, ids)
+        x = torch.cat([cls, self.dropout(tokens)], 1)
+        for block in self.blocks:
+            x = block(x, K + 1)
+        values = nn.functional.pad(self.predict(self.norm(x[:, 1:])), (0, 0, 0, N - K - count))
+        return take(values, masking.ids_restore), masking.ids_restore[..., None] < K + count
 
 
 def _stack(config: BrainLMConfig, width: int, depth: int, heads: int, ffn: int) -> nn.ModuleList:

@@ -11,7 +11,7 @@ PRESETS: dict[str, dict] = {
     "tiny": {
         "family": "parcel", "width": 64, "depth": 2, "heads": 2, "ffn": 256,
         "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, "decoder_ffn": 128,
-        "decoder_context": "visible",
+        "decoder_context": "visible", "decode_share": 0.25,
     },
     "13m": {
         "family": "parcel", "width": 512, "depth": 4, "heads": 4, "ffn": 1024,

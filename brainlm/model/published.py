@@ -1,0 +1,222 @@
+"""The published layouts: old_13M (parcel tokens), vitmae_111M and vitmae_650M (images).
+
+Their tensors are renamed and merged into ours without changing what is computed:
+
+* query, key and value become one projection;
+* the image models repeat the signal on three channels and average three predicted ones: the
+  channels of the input projection are summed, those of the output averaged;
+* position tables are computed, after a check that the file holds the same; the unused
+  ``decoder_pred`` of the parcel layout is dropped.
+
+Nothing else may be missing or left over.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BrainLMError
+from .blocks import grid_sinusoid, interleaved_sinusoid
+from .hub import load_strictly
+from .mae import BrainLM, BrainLMConfig
+
+#: What the image models' inputs were divided by after scaling, in the published notebooks.
+IMAGE_DIVISOR = 5.6430855
+
+_LAYER = re.compile(r"(vit\.encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)\.(weight|bias)")
+_LAYER_PARTS = {
+    "attention.output.dense": "attention.out",
+    "attention.output.LayerNorm": "norm1",
+    "attention.self.conv": "attention.convolution",
+    "output.LayerNorm": "norm2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.0",
+    "output.dense": "mlp.2",
+}
+_NAMES = {
+    "vit.embeddings.cls_token": "cls_token",
+    "vit.embeddings.signal_embedding_projection": "project",
+    "vit.embeddings.patch_embeddings.projection": "project",
+    "vit.embeddings.xyz_embedding_projection": "positions.space",
+    "vit.layernorm": "encoder_norm",
+    "decoder.mask_token": "decoder.mask_token",
+    "decoder.decoder_embed": "decoder.embed",
+    "decoder.decoder_xyz_projection": "decoder.positions.space",
+    "decoder.decoder_norm": "decoder.norm",
+    "decoder.decoder_pred1": "decoder.predict.0",
+    "decoder.decoder_pred2": "decoder.predict.2",
+    "decoder.decoder_pred": "decoder.predict",
+    "mlp_pred_head.lin1": "head.0",
+    "mlp_pred_head.lin2": "head.3",
+    "mlp_pred_head.lin3": "head.6",
+}
+
+
+def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordinates) -> BrainLM:
+    """A model from a published config.json and its tensors.
+
+    Parameters
+    ----------
+    coordinates : array [R, 3]
+        MNI mm in atlas order (the published files do not carry them): the parcel model reads
+        them, the image models sort rows by them.
+
+    Raises
+    ------
+    BrainLMError
+        A layout that is not known, no coordinates, or tensors that do not fit.
+    """
+    family = _family(folder, config, weights)
+    if coordinates is None:
+        raise BrainLMError(
+            f"{folder}: published weights do not carry parcel coordinates; give them: "
+            'from_pretrained(..., coordinates=load_atlas("a424", folder).coordinates)'
+        )
+    coordinates = np.asarray(coordinates)
+    make = {"parcel": _parcel_config, "image": _image_config}[family]
+    ours = make(config, weights, len(coordinates))
+    _check_tables(folder, ours, weights)
+    model = BrainLM(ours, coordinates)
+    converted = rename(weights, family)
+    converted["coordinates"] = model.coordinates
+    load_strictly(model, converted, folder)
+    return model
+
+
+def _family(folder, config: dict, weights: dict) -> str:
+    """By the keys, checked against the architecture's name; model_type is not reliable."""
+    if "vit.embeddings.xyz_embedding_projection.weight" in weights:
+        found, named = "parcel", ("BrainLM",)
+    elif "vit.embeddings.patch_embeddings.projection.weight" in weights:
+        found, named = "image", ("ViTMAE",)
+    else:
+        raise BrainLMError(f"{folder}: neither our format nor a published BrainLM layout "
+                           f"(tensors: {', '.join(sorted(weights)[:3])}, …)")  # fmt: skip
+    architectures = config.get("architectures") or []
+    if any(not name.startswith(named) for name in architectures):
+        raise BrainLMError(f"{folder}: config.json says {architectures}, but the tensors are of "
+                           f"the {found} layout")  # fmt: skip
+    return found
+
+
+def _common(config: dict, weights: dict) -> dict[str, Any]:
+    decodes = any(key.startswith("decoder.") for key in weights)
+    return {
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "ffn": config["intermediate_size"],
+        "decoder_width": config["decoder_hidden_size"],
+        "decoder_depth": config["decoder_num_hidden_layers"] if decodes else 0,
+        "decoder_heads": config["decoder_num_attention_heads"],
+        "decoder_ffn": config["decoder_intermediate_size"],
+        "eps": config["layer_norm_eps"],
+        "mask_ratio": config["mask_ratio"],
+        "init_std": config["initializer_range"],
+        "has_coordinates": True,
+        "learned_parcels": False,
+        "fourier_places": False,
+        "coordinate_unit_mm": 1.0,
+    }
+
+
+def _parcel_config(config: dict, weights: dict, parcels: int) -> BrainLMConfig:
+    if config["segment_means_seq_len"] != config["num_landmarks"]:
+        raise BrainLMError("published parcel model with Nyström landmarks: only exact attention "
+                           "(segment_means_seq_len == num_landmarks) is known")  # fmt: skip
+    if config.get("use_tanh_decoder"):
+        raise BrainLMError("published parcel model with use_tanh_decoder is not supported")
+    if config["num_brain_voxels"] != parcels:
+        raise BrainLMError(f"the model has {config['num_brain_voxels']} parcels, the coordinates "
+                           f"{parcels}")  # fmt: skip
+    return BrainLMConfig(
+        family="parcel", num_parcels=parcels, window=config["num_timepoints_per_voxel"],
+        patch=config["timepoint_patching_size"], pre_norm=False,
+        convolution=config["conv_kernel_size"], position_dropout=0.1, loss=config["loss_fn"],
+        **_common(config, weights),
+    )  # fmt: skip
+
+
+def _image_config(config: dict, weights: dict, parcels: int) -> BrainLMConfig:
+    size = config["image_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    head = "mlp_pred_head.lin3.weight" in weights
+    extra = {}
+    if head:
+        extra = {"head_outputs": len(weights["mlp_pred_head.lin3.weight"]),
+                 "head_dropout": config["hidden_dropout_prob"],
+                 "pool": "all" if config.get("use_mean_pooling") else "cls"}  # fmt: skip
+    return BrainLMConfig(
+        family="image", num_parcels=parcels, window=200, patch=config["patch_size"],
+        patch_parcels=config["patch_size"], image_size=size, pad_value=-1.0,
+        divisor=IMAGE_DIVISOR, **_common(config, weights), **extra,
+    )  # fmt: skip
+
+
+def rename(weights: dict[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Published tensors under our names."""
+    out: dict[str, Tensor] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
+    unused = ("position_embeddings", "decoder_pos_embed", "pos_embedding.pe")
+    unused += ("decoder.decoder_pred.weight", "decoder.decoder_pred.bias") * (family == "parcel")
+    for key, tensor in weights.items():
+        if key.endswith(unused):
+            continue
+        match = _LAYER.fullmatch(key)
+        if match is None:
+            stem, _, kind = key.rpartition(".")
+            name = _NAMES.get(key) or (f"{_NAMES[stem]}.{kind}" if stem in _NAMES else key)
+            out[name] = tensor
+            continue
+        stack, number, part, kind = match.groups()
+        place = f"{'encoder' if stack.startswith('vit') else 'decoder.blocks'}.{number}"
+        if part.rpartition(".")[2] in ("query", "key", "value"):
+            qkv = parts.setdefault(f"{place}.attention.qkv.{kind}", {})
+            qkv[part.rpartition(".")[2]] = tensor
+        else:
+            out[f"{place}.{_LAYER_PARTS.get(part, part)}.{kind}"] = tensor
+    for name, three in parts.items():
+        out[name] = torch.cat([three[x] for x in ("query", "key", "value") if x in three])
+    return _merge_channels(out) if family == "image" else out
+
+
+def _merge_channels(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Three equal input channels are one with summed weights; outputs are averaged."""
+    projection = weights["project.weight"]
+    weights["project.weight"] = projection.sum(1).flatten(1)
+    for kind in ("weight", "bias"):
+        name = f"decoder.predict.{kind}"
+        if name in weights:  # rows are (row, column, channel)
+            weights[name] = weights[name].unflatten(0, (-1, projection.shape[1])).mean(1)
+    return weights
+
+
+def _check_tables(folder, config: BrainLMConfig, weights: dict[str, Tensor]) -> None:
+    """The position tables in the file must be the ones that are computed here."""
+    from .grids import ImageGrid
+
+    for key, table in weights.items():
+        if key.endswith("pos_embedding.pe"):
+            expected = interleaved_sinusoid(*table.shape)
+        elif key.endswith(("position_embeddings", "decoder_pos_embed")):
+            grid = grid_sinusoid(*ImageGrid.shape(config), table.shape[-1])
+            expected = torch.cat([torch.zeros(1, table.shape[-1]), grid])[None]
+        else:
+            continue
+        if table.shape != expected.shape or (table - expected).abs().max() > 1e-3:
+            raise BrainLMError(f"{folder}: {key} is not the fixed sinusoid of this layout")
+
+
+def toolkit_compat(recording: np.ndarray, median: np.ndarray, iqr: np.ndarray) -> np.ndarray:
+    """``x - median / IQR``: what the published toolkit computes where it means robust scaling.
+
+    Operator precedence makes it a shift (upstream issue 19). Only for data that must match
+    other people's files made that way; :class:`brainlm.shards.Scaling` is the right one.
+    """
+    return recording - median / iqr
