@@ -1,0 +1,425 @@
+"""The stages of one recording: a simulated one against its truth, then what can fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from brainlm.atlas import load_atlas
+from brainlm.cohort.recordings import Entry
+from brainlm.config import Preprocess
+from brainlm.errors import BrainLMError, RecordingError
+from brainlm.preprocess import stages
+from brainlm.preprocess.derivatives import (
+    derivative_path,
+    read_table,
+    read_transforms,
+    write_table,
+    write_transforms,
+)
+from brainlm.preprocess.filter import clean
+from brainlm.preprocess.normalise import Normalisation
+from brainlm.preprocess.quality import count_non_steady, measure_dvars, measure_tsnr
+from brainlm.preprocess.read import read_bold
+from brainlm.preprocess.stages import STAGES, parcels_layout
+from brainlm.simulate.bids import simulate_cohort
+from brainlm.simulate.truth import load_truth
+
+CONFIG = Preprocess()
+
+
+def make_entry(root: Path, path: Path) -> Entry:
+    name = path.name.split("_bold")[0].split("_atlas")[0]
+    status = path.stat()
+    source = str(path.relative_to(root))
+    subject = name.split("_")[0]
+    return Entry(
+        name, subject, None, "rest", None, path, source, None, status.st_size,
+        status.st_mtime_ns, "c0",
+    )  # fmt: skip
+
+
+class Chain:
+    """One simulated recording and the folders its stages write to."""
+
+    def __init__(self, root: Path, atlas, out: Path):
+        self.root, self.atlas, self.out, self.series_dir = root, atlas, out, out / "series"
+        self.entry = make_entry(root, next(root.glob("sub-01/func/*_bold.nii.gz")))
+        self.truth = load_truth(root, "sub-01")
+        self.paths = stages._Paths(out, self.entry, atlas.space)
+
+    def run(self, stage: str, config: Preprocess = CONFIG) -> dict:
+        function = STAGES[stage].function
+        return function(self.entry, self.out, self.series_dir, config, self.atlas)
+
+    def write_true_normalisation(self) -> None:
+        """Where the template is, from the truth instead of a fit: affine, to about 2 mm."""
+        rng = np.random.default_rng(0)
+        points = rng.uniform((-65, -95, -45), (65, 65, 75), (500, 3))
+        reference = json.loads(stages.sidecar(self.paths.boldref).read_text())
+        move = self.truth.transforms[reference["Figures"]["reference_volume"]]
+        head = self.truth.placement.to_head(points) @ move[:3, :3].T + move[:3, 3]
+        ones = np.column_stack([points, np.ones(len(points))])
+        affine = np.eye(4)
+        affine[:3] = np.linalg.lstsq(ones, head, rcond=None)[0].T
+        still = np.zeros((3, 1, 1, 1))
+        fit = Normalisation(affine, still, points.min(0), np.ptp(points, axis=0))
+        fit.save(self.paths.normalisation)
+
+    def series(self) -> dict[str, np.ndarray]:
+        with np.load(self.series_dir / f"{self.entry.recording_id}.npz") as stored:
+            return dict(stored)
+
+    def hashes(self) -> dict[str, str]:
+        files = sorted(p for p in self.out.rglob("*") if p.is_file())
+        return {
+            str(p.relative_to(self.out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+        }
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    simulate_cohort(folder / "raw", num_subjects=1, seed=3)
+    chain = Chain(folder / "raw", load_atlas("demo424", folder / "atlas"), folder / "out")
+    chain.figures = {"motion": chain.run("motion")}
+    chain.write_true_normalisation()
+    chain.figures |= {name: chain.run(name) for name in ("denoise", "parcellate")}
+    return chain
+
+
+def true_series(chain: Chain) -> np.ndarray:
+    return clean(100 * chain.truth.series, 2.0, high_pass_hz=CONFIG.high_pass_hz)
+
+
+def column_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.array([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)])
+
+
+def test_series_file_holds_what_a_shard_needs(chain):
+    stored = chain.series()
+    assert stored["series"].shape == (239, 424) and stored["series"].dtype == np.float32
+    assert stored["baseline"].shape == stored["coverage"].shape == (424,)
+    scalars = ("tr_s", "sample_period_s", "duration_s", "mean_fd_mm", "mean_dvars", "tsnr")
+    assert all(stored[name].shape == () and np.isfinite(stored[name]) for name in scalars)
+    assert str(stored["units"]) == "percent"
+    assert stored["tr_s"] == 2 and stored["sample_period_s"] == 1 and stored["duration_s"] == 240
+    dead = np.isnan(stored["baseline"])
+    np.testing.assert_array_equal(np.isnan(stored["series"]).all(0), dead)
+    np.testing.assert_array_equal(np.isnan(stored["series"]).any(0), dead)
+
+
+def test_recovers_the_motion(chain):
+    found = read_transforms(chain.paths.transforms)
+    truth = chain.truth.transforms @ np.linalg.inv(
+        chain.truth.transforms[chain.figures["motion"]["reference_volume"]]
+    )
+    # brain voxels, world mm
+    mask, affine = stages.read_volume(chain.paths.mask)
+    points = np.argwhere(mask > 0)[::50, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    points = np.column_stack([points, np.ones(len(points))])
+    error = np.einsum("tij,nj->tni", found - truth, points)[..., :3]
+    assert np.sqrt((error**2).sum(-1).mean()) < 0.1
+
+
+def test_recovers_the_series(chain):
+    series = chain.series()["series"][::2]  # back to the volumes' times
+    assert np.median(column_correlations(series, true_series(chain))) > 0.7
+
+
+def test_denoising_recovers_connectivity_better_than_less(chain):
+    """And keeps the networks: at most 5 % of their variance is removed with the artefacts."""
+    raw, _ = stages._sample_parcels(read_bold(chain.entry.path), chain.paths, chain.atlas)
+    percent, truth = 100 * raw / raw.mean(0), true_series(chain)
+    pairs = np.triu_indices(424, 1)
+    matrix = np.corrcoef(truth.T)[pairs]
+    similarity = {}
+    for option in ("none", "motion24", "ica"):
+        nuisance, signal = stages._nuisance(chain.paths, replace_option(option))
+        cleaned = clean(percent, 2.0, high_pass_hz=0.008, nuisance=nuisance, signal=signal)
+        similarity[option] = np.corrcoef(np.corrcoef(cleaned.T)[pairs], matrix)[0, 1]
+        kept = clean(truth, 2.0, high_pass_hz=0.008, nuisance=nuisance, signal=signal)
+        if option == "ica":
+            assert (kept**2).sum() > 0.95 * (truth**2).sum()
+    assert similarity["ica"] > max(similarity["none"], similarity["motion24"]) + 0.1
+    assert similarity["ica"] > 0.8
+
+
+def replace_option(option: str) -> Preprocess:
+    return Preprocess(denoise=option)
+
+
+def test_removes_the_planted_artefacts(chain):
+    mixing = np.column_stack(list(read_table(chain.paths.mixing).values()))
+    noise = read_table(chain.paths.metrics)["classification"] == "rejected"
+    planted = clean(chain.truth.artefacts[:, :3], 2.0, high_pass_hz=CONFIG.high_pass_hz)
+    rest = clean(planted, 2.0, high_pass_hz=CONFIG.high_pass_hz, nuisance=mixing[:, noise])
+    assert (rest.var(0) < 0.1 * planted.var(0)).all()
+
+
+def test_confounds_carry_the_usual_names(chain):
+    confounds = read_table(chain.paths.confounds)
+    wanted = {"trans_x", "rot_z_derivative1_power2", "framewise_displacement", "rmsd", "dvars"}
+    wanted |= {"std_dvars", "csf", "white_matter", "global_signal", "cosine00"}
+    assert wanted <= set(confounds)
+    removed = [name for name in confounds if name.startswith("aroma_motion_")]
+    assert len(removed) == chain.figures["denoise"]["num_removed"] > 0
+    assert {len(column) for column in confounds.values()} == {120}
+    assert np.isnan(confounds["framewise_displacement"][0])
+    described = json.loads(stages.sidecar(chain.paths.confounds).read_text())
+    assert set(described) == set(confounds)
+    assert all(item["Description"] for item in described.values())
+
+
+def test_every_derivative_has_a_sidecar_and_the_dataset_a_description(chain):
+    files = [p for p in chain.out.rglob("*") if p.is_file() and "sub-" in p.name]
+    data = [p for p in files if p.suffix != ".json" and p.parent != chain.series_dir]
+    missing = [p.name for p in data if not stages.sidecar(p).exists()]
+    # the normalisation's sidecar is the normalise stage's, which the truth stood in for
+    assert missing == [chain.paths.normalisation.name]
+    described = json.loads((chain.out / "dataset_description.json").read_text())
+    assert described["DatasetType"] == "derivative" and described["GeneratedBy"]
+    assert not list(chain.out.rglob("*.tmp*"))
+
+
+def test_same_input_same_bytes(chain, tmp_path):
+    again = Chain(chain.root, chain.atlas, tmp_path / "again")
+    again.run("motion")
+    again.write_true_normalisation()
+    again.run("denoise")
+    again.run("parcellate")
+    assert again.hashes() == chain.hashes()
+
+
+def test_stages_can_be_rerun_alone_and_leave_nothing_stale(chain, tmp_path):
+    import shutil
+
+    shutil.copytree(chain.out, tmp_path / "out")
+    other = Chain(chain.root, chain.atlas, tmp_path / "out")
+    other.run("denoise", Preprocess(denoise="motion24"))
+    assert not other.paths.mixing.exists() and not other.paths.metrics.exists()
+    assert not any(n.startswith("aroma") for n in read_table(other.paths.confounds))
+    other.run("denoise")
+    assert other.hashes() == chain.hashes()
+
+
+def test_partial_field_of_view_is_nan_with_its_coverage(chain, tmp_path):
+    image = nib.load(chain.entry.path)
+    data = np.asarray(image.dataobj)[:, :, :-9]  # without the top of the head
+    path = tmp_path / "raw" / chain.entry.source
+    path.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+    cut = Chain.__new__(Chain)
+    cut.root, cut.atlas, cut.truth = chain.root, chain.atlas, chain.truth
+    cut.out, cut.series_dir = tmp_path / "out", tmp_path / "out" / "series"
+    cut.entry = replace(chain.entry, path=path)
+    cut.paths = stages._Paths(cut.out, cut.entry, chain.atlas.space)
+    cut.run("motion")
+    cut.write_true_normalisation()
+    config = Preprocess(denoise="none")
+    cut.run("denoise", config)
+    cut.run("parcellate", config)
+    stored = cut.series()
+    missing = stored["coverage"] < 0.5
+    assert 20 < missing.sum() < 212
+    np.testing.assert_array_equal(np.isnan(stored["series"]).all(0), missing)
+    assert not (stored["series"] == 0).all(0).any()
+    top = chain.atlas.coordinates[:, 2] > 62
+    assert missing[top].all() and not missing[chain.atlas.coordinates[:, 2] < 20].any()
+
+
+def test_too_short_says_how_short(chain):
+    with pytest.raises(RecordingError) as caught:
+        chain.run("motion", Preprocess(min_duration_s=300))
+    assert caught.value.status == "too_short"
+    assert "240.0 s usable" in caught.value.reason and "300 s needed" in caught.value.reason
+    assert caught.value.figures == {"repetition_time_s": 2.0, "duration_s": 240.0}
+
+
+def test_a_stage_without_the_one_before_names_it(chain, tmp_path):
+    bare = Chain(chain.root, chain.atlas, tmp_path / "none")
+    for stage in ("normalise", "denoise", "parcellate"):
+        with pytest.raises(BrainLMError, match="not found; run the"):
+            bare.run(stage)
+
+
+def test_what_is_no_brain_fails(chain, tmp_path):
+    image = nib.load(chain.entry.path)
+    data = np.asarray(image.dataobj).copy()
+    data[:19], data[21:] = 0, 0  # a slab of 8 mm; 95 % zeros
+    path = tmp_path / "raw" / chain.entry.source
+    path.parent.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+    broken = Chain(chain.root, chain.atlas, tmp_path / "out")
+    broken.entry = replace(chain.entry, path=path)
+    with pytest.raises(RecordingError) as caught:
+        broken.run("motion")
+    assert caught.value.status in ("bad_data", "motion_failed")
+
+
+def test_atlas_without_an_image_cannot_take_raw_recordings(chain):
+    with pytest.raises(BrainLMError, match="time series only"):
+        STAGES["normalise"].function(
+            chain.entry, chain.out, chain.series_dir, CONFIG, replace(chain.atlas, space=None)
+        )
+
+
+# ---- parcel series
+
+
+def write_series(folder: Path, series: np.ndarray, tr_s: float = 2.0) -> Entry:
+    path = folder / "sub-07" / "func" / "sub-07_task-rest_atlas-demo424_timeseries.npy"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, series)
+    path.with_suffix(".json").write_text(json.dumps({"RepetitionTime": tr_s}))
+    return make_entry(folder, path)
+
+
+def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path):
+    series = 500 + np.random.default_rng(0).normal(size=(100, 424)).cumsum(0)
+    series[:, 5], series[:, 6], series[:, 7] = 0, np.nan, 12.5
+    entry = write_series(tmp_path, series)
+    figures = parcels_layout(entry, tmp_path / "out", CONFIG, chain.atlas)
+    stored = np.load(tmp_path / "out" / f"{entry.recording_id}.npz")
+    dead = np.isin(np.arange(424), [5, 6, 7])
+    assert figures["parcels_with_data"] == 421 and str(stored["units"]) == "as delivered"
+    assert stored["series"].shape == (199, 424)
+    np.testing.assert_array_equal(np.isnan(stored["series"]).all(0), dead)
+    np.testing.assert_array_equal(stored["coverage"], (~dead).astype(np.float32))
+    np.testing.assert_allclose(stored["series"][::2, ~dead], series[:, ~dead], rtol=1e-6)
+    assert np.isnan(stored["tsnr"]) and stored["duration_s"] == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        (lambda s: s[:, :200], "bad_data", "expected 424 columns (atlas demo424), found 200"),
+        (lambda s: s.T, "bad_data", "transposed"),
+        (lambda s: s[:50], "too_short", "100.0 s usable (50 time points of 2 s)"),
+        (lambda s: np.where(np.arange(424) < 300, 0, s), "parcellation_failed", "300 of 424"),
+        (lambda s: np.where(np.arange(100)[:, None] == 40, np.nan, s), "bad_data", "first 40"),
+        (lambda s: np.where(np.arange(100)[:, None] == 40, np.inf, s), "bad_data", "first 40"),
+        (lambda s: s[0], "unreadable", "[time, parcel]"),
+        (lambda s: s.astype(complex), "unreadable", "complex128"),
+    ],
+)
+def test_bad_parcel_series(chain, tmp_path, change, status, words):
+    series = np.random.default_rng(0).normal(size=(100, 424))
+    entry = write_series(tmp_path, change(series))
+    with pytest.raises(RecordingError) as caught:
+        parcels_layout(entry, tmp_path / "out", CONFIG, chain.atlas)
+    assert caught.value.status == status and words in caught.value.reason
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_real_parcel_series(shared, tmp_path):
+    atlas = load_atlas("cc200", tmp_path)
+    root = shared / "data" / "abide_cc200"
+    path = root / "sub-0050102/func/sub-0050102_task-rest_atlas-CC200_timeseries.npy"
+    figures = parcels_layout(make_entry(root, path), tmp_path, CONFIG, atlas)
+    assert figures["num_timepoints"] == 308 and figures["duration_s"] == 309
+
+
+# ---- pieces
+
+
+def test_registry_names_keys_that_exist():
+    for name, stage in STAGES.items():
+        assert stage.name == name and stage.version >= 1
+        assert set(stage.parameters(CONFIG)) <= set(Preprocess.model_fields)
+
+
+def test_slices_are_moved_to_the_middle_of_the_volume():
+    clock = np.arange(80) * 2.0
+    starts = np.array([0, 1.0, 0.5, 1.5])
+    wave = lambda t: 100 + np.sin(2 * np.pi * 0.04 * t)  # noqa: E731
+    volumes = wave(clock[:, None] + starts)[:, :, None, None] * np.ones((1, 1, 3, 2))
+    moved = stages._shift_slices(volumes.astype(np.float32), 2.0, {"SliceTiming": list(starts)})
+    expected = wave(clock + 0.75)[2:-2, None, None, None]
+    np.testing.assert_allclose(moved[2:-2], np.broadcast_to(expected, (76, 4, 3, 2)), atol=2e-3)
+    for bad in ([0, 1, 2], [0, 1, 2, 1900]):
+        with pytest.raises(RecordingError, match="SliceTiming"):
+            stages._shift_slices(volumes.astype(np.float32), 2.0, {"SliceTiming": bad})
+
+
+@pytest.mark.parametrize("extra", [[], [0.3], [0.3, 0.1, 0.03], [0.3] * 30])
+def test_non_steady_volumes_are_counted(extra):
+    rng = np.random.default_rng(0)
+    volumes = np.full((100, 10, 10, 10), 1000.0, np.float32)
+    volumes[:, :, :, :4] = 10
+    volumes += 5 * rng.normal(size=volumes.shape).astype(np.float32)
+    for t, rise in enumerate(extra):
+        volumes[t] *= 1 + rise
+    assert count_non_steady(volumes) == min(len(extra), 10)
+
+
+def test_dvars_follows_its_definition():
+    rng = np.random.default_rng(1)
+    series = (1000 + 10 * rng.normal(size=(200, 3000))).astype(np.float32)
+    series[100:] += 20
+    dvars, standardised = measure_dvars(series)
+    expected = np.sqrt((np.diff(series, axis=0) ** 2).mean(1))
+    assert np.isnan(dvars[0]) and np.isnan(standardised[0])
+    np.testing.assert_allclose(dvars[1:], 100 * expected / np.median(series.mean(0)), rtol=1e-4)
+    assert dvars[100] == np.nanmax(dvars)
+    white = (1000 + 10 * rng.normal(size=(200, 3000))).astype(np.float32)
+    assert np.nanmean(measure_dvars(white)[1]) == pytest.approx(1, abs=0.03)
+
+
+def test_tsnr_of_known_noise():
+    series = 1000 + 20 * np.random.default_rng(2).normal(size=(500, 400))
+    assert measure_tsnr(series.astype(np.float32)) == pytest.approx(50, rel=0.02)
+
+
+def test_transforms_survive_the_file_exactly(tmp_path):
+    rng = np.random.default_rng(3)
+    transforms = np.tile(np.eye(4), (5, 1, 1))
+    transforms[:, :3, :3] = np.linalg.qr(rng.normal(size=(5, 3, 3)))[0]
+    transforms[:, :3, 3] = rng.normal(size=(5, 3))
+    write_transforms(tmp_path / "x.txt", transforms)
+    np.testing.assert_array_equal(read_transforms(tmp_path / "x.txt"), transforms)
+    assert (tmp_path / "x.txt").read_text().startswith("#Insight Transform File V1.0")
+
+
+def test_itk_reads_our_transforms(tmp_path):
+    ants = pytest.importorskip("ants", reason="antspyx is a development dependency")
+    turn = np.array([[0.8, -0.6, 0, 3], [0.6, 0.8, 0, -2], [0, 0, 1, 5], [0, 0, 0, 1.0]])
+    write_transforms(tmp_path / "x.txt", turn[None])
+    point = np.array([10.0, 20, 30])
+    found = ants.read_transform(str(tmp_path / "x.txt")).apply_to_point([-10.0, -20, 30])
+    np.testing.assert_allclose(np.array(found) * [-1, -1, 1], turn[:3, :3] @ point + turn[:3, 3])
+
+
+def test_names_are_built_from_entities(tmp_path):
+    path = derivative_path(
+        tmp_path, "sub-01_ses-b_task-rest_run-2", "xfm", ".txt",
+        {"desc": "hmc", "mode": "image", "from": "orig", "to": "boldref"},
+    )  # fmt: skip
+    name = "sub-01_ses-b_task-rest_run-2_from-orig_to-boldref_mode-image_desc-hmc_xfm.txt"
+    assert path == tmp_path / "sub-01" / "ses-b" / "func" / name
+    with pytest.raises(ValueError, match="unknown entities"):
+        derivative_path(tmp_path, "sub-01", "x", ".txt", {"colour": "red"})
+
+
+def test_tables_round_trip(tmp_path):
+    write_table(tmp_path / "x.tsv", {"a": np.array([1.5, np.nan]), "b": np.array(["x", "y"])})
+    assert (tmp_path / "x.tsv").read_text() == "a\tb\n1.5\tx\nn/a\ty\n"
+    found = read_table(tmp_path / "x.tsv")
+    np.testing.assert_array_equal(found["a"], [1.5, np.nan])
+    assert list(found["b"]) == ["x", "y"]
+
+
+def test_the_short_real_run(shared, tmp_path):
+    root = shared / "data" / "bids_real"
+    path = root / "sub-03/func/sub-03_task-faces_run-1_bold.nii.gz"
+    entry = make_entry(root, path)
+    atlas = load_atlas("a424", shared / "atlases", download=False)
+    with pytest.raises(RecordingError, match="15.0 s usable") as caught:
+        STAGES["motion"].function(entry, tmp_path, tmp_path, CONFIG, atlas)
+    assert caught.value.status == "too_short"
