@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,8 @@ import pandas as pd
 
 #: Rows of one table on a page; the file to download always has all of them.
 MAX_ROWS = 1000
+#: Rows of a paged table that the page itself holds.
+FIRST_ROWS = 100
 
 
 @dataclass
@@ -86,6 +89,47 @@ class Table:
     @property
     def _visible(self) -> pd.DataFrame:
         return self.frame if self.shown is None else self.shown
+
+
+@dataclass
+class PagedTable:
+    """A table of any length: the page holds the first rows, a script file all of them.
+
+    Browsers do not let a page from ``file://`` fetch a file, but let it run one: the rows are a
+    script that assigns them.
+
+    Parameters
+    ----------
+    links : list of str
+        One address per row for the first column; empty where there is no page.
+    cohort : str
+        Flags are kept in the browser under this name.
+    """
+
+    name: str
+    caption: str
+    frame: pd.DataFrame
+    shown: pd.DataFrame
+    links: list[str]
+    cohort: str
+    command: str = ""
+    kind: str = "paged"
+
+    @property
+    def head(self) -> list[str]:
+        return [str(column) for column in self.shown.columns]
+
+    @property
+    def rows(self) -> list[tuple[str, list[str]]]:
+        """The first rows as (address, cells)."""
+        cells = self.shown.head(FIRST_ROWS).astype(str).to_numpy().tolist()
+        return list(zip(self.links, cells, strict=False))
+
+    @property
+    def script(self) -> str:
+        cells = self.shown.astype(str).to_numpy().tolist()
+        data = json.dumps({"rows": cells, "links": self.links}, ensure_ascii=False)
+        return f"(window.brainlmTables ??= {{}})[{json.dumps(self.name)}] = {data};\n"
 
 
 @dataclass

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import yaml
 
 from .. import __version__
+from ..atlas import REGISTRY
 from ..config import Config
 from ..errors import BrainLMError
 from ..files import read_json
@@ -59,6 +61,13 @@ class Facts:
     predictions: dict[str, pd.DataFrame]
     traces: dict[str, np.ndarray]
     release: pd.DataFrame
+    shards: dict[str, list[Path]]
+
+    @property
+    def space(self) -> str | None:
+        """Template space of the atlas; None for one that is known by its series only."""
+        entry = REGISTRY / f"{self.config.atlas.name}.yaml"
+        return yaml.safe_load(entry.read_text(encoding="utf-8"))["space"]
 
 
 def read_facts(results: Path, config: Config) -> Facts:
@@ -69,12 +78,15 @@ def read_facts(results: Path, config: Config) -> Facts:
     BrainLMError
         A file is there and cannot be read.
     """
-    shards = [
-        path
+    shards_of = {
+        cohort.name: [
+            path
+            for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
+            if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
+        ]
         for cohort in config.cohorts
-        for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
-        if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
-    ]
+    }
+    shards = [path for paths in shards_of.values() for path in paths]
     release = results / "releases" / config.release
     models = results / "models" / config.release / "pretrain"
     evaluation = results / "evaluation" / config.release
@@ -101,6 +113,7 @@ def read_facts(results: Path, config: Config) -> Facts:
         },
         traces=_read_traces(evaluation / "reconstruction.traces.npz"),
         release=_read_tsv(release / "shards.tsv"),
+        shards=shards_of,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..files import atomic_path, write_text
-from .blocks import Figure, Section, Table
+from .blocks import Figure, PagedTable, Section, Table
 
 _HERE = Path(__file__).resolve().parent
 
@@ -45,7 +45,9 @@ def write_site(pages: list[Page], out: Path) -> None:
         root = "../" * page.path.count("/")
         for section in page.sections:
             for block in section.blocks:
-                if isinstance(block, Table | Figure) and block.frame is not None:
+                if isinstance(block, PagedTable):
+                    write_text(target.parent / "data" / f"{block.name}.js", block.script)
+                if isinstance(block, Table | Figure | PagedTable) and block.frame is not None:
                     _write_csv(block, target.parent / "data")
         text = environment.get_template("page.html").render(page=page, root=root)
         write_text(target, text)
@@ -67,6 +69,6 @@ def make_environment():
     return environment
 
 
-def _write_csv(block: Table | Figure, folder: Path) -> None:
+def _write_csv(block: Table | Figure | PagedTable, folder: Path) -> None:
     with atomic_path(folder / f"{block.name}.csv") as temporary:
         block.frame.to_csv(temporary, index=False)

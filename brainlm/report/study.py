@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..config import Config
 from ..errors import STATUSES
+from ..shards import Corpus
 from . import figures
 from .blocks import (
     Cards,
@@ -24,7 +25,9 @@ from .blocks import (
     show_interval,
 )  # fmt: skip
 from .cautions import list_cautions
+from .cohort import make_cohort_page, read_measured
 from .facts import Facts, code_commit, read_facts, software_versions, stage_seconds
+from .recording import make_recording_page
 from .site import Page, write_site
 
 METRICS = {
@@ -35,11 +38,13 @@ QUALITY = {
     "mean_fd_mm": "mean FD (mm)", "mean_dvars": "mean DVARS (%)", "tsnr": "median tSNR",
 }  # fmt: skip
 _EXAMPLES = 3
+#: Recordings with a page of their own, by default.
+MAX_PAGES = 12
 _TRACE = ["measured", "hidden", "model", "linear"]
 _FEW = ["model", "linear", "zero"]
 
 
-def build_report(results: Path, config: Config, out: Path) -> None:
+def build_report(results: Path, config: Config, out: Path, *, max_pages: int = MAX_PAGES) -> None:
     """Write the study report; open ``<out>/index.html``.
 
     What a stage has not written is named as missing on the page.
@@ -51,6 +56,8 @@ def build_report(results: Path, config: Config, out: Path) -> None:
     config : Config
     out : Path
         Self-contained folder: HTML, style, script, and every table as CSV.
+    max_pages : int
+        Recordings that get a page of their own (a second of work each); failures come first.
 
     Raises
     ------
@@ -78,7 +85,32 @@ def build_report(results: Path, config: Config, out: Path) -> None:
         ],
         trail=[],
     )
-    write_site([page], Path(out))
+    pages = make_recording_pages(Path(results), config, facts, max_pages)
+    named = {Path(page.path).stem for page in pages}
+    cohorts = [
+        make_cohort_page(facts, cohort, read_measured(Path(results), cohort.name), named)
+        for cohort in config.cohorts
+    ]
+    write_site([page, *cohorts, *pages], Path(out))
+
+
+def make_recording_pages(
+    results: Path, config: Config, facts: Facts, max_pages: int
+) -> list[Page]:
+    """Pages of the recordings that went through the images' stages, failures first."""
+    pages: list[Page] = []
+    for cohort in config.cohorts:
+        if cohort.layout == "parcels" or not facts.shards.get(cohort.name):
+            continue
+        corpus = Corpus(facts.shards[cohort.name])
+        measured = read_measured(results, cohort.name).to_dict("index")
+        failed_first = (corpus.table["status"] == "ok").argsort(kind="stable")
+        for index in failed_first[: max_pages - len(pages)]:
+            figures_of = measured.get(corpus.table["recording_id"][index], {})
+            pages.append(
+                make_recording_page(results, config, corpus, int(index), figures_of, facts.space)
+            )
+    return pages
 
 
 # ---- summary ------------------------------------------------------------------------------------
@@ -181,13 +213,17 @@ def describe_recordings(facts: Facts, results: Path) -> list[Any]:
     table, command = facts.recordings, "brainlm summary"
     if table.empty:
         return [Text(["No recording is indexed: run brainlm index."], tone="missing")]
+    cohorts = pd.DataFrame([_cohort_row(facts, cohort) for cohort in facts.config.cohorts])
+    links = {cohort.name: f"{cohort.name}.html" for cohort in facts.config.cohorts}
+    caption = "Cohorts; each name leads to a page with the quality of every recording."
     statuses = (
         table.groupby(["cohort", "status"], sort=False).size().rename("recordings").reset_index()
     )
     meaning = STATUSES | {"pending": "no stage has finished it yet"}
     statuses["meaning"] = statuses["status"].map(meaning)
     blocks: list[Any] = [
-        Table("statuses", "What became of the recordings.", statuses, command=command)
+        Table("cohorts", caption, cohorts, links=links, command="brainlm index"),
+        Table("statuses", "What became of the recordings.", statuses, command=command),
     ]
     failed = table[table["status"] != "ok"][["recording_id", "cohort", "status", "reason"]]
     failed = failed.fillna({"reason": ""}).rename(columns={"recording_id": "recording"})
@@ -491,11 +527,9 @@ def describe_provenance(facts: Facts) -> list[Any]:
         ("denoising", config.preprocess.denoise),
     ]
     versions = pd.DataFrame(software_versions().items(), columns=["software", "version"])
-    cohorts = pd.DataFrame([_cohort_row(facts, cohort) for cohort in config.cohorts])
     facts_table = pd.DataFrame(rows, columns=["what", "value"])
     return [
         Table("provenance", "What made this.", facts_table),
-        Table("cohorts", "Cohorts.", cohorts),
         Table("software", "Software.", versions),
         Details("The configuration, resolved", config.model_dump_json(indent=2)),
     ]

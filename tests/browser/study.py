@@ -12,12 +12,15 @@ from brainlm.cohort.splits import split_of
 from brainlm.config import Config, parse_config
 from brainlm.evaluation.metrics import bootstrap, difference, of_sums, sum_values
 from brainlm.evaluation.tables import write_results
+from brainlm.preprocess.derivatives import derivative_path, write_table, write_volume
+from brainlm.preprocess.normalise import Normalisation
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
 HOSTILE = (
     '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90
 )
 PARCELS, TIME = 12, 60
+SPACE = "MNI152NLin6Asym"
 _INFO = ShardInfo("demo424", "ab" * 32, PARCELS, 1.0)
 
 
@@ -45,6 +48,7 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
         shard = results / "shards" / cohort.name / "00000.parquet"
         write_shard(shard, recordings, _INFO)
         _write_index(results, cohort.name, recordings)
+    _write_derivatives(results, "sub-home000_task-rest", rng)
     if evaluated:
         _write_release(results, recordings)
         _write_model(results, rng)
@@ -79,6 +83,32 @@ def _write_index(results: Path, cohort: str, recordings: list[Recording]) -> Non
     stage.parent.mkdir(parents=True)
     table = pd.DataFrame(rows)[["recording_id"]].assign(status="ok", reason="", seconds=12.5)
     table.to_csv(stage, sep="\t", index=False)
+
+
+def _write_derivatives(results: Path, recording: str, rng) -> None:
+    """What the image stages leave behind for one recording, made up."""
+    out, names = results / "derivatives" / "home", [f"component_{n:02d}" for n in range(1, 7)]
+    columns = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    columns += ["framewise_displacement", "dvars", "std_dvars", "global_signal"]
+    confounds = dict(zip(columns, rng.normal(0, 0.1, (len(columns), TIME)), strict=True))
+    write_table(derivative_path(out, recording, "timeseries", ".tsv", {"desc": "confounds"}),
+                confounds)  # fmt: skip
+    mixing = dict(zip(names, rng.normal(size=(6, TIME)), strict=True))
+    write_table(derivative_path(out, recording, "mixing", ".tsv", {"desc": "ica"}), mixing)
+    measured = ("max_rp_corr", "edge_fraction", "high_frequency_content", "csf_fraction")
+    features = {name: rng.random(6) for name in measured}
+    verdict = {"classification": ["rejected", *["accepted"] * 5]}
+    verdict["rule"] = ["csf_fraction", *["none"] * 5]
+    table = {"component": np.arange(1, 7)} | features | verdict
+    write_table(derivative_path(out, recording, "metrics", ".tsv", {"desc": "aroma"}), table)
+    affine = np.diag([8.0, 8, 8, 1])
+    affine[:3, 3] = -80
+    image = rng.random((20, 24, 20)).astype(np.float32)
+    path = derivative_path(out, recording, "boldref", ".nii.gz", {"desc": "hmc"})
+    write_volume(path, image, affine, space="scanner")
+    flat = Normalisation(np.eye(4), np.zeros((3, 2, 2, 2)), np.full(3, -100.0), np.full(3, 200.0))
+    entities = {"from": "boldref", "to": SPACE, "mode": "image"}
+    flat.save(derivative_path(out, recording, "xfm", ".npz", entities))
 
 
 def _write_release(results: Path, recordings: list[Recording]) -> None:

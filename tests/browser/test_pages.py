@@ -5,10 +5,33 @@ from __future__ import annotations
 import shutil
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from study import HOSTILE, make_results
 
 from brainlm.report import build_report
+
+_CONTRAST = """() => {
+  const channel = (v) => (v /= 255, v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  const light = (c) => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const c = parse(getComputedStyle(node).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const node of document.querySelectorAll("p, li, td, th, a, dt, strong, caption, text")) {
+    const style = getComputedStyle(node);
+    const ink = node.tagName === "text" ? style.fill : style.color;
+    const pair = [light(parse(ink)), light(behind(node))].sort((a, b) => b - a);
+    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (ratio < 4.5) found.push([node.tagName, node.textContent.slice(0, 30), ratio]);
+  }
+  return found;
+}"""
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -60,6 +83,56 @@ def test_it_loads_from_a_file_without_errors_or_outside_requests(visit):
     assert seen.page.title() == "Study report: home and away"
 
 
+PAGES = ["index.html", "home.html", "recordings/home/sub-home000_task-rest.html",
+         "recordings/home/sub-home003_task-rest.html"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_is_quiet_and_fits(visit, path):
+    seen = visit(path, viewport={"width": 400, "height": 800})
+    assert seen.errors == []
+    assert [url for url in seen.requests if not url.startswith(("file:", "data:"))] == []
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert seen.page.evaluate(_CONTRAST) == []
+
+
+def test_links_between_pages_lead_somewhere(visit, report):
+    page = visit().page
+    page.get_by_role("link", name="home", exact=True).first.click()
+    assert page.title() == "Cohort home"
+    page.get_by_role("link", name="sub-home000_task-rest").click()
+    assert page.title() == "sub-home000_task-rest"
+    page.get_by_role("link", name="Study report").click()
+    assert page.url == (report / "index.html").as_uri()
+
+
+def test_flags_survive_a_reload_and_are_exported(visit, tmp_path):
+    page = visit("home.html").page
+    page.get_by_label("flag sub-home001_task-rest").check()
+    page.get_by_label("reason for sub-home001_task-rest").fill('a "bad"\tone 🧠')
+    page.reload()
+    assert page.get_by_label("flag sub-home001_task-rest").is_checked()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export 1 flagged as TSV").click()
+    assert download.value.suggested_filename == "home-exclude.tsv"
+    download.value.save_as(tmp_path / "exclude.tsv")
+    table = pd.read_csv(tmp_path / "exclude.tsv", sep="\t", quoting=3)
+    assert list(table.columns) == ["recording_id", "reason"]
+    assert table.iloc[0].tolist() == ["sub-home001_task-rest", 'a "bad" one 🧠']
+
+
+def test_the_cohort_table_filters_and_sorts_all_rows(visit):
+    page = visit("home.html").page
+    page.get_by_label("Show rows with").fill("unreadable")
+    assert page.locator("[data-paged] tbody tr").count() == 1
+    page.get_by_label("Show rows with").fill("")
+    page.get_by_role("button", name="mean FD (mm)").click()
+    values = page.locator("[data-paged] tbody tr td:nth-child(4)").all_inner_texts()
+    numbers = [float(v.split()[0]) for v in values if v != "–"]
+    assert numbers == sorted(numbers)
+    assert len(values) == 61
+
+
 def test_hostile_strings_are_shown_as_text(visit):
     seen = visit()
     cell = seen.page.locator("td", has_text="document.title").first
@@ -84,29 +157,6 @@ def test_tables_sort_by_click_and_by_keyboard_and_filter(visit):
 def test_the_page_never_scrolls_sideways(visit, width):
     page = visit(viewport={"width": width, "height": 800}).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-_CONTRAST = """() => {
-  const channel = (v) => (v /= 255, v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  const light = (c) => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
-  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const c = parse(getComputedStyle(node).backgroundColor);
-      if (c.length < 4 || c[3] > 0) return c;
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  for (const node of document.querySelectorAll("p, li, td, th, a, dt, strong, caption, text")) {
-    const style = getComputedStyle(node);
-    const ink = node.tagName === "text" ? style.fill : style.color;
-    const pair = [light(parse(ink)), light(behind(node))].sort((a, b) => b - a);
-    const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
-    if (ratio < 4.5) found.push([node.tagName, node.textContent.slice(0, 30), ratio]);
-  }
-  return found;
-}"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
+from brainlm.report.cohort import find_outliers
 from brainlm.report.facts import read_facts
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
@@ -108,11 +110,12 @@ def test_what_to_distrust_is_said(study):
 
 
 def test_every_table_and_figure_can_be_downloaded(study):
-    _, out, page = study
+    _, out, _ = study
     files = {path.name for path in (out / "data").iterdir()}
     assert {"reconstruction.csv", "target-age.csv", "curve.csv", "statuses.csv"} <= files
-    linked = {link.removeprefix("data/") for link in page.links if link.startswith("data/")}
-    assert linked == files
+    pages = [_Page(path.read_text(encoding="utf-8")) for path in out.glob("*.html")]
+    links = [link for page in pages for link in page.links if link.startswith("data/")]
+    assert {link.removeprefix("data/") for link in links} == files
     whole = pd.read_csv(out / "data" / "reconstruction.csv")
     assert {"command", "seed", "low", "high", "n"} <= set(whole.columns)
 
@@ -176,3 +179,31 @@ def test_an_interval_decides_the_digits():
     assert show_interval(-12.3456, -20.0, 3.0) == "−12 [−20, 3]"
     assert show_interval(0.5, None, None) == "0.500 (no interval)"
     assert show_interval(None, None, None) == "–"
+
+
+def test_outliers_are_on_the_bad_side_only():
+    values = pd.Series([*np.linspace(0.1, 0.2, 20), 2.0, -2.0, None])
+    assert np.flatnonzero(find_outliers(values, "high")).tolist() == [20]
+    assert np.flatnonzero(find_outliers(values, "low")).tolist() == [21]
+    assert not find_outliers(pd.Series([1.0] * 9 + [5.0]), "high").any()  # no spread to measure by
+    assert not find_outliers(pd.Series([None, None]), "high").any()
+
+
+def test_the_cohort_page_has_every_recording_in_its_data(study):
+    _, out, _ = study
+    text = (out / "data" / "home-recordings.js").read_text(encoding="utf-8")
+    rows = json.loads(text[text.index("] = ") + 4 : -2])["rows"]
+    assert len(rows) == 61
+    assert len(pd.read_csv(out / "data" / "home-recordings.csv")) == 61
+
+
+def test_a_recording_page_shows_registration_and_says_what_is_missing(study):
+    _, out, _ = study
+    folder = out / "recordings" / "home"
+    whole = (folder / "sub-home000_task-rest.html").read_text(encoding="utf-8")
+    assert "outline of the template" in _Page(whole).text
+    assert "1 of 6 components are removed" in whole
+    bare = (folder / "sub-home001_task-rest.html").read_text(encoding="utf-8")
+    assert "There is no registration to look at." in bare
+    failed = _Page((folder / "sub-home003_task-rest.html").read_text(encoding="utf-8"))
+    assert HOSTILE in failed.text

@@ -50,7 +50,119 @@ function makeFilter(table) {
   });
 }
 
-for (const table of document.querySelectorAll("table[data-sortable]")) {
-  makeSortable(table);
-  if (table.tBodies[0].rows.length > 8) makeFilter(table);
+// ---- tables of any length: the rows are in a script file, a hundred are in the page at a time
+
+const PAGE = 100;
+
+function readFlags(key) {
+  try {
+    return new Map(JSON.parse(localStorage.getItem(key) ?? "[]"));
+  } catch {
+    return new Map(); // storage is switched off: flags last as long as the page
+  }
 }
+
+function keepFlags(key, flags) {
+  try {
+    localStorage.setItem(key, JSON.stringify([...flags]));
+  } catch {
+    /* as above */
+  }
+}
+
+function element(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+function flagCell(name, flags, changed) {
+  const box = element("input", { type: "checkbox", checked: flags.has(name), ariaLabel: `flag ${name}` });
+  const note = element("input", { type: "text", value: flags.get(name) ?? "", hidden: !flags.has(name),
+    placeholder: "reason", ariaLabel: `reason for ${name}` });
+  box.addEventListener("change", () => {
+    if (box.checked) flags.set(name, note.value); else flags.delete(name);
+    note.hidden = !box.checked;
+    changed();
+  });
+  note.addEventListener("input", () => { flags.set(name, note.value); changed(); });
+  return element("td", {}, box, " ", note);
+}
+
+function exportFlags(flags, cohort) {
+  const plain = (text) => text.replace(/[\t\r\n]+/g, " ");
+  const lines = ["recording_id\treason", ...[...flags].map(([name, note]) => `${name}\t${plain(note)}`)];
+  const blob = new Blob([lines.join("\n") + "\n"], { type: "text/tab-separated-values" });
+  const link = element("a", { href: URL.createObjectURL(blob), download: `${cohort}-exclude.tsv` });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function makePaged(holder) {
+  const { rows, links } = window.brainlmTables[holder.dataset.paged];
+  const [table, cohort] = [holder.querySelector("table"), holder.dataset.cohort];
+  const [key, body] = [`brainlm-flags-${cohort}`, table.tBodies[0]];
+  const flags = readFlags(key);
+  const texts = rows.map((row) => row.join("\n").toLowerCase());
+  let [order, first] = [rows.map((_, index) => index), 0];
+
+  const input = element("input", { type: "search" });
+  const onlyFlagged = element("input", { type: "checkbox" });
+  const save = element("button", { type: "button" }, "Export flagged as TSV");
+  const [previous, next] = ["Previous", "Next"].map((text) => element("button", { type: "button" }, text));
+  const where = element("output");
+
+  function render() {
+    const wanted = input.value.toLowerCase();
+    const kept = order.filter((i) => texts[i].includes(wanted) && (!onlyFlagged.checked || flags.has(rows[i][0])));
+    first = Math.min(first, Math.max(0, Math.floor((kept.length - 1) / PAGE) * PAGE));
+    body.replaceChildren(...kept.slice(first, first + PAGE).map((i) => {
+      const cells = rows[i].map((cell, column) => element("td", { dir: "auto" },
+        column === 0 && links[i] ? element("a", { href: links[i] }, cell) : cell));
+      return element("tr", {}, cells[0], flagCell(rows[i][0], flags, changed), ...cells.slice(1));
+    }));
+    const last = Math.min(first + PAGE, kept.length);
+    where.textContent = kept.length ? `${first + 1} to ${last} of ${kept.length}` : "no row";
+    previous.disabled = first === 0;
+    next.disabled = last >= kept.length;
+  }
+  function changed() {
+    keepFlags(key, flags);
+    save.disabled = flags.size === 0;
+    save.textContent = flags.size ? `Export ${flags.size} flagged as TSV` : "Export flagged as TSV";
+  }
+
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((header, column) => {
+    const button = element("button", { type: "button" }, header.textContent);
+    button.addEventListener("click", () => {
+      const down = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+      for (const other of heads) other.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", down < 0 ? "descending" : "ascending");
+      order.sort((a, b) => down * compare(rows[a][column], rows[b][column]));
+      first = 0;
+      render();
+    });
+    header.replaceChildren(button);
+  });
+  heads[0].after(element("th", { scope: "col" }, "flag"));
+  const label = element("label", { className: "filter" }, "Show rows with", input);
+  const flagged = element("label", { className: "filter" }, onlyFlagged, " flagged only");
+  holder.prepend(element("div", { className: "tools" }, label, flagged, save));
+  holder.querySelector(".scroll").after(element("div", { className: "pager" }, previous, where, next));
+  input.addEventListener("input", () => { first = 0; render(); });
+  onlyFlagged.addEventListener("change", () => { first = 0; render(); });
+  previous.addEventListener("click", () => { first -= PAGE; render(); });
+  next.addEventListener("click", () => { first += PAGE; render(); });
+  save.addEventListener("click", () => exportFlags(flags, cohort));
+  changed();
+  render();
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const table of document.querySelectorAll("table[data-sortable]")) {
+    makeSortable(table);
+    if (table.tBodies[0].rows.length > 8) makeFilter(table);
+  }
+  for (const holder of document.querySelectorAll("[data-paged]")) makePaged(holder);
+});

@@ -1,0 +1,125 @@
+"""A cohort's quality page: every recording in one table that stays usable at 77,000 rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..config import Cohort
+from . import figures
+from .blocks import Figure, PagedTable, Section, Table, Text, count, show
+from .facts import Facts
+from .recording import page_path
+from .site import Page
+
+#: Figures on the page: column -> (label, which side is bad).
+FIGURES = {
+    "mean_fd_mm": ("mean FD (mm)", "high"),
+    "max_fd_mm": ("max FD (mm)", "high"),
+    "mean_dvars": ("DVARS (%)", "high"),
+    "tsnr": ("tSNR", "low"),
+    "correlation": ("registration r", "low"),
+    "num_removed": ("components removed", "high"),
+    "parcels_with_data": ("parcels with data", "low"),
+    "duration_s": ("duration (s)", "low"),
+}
+#: Robust standard deviations from the cohort's median beyond which a value is marked.
+OUTLIER_SD = 3.5
+_MAD_TO_SD = 1.4826
+
+
+def make_cohort_page(
+    facts: Facts, cohort: Cohort, measured: pd.DataFrame, pages: set[str]
+) -> Page:
+    """The page of one cohort.
+
+    Parameters
+    ----------
+    measured : DataFrame
+        Figures of the stage tables, one row per recording, indexed by recording_id.
+    pages : set of str
+        Recordings that have a page of their own.
+    """
+    table = facts.recordings[facts.recordings["cohort"] == cohort.name]
+    table = table.set_index("recording_id").combine_first(
+        measured.drop(columns=["status", "reason"], errors="ignore")
+    )
+    table = table.loc[facts.recordings["recording_id"][facts.recordings["cohort"] == cohort.name]]
+    known = {
+        name: (label, side)
+        for name, (label, side) in FIGURES.items()
+        if name in table and pd.to_numeric(table[name], errors="coerce").notna().any()
+    }
+    sections = [
+        Section("counts", "Found, done, excluded", _count_statuses(table, cohort.name)),
+        Section("quality", "Every recording", [_make_table(table, known, cohort.name, pages)]),
+        Section("distributions", "Distributions", _draw(table, known, cohort.name)),
+    ]
+    trail = [("Study report", "index.html")]
+    subtitle = f"{cohort.role} cohort, {count(len(table), 'recording')}"
+    return Page(f"{cohort.name}.html", f"Cohort {cohort.name}", subtitle, sections, trail)
+
+
+def _count_statuses(table: pd.DataFrame, cohort: str) -> list[Any]:
+    counts = table.groupby("status").size().rename("recordings").reset_index()
+    return [Table(f"{cohort}-statuses", "What became of the recordings.", counts)]
+
+
+def find_outliers(values: pd.Series, side: str) -> np.ndarray:
+    """bool [N]: values on the bad side, more than 3.5 robust SD from the median.
+
+    The SD is 1.4826 times the median absolute deviation; where that is 0 nothing is marked.
+    """
+    number = pd.to_numeric(values, errors="coerce").to_numpy(float)
+    middle = np.nanmedian(number) if np.isfinite(number).any() else np.nan
+    sd = _MAD_TO_SD * np.nanmedian(np.abs(number - middle)) if np.isfinite(middle) else np.nan
+    distance = (number - middle) * (1 if side == "high" else -1)
+    with np.errstate(invalid="ignore"):
+        return (distance > OUTLIER_SD * sd) if sd > 0 else np.zeros(len(number), bool)
+
+
+def _make_table(table: pd.DataFrame, known: dict, cohort: str, pages: set[str]) -> PagedTable:
+    shown = pd.DataFrame({"recording": table.index, "status": table["status"].to_numpy()})
+    for name, (label, side) in known.items():
+        marks = np.where(find_outliers(table[name], side), " ▲" if side == "high" else " ▼", "")
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        shown[label] = [show(float(v)) + m for v, m in zip(numbers, marks, strict=True)]
+    shown["reason"] = table["reason"].fillna("").to_numpy()
+    frame = table.reset_index()[["recording_id", "participant_id", "status", "reason", *known]]
+    caption = (
+        f"{count(len(table), 'recording')}. ▲ and ▼ mark values more than {OUTLIER_SD} robust "
+        "standard deviations from this cohort's median, on the bad side. Flag what you want "
+        "to leave out and export it: the file is what the cohort's 'exclude' key of config.yaml "
+        "reads."
+    )
+    links = [page_path(cohort, name) if name in pages else "" for name in table.index]
+    return PagedTable(f"{cohort}-recordings", caption, frame, shown, links, cohort)
+
+
+def _draw(table: pd.DataFrame, known: dict, cohort: str) -> list[Any]:
+    columns = {
+        label: pd.to_numeric(table[name], errors="coerce").reset_index(drop=True)
+        for name, (label, _) in list(known.items())[:4]
+        if pd.to_numeric(table[name], errors="coerce").notna().sum() > 1
+    }
+    if not columns:
+        return [Text(["There is nothing to draw: no figure was measured."], tone="missing")]
+    groups = pd.Series(cohort, index=range(len(table)))
+    svg = figures.draw_histograms(f"cohort-{cohort}", columns, groups)
+    caption = "Distributions over the recordings of this cohort."
+    return [Figure("distributions-figure", caption, svg, caption)]
+
+
+def read_measured(results: Path, cohort: str) -> pd.DataFrame:
+    """Figures of all stage tables of a cohort, one row per recording; later stages win."""
+    parts = []
+    for path in sorted((results / "work" / cohort).glob("*/*.tsv")):
+        table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False,
+                            dtype={"recording_id": str, "reason": str})  # fmt: skip
+        parts.append(table.set_index("recording_id").drop(columns="seconds", errors="ignore"))
+    if not parts:
+        return pd.DataFrame(index=pd.Index([], name="recording_id"))
+    return pd.concat(parts).groupby(level=0, sort=False).last()
