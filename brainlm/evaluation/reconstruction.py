@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,9 +21,6 @@ from ..files import atomic_path
 from ..shards import Corpus
 from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
 from .tables import describe_left_out, write_results
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 METHODS = ("model", "linear", "zero")
 _BATCH = 8  # windows per forward pass
@@ -123,6 +119,8 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
     """
     import torch
 
+    from ..training.metrics import interpolate_linear
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -140,15 +138,14 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
             corpus.scaled(indices[row], model.scaling)[start : start + window].T
             for row, start in batch
         ])  # fmt: skip
+        known = torch.from_numpy(signal).to(device)
         with torch.inference_mode():
-            output = model(
-                torch.from_numpy(signal).to(device),
-                mask_ratio=ratio, mask=mask, generator=generator,
-            )  # fmt: skip
-        hidden = _hidden(output.pixel_mask, signal)
+            output = model(known, mask_ratio=ratio, mask=mask, generator=generator)
+            linear = interpolate_linear(known, output.pixel_mask | ~known.isfinite())
+        hidden = output.pixel_mask.cpu().numpy() & np.isfinite(signal)
         predictions = {
             "model": output.prediction.float().cpu().numpy(),
-            "linear": interpolate_linear(signal, hidden),
+            "linear": linear.cpu().numpy(),
             "zero": np.zeros_like(signal),
         }
         for k, (row, start) in enumerate(batch):
@@ -160,34 +157,6 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
                 recording = corpus.table["recording_id"][indices[row]]
                 traces[recording] = _example(signal[k], hidden[k], predictions, k)
     return sums, traces
-
-
-def _hidden(pixel_mask: Tensor, signal: np.ndarray) -> np.ndarray:
-    """[B, R, T] bool: masked points that have a true value to compare with."""
-    return pixel_mask.cpu().numpy().astype(bool) & np.isfinite(signal)
-
-
-def interpolate_linear(signal: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Fill hidden points of [..., T] from the visible points of the same parcel.
-
-    Parameters
-    ----------
-    signal : ndarray [..., T]
-    hidden : ndarray [..., T] bool
-
-    Returns
-    -------
-    ndarray [..., T]
-        Visible points unchanged; zero where nothing of the parcel is visible.
-    """
-    series = signal.reshape(-1, signal.shape[-1])
-    gaps = hidden.reshape(series.shape)
-    out, time = np.zeros_like(series), np.arange(series.shape[-1])
-    for row in range(len(series)):
-        visible = ~gaps[row] & np.isfinite(series[row])
-        if visible.any():
-            out[row] = np.interp(time, time[visible], series[row, visible])
-    return out.reshape(signal.shape)
 
 
 def _sum_parcels(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

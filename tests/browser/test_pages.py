@@ -51,7 +51,7 @@ def browser():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     config = make_results(tmp_path_factory.mktemp("study"))
-    build_report(config.results, config, config.results / "report")
+    build_report(config.results, config, config.results / "report", max_pages=5)
     return config.results / "report"
 
 

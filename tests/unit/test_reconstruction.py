@@ -12,7 +12,6 @@ from sklearn.metrics import r2_score
 from brainlm.config import Evaluate
 from brainlm.evaluation.reconstruction import (
     evaluate_reconstruction,
-    interpolate_linear,
     load_traces,
 )
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
@@ -154,10 +153,3 @@ def test_the_same_seed_gives_the_same_table_and_traces_are_kept(study):
     truth, hidden, model, _ = next(iter(traces.values()))
     np.testing.assert_allclose(model, truth / 2, rtol=1e-5)
     assert 0 < hidden.mean() < 1
-
-
-def test_linear_interpolation_uses_visible_points_of_the_same_parcel_only():
-    signal = np.array([[0.0, 9, 2, 9, 9], [9, 9, 9, 9, 9], [1, 9, np.nan, 3, 9]])
-    hidden = signal == 9
-    expected = [[0, 1, 2, 2, 2], [0] * 5, [1, 5 / 3, 7 / 3, 3, 3]]
-    np.testing.assert_allclose(interpolate_linear(signal, hidden), expected)

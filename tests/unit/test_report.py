@@ -42,7 +42,7 @@ class _Page(HTMLParser):
 def study(tmp_path_factory):
     config = make_results(tmp_path_factory.mktemp("study"))
     out = config.results / "report"
-    build_report(config.results, config, out)
+    build_report(config.results, config, out, max_pages=5)
     return config, out, _Page((out / "index.html").read_text(encoding="utf-8"))
 
 
