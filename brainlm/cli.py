@@ -179,7 +179,7 @@ def _index(args) -> None:
 
 
 def _load(args) -> Config:
-    return load_config(*(args.config or [Path("config.yaml")]))
+    return load_config(*(args.config or [os.environ.get("BRAINLM_CONFIG", "config.yaml")]))
 
 
 def _atlas(config: Config) -> Atlas:

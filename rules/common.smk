@@ -1,4 +1,4 @@
-# What every rule file uses: the checked configuration, the index, and the lists made from it.
+# Shared by all files of rules: the checked configuration, the index, and the lists made from it.
 # Logic lives in the package; this file only calls it.
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from brainlm.cohort.index import chunk_table, list_chunks
+from brainlm.cohort.index import list_chunks
 from brainlm.workflow import (
     cancel_orphans,
     launch_line,
@@ -15,18 +15,21 @@ from brainlm.workflow import (
     training_resources,
 )
 
-# Jobs find `brainlm` beside this Python; a conda environment's own comes first.
-shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')
-
 # The main process validates, scans the cohorts once and keeps the resolved configuration for
 # the jobs; jobs only read what it wrote.
 CONFIG = prepare(config, is_main_process=workflow.is_main_process)
 RESULTS = CONFIG.results
-SETTINGS = f"{RESULTS}/config.json"
 RELEASE = f"{RESULTS}/releases/{CONFIG.release}"
 MODELS = f"{RESULTS}/models/{CONFIG.release}"
 EVALUATION = f"{RESULTS}/evaluation/{CONFIG.release}"
 WORK = f"{RESULTS}/work/{{cohort}}/{{chunk}}"
+
+# Jobs read the stored configuration, and find `brainlm` beside this Python (a conda environment's
+# own comes first).
+shell.prefix(
+    f"set -euo pipefail; export BRAINLM_CONFIG='{RESULTS}/config.json'"
+    f' PATH="$PATH:{Path(sys.executable).parent}"; '
+)
 
 CHUNKS = {cohort.name: list_chunks(RESULTS, cohort.name) for cohort in CONFIG.cohorts}
 
@@ -61,3 +64,26 @@ def more(amount):
 def settings(stage):
     """The stage's code version and the parameters that change its result: its only triggers."""
     return stage_parameters(CONFIG, stage)
+
+
+def last_stage(wildcards):
+    layout = CONFIG.cohort(wildcards.cohort).layout
+    return f"{WORK}/{'series' if layout == 'parcels' else 'parcellate'}.tsv"
+
+
+def unfrozen(wildcards):
+    if Path(f"{RELEASE}/scaling.json").exists():
+        return []
+    found = shards("reference")
+    return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
+
+
+def predictions(wildcards):
+    made = ["predictions.parquet"] + (
+        ["external.parquet"] if shards("external") else []
+    )
+    return expand(
+        f"{MODELS}/{{start}}-{wildcards.target}/{{made}}",
+        start=["finetune", "scratch"],
+        made=made,
+    )

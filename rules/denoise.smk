@@ -19,5 +19,5 @@ rule denoise:
     params:
         settings("denoise"),
     shell:
-        "brainlm denoise --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " --workers {resources.cpus_per_task} 2>&1 | tee {log}"
+        "brainlm denoise --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

@@ -14,18 +14,7 @@ rule reconstruction:
     params:
         settings("evaluate"),
     shell:
-        "brainlm evaluate --config {SETTINGS} --task reconstruction 2>&1 | tee {log}"
-
-
-def predictions(wildcards):
-    made = ["predictions.parquet"] + (
-        ["external.parquet"] if shards("external") else []
-    )
-    return expand(
-        f"{MODELS}/{{start}}-{wildcards.target}/{{made}}",
-        start=["finetune", "scratch"],
-        made=made,
-    )
+        "brainlm evaluate --task reconstruction 2>&1 | tee {log:q}"
 
 
 rule target:
@@ -45,4 +34,4 @@ rule target:
     params:
         settings("evaluate"),
     shell:
-        "brainlm evaluate --config {SETTINGS} --task {wildcards.target:q} 2>&1 | tee {log}"
+        "brainlm evaluate --task {wildcards.target:q} 2>&1 | tee {log:q}"

@@ -9,6 +9,7 @@ rule finetune:
         f"{RESULTS}/logs/finetune/{CONFIG.release}-{{start}}-{{target}}.log",
     conda:
         "../envs/training-cuda.yaml"
+    threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
@@ -17,8 +18,8 @@ rule finetune:
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),
     shell:
-        "brainlm finetune --config {SETTINGS} --target {wildcards.target:q} {params.scratch}"
-        " 2>&1 | tee {log}"
+        "brainlm finetune --target {wildcards.target:q} {params.scratch}"
+        " 2>&1 | tee {log:q}"
 
 
 rule predict:
@@ -31,6 +32,7 @@ rule predict:
         f"{RESULTS}/logs/predict/{CONFIG.release}-{{start}}-{{target}}.log",
     conda:
         "../envs/training-cuda.yaml"
+    threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
@@ -39,5 +41,5 @@ rule predict:
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),
     shell:
-        "brainlm predict --config {SETTINGS} --target {wildcards.target:q} {params.scratch}"
-        " 2>&1 | tee {log}"
+        "brainlm predict --target {wildcards.target:q} {params.scratch}"
+        " 2>&1 | tee {log:q}"

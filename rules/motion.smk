@@ -19,5 +19,5 @@ rule motion:
     params:
         settings("motion"),
     shell:
-        "brainlm motion --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " --workers {resources.cpus_per_task} 2>&1 | tee {log}"
+        "brainlm motion --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

@@ -19,5 +19,5 @@ rule normalise:
     params:
         settings("normalise"),
     shell:
-        "brainlm normalise --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " --workers {resources.cpus_per_task} 2>&1 | tee {log}"
+        "brainlm normalise --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

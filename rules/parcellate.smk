@@ -19,8 +19,8 @@ rule parcellate:
     params:
         settings("parcellate"),
     shell:
-        "brainlm parcellate --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " --workers {resources.cpus_per_task} 2>&1 | tee {log}"
+        "brainlm parcellate --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"
 
 
 # Cohorts that enter as parcel series skip everything before.
@@ -42,5 +42,5 @@ rule series:
     params:
         settings("series"),
     shell:
-        "brainlm series --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " --workers {resources.cpus_per_task} 2>&1 | tee {log}"
+        "brainlm series --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

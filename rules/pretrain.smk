@@ -1,5 +1,6 @@
 # Masked-autoencoder pretraining on the frozen release. It checkpoints and resumes by itself, so
-# a preempted or killed job is simply run again (exit code 75 means: saved, run me again).
+# a preempted or killed job is simply run again (exit code 75 means: saved, run me again). Its
+# checkpoints and metrics are no outputs: Snakemake would remove them before a second try.
 TRAINING = CONFIG.pretrain
 
 
@@ -9,7 +10,6 @@ rule pretrain:
         scaling=rules.release.output.scaling,
     output:
         f"{MODELS}/pretrain/model.safetensors",
-        f"{MODELS}/pretrain/metrics.jsonl",
     log:
         f"{RESULTS}/logs/pretrain/{CONFIG.release}.log",
     benchmark:
@@ -17,10 +17,11 @@ rule pretrain:
     retries: 3
     conda:
         "../envs/training-cuda.yaml"
+    threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts
     resources:
         **training_resources(TRAINING),
     params:
         settings("pretrain"),
         launch=launch_line(TRAINING),
     shell:
-        "{params.launch} pretrain --config {SETTINGS} 2>&1 | tee -a {log}"
+        "{params.launch} pretrain 2>&1 | tee -a {log:q}"

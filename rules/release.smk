@@ -1,10 +1,5 @@
 # Freeze the reference shards and fit the robust scaling. A release that exists has no inputs:
 # later cohorts never disturb it; a new name in config.yaml makes a new one.
-def unfrozen(wildcards):
-    if Path(f"{RELEASE}/scaling.json").exists():
-        return []
-    found = shards("reference")
-    return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
 
 
 rule release:
@@ -22,7 +17,7 @@ rule release:
         mem_mb=more(4000),
         runtime=more(60),
     shell:
-        "brainlm release --config {SETTINGS} 2>&1 | tee {log}"
+        "brainlm release 2>&1 | tee {log:q}"
 
 
 # What became of every recording; fails when more failed than config allows.
@@ -40,4 +35,4 @@ rule summary:
         mem_mb=1000,
         runtime=10,
     shell:
-        "brainlm summary --config {SETTINGS} 2>&1 | tee {log}"
+        "brainlm summary 2>&1 | tee {log:q}"

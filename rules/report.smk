@@ -3,7 +3,7 @@ rule report:
     input:
         SHARDS,
         f"{RESULTS}/failures.tsv",
-        f"{MODELS}/pretrain/metrics.jsonl",
+        rules.pretrain.output,
         RESULT_TABLES,
     output:
         report(
@@ -20,4 +20,4 @@ rule report:
         mem_mb=more(4000),
         runtime=more(30),
     shell:
-        "brainlm report --config {SETTINGS} 2>&1 | tee {log}"
+        "brainlm report 2>&1 | tee {log:q}"

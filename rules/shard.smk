@@ -1,7 +1,4 @@
 # The contract: one Parquet shard per chunk, and its mergeable scaling statistics.
-def last_stage(wildcards):
-    layout = CONFIG.cohort(wildcards.cohort).layout
-    return f"{WORK}/{'series' if layout == 'parcels' else 'parcellate'}.tsv"
 
 
 rule shard:
@@ -23,5 +20,5 @@ rule shard:
     params:
         settings("shard"),
     shell:
-        "brainlm shard --config {SETTINGS} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " 2>&1 | tee {log}"
+        "brainlm shard --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " 2>&1 | tee {log:q}"
