@@ -139,7 +139,8 @@ def _found(folder: Path, item: os.DirEntry, drop: tuple[str, ...] = (), t1w=None
 
 
 def _bids_subject(folder: Path, subject: str, task: str | None) -> list[Found]:
-    runs, anatomies = [], {}
+    runs: list[tuple[str, os.DirEntry]] = []
+    anatomies: dict[str, os.DirEntry] = {}
     for session, directory in _sessions(folder, subject):
         for item in _files(directory.path):
             if directory.name == "anat" and item.name.endswith(("_T1w.nii.gz", "_T1w.nii")):

@@ -195,7 +195,8 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
     """Yield (entry, outcome) as recordings finish, `workers` processes at a time."""
     # fork: a child starts in milliseconds with everything imported; the parent runs no kernels.
     context = multiprocessing.get_context("fork")
-    waiting, running = list(reversed(entries)), {}
+    waiting = list(reversed(entries))
+    running: dict[Any, tuple[Entry, Any, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < max(1, workers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) 
 
 
 def _recording(entry: Entry, outcome: dict, cohort: Cohort, config: Config) -> Recording:
-    facts = {
+    facts: dict[str, Any] = {
         "recording_id": entry.recording_id,
         "participant_id": entry.participant_id,
         "session_id": entry.session_id,

@@ -24,7 +24,7 @@ class Summary:
     @property
     def failed_fraction(self) -> float:
         """Share of processed recordings that failed; short and excluded ones did not fail."""
-        done = Counter()
+        done: Counter = Counter()
         for counter in self.counts.values():
             done.update(counter)
         harmless = ("ok", "too_short", "excluded")
