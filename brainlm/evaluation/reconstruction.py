@@ -66,10 +66,11 @@ def evaluate_reconstruction(
     model = from_pretrained(model_folder).eval()
     corpus = Corpus(shards)
     corpus.check(model.scaling)
-    rows, examples = [], {}
+    rows: list[dict] = []
+    examples: dict[str, np.ndarray] = {}
     for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):
         indices, why = _long_enough(table, model.config.window)
-        where = {"task": "reconstruction", "cohort": cohort, "split": split}
+        where: dict = {"task": "reconstruction", "cohort": cohort, "split": split}
         where |= {"left_out": int(sum(why.values())), "note": describe_left_out(why)}
         if not len(indices):
             rows.append(where | {"method": "model", "level": "pooled", "n": 0})
@@ -178,7 +179,7 @@ def _example(signal, hidden, predictions, k: int) -> np.ndarray:
 
 def _save_traces(path: Path, traces: dict[str, np.ndarray]) -> None:
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, **traces)
+        np.savez_compressed(temporary, **traces)  # type: ignore[arg-type]
 
 
 def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) -> Iterator[dict]:

@@ -44,7 +44,8 @@ def write_results(rows: Iterable[dict], path: Path, seed: int) -> pd.DataFrame:
     ]
     for row in full:
         for name in ("value", "low", "high"):  # NaN is not a number that somebody measured
-            row[name] = None if row[name] is None or row[name] != row[name] else float(row[name])
+            value = row[name]
+            row[name] = None if value is None or value != value else float(value)
     schema = pa.schema(
         [pa.field(n, t, metadata={"description": d}) for n, (t, d) in COLUMNS.items()]
     )

@@ -99,7 +99,7 @@ def evaluate_target(
     tested = pd.concat([part.set_index(KEY) for *_, part in parts]) if parts else people[:0]
     given = _fit_baselines(corpus, train, tested[tested["ready"]], kind, options.seed) | given
     for cohort, split, part in parts:
-        where = {"task": kind, "target": target, "cohort": cohort, "split": split}
+        where: dict = {"task": kind, "target": target, "cohort": cohort, "split": split}
         table, why = _common_subjects(part.set_index(KEY), given)
         where |= {"n": len(table), "left_out": len(part) - len(table)}
         where["note"] = describe_left_out(why)

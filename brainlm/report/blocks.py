@@ -64,7 +64,7 @@ class Table:
     caption: str
     frame: pd.DataFrame
     shown: pd.DataFrame | None = None
-    command: str = ""
+    command: str = "brainlm report"
     sortable: bool = False
     links: dict[str, str] = field(default_factory=dict)  # text of the first column -> address
     kind: str = "table"
@@ -112,7 +112,7 @@ class PagedTable:
     shown: pd.DataFrame
     links: list[str]
     cohort: str
-    command: str = ""
+    command: str = "brainlm report"
     kind: str = "paged"
 
     @property
@@ -140,7 +140,7 @@ class Figure:
     caption: str
     svg: str
     alt: str
-    command: str = ""
+    command: str = "brainlm report"
     frame: pd.DataFrame | None = None  # the data in it, to download
     kind: str = "figure"
 

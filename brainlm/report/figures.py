@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ _VARIABLES = {_INK: "--ink", _QUIET: "--quiet", _PAPER: "--paper"} | {
 }
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a name with dollar signs is a name
     "font.size": 10,
@@ -53,12 +53,18 @@ _STYLE = {
 }
 
 
+def style(name: str):
+    """Context in which a figure is drawn; `name` makes its ids the same in every run."""
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE | {"svg.hashsalt": name})
+
+
 def _draw(name: str, panels: int, size: tuple[float, float], paint, **options) -> str:
     """SVG of `panels` axes side by side, painted by ``paint(axes)``; inches."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+    with style(name):
         figure = Figure(figsize=size, layout="constrained")
         axes = np.atleast_1d(figure.subplots(1, panels, **options))
         paint(axes)

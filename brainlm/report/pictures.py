@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .figures import _DASHES, _QUIET, _STYLE, SERIES, to_svg
+from .figures import _DASHES, _QUIET, SERIES, style, to_svg
 
 _MAX_LINES = 1200  # pixels of a carpet; more are not seen
 _SLICES = {"axial": (2, (-30, 0, 30, 55)), "coronal": (1, (-50, 0)), "sagittal": (0, (-35, 2))}
@@ -18,12 +18,11 @@ def draw_time(
     confounds: pd.DataFrame, tr_s: float, series: np.ndarray | None, sample_period_s: float
 ) -> str:
     """Motion, FD, DVARS and global signal above the carpet [T, R], on one time axis."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     time = np.arange(len(confounds)) * tr_s
     heights = [1, 1, 1, 1, 1, 3.2 if series is not None else 0.01]
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "time"}):
+    with style("time"):
         figure = Figure(figsize=(9, 8.2), layout="constrained")
         axes = figure.subplots(6, 1, sharex=True, height_ratios=heights)
         motion = (("trans", "shift (mm)", 1.0), ("rot", "turn (°)", 180 / np.pi))
@@ -65,7 +64,6 @@ def _paint_carpet(ax, series: np.ndarray, sample_period_s: float) -> None:
 
 def draw_registration(boldref: Path, normalisation: Path, space: str | None) -> str:
     """Slices of the reference image in template space, under the template's outlines."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     from ..preprocess.derivatives import read_volume
@@ -76,7 +74,7 @@ def draw_registration(boldref: Path, normalisation: Path, space: str | None) -> 
     fit, template = Normalisation.load(normalisation), load_template(space or "")
     cuts = [(axis, at) for axis, places in _SLICES.values() for at in places]
     bright = np.percentile(image[image > image.mean()], 99) if (image > image.mean()).any() else 1
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "registration"}):
+    with style("registration"):
         figure = Figure(figsize=(9, 5), layout="constrained")
         for ax, (axis, at) in zip(figure.subplots(2, 4).ravel(), cuts, strict=True):
             points, shape, extent = _slice_points(axis, at)
@@ -114,13 +112,12 @@ def _sample(volume: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.nd
 
 def draw_components(table: pd.DataFrame, mixing: np.ndarray) -> str:
     """Motion correlation against edge fraction with the rule's line, and the spectra."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     from ..preprocess.denoise import HYPERPLANE
 
     offset, by_motion, by_edge = HYPERPLANE
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "components"}):
+    with style("components"):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         rule, spectrum = figure.subplots(1, 2, width_ratios=[1, 1.3])
         for number, (verdict, label) in enumerate((("accepted", "kept"), ("rejected", "removed"))):
@@ -146,14 +143,13 @@ def draw_components(table: pd.DataFrame, mixing: np.ndarray) -> str:
 
 def draw_connectivity(series: np.ndarray) -> str:
     """Correlation matrix [R, R] of a series [T, R], blue to red, blank where there is no data."""
-    import matplotlib
     from matplotlib.figure import Figure
 
     values = np.asarray(series, np.float32)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = (values - values.mean(0)) / values.std(0)
-        r = values.T @ values / len(values)
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "connectivity"}):
+        r = np.round(20 * values.T @ values / len(values)) / 20  # 41 colours: a file of a tenth
+    with style("connectivity"):
         figure = Figure(figsize=(5.4, 4.4), layout="constrained")
         ax = figure.subplots()
         shown = ax.imshow(r, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")

@@ -70,5 +70,6 @@ def make_environment():
 
 
 def _write_csv(block: Table | Figure | PagedTable, folder: Path) -> None:
+    assert block.frame is not None
     with atomic_path(folder / f"{block.name}.csv") as temporary:
         block.frame.to_csv(temporary, index=False)

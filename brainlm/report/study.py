@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..config import Config
 from ..errors import STATUSES
-from ..shards import Corpus
+from ..shards import Corpus, Scaling
 from . import figures
 from .blocks import (
     Cards,
@@ -164,7 +164,7 @@ def _headlines(facts: Facts) -> list[Any]:
     for target in facts.config.finetune.targets:
         scores = pooled(facts.results.get(target))
         for (cohort, _), part in scores.groupby(["cohort", "split"], sort=False):
-            metric = next((m for m in ("r", "auc") if m in set(part["metric"])), None)
+            metric = "auc" if "auc" in set(part["metric"]) else "r"
             rows = part[part["metric"] == metric]
             methods = [m for m in rows["method"] if " minus " not in m]
             best = next((m for m in methods if m == "fine-tuned"), None)
@@ -487,12 +487,12 @@ def describe_data(facts: Facts) -> list[Any]:
         words = "No motion or quality figures: the recordings came as parcel series."
         blocks.append(Text([words], tone="missing"))
     if facts.scaling is not None:
-        blocks += _describe_scaling(facts)
+        blocks += _describe_scaling(facts, facts.scaling)
     return blocks
 
 
-def _describe_scaling(facts: Facts) -> list[Any]:
-    scaling, coverage = facts.scaling, facts.coverage
+def _describe_scaling(facts: Facts, scaling: Scaling) -> list[Any]:
+    coverage = facts.coverage
     unusable = [i + 1 for i, usable in enumerate(scaling.usable) if not usable]
     words = (
         f"Scaling of release {scaling.release or facts.config.release}: median and IQR per parcel "
