@@ -15,7 +15,16 @@ from ..files import atomic_path, write_json, write_text
 
 #: Entities that say what was done, in the order in which BIDS names carry them.
 _ORDER = ("from", "to", "mode", "space", "res", "atlas", "stat", "desc")
-_IGNORE = "*_xfm.npz\n*_atlas-*\n"
+#: Names that the standard does not know yet; they follow fMRIPrep and the BEP012/BEP017 drafts.
+_IGNORE = (
+    "*_desc-hmc_boldref.*",
+    "*_xfm.*",
+    "*_desc-confounds_timeseries.*",
+    "*_desc-ica_mixing.*",
+    "*_desc-ica_components.*",
+    "*_desc-aroma_metrics.*",
+    "*_stat-coverage_bold.*",
+)
 #: ITK's world is LPS, ours is RAS.
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -67,7 +76,7 @@ def describe_dataset(out: Path, source_folder: Path) -> None:
             },
         )
     if not (out / ".bidsignore").exists():
-        write_text(out / ".bidsignore", _IGNORE)
+        write_text(out / ".bidsignore", "\n".join(_IGNORE) + "\n")
 
 
 def write_volume(path: Path, volumes: np.ndarray, affine: np.ndarray, *, space: str) -> None:

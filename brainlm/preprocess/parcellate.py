@@ -12,6 +12,7 @@ from ..errors import BrainLMError, RecordingError
 
 #: A parcel mean below this share of the median parcel's is outside the brain, not signal.
 EMPTY_SHARE = 0.05
+_POINTS: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
 
 def load_labels(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +92,7 @@ def _check_grid(atlas: Atlas, labels: np.ndarray, affine: np.ndarray) -> None:
 
 
 def parcel_points(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
-    """Where a parcellation has voxels.
+    """Where a parcellation has voxels (kept in memory; do not write to the arrays).
 
     Returns
     -------
@@ -99,11 +100,19 @@ def parcel_points(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
         Template mm.
     labels : ndarray [N]
         int32, 1..R.
+
+    Raises
+    ------
+    BrainLMError
+        As :func:`load_labels`.
     """
-    labels, affine = load_labels(atlas)
-    voxels = np.argwhere(labels)
-    points = voxels[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
-    return np.ascontiguousarray(points), labels[tuple(voxels.T)]
+    key = (str(atlas.image), atlas.image_sha256)
+    if key not in _POINTS:
+        labels, affine = load_labels(atlas)
+        voxels = np.argwhere(labels)
+        points = voxels[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+        _POINTS[key] = np.ascontiguousarray(points), labels[tuple(voxels.T)]
+    return _POINTS[key]
 
 
 def parcellate_volumes(volumes: np.ndarray, labels: np.ndarray, num_parcels: int) -> np.ndarray:

@@ -124,6 +124,7 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
     from .motion import estimate_motion
     from .quality import count_non_steady
 
+    _require_builtin(config)
     figures: Figures = {}
     with _timed(figures, "read"):
         bold = read_bold(entry.path)
@@ -186,6 +187,7 @@ def normalise(
     from . import normalise as engine
     from .template import load_template
 
+    _require_builtin(config)
     figures: Figures = {}
     paths = _Paths(out, entry, atlas.space)
     template = load_template(_space(atlas))
@@ -298,6 +300,8 @@ def parcellate(
         "num_timepoints": len(series),
         "parcels_with_data": int(alive.sum()),
         "mean_coverage": float(coverage.mean()),
+        "parcel_tsnr_before": float(np.median(100 / filtered.std(0))),
+        "parcel_tsnr_after": float(np.median(100 / percent[:, alive].std(0))),
         "mean_abs_r_before": float(before),
         "mean_abs_r_after": float(after),
         "variance_kept": float(np.sum(percent[:, alive] ** 2) / np.sum(filtered**2)),
@@ -460,6 +464,14 @@ def _prepared(entry: Entry, paths: _Paths, config: Preprocess) -> Bold:
         raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage first")
     made = read_json(sidecar(paths.boldref))
     return _settled(read_bold(entry.path), made["NumberOfVolumesDiscardedByPipeline"], config)
+
+
+def _require_builtin(config: Preprocess) -> None:
+    if config.engine != "builtin":
+        raise BrainLMError(
+            f"preprocess.engine: {config.engine} is not connected to the stages of this version; "
+            "set engine: builtin"
+        )
 
 
 def _space(atlas: Atlas) -> str:

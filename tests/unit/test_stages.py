@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,25 @@ def test_every_derivative_has_a_sidecar_and_the_dataset_a_description(chain):
     assert not list(chain.out.rglob("*.tmp*"))
 
 
+def test_names_are_valid_bids_or_declared(chain):
+    from fnmatch import fnmatch
+
+    from bidsschematools import rules, schema
+
+    standard = schema.load_schema()
+    known = [
+        rule["regex"]
+        for group in standard.rules.files.deriv.values()
+        for rule in rules.regexify_filename_rules(group, standard, level=1)
+    ]
+    declared = (chain.out / ".bidsignore").read_text().split()
+    names = [str(p.relative_to(chain.out)) for p in chain.out.glob("sub-*/**/*") if p.is_file()]
+    valid = [n for n in names if any(re.fullmatch(rule, n) for rule in known)]
+    assert len(valid) >= 2  # the mask and its sidecar
+    odd = [n for n in names if n not in valid and not any(fnmatch(n, d) for d in declared)]
+    assert odd == []
+
+
 def test_same_input_same_bytes(chain, tmp_path):
     again = Chain(chain.root, chain.atlas, tmp_path / "again")
     again.run("motion")
@@ -327,6 +347,11 @@ def test_real_parcel_series(shared, tmp_path):
 
 
 # ---- pieces
+
+
+def test_an_engine_that_is_not_there_is_not_replaced_in_silence(chain):
+    with pytest.raises(BrainLMError, match="engine: fsl"):
+        chain.run("motion", Preprocess(engine="fsl"))
 
 
 def test_registry_names_keys_that_exist():
