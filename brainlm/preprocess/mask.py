@@ -48,9 +48,9 @@ def brain_mask(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
         raise RecordingError("bad_data", "nothing in the image stands out from its background")
     padded = np.pad(found, 4)
     padded = ndimage.binary_closing(padded, _ball(6.0, zooms))
-    for axis, number in [(axis, n) for axis in range(3) for n in range(padded.shape[axis])]:
-        page = padded[(slice(None),) * axis + (number,)]
-        page[:] = ndimage.binary_fill_holes(page)  # holes open to the outside in one plane only
+    for view in (padded, padded.swapaxes(0, 1), padded.swapaxes(0, 2)):
+        for page in view:  # holes that are open to the outside in one plane only
+            page[:] = ndimage.binary_fill_holes(page)
     return ndimage.binary_fill_holes(padded)[4:-4, 4:-4, 4:-4]
 
 

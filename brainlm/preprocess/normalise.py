@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,9 @@ from .template import Template
 COSINES = (8, 9, 8)  # of the bend along x, y, z: details down to about 40 mm
 BEND_SD_MM = 2.5  # expected size of the bend, beyond what the affine part explains
 AFFINE_FWHM_MM = (12.0, 8.0)  # smoothing of image and maps, level by level
-BEND_FWHM_MM = (8.0, 6.0, 5.0)
+BEND_FWHM_MM = (8.0, 5.0)
+DAMPING = 1e-3  # of a step, relative to the curvature along each parameter
+GAIN = 1e-3  # stop when a step lowers the cost by less than this per independent observation
 LENGTH_MM = 50.0  # a unit of shear or zoom moves points at this distance by one unit of mm
 
 MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
@@ -118,8 +120,8 @@ def normalise(
 ) -> Normalisation:
     """Find the template in a reference image, affine first and then bent.
 
-    Every step is checked: one that does not lower the cost, or that folds space, is taken again
-    shorter (Levenberg-Marquardt), so that the fit cannot diverge. Several starting poses are
+    Every step is checked: one that does not lower the cost, or that folds space, is halved until
+    it does, or not taken, so that the fit cannot diverge. Several starting poses are
     tried, upside-down ones too: where one of those fits best, the header is not to be trusted.
 
     With a T1w image of the same session the bend is found there, where the detail is, and the
@@ -141,6 +143,15 @@ def normalise(
     RecordingError
         ``registration_failed``: empty, upside-down, or not a brain.
     """
+    import numba
+    import scipy.linalg  # noqa: F401  before the limit: it brings a BLAS of its own
+    import threadpoolctl
+
+    with threadpoolctl.threadpool_limits(numba.get_num_threads()):
+        return _normalise(reference, affine, template, mask, t1w, t1w_affine)
+
+
+def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisation:
     affine = np.asarray(affine, np.float64)
     image, mask = _check_image(reference, affine, mask)
     pose, scores = _find_pose(image, mask, affine, template)
@@ -183,6 +194,20 @@ class _Image:
         return ndimage.gaussian_filter(self.data, width / zooms, output=np.float32)
 
 
+@lru_cache(maxsize=8)
+def _grid(template: Template, step_mm: float, margin_mm: float) -> _Grid:
+    return _Grid(template, step_mm, margin_mm)
+
+
+@lru_cache(maxsize=2)
+def _distance(template: Template) -> np.ndarray:
+    """How far each voxel lies outside the template's brain, mm."""
+    from scipy import ndimage
+
+    zoom = template.affine[0, 0]
+    return ndimage.distance_transform_edt(~template.mask, sampling=zoom).astype(np.float32)
+
+
 class _Grid:
     """Points of a box of the template around its brain, and the cosines on it."""
 
@@ -191,8 +216,7 @@ class _Grid:
 
         zoom = template.affine[0, 0]
         self.step = max(1, round(step_mm / zoom))
-        distance = ndimage.distance_transform_edt(~template.mask, sampling=zoom)
-        near = distance <= margin_mm
+        near = _distance(template) <= margin_mm
         box = ndimage.find_objects(ndimage.binary_dilation(near, iterations=2).astype(int))[0]
         self.slices = tuple(slice(s.start, s.stop, self.step) for s in box)
         self.inside = near[self.slices]
@@ -264,7 +288,7 @@ def _contract(fields: np.ndarray, bases) -> np.ndarray:
     out = fields @ x  # C Z Y Kx
     out = y.T @ out  # C Z Ky Kx
     shape = (len(fields), z.shape[1], y.shape[1], x.shape[1])
-    return (z.T @ out.reshape(len(fields), z.shape[0], -1)).reshape(shape).astype(np.float64)
+    return (z.T @ out.reshape(len(fields), z.shape[0], -1)).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -295,6 +319,7 @@ class _Problem:
         self.grid, self.columns, self.bent = grid, columns, bend
         spacing = grid.extent[0] / grid.inside.shape[2]
         self.redundancy = max(1.0, (fwhm_mm / spacing) ** 3)
+        # the affine part rests while space bends: what both can do would add up and cancel
         self.generators = _generators(rigid)
 
     def place(self, state: _State) -> np.ndarray:
@@ -303,18 +328,23 @@ class _Problem:
             points = points + self.grid.bend(state.coefficients)[:, self.grid.inside].T
         return points @ state.affine[:3, :3].T + state.affine[:3, 3]
 
-    def measure(self, state: _State) -> _Match:
-        places = self.place(state)
+    def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N] (NaN outside) and slopes [N, 3] per mm at places [N, 3] in world mm."""
         index = places @ self.inverse[:3, :3].T + self.inverse[:3, 3]
         values = np.empty(len(index), np.float32)
         slopes = np.empty((len(index), 3), np.float32)
         value_and_gradient(self.data, index.astype(np.float32), values, slopes)
+        return values, slopes @ self.inverse[:3, :3].astype(np.float32)
+
+    def measure(self, state: _State) -> _Match:
+        places = self.place(state)
+        values, slopes = self.read(places)
         inside = np.isfinite(values)
         values = np.where(inside, values, 0)
         columns = self.columns * inside[:, None]
-        gram = columns.T @ columns
+        gram = (columns.T @ columns).astype(np.float64)
         low = np.linalg.cholesky(gram + 1e-5 * np.trace(gram) / len(gram) * np.eye(len(gram)))
-        columns = np.linalg.solve(low, columns.T).T.astype(np.float32)
+        columns = columns @ np.linalg.inv(low).T.astype(np.float32)
         residual = values - columns @ (columns.T @ values)
         total = float(np.sum((values - values[inside].mean()) ** 2, where=inside))
         square = float(residual @ residual) + 1e-12
@@ -327,67 +357,56 @@ class _Problem:
             flat = state.coefficients.reshape(3, -1)
             cost += 0.5 * float((flat**2 @ self.grid.precision).sum())
         return _Match(
-            cost, residual, slopes @ self.inverse[:3, :3].astype(np.float32), columns, places,
-            square, float(np.sqrt(max(0.0, 1 - share))), inside,
+            cost, residual, slopes, columns, places, square,
+            float(np.sqrt(max(0.0, 1 - share))), inside,
         )  # fmt: skip
 
     def linearise(self, state: _State, match: _Match):
         """Hessian and gradient of the cost, intensity weights eliminated."""
-        centre = match.places.mean(axis=0)
-        local = (match.places - centre) / LENGTH_MM
-        moves = (
-            local @ self.generators[:, :3, :3].transpose(0, 2, 1) + self.generators[:, None, :3, 3]
-        )
-        jacobian = np.einsum("gni,ni->gn", moves, match.slopes).astype(np.float32)  # [G, N]
-        cross = jacobian @ match.columns  # [G, C]
-        hessian = (jacobian @ jacobian.T - cross @ cross.T).astype(np.float64)
-        gradient = (jacobian @ match.residual).astype(np.float64)
-        if self.bent:
-            hessian, gradient = self._with_bend(state, match, jacobian, cross, hessian, gradient)
+        parts = self._by_bend if self.bent else self._by_affine
+        hessian, gradient = parts(state, match)
         scale = len(match.residual) / self.redundancy / match.square
-        hessian *= scale
-        gradient *= scale
+        hessian, gradient = hessian * scale, gradient * scale
         if self.bent:
             prior = np.tile(self.grid.precision, 3)
-            count = len(self.generators)
-            hessian[np.arange(count, len(hessian)), np.arange(count, len(hessian))] += prior
-            gradient[count:] += prior * state.coefficients.ravel()
+            hessian[np.diag_indices_from(hessian)] += prior
+            gradient = gradient + prior * state.coefficients.ravel()
         return hessian, gradient
 
-    def _with_bend(self, state, match, jacobian, cross, hessian, gradient):
+    def _by_affine(self, state: _State, match: _Match):
+        local = (match.places - match.places.mean(axis=0)) / LENGTH_MM
+        moves = local @ self.generators[:, :3, :3].transpose(0, 2, 1)
+        moves += self.generators[:, None, :3, 3]
+        jacobian = np.einsum("gni,ni->gn", moves, match.slopes)
+        cross = jacobian @ match.columns
+        return jacobian @ jacobian.T - cross @ cross.T, jacobian @ match.residual
+
+    def _by_bend(self, state: _State, match: _Match):
+        """All sums over points are sums over a box, one axis after the other: J is never made."""
         slopes = (match.slopes @ state.affine[:3, :3].astype(np.float32)).T  # [3, N]
-        k, g = len(self.grid.precision), len(jacobian)
-        full = np.empty((g + 3 * k, g + 3 * k))
-        full[:g, :g] = hessian
-        beside = np.vstack([jacobian, match.columns.T, match.residual[None]])
-        mixed = []
+        beside = np.vstack([match.columns.T, match.residual[None]])
+        sums = [self.grid.project(beside * slopes[i]) for i in range(3)]  # [C + 1, K] each
+        blocks = [[None] * 3 for _ in range(3)]
         for i in range(3):
-            sums = self.grid.project(beside * slopes[i])
-            mixed.append((sums[:g], sums[g:-1], sums[-1]))
-        for i in range(3):
-            rows = slice(g + i * k, g + (i + 1) * k)
-            full[rows, :g] = (mixed[i][0] - cross @ mixed[i][1]).T
-            full[:g, rows] = full[rows, :g].T
             for j in range(i + 1):
-                others = slice(g + j * k, g + (j + 1) * k)
-                block = self.grid.gram(slopes[i] * slopes[j]) - mixed[i][1].T @ mixed[j][1]
-                full[rows, others] = block
-                full[others, rows] = block.T
-        return full, np.concatenate([gradient, *(m[2] for m in mixed)])
+                block = self.grid.gram(slopes[i] * slopes[j]) - sums[i][:-1].T @ sums[j][:-1]
+                blocks[i][j], blocks[j][i] = block, block.T
+        return np.block(blocks), np.concatenate([one[-1] for one in sums])
 
     def move(self, state: _State, match: _Match, step: np.ndarray) -> _State:
         from scipy.linalg import expm
 
         count = len(self.generators)
+        if self.bent:
+            return _State(
+                state.affine, state.coefficients + step.reshape(state.coefficients.shape)
+            )
         shift = np.eye(4)
         shift[:3, 3] = match.places.mean(axis=0)
         velocity = np.einsum("g,gij->ij", step[:count], self.generators)
         velocity[:3, :3] /= LENGTH_MM
         affine = shift @ expm(velocity) @ np.linalg.inv(shift) @ state.affine
-        coefficients = state.coefficients
-        if self.bent:
-            coefficients = coefficients + step[count:].reshape(coefficients.shape)
-        return _State(affine, coefficients)
+        return _State(affine, state.coefficients)
 
     def allowed(self, state: _State) -> bool:
         """Whether the bend is far from folding space."""
@@ -424,34 +443,30 @@ def _jacobian(grid: _Grid, coefficients: np.ndarray) -> np.ndarray:
 
 
 def _minimise(problem: _Problem, state: _State, max_steps: int) -> tuple[_State, _Match]:
-    """Levenberg-Marquardt: only steps that lower the cost and do not fold are taken."""
+    """Damped Gauss-Newton: a step that raises the cost or folds space is halved, or not taken."""
     from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
     here = problem.measure(state)
-    damping = 1e-3
     for _ in range(max_steps):
         hessian, gradient = problem.linearise(state, here)
-        diagonal = np.diag(hessian).copy() + 1e-9 * np.trace(hessian) / len(hessian)
+        # unit diagonal: well scaled, and no subnormal numbers, which stall a factorisation
+        scale = 1 / np.sqrt(np.diag(hessian) + 1e-9 * np.trace(hessian) / len(hessian))
+        hessian *= scale[:, None] * scale
+        hessian[np.diag_indices_from(hessian)] += DAMPING
+        try:
+            factor = cho_factor(hessian, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            break
+        step = -scale * cho_solve(factor, scale * gradient, check_finite=False)
         gain = 0.0
-        while damping < 1e3:
-            damped = hessian.copy()
-            damped[np.diag_indices_from(damped)] = np.diag(hessian) + damping * diagonal
-            try:
-                step = -cho_solve(
-                    cho_factor(damped, overwrite_a=True, check_finite=False), gradient
-                )
-            except LinAlgError:
-                damping *= 10
-                continue
-            candidate = problem.move(state, here, step)
+        for halvings in range(6):
+            candidate = problem.move(state, here, step / 2**halvings)
             there = problem.measure(candidate)
             if there.cost < here.cost and problem.allowed(candidate):
                 gain = here.cost - there.cost
                 state, here = candidate, there
-                damping = max(damping / 5, 1e-6)
                 break
-            damping *= 8
-        if gain < 2e-4 * len(here.residual) / problem.redundancy:
+        if gain < GAIN * len(here.residual) / problem.redundancy:
             break
     return state, here
 
@@ -474,9 +489,9 @@ def _with_slopes(columns: np.ndarray, grid: _Grid) -> np.ndarray:
     return np.hstack(parts).astype(np.float32)
 
 
-def _descend(image, template, state, levels, *, bend, margin_mm=6.0, steps=8) -> _State:
+def _descend(image, template, state, levels, *, bend, margin_mm=6.0, steps=6) -> _State:
     """Minimise level by level, from smooth to sharp."""
-    grid = _Grid(template, 4.0, margin_mm)
+    grid = _grid(template, 4.0, margin_mm)
     for fwhm in levels:
         columns = _tissue_columns(template, grid, fwhm)
         problem = _Problem(image, fwhm, grid, columns, bend=bend)
@@ -488,22 +503,25 @@ def _find_pose(image, mask, affine, template):
     """Affine [4, 4] of the best of several starts, and the correlation reached by each pose."""
     index = np.argwhere(mask)[:, ::-1]
     centre = index.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
-    grid = _Grid(template, 8.0, 8.0)
+    grid = _grid(template, 8.0, 8.0)
     middle = grid.points[grid.brain].mean(axis=0)
     fwhm = AFFINE_FWHM_MM[0]
     problem = _Problem(
         _Image(image * mask, affine), fwhm, grid, _tissue_columns(template, grid, fwhm)
     )
     found, scores = {}, {}
-    for name, turn, shift in _poses():
+    for name, turn, shift in _poses():  # a few steps from each start ...
         start = np.eye(4)
         start[:3, :3] = turn
         start[:3, 3] = centre + shift - turn @ middle
         state = _State(start, np.zeros((3, *COSINES[::-1])))
-        state, match = _minimise(problem, state, 25)
+        state, match = _minimise(problem, state, 5)
         if match.correlation > scores.get(name, -1.0):
-            scores[name], found[name] = match.correlation, state.affine
-    return found["upright"], scores
+            scores[name], found[name] = match.correlation, state
+    for name, state in found.items():  # ... and more from the best of each pose
+        found[name], match = _minimise(problem, state, 20)
+        scores[name] = match.correlation
+    return found["upright"].affine, scores
 
 
 def _poses():
@@ -542,17 +560,13 @@ def _through_t1w(moving, template, direct: _State, t1w, t1w_affine) -> _State:
     state = _descend(anatomy, template, direct, AFFINE_FWHM_MM, bend=False, margin_mm=0.0)
     state = _descend(anatomy, template, state, (8.0, 5.0, 3.5), bend=True, margin_mm=0.0)
 
-    grid = _Grid(template, 4.0, 6.0)
+    grid = _grid(template, 4.0, 6.0)
     for fwhm in AFFINE_FWHM_MM[1:] + BEND_FWHM_MM[1:]:
         view = _Problem(anatomy, fwhm, grid, _tissue_columns(template, grid, fwhm))
         match = view.measure(state)
         tissue = _tissue_columns(template, grid, fwhm)
         brain = tissue[:, :3].sum(axis=1)
-        values = np.empty(len(brain), np.float32)
-        index = match.places @ view.inverse[:3, :3].T + view.inverse[:3, 3]
-        value_and_gradient(
-            view.data, index.astype(np.float32), values, np.empty((len(brain), 3), np.float32)
-        )
+        values, _ = view.read(match.places)
         values = np.nan_to_num(values) / high * brain
         extra = np.stack([values, values**2], axis=1)
         columns = np.hstack([tissue, _with_slopes(extra, grid)])
@@ -562,7 +576,7 @@ def _through_t1w(moving, template, direct: _State, t1w, t1w_affine) -> _State:
 
 
 def _to_result(template: Template, state: _State, method: str) -> Normalisation:
-    grid = _Grid(template, 4.0, 6.0)
+    grid = _grid(template, 4.0, 6.0)
     return Normalisation(state.affine, state.coefficients, grid.origin, grid.extent, method=method)
 
 
@@ -598,21 +612,21 @@ def _check_pose(scores: dict[str, float]) -> None:
 
 def _correlation(image, template, state, fwhm_mm) -> float:
     """Correlation of the image with the tissue mixture inside the brain."""
-    grid = _Grid(template, 4.0, 0.0)
+    grid = _grid(template, 4.0, 0.0)
     columns = _tissue_columns(template, grid, fwhm_mm)
     return _Problem(image, fwhm_mm, grid, columns).measure(state).correlation
 
 
 def _assess(result, moving, mask, affine, template, state) -> dict[str, float]:
     """Figures of quality, see :class:`Normalisation`."""
-    grid = _Grid(template, 4.0, 40.0)
+    grid = _grid(template, 4.0, 40.0)
     index = (result(grid.points) - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
     index = np.rint(index).astype(int)
     size = np.array(mask.shape)[::-1]
     inside = ((index >= 0) & (index < size)).all(axis=1)
     found = mask[tuple(np.clip(index, 0, size - 1)[:, ::-1].T)] & inside
     brain = grid.brain & inside
-    near = _Grid(template, 4.0, 6.0)
+    near = _grid(template, 4.0, 6.0)
     jacobian = _jacobian(near, state.coefficients)
     zooms = np.linalg.svd(state.affine[:3, :3], compute_uv=False)
     return {

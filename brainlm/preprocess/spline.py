@@ -13,6 +13,7 @@ Source: Unser 1999, IEEE Signal Processing Magazine 16(6):22, equations 6-16.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -50,7 +51,7 @@ def in_threads(kernel: Callable, count: int, *arguments) -> None:
     with ThreadPoolExecutor(threads) as pool:
         jobs = [
             pool.submit(kernel, int(first), int(last), *arguments)
-            for first, last in zip(edges[:-1], edges[1:], strict=True)
+            for first, last in itertools.pairwise(edges)
         ]
         for job in jobs:
             job.result()
@@ -85,9 +86,10 @@ def _mirror(index, size):
     """Reflect an index about the centres of the outermost voxels."""
     if size == 1:
         return 0
-    period = 2 * size - 2
-    index = abs(index) % period
-    return period - index if index >= size else index
+    index = abs(index)
+    while index >= size:
+        index = abs(2 * size - 2 - index)
+    return index
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -125,14 +127,14 @@ def _inner_sum(flat, ny, nx, ix, iy, iz, a, b, c):
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _edge_sum(flat, nz, ny, nx, ix, iy, iz, a, b, c):
     """The same sum near the edge: neighbours outside are mirrored."""
+    x0, x1, x2, x3 = _mirror(ix - 1, nx), _mirror(ix, nx), _mirror(ix + 1, nx), _mirror(ix + 2, nx)
     total = _F0
     for k in range(4):
         z = _mirror(iz - 1 + k, nz) * ny
         for j in range(4):
             y = (z + _mirror(iy - 1 + j, ny)) * nx
-            line = _F0
-            for i in range(4):
-                line += a[i] * flat[y + _mirror(ix - 1 + i, nx)]
+            line = a[0] * flat[y + x0] + a[1] * flat[y + x1]
+            line += a[2] * flat[y + x2] + a[3] * flat[y + x3]
             total += c[k] * b[j] * line
     return total
 

@@ -22,7 +22,7 @@ SPACES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # identity: derived arrays are kept per template
 class Template:
     """Tissue maps of an average brain.
 
