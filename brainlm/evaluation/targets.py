@@ -106,7 +106,7 @@ def evaluate_target(
         if not len(table):
             rows.append(where | {"method": "connectivity", "level": "pooled"})
             continue
-        rows += _score(table, list(given), where, kind, len(train), options)
+        rows += _score(table, list(given), where, kind, train["label"], options)
         kept.append(table.assign(split=split))
     _save_predictions(out.with_suffix(".predictions.parquet"), kept, list(given))
     return write_results(rows, out, options.seed)
@@ -188,10 +188,10 @@ def _common_subjects(
 
 
 def _score(
-    table: pd.DataFrame, methods: list[str], where: dict, kind: Kind, n_train: int,
+    table: pd.DataFrame, methods: list[str], where: dict, kind: Kind, train: pd.Series,
     options: Evaluate,
 ) -> Iterator[dict]:  # fmt: skip
-    statistics = _statistics(table, methods, kind)
+    statistics = _statistics(table, methods, kind, train)
     reference = next(name for name in methods if name.startswith("connectivity"))
     for metric, by_method in statistics.items():
         for name in methods:
@@ -200,7 +200,12 @@ def _score(
                     by_method[name], by_method[reference]
                 )
         for name, statistic in by_method.items():
-            row = where | {"method": name, "level": "pooled", "metric": metric, "n_train": n_train}
+            row = where | {
+                "method": name,
+                "level": "pooled",
+                "metric": metric,
+                "n_train": len(train),
+            }
             if len(table) < MIN_SUBJECTS and metric not in ("mae", "mse"):
                 yield row | {"value": None}  # a correlation of two people is always ±1
                 continue
@@ -209,7 +214,9 @@ def _score(
             yield row | {"value": value, "low": low, "high": high}
 
 
-def _statistics(table: pd.DataFrame, methods: list[str], kind: Kind) -> dict[str, dict]:
+def _statistics(
+    table: pd.DataFrame, methods: list[str], kind: Kind, train: pd.Series
+) -> dict[str, dict]:
     """{metric: {method: statistic of counts}}."""
     truth = table["label"].to_numpy(float)
     if kind == "regression":
@@ -220,10 +227,11 @@ def _statistics(table: pd.DataFrame, methods: list[str], kind: Kind) -> dict[str
         }  # fmt: skip
         return {m: {name: of_sums(m, values) for name, values in sums.items()} for m in POOLED}
     scores = {name: table[name].to_numpy(float) for name in methods}
-    two = set(np.unique(truth)) <= {0.0, 1.0}
+    two = set(np.unique(train)) == {0.0, 1.0}
+    cut = train.mean()  # as many are called positive as in training: fair to the rarer class
     out = {
         "balanced_accuracy": {
-            name: lambda c, p=(s >= 0.5 if two else s): balanced_accuracy(truth, p, c)
+            name: lambda c, p=(s >= cut if two else s): balanced_accuracy(truth, p, c)
             for name, s in scores.items()
         }
     }

@@ -152,6 +152,15 @@ def test_two_classes_have_auc_and_balanced_accuracy(cohort):
     assert _value(table, "mean", "auc")["value"] == 0.5
 
 
+def test_a_rare_class_is_cut_at_its_share_in_training(cohort):
+    old = (cohort.ages > 70).astype(float)
+    table = evaluate_target({}, [cohort.shard], old, cohort.folder / "t.parquet", target="old",
+                            options=OPTIONS, kind="classification", splits=("train",))  # fmt: skip
+    assert old.mean() < 0.3
+    assert _value(table, "connectivity + logistic", "balanced_accuracy")["value"] > 0.65
+    assert _value(table, "mean", "balanced_accuracy")["value"] == 0.5
+
+
 def test_few_test_subjects_give_no_interval_and_no_correlation(cohort):
     test = [key for key in cohort.ages.index if split_of(key[1]) == "test"]
     few = cohort.ages.drop(test[2:])
