@@ -139,7 +139,6 @@ def _locate(path_or_hub_id, subfolder, revision, cache_dir) -> Path:
 
 
 def _from_hub(name: str, subfolder: str | None, revision: str | None, cache_dir) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -147,7 +146,7 @@ def _from_hub(name: str, subfolder: str | None, revision: str | None, cache_dir)
     try:
         return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir,
                                       allow_patterns=[prefix + file for file in FILES]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, httpx.HTTPError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BrainLMError(f"{name}: neither a folder here nor reachable on the hub ({reason})"
                            ) from None  # fmt: skip

@@ -91,7 +91,6 @@ class Run:
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.wrapped = prepare(self.model, options, ranks)
         self.optimizer = make_optimizer(self.wrapped, options.learning_rate, options.weight_decay)
-        self.journal = Journal(out / "metrics.jsonl", "", quiet=not ranks.main)
         self.half = options.precision == "bf16" or (
             options.precision == "auto" and ranks.device.type == "cuda"
         )
@@ -114,11 +113,13 @@ class Run:
             return False
         if read_json(done).get("settings") != self.settings:
             return False
-        self.journal.say(f"{self.out}: already trained with these settings; nothing to do")
+        if self.ranks.main:
+            print(f"{self.out}: already trained with these settings; nothing to do", flush=True)
         return True
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the same settings, if there is one."""
+        self.journal = Journal(self.out / "metrics.jsonl", "", quiet=not self.ranks.main)
         say = self.journal.say
         say(f"{self.model.config.preset}: {sum(p.numel() for p in self.model.parameters()):,} "
             f"parameters, {self.model.num_tokens} tokens; {len(self.train_set)} training and "

@@ -1,0 +1,60 @@
+"""A small study with structure: parcels of a few networks, a label in the networks' strength."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from brainlm.atlas import Atlas
+from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
+
+R = 12
+SHA = "a" * 64
+
+
+@dataclass
+class Study:
+    shards: list[Path]
+    scaling: Path
+    atlas: Atlas
+    labels: pd.Series
+
+
+def make_study(folder: Path, *, people: int = 20, seed: int = 0, timepoints: int = 60,
+               dtype: str = "float16") -> Study:  # fmt: skip
+    """`people` recordings [T, R] in shards of eight: 70 % train, 20 % validation, 10 % test."""
+    random = np.random.default_rng(seed)
+    info = ShardInfo("toy", SHA, R, 1.0)
+    recordings, labels = [], {}
+    for person in range(people):
+        name, strength = f"sub-{person:03d}", random.uniform(0.5, 2)
+        courses = np.cumsum(random.standard_normal((timepoints + person % 3, 3)), 0)
+        courses = (courses - courses.mean(0)) / courses.std(0)
+        series = strength * courses[:, np.arange(R) % 3]  # parcels of a network move together
+        series = series + 0.3 * random.standard_normal(series.shape)
+        if person % 6 == 1:
+            series[:, 2] = np.nan
+        split = "train" if person % 10 < 7 else "validation" if person % 10 < 9 else "test"
+        recordings.append(Recording(f"{name}_task-rest", name, "toy", split, series=series,
+                                    sample_period_s=1.0, units="percent"))  # fmt: skip
+        labels["toy", name] = 20 + 30 * strength
+    recordings.append(Recording("sub-bad_task-rest", "sub-bad", "toy", "train",
+                                status="bad_data", reason="constant"))  # fmt: skip
+    shards = []
+    for start in range(0, len(recordings), 8):
+        shards.append(folder / f"shard-{start:03d}.parquet")
+        write_shard(shards[-1], recordings[start : start + 8], info, dtype=dtype)
+    train = [r.series for r in recordings if r.split == "train" and r.series is not None]
+    facts = {"atlas": "toy", "atlas_sha256": SHA, "sample_period_s": 1.0}
+    Scaling.fit(ParcelQuantiles.of(train, R), **facts).save(folder / "scaling.json")
+    index = pd.MultiIndex.from_tuples(list(labels), names=["cohort", "participant_id"])
+    return Study(shards, folder / "scaling.json", toy_atlas(),
+                 pd.Series(list(labels.values()), index))  # fmt: skip
+
+
+def toy_atlas() -> Atlas:
+    points = np.random.default_rng(7).uniform(-60, 60, (R, 3))
+    return Atlas("toy", None, R, None, SHA, points, tuple(f"p{i}" for i in range(R)), "", "")

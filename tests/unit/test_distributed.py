@@ -1,0 +1,95 @@
+"""Two processes give the losses of one at the same global batch; checkpoints change hands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from synthetic import make_study
+from test_training import metrics, run
+
+from brainlm import config
+from brainlm.errors import BrainLMError
+from brainlm.training import pretrain as pretraining
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_training import MODEL, options
+from synthetic import toy_atlas
+from brainlm.training.pretrain import pretrain
+torch.set_num_threads(1)
+folder = Path({study!r})
+pretrain(sorted(folder.glob("*.parquet")), folder / "scaling.json", Path({out!r}), model=MODEL,
+         atlas=toy_atlas(),
+         options=options(sharding={sharding!r}, **{changes!r}))
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def alone(study, tmp_path_factory):
+    return run(study, tmp_path_factory.mktemp("alone"))
+
+
+def two_processes(study, out: Path, sharding: str, **changes) -> str:
+    script = out.parent / f"{out.name}.py"
+    script.write_text(SCRIPT.format(
+        here=str(Path(__file__).parent), study=str(study.scaling.parent),
+        out=str(out), sharding=sharding, changes=changes,
+    ))  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", "2", str(script)]  # fmt: skip
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_same_losses_as_one_process(study, alone, tmp_path, sharding):
+    two_processes(study, tmp_path / "out", sharding)
+    one, two = metrics(alone), metrics(tmp_path / "out")
+    assert [(x["step"], x["split"]) for x in one] == [(x["step"], x["split"]) for x in two]
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "r2"):  # sums in another order, then Adam
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-3)
+    for a, b in zip(one[:3], two[:3], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    update = pretraining.Run._update
+
+    def stop_soon(self, *arguments):
+        update(self, *arguments)
+        self.stop = self.step == 6
+
+    monkeypatch.setattr(pretraining.Run, "_update", stop_soon)
+    with pytest.raises(SystemExit) as caught:
+        run(study, out)
+    assert caught.value.code == pretraining.EXIT_SAVED
+    text = two_processes(study, out, "fsdp")
+    assert "going on from update 7 of 21" in text
+    assert "with 2 processes instead of 1" in text
+    assert metrics(out)[-1]["loss"] == pytest.approx(metrics(alone)[-1]["loss"], rel=1e-3)
+
+
+def test_a_batch_that_cannot_be_shared():
+    given = config.Pretrain(batch_size=8, micro_batch_size=4)
+    assert pretraining._micro_batch(given, 2) == 4
+    assert pretraining._micro_batch(given, 8) == 1
+    with pytest.raises(BrainLMError, match=r"\(4 × 3\)"):
+        pretraining._micro_batch(given, 3)
+    with pytest.raises(BrainLMError, match="must be a multiple"):
+        pretraining._micro_batch(given, 16)

@@ -1,0 +1,127 @@
+"""Models in and out of folders and the hub's local cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from brainlm.errors import BrainLMError
+from brainlm.model import BrainLM, from_pretrained, preset, push_to_hub
+from brainlm.shards import Scaling
+
+POINTS = np.random.default_rng(0).uniform(-60, 60, (6, 3))
+SCALING = Scaling(np.zeros(6), np.ones(6), "toy", "a" * 64, 1.0, 3)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = preset("tiny", num_parcels=6, window=20, patch=10, coordinates=POINTS)
+    model.save_pretrained(tmp_path / "model", SCALING, "# a card\n")
+    return tmp_path / "model", model
+
+
+@pytest.mark.parametrize(("name", "points"), [("tiny", POINTS), ("tiny", None), ("111m", POINTS)])
+def test_round_trip(tmp_path, name, points):
+    model = preset(name, num_parcels=6, window=20, patch=10, coordinates=points).eval()
+    model.save_pretrained(tmp_path, SCALING, "# a card\n")
+    again = BrainLM.from_pretrained(tmp_path)
+    signal = torch.randn(2, 6, 20)
+    assert torch.equal(model.embed(signal), again.embed(signal))
+    assert again.config == model.config
+    assert again.scaling.atlas == "toy"
+    assert not again.training
+    assert (tmp_path / "README.md").read_text() == "# a card\n"
+
+
+def test_hub_cache_without_network(saved, tmp_path, monkeypatch):
+    folder, model = saved
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    snapshot = tmp_path / "cache" / "models--lab--brain" / "snapshots" / ("0" * 40)
+    shutil.copytree(folder, snapshot / "small")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0" * 40)
+    again = from_pretrained("lab/brain", "small", cache_dir=tmp_path / "cache")
+    signal = torch.randn(2, 6, 20)
+    assert torch.equal(model.embed(signal), again.embed(signal))
+    with pytest.raises(BrainLMError, match="subfolder= one of: small"):
+        from_pretrained("lab/brain", cache_dir=tmp_path / "cache")
+    with pytest.raises(BrainLMError, match="neither a folder here nor reachable"):
+        from_pretrained("lab/other", cache_dir=tmp_path / "cache")
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(BrainLMError, match="no such model folder"):
+        from_pretrained(tmp_path / "absent")
+    with pytest.raises(BrainLMError, match=r"no config\.json"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "word"), [
+    ({"format": 99}, "format 99"), ({"wide": 3}, "unknown keys"), ({"width": 128}, "expected"),
+    ({"depth": 3}, "missing"), ({"depth": 1}, "not expected"),
+])  # fmt: skip
+def test_configuration_that_does_not_fit(saved, change, word):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(BrainLMError, match=word):
+        from_pretrained(folder)
+
+
+def test_truncated_or_absent_weights(saved):
+    folder, _ = saved
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(BrainLMError, match="cannot be read"):
+        from_pretrained(folder)
+    weights.unlink()
+    with pytest.raises(BrainLMError, match="found neither"):
+        from_pretrained(folder)
+
+
+def test_objects_are_never_unpickled(saved):
+    folder, _ = saved
+    (folder / "model.safetensors").unlink()
+
+    class Trap:
+        def __reduce__(self):
+            return (print, ("never",))
+
+    torch.save({"x": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(BrainLMError, match="refused"):
+        from_pretrained(folder)
+
+
+def test_scaling_of_other_parcels_is_refused(saved, tmp_path):
+    other = Scaling(np.zeros(7), np.ones(7), "toy", "a" * 64, 1.0, 3)
+    with pytest.raises(BrainLMError, match="6 parcels, the scaling 7"):
+        saved[1].save_pretrained(tmp_path / "x", other, "")
+    assert not (tmp_path / "x").exists()
+
+
+def test_push_uploads_the_model_files_only(saved, monkeypatch):
+    calls = {}
+
+    class Api:
+        def __init__(self, token):
+            pass
+
+        def create_repo(self, repository, **options):
+            calls["repo"] = repository, options
+
+        def upload_folder(self, **options):
+            calls.update(options)
+            return "https://example.org/lab/brain"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert push_to_hub(saved[0], "lab/brain") == "https://example.org/lab/brain"
+    assert calls["repo"][1]["private"] is True
+    assert "scaling.json" in calls["allow_patterns"]
+    (saved[0] / "scaling.json").unlink()
+    with pytest.raises(BrainLMError, match=r"lacks scaling\.json"):
+        push_to_hub(saved[0], "lab/brain")

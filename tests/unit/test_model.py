@@ -1,0 +1,222 @@
+"""The masked autoencoder: sizes, masking, missing parcels, embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from brainlm.errors import BrainLMError
+from brainlm.model import BrainLM, preset
+from brainlm.model.masking import Masking
+from brainlm.model.presets import PRESETS
+
+POINTS = np.random.default_rng(0).uniform(-60, 60, (24, 3))
+
+
+def small(name="tiny", **options):
+    torch.manual_seed(0)
+    options = {"num_parcels": 24, "window": 40, "patch": 10, "coordinates": POINTS} | options
+    return preset(name, **options).eval()
+
+
+def signal(batch=3):
+    return torch.randn(batch, 24, 40, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(c, patch_values):
+    """Parameters from the definition, written out."""
+
+    def stack(depth, d, ffn):
+        return depth * (4 * d * d + 4 * d + 2 * d * ffn + d + ffn + 4 * d)
+
+    d, e = c.width, c.decoder_width
+    total = patch_values * d + d + d + stack(c.depth, d, c.ffn) + 2 * d  # project, CLS, norm
+    total += d * e + e + e + stack(c.decoder_depth, e, c.decoder_ffn) + 2 * e  # embed, mask token
+    if c.family == "image":
+        return total + e * patch_values + patch_values
+    total += (e * (e // 2) + e // 2) + (e // 2 * patch_values + patch_values)
+    return total + c.num_parcels * (d + e) + 4 * (d // 2) + 4 * (e // 2)  # places of parcels
+
+
+@pytest.mark.parametrize(("name", "tokens", "parameters"), [
+    ("tiny", 4240, 196_596), ("13m", 4240, 13_465_876),
+    ("111m", 270, 111_081_792), ("650m", 270, 656_133_440),
+])  # fmt: skip
+def test_preset_sizes(name, tokens, parameters):
+    config = dataclasses.replace(preset_config(name), has_coordinates=False)
+    with torch.device("meta"):
+        model = BrainLM(config)
+    assert model.num_tokens == tokens
+    places = 0
+    if config.family == "parcel":  # the projection of mm, which a model without them lacks
+        places = 4 * (config.width // 2) + 4 * (config.decoder_width // 2)
+    assert sum(p.numel() for p in model.parameters()) + places == parameters
+    assert by_hand(config, 20 if config.family == "parcel" else 320) == parameters
+
+
+def preset_config(name):
+    from brainlm.model import BrainLMConfig
+
+    return BrainLMConfig(num_parcels=424, window=200, patch=20, preset=name, **PRESETS[name])
+
+
+def test_paper_patch_of_16_gives_the_rectangular_grid():
+    model = small("111m", num_parcels=424, patch=16, window=200,
+                  coordinates=None)  # fmt: skip
+    assert (model.grid.rows, model.grid.columns) == (27, 13)
+
+
+@pytest.mark.parametrize("name", ["tiny", "111m"])
+def test_shapes_and_fields(name):
+    model, x = small(name), signal()
+    out = model(x, mask_ratio=0.5)
+    assert out.prediction.shape == x.shape
+    assert out.pixel_mask.shape == x.shape
+    assert out.pixel_mask.dtype == torch.bool
+    hidden = int(model.num_tokens * 0.5)
+    assert (out.mask.sum(1) == model.num_tokens - hidden).all()
+    assert out.latent.shape == (3, 1 + hidden, model.config.width)
+    error = (out.prediction - x)[out.pixel_mask].square().mean()
+    assert torch.allclose(out.loss, error, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tiny", "111m"])
+def test_cut_and_paste_are_inverse(name):
+    grid, x = small(name).grid, signal()
+    patches, known, missing = grid.cut(x)
+    assert torch.equal(grid.paste(patches), x)
+    assert not missing.any()
+    assert grid.paste(known).all()
+
+
+@pytest.mark.parametrize("name", ["tiny", "111m"])
+def test_hidden_values_are_not_seen(name):
+    model, x = small(name), signal()
+    noise = torch.rand(3, model.num_tokens)
+    first = model(x, noise=noise)
+    changed = x.clone()
+    changed[first.pixel_mask] = 100.0
+    second = model(changed, noise=noise)
+    assert torch.equal(first.prediction, second.prediction)
+
+
+@pytest.mark.parametrize("name", ["tiny", "111m"])
+def test_missing_parcels_neither_seen_nor_judged(name):
+    model, x = small(name), signal()
+    x[1, :5] = torch.nan
+    out = model(x, generator=torch.Generator().manual_seed(0))
+    assert not out.pixel_mask[1, :5].any()
+    assert out.loss.isfinite()
+    out.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    if name == "tiny":  # whole tokens are missing: none reaches the encoder
+        tokens = out.mask.view(3, 24, 4)
+        assert tokens[1, :5].all()
+
+
+def test_embedding_does_not_depend_on_the_batch():
+    model, x = small(), signal()
+    x[1, :5] = torch.nan
+    together = model.embed(x)
+    alone = torch.cat([model.embed(x[i : i + 1]) for i in range(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert torch.equal(together, model.train().embed(x))  # evaluation mode, deterministic
+    assert model.training
+    assert model.embed(x, pool="mean").shape == (3, 64)
+
+
+def test_nothing_masked_is_loss_zero():
+    assert small()(signal(), mask_ratio=0.0).loss.item() == 0
+
+
+@pytest.mark.parametrize("name", ["tiny", "111m"])
+def test_future_mask_hides_the_last_points(name):
+    out = small(name)(signal(), mask="future", mask_ratio=0.25)
+    assert out.pixel_mask[..., -10:].all()
+    assert not out.pixel_mask[..., :-10].any()
+
+
+def test_training_decodes_a_share_and_evaluation_all():
+    model, x = small(), signal()
+    every = model(x).count
+    some = model.train()(x).count
+    assert some == every * 0.25 // 10 * 10 or abs(some / every - 0.25) < 0.02
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 60), st.data())
+def test_masking_restores(tokens, data):
+    visible = data.draw(st.integers(1, tokens))
+    noise = torch.rand(2, tokens)
+    masking = Masking.draw(noise, visible)
+    assert (masking.mask.sum(1) == tokens - visible).all()
+    x = torch.arange(tokens, dtype=torch.float32).expand(2, -1)[..., None]
+    kept = masking.keep(x)[..., 0].long()
+    assert torch.equal(masking.mask.gather(1, kept), torch.zeros(2, visible, dtype=torch.bool))
+    limit = noise.sort(1).values[:, visible - 1 : visible]
+    assert torch.equal(masking.mask, noise > limit)
+
+
+def test_errors_say_what_to_do():
+    with pytest.raises(BrainLMError, match="multiple of patch"):
+        small(window=41)
+    with pytest.raises(BrainLMError, match="tiny, 13m, 111m, 650m"):
+        small("large")
+    with pytest.raises(BrainLMError, match=r"\(24, 3\)"):
+        small(coordinates=POINTS[:5])
+    with pytest.raises(BrainLMError, match="random, future"):
+        small()(signal(), mask="past")
+    with pytest.raises(BrainLMError, match="no head"):
+        small().predict(signal())
+    with pytest.raises(BrainLMError, match="cls, mean"):
+        small().embed(signal(), pool="max")
+
+
+def test_same_as_vitmae_of_transformers():
+    """Image family against an independent implementation, same weights, same grid."""
+    transformers = pytest.importorskip("transformers")
+    from brainlm.model.mae import BrainLMConfig
+
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
+            "decoder_num_attention_heads": 4, "decoder_intermediate_size": 64}  # fmt: skip
+    config = transformers.ViTMAEConfig(image_size=32, patch_size=8, num_channels=1,
+                                       layer_norm_eps=1e-6, **size)  # fmt: skip
+    peer = transformers.ViTMAEForPreTraining(config).eval()
+    ours = BrainLM(BrainLMConfig(
+        family="image", num_parcels=32, window=32, patch=8, patch_parcels=8, width=32, depth=2,
+        heads=4, ffn=64, decoder_width=32, decoder_depth=1, decoder_heads=4, decoder_ffn=64,
+    )).eval()  # fmt: skip
+    from brainlm.model.published import rename
+
+    weights = rename(_published_names(peer.state_dict()), "image")
+    ours.load_state_dict({**weights, "coordinates": ours.coordinates})
+    table = torch.cat([torch.zeros(1, 32), ours.positions.table[0]])[None]
+    with torch.no_grad():  # transformers 5 leaves its tables at zero until weights are loaded
+        peer.vit.embeddings.position_embeddings.copy_(table)
+        peer.decoder.decoder_pos_embed.copy_(table)
+    x, noise = torch.randn(2, 32, 32), torch.rand(2, 16)
+    expected = peer(x[:, None], noise=noise)
+    found = ours(x, noise=noise)
+    assert torch.allclose(found.loss, expected.loss, atol=1e-5)
+
+
+def _published_names(weights):
+    """Names of transformers 5 to those of the published files (transformers 4)."""
+    pairs = [("vit.layers.", "vit.encoder.layer."), ("decoder.layers.", "decoder.decoder_layers."),
+             ("decoder.blocks.", "decoder.decoder_layers."),
+             ("attention.o_proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"),
+             ("mlp.fc2", "output.dense")]  # fmt: skip
+    pairs += [(f"attention.{x[0]}_proj", f"attention.attention.{x}")
+              for x in ("query", "key", "value")]  # fmt: skip
+    out = {}
+    for key, value in weights.items():
+        for new, old in pairs:
+            key = key.replace(new, old)
+        out[key] = value
+    return out

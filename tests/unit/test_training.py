@@ -1,0 +1,292 @@
+"""Pretraining and fine-tuning on a small study: results, exact resume, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import make_study
+
+from brainlm import config
+from brainlm.errors import BrainLMError
+from brainlm.model import from_pretrained
+from brainlm.training import pretrain as pretraining
+from brainlm.training.finetune import finetune
+from brainlm.training.pretrain import EXIT_SAVED, pretrain
+from brainlm.training.schedule import learning_rate_at
+
+MODEL = config.Model(preset="tiny", window=40, patch=10)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+def options(**changes):
+    return config.Pretrain(**{"epochs": 6, "batch_size": 4, "micro_batch_size": 2,
+                              "learning_rate": 3e-3, **changes})  # fmt: skip
+
+
+def run(study, out, **changes):
+    model = changes.pop("model", MODEL)
+    pretrain(study.shards, study.scaling, out, model=model, options=options(**changes),
+             atlas=study.atlas)  # fmt: skip
+    return out
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+#: run in another process, so that it can be killed
+SCRIPT = """
+import json, sys, time, torch
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from brainlm.training import pretrain as pretraining
+from test_training import make_study, run
+torch.set_num_threads(1)
+study = make_study(Path({folder!r}))
+pause = {pause}
+update = pretraining.Run._update
+def slow(self, *args):
+    update(self, *args)
+    time.sleep(pause)
+pretraining.Run._update = slow
+run(study, Path({out!r}), checkpoint_every_min=1e-6)
+"""
+
+
+def start(tmp_path: Path, out: Path, pause: float) -> subprocess.Popen:
+    (tmp_path / "study").mkdir(exist_ok=True)
+    text = SCRIPT.format(here=str(Path(__file__).parent), folder=str(tmp_path / "study"),
+                         out=str(out), pause=pause)  # fmt: skip
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory):
+    return run(study, tmp_path_factory.mktemp("finished"))
+
+
+def test_pretraining_writes_a_model_that_beats_zero(tmp_path):
+    study = make_study(tmp_path, people=60)
+    out = run(study, tmp_path / "out", epochs=40, batch_size=8, micro_batch_size=8)
+    lines = metrics(out)
+    last = [line for line in lines if line["split"] == "validation"][-1]
+    assert last["r2"] > last["r2_zero"] + 0.1
+    assert {"step", "epoch", "split", "loss", "r2", "windows_per_s", "data_wait", "lr",
+            "seconds"} <= set(lines[0])  # fmt: skip
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["recordings"] == {"train": 42, "validation": 12}
+    assert facts["left_out"] == {"bad_data": 1}
+    model = from_pretrained(out)
+    assert model.scaling.atlas == "toy"
+    assert "masked reconstruction" in (out / "README.md").read_text().lower()
+
+
+def test_finished_run_is_not_repeated(study, finished, capsys):
+    before, lines = weights(finished), metrics(finished)
+    run(study, finished)
+    assert metrics(finished) == lines
+    assert "nothing to do" in capsys.readouterr().out
+    assert weights(finished) == before
+
+
+def test_two_runs_are_bitwise_equal(study, finished, tmp_path):
+    assert weights(run(study, tmp_path / "again")) == weights(finished)
+
+
+def test_killed_at_any_moment_and_resumed_bitwise(finished, tmp_path):
+    out = tmp_path / "killed"
+    for wanted in (3, 11):
+        process = start(tmp_path, out, 0.1)
+        while not any(int(p.stem[5:]) >= wanted for p in out.glob("checkpoints/step-*.pt")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (out / "model.safetensors").exists()
+    process = start(tmp_path, out, 0.0)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "going on from update" in text
+    assert weights(out) == weights(finished)
+    steps = [line["step"] for line in metrics(out) if line["split"] == "train"]
+    assert steps == sorted(set(steps))
+
+
+def test_preemption_saves_and_says_so(finished, tmp_path):
+    out = tmp_path / "preempted"
+    process = start(tmp_path, out, 0.1)
+    while not list(out.glob("checkpoints/step-*.pt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_SAVED == 75
+    assert "run again to go on" in text
+    process = start(tmp_path, out, 0.0)
+    process.communicate(timeout=120)
+    assert weights(out) == weights(finished)
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(study, finished, tmp_path, capsys):
+    out = run(study, tmp_path / "out", checkpoint_every_min=1e-6)
+    (out / "model.safetensors").unlink()
+    newest = max(out.glob("checkpoints/step-*.pt"))
+    assert len(list(out.glob("checkpoints/step-*.pt"))) == 2
+    assert (out / "checkpoints" / "best.pt").exists()
+    newest.write_bytes(newest.read_bytes()[:-2000])
+    capsys.readouterr()
+    run(study, out, checkpoint_every_min=1e-6)
+    assert "damaged checkpoint" in capsys.readouterr().out
+    assert weights(out) == weights(finished)
+
+
+def test_other_settings_start_anew_and_say_which(study, finished, tmp_path, capsys):
+    out = run(study, tmp_path / "out")
+    run(study, out, epochs=7)
+    assert "epochs: 6 → 7" in capsys.readouterr().out
+    assert json.loads((out / "done.json").read_text())["step"] == 25
+
+
+def test_micro_batches_do_not_change_the_result(study, finished, tmp_path):
+    out = run(study, tmp_path / "out", micro_batch_size=4)
+    # Losses, not weights: Adam turns the rounding noise in the gradient of a key bias, which
+    # softmax ignores, into steps of full size.
+    for one, two in zip(metrics(finished), metrics(out), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
+def test_future_mask_trains(study, tmp_path):
+    out = run(study, tmp_path / "out", mask="future", mask_ratio=0.25, epochs=1)
+    assert metrics(out)[-1]["split"] == "validation"
+
+
+def test_collapse_is_noticed(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pretraining, "COLLAPSED", 1e9)
+    run(study, tmp_path / "out", epochs=1)
+    assert "the encoder has collapsed" in capsys.readouterr().out
+
+
+def test_no_validation_recordings(study, tmp_path, capsys):
+    alone = make_study(tmp_path, people=7)
+    run(alone, tmp_path / "out", epochs=1)
+    assert "without validation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "word"), [
+    ({"model": config.Model(preset="tiny", window=100, patch=10)}, "the longest is"),
+    ({"model": config.Model(preset="tinny", window=40, patch=10)}, "no model preset 'tinny'"),
+    ({"batch_size": 5, "micro_batch_size": 2}, "must be a multiple"),
+    ({"gpus": 8}, "sees no GPU"),
+    ({"learning_rate": 1e30, "warmup": 0.0}, "not finite"),
+])  # fmt: skip
+def test_bad_input(study, tmp_path, changes, word):
+    if "gpus" in changes and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(BrainLMError, match=word):
+        run(study, tmp_path / "out", **changes)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_shards_of_another_atlas(study, tmp_path):
+    from dataclasses import replace
+
+    other = replace(study.atlas, name="other", image_sha256="b" * 64)
+    with pytest.raises(BrainLMError, match="made with atlas toy"):
+        pretrain(study.shards, study.scaling, tmp_path / "out", model=MODEL, options=options(),
+                 atlas=other)  # fmt: skip
+
+
+def test_learning_rate_rises_and_falls():
+    given = options(learning_rate=1.0, warmup=0.1)
+    rates = [learning_rate_at(step, 100, given) for step in range(100)]
+    assert rates[9] == 1.0
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+# ---- fine-tuning ----------------------------------------------------------------------------
+
+
+def tune(study, out, start, labels, kind="regression", **changes):
+    given = config.Finetune(**{"epochs": 4, "batch_size": 4, "learning_rate": 1e-3, **changes})
+    return finetune(start, study.shards, study.scaling, labels, out, target="age", kind=kind,
+                    options=given, model=MODEL, atlas=study.atlas)  # fmt: skip
+
+
+@pytest.mark.parametrize("scratch", [False, True])
+def test_fine_tuning_predicts_everybody(study, finished, tmp_path, scratch):
+    labels = study.labels.copy()
+    labels.iloc[3] = np.nan
+    table = tune(study, tmp_path / "out", None if scratch else finished, labels)
+    assert len(table) == 20
+    assert table["prediction"].notna().all()
+    assert table["label"].isna().sum() == 1
+    saved = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    pd.testing.assert_frame_equal(saved, table)
+    assert list(saved.columns) == ["cohort", "participant_id", "recording_id", "split", "label",
+                                   "prediction"]  # fmt: skip
+    model = from_pretrained(tmp_path / "out")
+    assert model.predict(torch.randn(2, 12, 40)).shape == (2, 1)
+    with pytest.raises(BrainLMError, match="no decoder"):
+        model(torch.randn(2, 12, 40))
+
+
+def test_label_transform_comes_from_training_subjects(study, finished, tmp_path):
+    tune(study, tmp_path / "a", finished, study.labels, epochs=1)
+    split = {f"sub-{i:03d}": i % 10 for i in range(20)}
+    train = [v for (_, who), v in study.labels.items() if split[who] < 7]
+    model = from_pretrained(tmp_path / "a")
+    assert model.config.label_mean == pytest.approx(np.mean(train))
+    assert model.config.label_std == pytest.approx(np.std(train))
+
+
+def test_test_labels_change_nothing(study, finished, tmp_path):
+    labels = study.labels.copy()
+    labels.iloc[[9, 19]] = 1e6
+    one = tune(study, tmp_path / "a", finished, study.labels, epochs=2)
+    two = tune(study, tmp_path / "b", finished, labels, epochs=2)
+    assert np.array_equal(one["prediction"], two["prediction"])
+
+
+def test_classification(study, finished, tmp_path):
+    labels = (study.labels > study.labels.median()).astype(float)
+    table = tune(study, tmp_path / "two", finished, labels, kind="classification", epochs=2)
+    assert table["prediction"].between(0, 1).all()
+    labels = pd.Series(np.arange(20) % 3, study.labels.index, dtype=float)
+    table = tune(study, tmp_path / "three", finished, labels, kind="classification", epochs=1)
+    assert set(table["prediction"]) <= {0.0, 1.0, 2.0}
+
+
+def test_nobody_has_a_label(study, finished, tmp_path):
+    with pytest.raises(BrainLMError, match="no training subject has both"):
+        tune(study, tmp_path / "out", finished, study.labels * np.nan)
+    with pytest.raises(BrainLMError, match="one class"):
+        tune(study, tmp_path / "out", finished, study.labels * 0, kind="classification")

@@ -1,0 +1,144 @@
+"""Windows: what is read, in which order, and that nothing else decides it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from synthetic import make_study
+
+from brainlm.errors import BrainLMError
+from brainlm.shards import Corpus, Scaling
+from brainlm.training.metrics import MaskedR2, interpolate_linear
+from brainlm.training.windows import MappedSeries, Prefetch, Windows, choose_rows
+
+
+@pytest.fixture(scope="module", params=["float16", "float32"])
+def study(request, tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"), dtype=request.param)
+
+
+def windows(study, **options):
+    corpus = Corpus(study.shards)
+    rows, _ = choose_rows(corpus, 40, "train")
+    return Windows(corpus, Scaling.load(study.scaling), 40, rows, **{"num_tokens": 8, **options})
+
+
+def test_mapped_series_equal_the_corpus(study):
+    corpus = Corpus(study.shards)
+    mapped = MappedSeries(corpus)
+    for row in corpus.usable():
+        assert np.array_equal(mapped[row], corpus.series(row), equal_nan=True)
+    assert len(mapped._views) == len(corpus.usable())  # found in the files, every one
+
+
+def test_compressed_shards_are_read_all_the_same(study, tmp_path):
+    table = pq.read_table(study.shards[0])
+    pq.write_table(table, tmp_path / "z.parquet", compression="zstd")
+    corpus = Corpus([tmp_path / "z.parquet"])
+    row = int(corpus.usable()[0])
+    assert np.array_equal(MappedSeries(corpus)[row], corpus.series(row), equal_nan=True)
+
+
+def test_a_window_is_a_scaled_slice(study):
+    w, corpus = windows(study), Corpus(study.shards)
+    scaling = Scaling.load(study.scaling)
+    row = int(w.rows[0])
+    whole = corpus.scaled(row, scaling).T
+    for window in w.even(row, 3).numpy():
+        starts = range(whole.shape[1] - 39)
+        assert any(np.allclose(window, whole[:, s : s + 40], equal_nan=True, atol=1e-5)
+                   for s in starts)  # fmt: skip
+    assert w.even(1, 1)[0, 2].isnan().all()  # a missing parcel stays missing
+
+
+def test_random_but_repeatable(study):
+    first, again = windows(study), windows(study)
+    a, b = first.batch(first.stream(3, 5)), again.batch(again.stream(3, 5))
+    assert torch.equal(a.signal.nan_to_num(), b.signal.nan_to_num())
+    assert torch.equal(a.noise, b.noise)
+    later = first.batch([(epoch + 1, row) for epoch, row in first.stream(3, 5)])
+    assert not torch.equal(a.noise, later.noise)
+    other = windows(study, seed=1)
+    assert other.stream(0, 14) != first.stream(0, 14)
+
+
+def test_a_window_does_not_depend_on_its_neighbours(study):
+    w = windows(study)
+    picks = w.stream(0, 6)
+    whole, parts = w.batch(picks), [w.batch(picks[i : i + 2]) for i in (0, 2, 4)]
+    assert torch.equal(whole.noise, torch.cat([p.noise for p in parts]))
+    joined = torch.cat([p.signal for p in parts])
+    assert torch.equal(whole.signal.nan_to_num(), joined.nan_to_num())
+
+
+def test_every_recording_once_an_epoch(study):
+    w = windows(study)
+    n = len(w)
+    picks = w.stream(n, 2 * n)
+    assert {epoch for epoch, _ in picks} == {1, 2}
+    for epoch in (1, 2):
+        assert sorted(row for e, row in picks if e == epoch) == sorted(w.rows)
+    assert w.stream(n + 3, 5) == picks[3:8]
+
+
+def test_prefetch_keeps_the_order(study):
+    w = windows(study)
+    wanted = [w.stream(i, 2) for i in range(0, 20, 2)]
+    got = [batch.rows.tolist() for batch in Prefetch(w, iter(wanted), threads=3)]
+    assert got == [[row for _, row in picks] for picks in wanted]
+
+
+def test_loader_error_reaches_the_consumer(study):
+    with pytest.raises(IndexError):
+        list(Prefetch(windows(study), iter([[(0, 10_000)]])))
+
+
+def test_no_recording_is_long_enough(study):
+    corpus = Corpus(study.shards)
+    with pytest.raises(BrainLMError, match=r"the longest is sub-\d+_task-rest with 62"):
+        choose_rows(corpus, 100, "train")
+    rows, left_out = choose_rows(corpus, 61, "train")
+    assert len(rows) < len(corpus.usable(split="train"))
+    assert left_out["bad_data"] == 1
+    assert left_out["shorter than the window of 61 time points"] == 5
+
+
+def test_scaling_of_another_atlas(study):
+    from dataclasses import replace
+
+    scaling = replace(Scaling.load(study.scaling), atlas_sha256="b" * 64)
+    with pytest.raises(BrainLMError, match="atlas_sha256"):
+        Windows(Corpus(study.shards), scaling, 40, [0])
+
+
+def test_linear_interpolation_equals_numpy():
+    random = np.random.default_rng(0)
+    signal = torch.from_numpy(random.standard_normal((2, 5, 30)))
+    hidden = torch.from_numpy(random.random((2, 5, 30)) < 0.6)
+    hidden[0, 0] = True
+    found = interpolate_linear(signal, hidden).numpy()
+    for b in range(2):
+        for r in range(5):
+            seen = np.flatnonzero(~hidden[b, r].numpy())
+            expected = np.zeros(30)
+            if len(seen):
+                expected = np.interp(np.arange(30), seen, signal[b, r].numpy()[seen])
+            assert np.allclose(found[b, r], expected)
+
+
+def test_masked_r2_equals_scikit_learn():
+    from sklearn.metrics import r2_score
+
+    random = np.random.default_rng(0)
+    y, p = random.standard_normal((2, 4, 3, 10))
+    hidden = random.random((4, 3, 10)) < 0.5
+    meter = MaskedR2(("r2", "r2_zero"))
+    for k in range(4):
+        args = [torch.from_numpy(x[k : k + 1]) for x in (y, hidden, p)]
+        meter.add(*args, torch.zeros(1, 3, 10))
+    scores = meter.result()
+    assert scores["r2"] == pytest.approx(r2_score(y[hidden], p[hidden]))
+    assert scores["r2_zero"] == pytest.approx(r2_score(y[hidden], 0 * p[hidden]))
+    assert MaskedR2().result() == {"r2": None}
