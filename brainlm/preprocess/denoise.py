@@ -361,16 +361,22 @@ def _fit_mixture(centre: np.ndarray, counts: np.ndarray, iterations: int = 50) -
         posterior = joint / np.maximum(joint.sum(0), 1e-300)
         mass = posterior * counts
         weight = mass.sum(1) / counts.sum()
-        middle = np.average(centre, weights=mass[0])
-        spread = np.sqrt(np.average((centre - middle) ** 2, weights=mass[0])) + 1e-6
+        middle, variance = _moments(centre, mass[0])
+        spread = np.sqrt(variance) + 1e-6
         for tail, sign in enumerate((1, -1)):
             away = sign * (centre - middle)
             portion = mass[tail + 1] * (away > spread)
             if portion.sum() > 1:
-                mean = np.average(away, weights=portion)
-                variance = np.average((away - mean) ** 2, weights=portion)
+                mean, variance = _moments(away, portion)
                 tails[tail] = (mean, max(variance, 1e-3))
     return posterior
+
+
+def _moments(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Weighted mean and variance."""
+    total = max(weights.sum(), 1e-300)
+    mean = values @ weights / total
+    return mean, (values - mean) ** 2 @ weights / total
 
 
 def _gamma_density(away: np.ndarray, mean: float, variance: float) -> np.ndarray:

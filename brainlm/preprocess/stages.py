@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def _timed(figures: Figures, step: str):
     figures[f"{step}_s"] = round(time.perf_counter() - start, 3)
 
 
+def _reproducible(function: Callable[..., Figures]) -> Callable[..., Figures]:
+    """One thread for matrix products: their rounding, and so the bytes, depend on the number.
+
+    It is also faster where recordings run side by side: threads that wait for a busy core spin.
+    """
+
+    @wraps(function)
+    def run(*arguments: Any) -> Figures:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1, user_api="blas"):
+            return function(*arguments)
+
+    return run
+
+
 def prepare(stage: str, atlas: Atlas) -> None:
     """Load what all recordings of a stage share, before a chunk is forked into processes."""
     from . import denoise, mask, motion, normalise, parcellate, sampling, template  # noqa: F401
@@ -112,6 +129,7 @@ def prepare(stage: str, atlas: Atlas) -> None:
         parcellate.parcel_points(atlas)
 
 
+@_reproducible
 def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas) -> Figures:
     """Read, check, drop non-steady volumes, correct slice times if asked, estimate motion.
 
@@ -174,6 +192,7 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
     return figures
 
 
+@_reproducible
 def normalise(
     entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
 ) -> Figures:
@@ -218,6 +237,7 @@ def normalise(
     return figures | {"method": fit.method, **quality}
 
 
+@_reproducible
 def denoise(
     entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
 ) -> Figures:
@@ -264,6 +284,7 @@ def denoise(
     return figures
 
 
+@_reproducible
 def parcellate(
     entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
 ) -> Figures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import ndimage as ndi
+from threadpoolctl import threadpool_limits
 
 from brainlm.errors import RecordingError
 from brainlm.preprocess import denoise
@@ -28,6 +29,13 @@ from brainlm.preprocess.filter import clean_columns, cosine_basis
 from brainlm.preprocess.template import Template
 
 TR_S, T = 2.0, 150
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As recordings are run; matrix products that share cores with other tests crawl."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
@@ -33,6 +34,13 @@ from brainlm.simulate.bids import simulate_cohort
 from brainlm.simulate.truth import load_truth
 
 CONFIG = Preprocess()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As recordings are run; matrix products that share cores with other tests crawl."""
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def make_entry(root: Path, path: Path) -> Entry:
