@@ -77,8 +77,8 @@ def measure_tsnr(series: np.ndarray, drift: np.ndarray | None = None) -> float:
     return float(np.median(mean[usable] / sd[usable])) if usable.any() else float("nan")
 
 
-def mean_connectivity(series: np.ndarray) -> np.ndarray:
-    """Correlations of all pairs of columns with data: upper triangle, [pairs]."""
+def correlate_columns(series: np.ndarray) -> np.ndarray:
+    """Correlations of all pairs of columns that have data: [pairs]."""
     kept = series[:, np.isfinite(series).all(0) & (series.std(0) > 0)]
     matrix = np.corrcoef(kept.T)
     return matrix[np.triu_indices(len(matrix), 1)]

@@ -297,7 +297,6 @@ def parcellate(
     """
     from .filter import clean
     from .parcellate import to_percent
-    from .quality import mean_connectivity
     from .resample import resample
 
     figures: Figures = {}
@@ -314,18 +313,11 @@ def parcellate(
         alive = np.isfinite(baseline)
         filtered = clean(100 * raw[:, alive] / baseline[alive], bold.tr_s, **band)
         series = resample(percent, bold.tr_s, config.sample_period_s).astype(np.float32)
-    before, after = (np.mean(np.abs(mean_connectivity(s))) for s in (filtered, percent[:, alive]))
-    written = read_json(sidecar(paths.boldref))["Figures"]
-    kept = ("mean_fd_mm", "mean_dvars", "tsnr", "repetition_time_s", "duration_s")
-    figures |= {key: written[key] for key in kept} | {
+    figures |= _acquired(paths) | {
         "num_timepoints": len(series),
         "parcels_with_data": int(alive.sum()),
         "mean_coverage": float(coverage.mean()),
-        "parcel_tsnr_before": float(np.median(100 / filtered.std(0))),
-        "parcel_tsnr_after": float(np.median(100 / percent[:, alive].std(0))),
-        "mean_abs_r_before": float(before),
-        "mean_abs_r_after": float(after),
-        "variance_kept": float(np.sum(percent[:, alive] ** 2) / np.sum(filtered**2)),
+        **_compare(filtered, percent[:, alive]),
     }
     _write_coverage(paths.coverage(atlas), atlas, coverage, baseline)
     _write_series(
@@ -337,7 +329,7 @@ def parcellate(
         tr_s=bold.tr_s,
         sample_period_s=config.sample_period_s,
         units="percent",
-        **{key: written[key] for key in kept[:3] + kept[4:]},
+        **{key: figures[key] for key in ("duration_s", "mean_fd_mm", "mean_dvars", "tsnr")},
     )
     return figures
 
@@ -364,40 +356,10 @@ def parcels_layout(
 
     raw, tr_s = read_series(entry.path, repetition_time_s=repetition_time_s)
     acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
-    if raw.shape[1] != atlas.num_parcels:
-        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
-        raise RecordingError(
-            "bad_data",
-            f"{entry.path}: expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
-            f"{raw.shape[1]}{turned}",
-            **acquired,
-        )
-    if acquired["duration_s"] < config.min_duration_s:
-        raise RecordingError(
-            "too_short",
-            f"{acquired['duration_s']:.1f} s usable ({len(raw)} time points of {tr_s:g} s), at "
-            f"least {config.min_duration_s:g} s needed",
-            **acquired,
-        )
-    finite = np.isfinite(raw)
-    partly = ~finite.all(0) & finite.any(0)
-    if partly.any() or np.isinf(raw).any():
-        rows = np.flatnonzero(~finite[:, partly | np.isinf(raw).any(0)].all(1))
-        raise RecordingError(
-            "bad_data",
-            f"{entry.path}: NaN or infinite values at {len(rows)} of {len(raw)} time points "
-            f"(first {rows[0]}) in {int(partly.sum())} parcels that have data elsewhere",
-            **acquired,
-        )
-    dead = ~finite.all(0)
-    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
-    if dead.mean() > 0.5:
-        raise RecordingError(
-            "parcellation_failed",
-            f"{entry.path}: {int(dead.sum())} of {len(dead)} parcels are empty or constant, at "
-            "most half may be",
-            **acquired,
-        )
+    try:
+        dead = _check_parcels(raw, acquired["duration_s"], config, atlas)
+    except RecordingError as error:
+        raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
     live = np.where(dead, np.nan, raw)
     series = resample(live, tr_s, config.sample_period_s).astype(np.float32)
     _write_series(
@@ -419,6 +381,43 @@ def parcels_layout(
         "parcels_with_data": int((~dead).sum()),
         "mean_coverage": float((~dead).mean()),
     }
+
+
+def _check_parcels(
+    raw: np.ndarray, duration_s: float, config: Preprocess, atlas: Atlas
+) -> np.ndarray:
+    """Which columns are dead [R]; an error if the series cannot be used."""
+    if raw.shape[1] != atlas.num_parcels:
+        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
+        raise RecordingError(
+            "bad_data",
+            f"expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
+            f"{raw.shape[1]}{turned}",
+        )
+    if duration_s < config.min_duration_s:
+        raise RecordingError(
+            "too_short",
+            f"{duration_s:.1f} s usable ({len(raw)} time points), at least "
+            f"{config.min_duration_s:g} s needed",
+        )
+    infinite = np.isinf(raw).any(0)
+    missing = np.isnan(raw)
+    partly = infinite | (missing.any(0) & ~missing.all(0))
+    if partly.any():
+        rows = np.flatnonzero(~np.isfinite(raw[:, partly]).all(1))
+        raise RecordingError(
+            "bad_data",
+            f"NaN or infinite values at {len(rows)} of {len(raw)} time points (first {rows[0]}) "
+            f"in {int(partly.sum())} parcels that have data elsewhere",
+        )
+    dead = missing.all(0)
+    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
+    if dead.mean() > 0.5:
+        raise RecordingError(
+            "parcellation_failed",
+            f"{int(dead.sum())} of {len(dead)} parcels are empty or constant, at most half may be",
+        )
+    return dead
 
 
 def _series(
@@ -703,6 +702,26 @@ def _nuisance(paths: _Paths, config: Preprocess) -> tuple:
         mixing = np.column_stack(list(read_table(paths.mixing).values()))
         noise = read_table(paths.metrics)["classification"] == "rejected"
     return choose_nuisance(config.denoise, confounds, mixing, noise)
+
+
+def _acquired(paths: _Paths) -> Figures:
+    """What the motion stage measured."""
+    written = read_json(sidecar(paths.boldref))["Figures"]
+    kept = ("repetition_time_s", "duration_s", "mean_fd_mm", "mean_dvars", "tsnr")
+    return {key: np.nan if written[key] is None else float(written[key]) for key in kept}
+
+
+def _compare(before: np.ndarray, after: np.ndarray) -> Figures:
+    """What denoising changed, from filtered and denoised percent series [T, covered parcels]."""
+    from .quality import correlate_columns
+
+    return {
+        "parcel_tsnr_before": float(np.median(100 / before.std(0))),
+        "parcel_tsnr_after": float(np.median(100 / after.std(0))),
+        "mean_abs_r_before": float(np.abs(correlate_columns(before)).mean()),
+        "mean_abs_r_after": float(np.abs(correlate_columns(after)).mean()),
+        "variance_kept": float(np.sum(after**2) / np.sum(before**2)),
+    }
 
 
 def _write_coverage(path: Path, atlas: Atlas, coverage: np.ndarray, baseline: np.ndarray) -> None:

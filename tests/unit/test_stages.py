@@ -329,7 +329,7 @@ def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path)
     [
         (lambda s: s[:, :200], "bad_data", "expected 424 columns (atlas demo424), found 200"),
         (lambda s: s.T, "bad_data", "transposed"),
-        (lambda s: s[:50], "too_short", "100.0 s usable (50 time points of 2 s)"),
+        (lambda s: s[:50], "too_short", "100.0 s usable (50 time points)"),
         (lambda s: np.where(np.arange(424) < 300, 0, s), "parcellation_failed", "300 of 424"),
         (lambda s: np.where(np.arange(100)[:, None] == 40, np.nan, s), "bad_data", "first 40"),
         (lambda s: np.where(np.arange(100)[:, None] == 40, np.inf, s), "bad_data", "first 40"),
