@@ -16,7 +16,7 @@ from .anatomy import Head
 from .atlas import NUM_PARCELS
 
 _BRIGHTNESS = 1000  # of grey matter, arbitrary units
-_ARTEFACT_SD = {"pulsation": 0.04, "spin_history": 0.03, "speckle": 0.012, "drift": 0.012}
+_ARTEFACT_SD = {"pulsation": 0.04, "spin_history": 0.03, "speckle": 0.012, "drift": 0.008}
 
 
 @dataclass(frozen=True)

@@ -140,11 +140,13 @@ def make_artefacts(rng: np.random.Generator, times_s: np.ndarray, motion: np.nda
     moved = np.zeros(len(times_s))
     moved[1:] = np.linalg.norm(np.diff(motion[:, :3, 3], axis=0), axis=1)
     moved[1:] += 50 * np.linalg.norm(np.diff(motion[:, :3, :3], axis=0), axis=(1, 2)) / np.sqrt(2)
-    history = moved + 0.5 * np.roll(moved, 1)
+    moved = np.tanh(moved)  # mm; beyond about 1 mm the signal lost hardly grows
+    history = moved.copy()
+    history[1:] += 0.5 * moved[:-1]
     white = rng.standard_normal(len(times_s) + 2)
     speckle = white[2:] - 1.2 * white[1:-1] + 0.5 * white[:-2]
     unit = times_s / times_s[-1]
-    drift = rng.choice([-1, 1]) * unit + rng.uniform(-1, 1) * unit**2
+    drift = rng.choice([-1, 1]) * unit + rng.uniform(-0.5, 0.5) * unit**2
     courses = [_beat(rng, times_s, 1.1, 0.05), history, speckle, drift]
     return _standardise(np.stack(courses, axis=1))
 
