@@ -418,7 +418,7 @@ def _skip(stream: BinaryIO, count: int) -> None:
 
 def _fill(stream: BinaryIO, block: np.ndarray, dtype: np.dtype, slope: float, inter: float):
     raw = np.empty(block.shape, dtype)
-    view = memoryview(raw.reshape(-1).view(np.uint8))
+    view = raw.reshape(-1).view(np.uint8).data
     filled = 0
     while filled < raw.nbytes:
         got = stream.readinto(view[filled:])  # type: ignore[attr-defined]
@@ -439,9 +439,9 @@ def _check_volumes(
     """NaN background is set to 0; a volume with NaN elsewhere, or of one value, is an error."""
     odd = np.flatnonzero(~np.isfinite(ranges).all(1))
     if len(odd):
-        always = ~np.isfinite(volumes).any(0) if len(odd) == len(volumes) else False
-        bad = [t for t in odd if (~np.isfinite(volumes[t]) & ~np.asarray(always)).any()]
-        if bad or np.all(always):
+        always = ~np.isfinite(volumes).any(0)  # [Z, Y, X]
+        bad = [t for t in odd if (~np.isfinite(volumes[t]) & ~always).any()]
+        if bad or always.all():
             bad = bad or list(odd)
             raise RecordingError(
                 "bad_data",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class _Paths:
         self._path = path
 
     def coverage(self, atlas: Atlas) -> Path:
-        return self._path("bold", ".tsv", space=atlas.space, atlas=atlas.name, stat="coverage")
+        return self._path("bold", ".tsv", space=_space(atlas), atlas=atlas.name, stat="coverage")
 
 
 def sidecar(path: Path) -> Path:
@@ -307,11 +307,16 @@ def parcellate(
         raw, coverage = _sample_parcels(bold, paths, atlas)
     with _timed(figures, "clean"):
         nuisance, signal = _nuisance(paths, config)
-        band = {"high_pass_hz": config.high_pass_hz, "low_pass_hz": config.low_pass_hz}
-        cleaned = clean(raw, bold.tr_s, **band, nuisance=nuisance, signal=signal)
+        band_pass = partial(
+            clean,
+            tr_s=bold.tr_s,
+            high_pass_hz=config.high_pass_hz,
+            low_pass_hz=config.low_pass_hz,
+        )
+        cleaned = band_pass(raw, nuisance=nuisance, signal=signal)
         percent, baseline, coverage = to_percent(raw, cleaned, coverage, config.min_coverage)
         alive = np.isfinite(baseline)
-        filtered = clean(100 * raw[:, alive] / baseline[alive], bold.tr_s, **band)
+        filtered = band_pass(100 * raw[:, alive] / baseline[alive])
         series = resample(percent, bold.tr_s, config.sample_period_s).astype(np.float32)
     figures |= _acquired(paths) | {
         "num_timepoints": len(series),
