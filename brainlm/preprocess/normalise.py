@@ -35,6 +35,7 @@ LENGTH_MM = 50.0  # a unit of shear or zoom moves points at this distance by one
 
 MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
 MIN_DICE = 0.8  # of the two brain masks, inside the field of view
+MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
 ZOOM_RANGE = (0.65, 1.5)  # of the affine part along any direction
 MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
 
@@ -167,6 +168,12 @@ def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisat
     result = _to_result(template, state, method)
     figures.update(_assess(result, moving, mask, affine, template, state))
     result = replace(result, quality=figures)
+    if method == "t1w" and figures["correlation"] < figures["correlation_affine"]:
+        raise RecordingError(
+            "registration_failed",
+            f"through the T1w image the fit is worse (correlation {figures['correlation']:.2f}) "
+            f"than without it ({figures['correlation_affine']:.2f}): leave the T1w image out",
+        )
     _check_quality(figures)
     return result
 
@@ -293,10 +300,10 @@ def _contract(fields: np.ndarray, bases) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Match:
-    """How an image fits in one state: residuals, what they depend on, and the cost."""
+    """How an image fits in one state: what the cost and its derivatives are made of."""
 
     cost: float
-    residual: np.ndarray  # [N], 0 outside the field of view
+    pull: np.ndarray  # [N] residuals less (1 - R^2) of the centred image, 0 outside
     slopes: np.ndarray  # [N, 3] per mm of the image's world, 0 outside
     columns: np.ndarray  # [N, C] orthonormal: the intensity model, 0 outside
     places: np.ndarray  # [N, 3] world mm
@@ -346,7 +353,8 @@ class _Problem:
         low = np.linalg.cholesky(gram + 1e-5 * np.trace(gram) / len(gram) * np.eye(len(gram)))
         columns = columns @ np.linalg.inv(low).T.astype(np.float32)
         residual = values - columns @ (columns.T @ values)
-        total = float(np.sum((values - values[inside].mean()) ** 2, where=inside))
+        centred = np.where(inside, values - values[inside].mean() if inside.any() else 0, 0)
+        total = float(centred @ centred)
         square = float(residual @ residual) + 1e-12
         share = min(square / (total + 1e-12), 1e3)
         if inside.mean() < 0.2:
@@ -357,7 +365,7 @@ class _Problem:
             flat = state.coefficients.reshape(3, -1)
             cost += 0.5 * float((flat**2 @ self.grid.precision).sum())
         return _Match(
-            cost, residual, slopes, columns, places, square,
+            cost, residual - share * centred, slopes, columns, places, square,
             float(np.sqrt(max(0.0, 1 - share))), inside,
         )  # fmt: skip
 
@@ -365,7 +373,7 @@ class _Problem:
         """Hessian and gradient of the cost, intensity weights eliminated."""
         parts = self._by_bend if self.bent else self._by_affine
         hessian, gradient = parts(state, match)
-        scale = len(match.residual) / self.redundancy / match.square
+        scale = len(match.pull) / self.redundancy / match.square
         hessian, gradient = hessian * scale, gradient * scale
         if self.bent:
             prior = np.tile(self.grid.precision, 3)
@@ -379,12 +387,12 @@ class _Problem:
         moves += self.generators[:, None, :3, 3]
         jacobian = np.einsum("gni,ni->gn", moves, match.slopes)
         cross = jacobian @ match.columns
-        return jacobian @ jacobian.T - cross @ cross.T, jacobian @ match.residual
+        return jacobian @ jacobian.T - cross @ cross.T, jacobian @ match.pull
 
     def _by_bend(self, state: _State, match: _Match):
         """All sums over points are sums over a box, one axis after the other: J is never made."""
         slopes = (match.slopes @ state.affine[:3, :3].astype(np.float32)).T  # [3, N]
-        beside = np.vstack([match.columns.T, match.residual[None]])
+        beside = np.vstack([match.columns.T, match.pull[None]])
         sums = [self.grid.project(beside * slopes[i]) for i in range(3)]  # [C + 1, K] each
         blocks = [[None] * 3 for _ in range(3)]
         for i in range(3):
@@ -466,7 +474,7 @@ def _minimise(problem: _Problem, state: _State, max_steps: int) -> tuple[_State,
                 gain = here.cost - there.cost
                 state, here = candidate, there
                 break
-        if gain < GAIN * len(here.residual) / problem.redundancy:
+        if gain < GAIN * len(here.pull) / problem.redundancy:
             break
     return state, here
 
@@ -489,12 +497,14 @@ def _with_slopes(columns: np.ndarray, grid: _Grid) -> np.ndarray:
     return np.hstack(parts).astype(np.float32)
 
 
-def _descend(image, template, state, levels, *, bend, margin_mm=6.0, steps=6) -> _State:
+def _descend(
+    image, template, state, levels, *, bend, rigid=False, margin_mm=6.0, steps=6
+) -> _State:
     """Minimise level by level, from smooth to sharp."""
     grid = _grid(template, 4.0, margin_mm)
     for fwhm in levels:
         columns = _tissue_columns(template, grid, fwhm)
-        problem = _Problem(image, fwhm, grid, columns, bend=bend)
+        problem = _Problem(image, fwhm, grid, columns, bend=bend, rigid=rigid)
         state, _ = _minimise(problem, state, steps if bend else 30)
     return state
 
@@ -557,7 +567,9 @@ def _through_t1w(moving, template, direct: _State, t1w, t1w_affine) -> _State:
     if not high > 0:
         raise RecordingError("registration_failed", "the T1w image is empty")
     anatomy = _Image(np.clip(data, 0, high), t1w_affine)
-    state = _descend(anatomy, template, direct, AFFINE_FWHM_MM, bend=False, margin_mm=0.0)
+    state = _descend(
+        anatomy, template, direct, AFFINE_FWHM_MM, bend=False, rigid=True, margin_mm=0.0
+    )
     state = _descend(anatomy, template, state, (8.0, 5.0, 3.5), bend=True, margin_mm=0.0)
 
     grid = _grid(template, 4.0, 6.0)
@@ -653,6 +665,8 @@ def _check_quality(figures: dict[str, float]) -> None:
         problems.append(
             f"zooms of {figures['zoom_min']:.2f} to {figures['zoom_max']:.2f} outside {ZOOM_RANGE}"
         )
+    if figures["bend_rms_mm"] > MAX_BEND_MM:
+        problems.append(f"bent by {figures['bend_rms_mm']:.1f} mm (RMS) > {MAX_BEND_MM:g}")
     if problems:
         raise RecordingError(
             "registration_failed", "not a brain as the template has it: " + "; ".join(problems)
