@@ -110,16 +110,23 @@ def _template_maps():
     return grey, white, mask, images[0].affine
 
 
-@lru_cache(maxsize=4)
-def make_head(seed: int, bend_mm: float, contrast: str = "epi"):
-    """The head of :func:`make_subject` on a grid of HEAD_MM: image, brain mask and affine."""
+@lru_cache(maxsize=2)
+def _head_maps(seed: int, bend_mm: float):
+    """Grey, white and mask of a subject on a grid of HEAD_MM, and the affine."""
     shape = tuple(int(n / HEAD_MM) for n in (212, 252, 216))
     affine = np.diag([HEAD_MM, HEAD_MM, HEAD_MM, 1.0])
     affine[:3, 3] = (-107.0, -133.0, -88.0)
     subject = make_subject(seed, bend_mm)
     position = subject.find(_world(shape, affine).astype(np.float32))
     *maps, template_affine = _template_maps()
-    grey, white, mask = (_read(m, template_affine, position).reshape(shape) for m in maps)
+    return *(_read(m, template_affine, position).reshape(shape) for m in maps), affine
+
+
+@lru_cache(maxsize=4)
+def make_head(seed: int, bend_mm: float, contrast: str = "epi"):
+    """The head of :func:`make_subject` on a grid of HEAD_MM: image, brain mask and affine."""
+    grey, white, mask, affine = _head_maps(seed, bend_mm)
+    shape = mask.shape
     brain = mask > 0.5
     values = (GREY, WHITE, CSF) if contrast == "epi" else (550.0, 900.0, 200.0)
     fluid = np.clip(mask - grey - white, 0, 1)
