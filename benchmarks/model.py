@@ -103,14 +103,14 @@ def contestants(size: str, batch: int, device: str, half: bool) -> dict[str, Cal
     return build
 
 
-def compare(size: str, batch: int, device: str, half: bool, rounds: int) -> dict:
+def compare(size: str, batch: int, device: str, half: bool, rounds: int, clock) -> dict:
     steps = {name: make() for name, make in contestants(size, batch, device, half).items()}
     took = {name: [] for name in steps}
     for step in steps.values():  # once to warm up
         step()
     for _ in range(rounds):
         for name, step in steps.items():
-            took[name].append(timed(step, device))
+            took[name].append(timed(step, device, clock))
     base = np.array(next(iter(took.values())))
     out = {}
     for name, seconds in took.items():
@@ -121,14 +121,14 @@ def compare(size: str, batch: int, device: str, half: bool, rounds: int) -> dict
     return out
 
 
-def timed(step: Callable[[], None], device: str) -> float:
+def timed(step: Callable[[], None], device: str, clock=time.perf_counter) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def alone(size: str, batch: int, half: bool, backend: str) -> dict:
@@ -152,6 +152,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processor-time", action="store_true",
+                        help="CPU only: count processor seconds, where other programs run too")
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(args.threads)
@@ -162,7 +164,9 @@ def main() -> None:
             kind = torch.bfloat16 if half else torch.float32
             print(f"{size}, batch {batch}, mask {RATIO}, {args.device}, {kind}, attention "
                   f"{kernel_name('auto', args.device, kind, 64)}")  # fmt: skip
-            for name, row in compare(size, batch, args.device, half, args.rounds).items():
+            clock = time.process_time if args.processor_time else time.perf_counter
+            rows = compare(size, batch, args.device, half, args.rounds, clock)
+            for name, row in rows.items():
                 print(f"  {name:18} {json.dumps(row)}", flush=True)
             if args.device == "cuda":
                 for backend in ("auto", "math"):

@@ -72,7 +72,15 @@ class Block(nn.Module):
 
 
 class Head(nn.Sequential):
-    """Three linear layers with dropout: predicts a label from a summary [B, D] (paper, 3.4)."""
+    """Three linear layers with dropout: predicts a label from a summary [B, D] (paper, 3.4).
+
+    Summaries of different people differ by a few percent of their size, so they are standardised
+    first, with the ``mean`` and ``std`` of the training set (as He et al. 2022 do for probing);
+    0 and 1, which change nothing, until :meth:`fit_scale`.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, width: int, outputs: int = 1, dropout: float = 0.1):
         super().__init__(
@@ -80,6 +88,17 @@ class Head(nn.Sequential):
             nn.Linear(width // 2, width // 2), nn.Dropout(dropout), nn.ReLU(),
             nn.Linear(width // 2, outputs),
         )  # fmt: skip
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def fit_scale(self, summaries: Tensor) -> None:
+        """Standardise by these summaries [B, D] of training windows from now on."""
+        self.mean.copy_(summaries.mean(0))
+        spread = summaries.std(0, correction=0)
+        self.std.copy_(spread.clamp(min=1e-3 * float(summaries.square().mean().sqrt()) + 1e-12))
+
+    def forward(self, summary: Tensor) -> Tensor:
+        return super().forward((summary - self.mean) / self.std)
 
 
 def interleaved_sinusoid(count: int, width: int) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..errors import BrainLMError
 from ..shards.scaling import Scaling
-from .blocks import Block, Head, mlp_or_linear
+from .blocks import Head
+from .decoder import Decoder, stack
 from .grids import ImageGrid, ParcelGrid
 from .masking import Masking, raster_noise, take
 
@@ -145,7 +146,8 @@ class BrainLM(nn.Module):
     def __init__(self, config: BrainLMConfig, coordinates=None):
         super().__init__()
         _check(config, coordinates)
-        self.config, self.scaling = config, None
+        self.config = config
+        self.scaling: Scaling | None = None
         points = torch.zeros(0, 3) if coordinates is None else torch.as_tensor(coordinates)
         self.register_buffer("coordinates", points.float().clone())
         self.grid = {"parcel": ParcelGrid, "image": ImageGrid}[config.family](config, points)
@@ -154,7 +156,7 @@ class BrainLM(nn.Module):
         self.positions = self.grid.positions(config, config.width)
         self.dropout = nn.Dropout(config.position_dropout)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.encoder = _stack(config, config.width, config.depth, config.heads, config.ffn)
+        self.encoder = stack(config, config.width, config.depth, config.heads, config.ffn)
         self.encoder_norm = nn.LayerNorm(config.width, eps=config.eps)
         self.decoder = None
         if config.decoder_depth:
@@ -333,61 +335,6 @@ class BrainLM(nn.Module):
             seen = N + 1 if c.decoder_context == "all" else K
             total += _flops(c.decoder_depth, N + 1, seen, c.decoder_width, c.decoder_ffn)
         return total + 2 * self.grid.values * (K * c.width + N * c.decoder_width)
-
-
-class Decoder(nn.Module):
-    """Visible tokens and mask tokens, each with its place, to values [B, N, P]."""
-
-    def __init__(self, config: BrainLMConfig, grid: nn.Module):
-        super().__init__()
-        width = config.decoder_width
-        self.context, self.share = config.decoder_context, config.decode_share
-        self.embed = nn.Linear(config.width, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        nn.init.normal_(self.mask_token, std=config.init_std)
-        self.positions = grid.positions(config, width)
-        self.dropout = nn.Dropout(config.position_dropout)
-        self.blocks = _stack(config, width, config.decoder_depth, config.decoder_heads,
-                             config.decoder_ffn)  # fmt: skip
-        self.norm = nn.LayerNorm(width, eps=config.eps)
-        self.predict = mlp_or_linear(width, grid.values, hidden=config.family == "parcel")
-
-    def forward(self, latent: Tensor, masking: Masking, coordinates: Tensor):
-        """Latent [B, 1 + K, D] -> values [B, N, P], and which tokens were predicted [B, N, 1]."""
-        context = {"all": self._all, "visible": self._from_visible}[self.context]
-        return context(latent, masking, self.positions(coordinates))
-
-    def _all(self, latent: Tensor, masking: Masking, places: Tensor) -> tuple[Tensor, Tensor]:
-        cls, visible = self.embed(latent).split([1, masking.visible], 1)
-        count = masking.ids_restore.shape[1] - masking.visible
-        hidden = self.mask_token.to(visible.dtype).expand(len(visible), count, -1)
-        tokens = take(torch.cat([visible, hidden], 1), masking.ids_restore)
-        x = torch.cat([cls, self.dropout(tokens + places)], 1)
-        for block in self.blocks:
-            x = block(x)
-        values = self.predict(self.norm(x[:, 1:]))
-        return values, torch.ones_like(masking.mask)[..., None]
-
-    def _from_visible(self, latent: Tensor, masking: Masking, places: Tensor):
-        N, K = masking.ids_restore.shape[1], masking.visible
-        count = max(1, int((N - K) * self.share)) if self.training and K < N else N - K
-        cls, visible = self.embed(latent).split([1, K], 1)
-        hidden = self.mask_token.to(visible.dtype).expand(len(visible), count, -1)
-        ids = masking.ids_shuffle[:, : K + count]  # visible tokens in front: they are the context
-        tokens = torch.cat([visible, hidden], 1) + take(places, ids)
-        x = torch.cat([cls, self.dropout(tokens)], 1)
-        for block in self.blocks:
-            x = block(x, K + 1)
-        values = nn.functional.pad(self.predict(self.norm(x[:, 1:])), (0, 0, 0, N - K - count))
-        return take(values, masking.ids_restore), masking.ids_restore[..., None] < K + count
-
-
-def _stack(config: BrainLMConfig, width: int, depth: int, heads: int, ffn: int) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(width, heads, ffn, pre_norm=config.pre_norm, convolution=config.convolution,
-              eps=config.eps)
-        for _ in range(depth)
-    )  # fmt: skip
 
 
 def _pool(latent: Tensor, pool: str) -> Tensor:

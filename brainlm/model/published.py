@@ -85,6 +85,8 @@ def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordina
     model = BrainLM(ours, coordinates)
     converted = rename(weights, family)
     converted["coordinates"] = model.coordinates
+    if model.head is not None:  # the published head takes summaries as they are
+        converted |= {"head.mean": model.head.mean, "head.std": model.head.std}
     load_strictly(model, converted, folder)
     return model
 
@@ -163,8 +165,9 @@ def rename(weights: dict[str, Tensor], family: str) -> dict[str, Tensor]:
     """Published tensors under our names."""
     out: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
-    unused = ("position_embeddings", "decoder_pos_embed", "pos_embedding.pe")
-    unused += ("decoder.decoder_pred.weight", "decoder.decoder_pred.bias") * (family == "parcel")
+    unused: tuple[str, ...] = ("position_embeddings", "decoder_pos_embed", "pos_embedding.pe")
+    if family == "parcel":
+        unused += ("decoder.decoder_pred.weight", "decoder.decoder_pred.bias")
     for key, tensor in weights.items():
         if key.endswith(unused):
             continue

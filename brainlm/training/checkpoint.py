@@ -7,7 +7,6 @@ of (seed, step), see windows.py.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from ..files import atomic_path
 from .distributed import Ranks
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_NAME = re.compile(r"step-(\d+)\.pt")
 
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
@@ -57,8 +55,7 @@ def _link(path: Path, target: Path) -> None:
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first."""
-    paths = [path for path in folder.glob("step-*.pt") if _NAME.fullmatch(path.name)]
-    return sorted(paths, key=lambda path: int(_NAME.fullmatch(path.name)[1]), reverse=True)
+    return sorted(folder.glob("step-????????.pt"), key=lambda path: path.name, reverse=True)
 
 
 def newest(folder: Path, say) -> dict[str, Any] | None:

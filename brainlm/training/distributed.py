@@ -51,8 +51,10 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def start(gpus: int) -> Iterator[Ranks]:
+def start(gpus: int, cpus: int) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be the only one.
+
+    On the CPU the processes of a machine share `cpus` threads (never more than PyTorch took).
 
     Raises
     ------
@@ -64,7 +66,10 @@ def start(gpus: int) -> Iterator[Ranks]:
         raise BrainLMError(f"pretrain.gpus is {gpus}, but PyTorch sees no GPU here; set it to 0, "
                            "or run where there is one")  # fmt: skip
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
-    if gpus:
+    if not gpus:
+        share = cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
+    else:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world == 1:

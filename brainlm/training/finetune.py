@@ -145,6 +145,7 @@ class Task:
         )
         if not len(self.check_rows):
             self.journal.say("no labelled validation subject: all epochs are run")
+        self._fit_scale()
         optimizer = self._optimizer()
         best, best_epoch, kept = math.inf, 0, _copy(self.model)
         start = time.monotonic()
@@ -164,6 +165,13 @@ class Task:
                 break
         self.model.load_state_dict(kept)
         self.journal.say(f"best epoch: {best_epoch + 1} of {epoch + 1}")
+
+    @torch.no_grad()
+    def _fit_scale(self) -> None:
+        """The head's input scale, from training windows as the encoder gives them now."""
+        self.model.eval()
+        batches = Prefetch(self.windows, self._picks(0))
+        self.model.head.fit_scale(torch.cat([self._summary(b, TOKEN_DROP) for b in batches]))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.model, self.options.learning_rate, 0.05)
@@ -240,7 +248,7 @@ class Task:
 
     def _facts(self, result: pd.DataFrame) -> dict:
         known = result.dropna(subset=["label"])
-        scores = {}
+        scores: dict[str, float] = {}
         for split, part in known.groupby("split"):
             scores |= {f"{split} {name}": value for name, value in self._score(part).items()}
         return {

@@ -12,7 +12,8 @@ from ..config import Pretrain
 
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float):
     """AdamW (betas 0.9, 0.999); matrices decay, biases, norms, tokens and places do not."""
-    decayed, rest = [], []
+    decayed: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = name.endswith("weight") and parameter.ndim >= 2
         (decayed if matrix else rest).append(parameter)

@@ -56,7 +56,8 @@ class MappedSeries:
         self.corpus, self.num_parcels = corpus, corpus.info.num_parcels
         table = corpus.table
         self._shard, self._row = table["shard"].to_numpy(), table["row"].to_numpy()
-        self._dtype = [np.dtype(name) if name else None for name in table["series_dtype"]]
+        self._dtype = [np.dtype(name if isinstance(name, str) else "f4")
+                       for name in table["series_dtype"]]  # fmt: skip
         self.num_timepoints = table["num_timepoints"].to_numpy()
         self._views: dict[int, np.ndarray] = {}
         self._maps: dict[int, tuple[pq.ParquetFile, mmap.mmap, np.ndarray]] = {}

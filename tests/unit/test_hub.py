@@ -125,3 +125,13 @@ def test_push_uploads_the_model_files_only(saved, monkeypatch):
     (saved[0] / "scaling.json").unlink()
     with pytest.raises(BrainLMError, match=r"lacks scaling\.json"):
         push_to_hub(saved[0], "lab/brain")
+
+
+def test_automodel_opens_our_folders(saved):
+    transformers = pytest.importorskip("transformers")
+    from brainlm.model.automodel import register
+
+    register()
+    model = transformers.AutoModel.from_pretrained(saved[0])
+    signal = torch.randn(2, 6, 20)
+    assert torch.equal(model.embed(signal), saved[1].embed(signal))

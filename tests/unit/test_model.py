@@ -220,3 +220,18 @@ def _published_names(weights):
             key = key.replace(new, old)
         out[key] = value
     return out
+
+
+def test_head_standardises_by_its_training_set():
+    from brainlm.model import Head
+
+    torch.manual_seed(0)
+    head, summaries = Head(8).eval(), 5 + 0.01 * torch.randn(50, 8)
+    before = head(summaries)
+    head.fit_scale(summaries)
+    plain = torch.nn.Sequential(*head)
+    inner = plain((summaries - summaries.mean(0)) / summaries.std(0, correction=0))
+    assert torch.allclose(head(summaries), inner, atol=1e-3)
+    assert head(summaries).std() > before.std()
+    head.fit_scale(torch.ones(3, 8))  # no spread at all is no division by zero
+    assert head(torch.ones(1, 8)).isfinite().all()
