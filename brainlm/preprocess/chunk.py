@@ -43,6 +43,7 @@ class Task:
     name: str
     key: Callable[[Entry], str]
     run: Callable[[Entry], dict[str, Any]]
+    prepare: Callable[[], None]
     cache: Path
     time_limit_s: float
 
@@ -79,10 +80,10 @@ def stage_table(results: Path, cohort: str, chunk: str, stage: str) -> Path:
 
 def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     """Bind a stage of :data:`brainlm.preprocess.stages.STAGES` to a cohort."""
-    from .stages import STAGES
+    from . import stages
 
     order = stages_of(cohort.layout)
-    before = [STAGES[name] for name in order[: order.index(stage) + 1]]
+    before = [stages.STAGES[name] for name in order[: order.index(stage) + 1]]
     made_by = {
         "stages": [[s.name, s.version, s.parameters(config.preprocess)] for s in before],
         "atlas": atlas.image_sha256 if stage in ("parcellate", "series") else atlas.space,
@@ -100,17 +101,16 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
         derivatives = derivatives_folder(results, cohort.name)
         series = series_folder(results, cohort.name)
         if stage == "series":
-            from .stages import parcels_layout
-
-            return parcels_layout(
+            return stages.parcels_layout(
                 entry, series, config.preprocess, atlas, cohort.repetition_time_s
             )
-        return STAGES[stage].function(entry, derivatives, series, config.preprocess, atlas)
+        return stages.STAGES[stage].function(entry, derivatives, series, config.preprocess, atlas)
 
     return Task(
         name=stage,
         key=key,
         run=run,
+        prepare=lambda: stages.prepare(stage, atlas),
         cache=results / "work" / cohort.name / "outcomes" / stage,
         time_limit_s=config.preprocess.time_limit_min * 60,
     )
@@ -193,8 +193,11 @@ def _outcome(entry: Entry, status: str, reason: str = "", seconds: float = 0.0, 
 
 def _run_all(task: Task, entries: list[Entry], workers: int):
     """Yield (entry, outcome) as recordings finish, `workers` processes at a time."""
-    # fork: a child starts in milliseconds with everything imported; the parent runs no kernels.
+    # fork: a child starts in milliseconds with everything imported and the template loaded; the
+    # parent runs no kernels, so it has no threads that a fork would leave behind.
     context = multiprocessing.get_context("fork")
+    if entries:
+        task.prepare()
     waiting = list(reversed(entries))
     running: dict[Any, tuple[Entry, Any, float]] = {}
     try:

@@ -59,7 +59,9 @@ def study(tmp_path, monkeypatch):
         )
         for name, function in functions.items()
     }
+    stages.prepare = lambda stage, atlas: None
     monkeypatch.setitem(sys.modules, "brainlm.preprocess.stages", stages)
+    monkeypatch.setattr("brainlm.preprocess.stages", stages, raising=False)
     folder, results = tmp_path / "bids", tmp_path / "results"
     for subject, word in enumerate(["ok", "short", "bug", "killed", "ok"]):
         func = folder / f"sub-{subject}" / "func"
