@@ -3,8 +3,8 @@
 Every method predicts exactly the same hidden points, in scaled units. ``zero`` predicts the
 training median of the parcel; ``linear`` joins the visible points of the same parcel on either
 side of a gap (beyond the last visible point it holds its value; a parcel hidden altogether gets
-zero). A model that does not beat ``linear`` has learnt smoothness in time and nothing about the
-brain.
+zero); ``space`` is the mean of the parcels that are visible at that moment. A model that does not
+beat all three has learnt smoothness, or the global signal, and nothing more about the brain.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..shards import Corpus
 from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
 from .tables import describe_left_out, write_results
 
-METHODS = ("model", "linear", "zero")
+METHODS = ("model", "linear", "space", "zero")
 _BATCH = 8  # windows per forward pass
 _EXAMPLES = 3  # recordings kept for the figure
 
@@ -147,6 +147,7 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
         predictions = {
             "model": output.prediction.float().cpu().numpy(),
             "linear": linear.cpu().numpy(),
+            "space": average_visible(signal, hidden),
             "zero": np.zeros_like(signal),
         }
         for k, (row, start) in enumerate(batch):
@@ -158,6 +159,14 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
                 recording = corpus.table["recording_id"][indices[row]]
                 traces[recording] = _example(signal[k], hidden[k], predictions, k)
     return sums, traces
+
+
+def average_visible(signal: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Mean over the visible parcels at each moment [B, R, T]; 0 where none is visible."""
+    visible = ~hidden & np.isfinite(signal)
+    total = np.where(visible, signal, 0).sum(1, keepdims=True)
+    mean = total / np.maximum(visible.sum(1, keepdims=True), 1)
+    return np.broadcast_to(mean, signal.shape)
 
 
 def _sum_parcels(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

@@ -8,6 +8,12 @@ from .blocks import count, show, show_interval
 from .facts import Facts
 
 _FEW_PEOPLE = 30
+_LITTLE = 0.05  # R² below which a reconstruction is nothing to speak of
+_TRIVIAL = {
+    "linear": "linear interpolation",
+    "space": "the mean of the visible parcels",
+    "zero": "predicting zero",
+}
 _HARMLESS = ("ok", "too_short", "excluded", "pending")
 
 
@@ -65,14 +71,21 @@ def _about_reconstruction(facts: Facts) -> list[str]:
     if table is None:
         return ["Reconstruction on held-out people was not evaluated."]
     found = _about_people(table, "reconstruction")
-    part = table[(table["metric"] == "r2") & (table["method"] == "model minus linear")]
-    for row in part.itertuples():
-        if row.value < 0 or (pd.notna(row.low) and row.low <= 0):
-            how = "worse than" if pd.notna(row.high) and row.high < 0 else "not shown to beat"
+    r2 = table[(table["metric"] == "r2") & (table["level"] == "pooled")]
+    for row in r2[r2["method"].str.startswith("model minus ")].itertuples():
+        if pd.isna(row.low) or row.low <= 0:
+            worse = pd.notna(row.high) and row.high < 0
             found.append(
-                f"Reconstruction, {row.target} hidden, {row.cohort}: the model is {how} linear "
-                f"interpolation (R² difference {show_interval(row.value, row.low, row.high)})."
+                f"Reconstruction, {row.target} hidden, {row.cohort}: the model is "
+                f"{'worse than' if worse else 'not shown to beat'} "
+                f"{_TRIVIAL.get(row.method.removeprefix('model minus '), row.method)} "
+                f"(R² difference {show_interval(row.value, row.low, row.high)})."
             )
+    for row in r2[(r2["method"] == "model") & (r2["value"] < _LITTLE)].itertuples():
+        found.append(
+            f"Reconstruction, {row.target} hidden, {row.cohort}: the model explains almost "
+            f"nothing (R² {show_interval(row.value, row.low, row.high)}), whatever it beats."
+        )
     return found
 
 

@@ -41,7 +41,7 @@ _EXAMPLES = 3
 #: Recordings with a page of their own, by default.
 MAX_PAGES = 12
 _TRACE = ["measured", "hidden", "model", "linear"]
-_FEW = ["model", "linear", "zero"]
+_FEW = ["model", "linear", "space", "zero"]
 
 
 def build_report(results: Path, config: Config, out: Path, *, max_pages: int = MAX_PAGES) -> None:
@@ -159,7 +159,9 @@ def _headlines(facts: Facts) -> list[Any]:
     table = pooled(facts.results.get("reconstruction"))
     for (cohort, target), part in table[table["metric"] == "r2"].groupby(["cohort", "target"]):
         if target.startswith("random") and _is_trained_ratio(facts, target):
-            beside = f"linear interpolation {_cell(part, 'linear')}"
+            trivial = part[part["method"].isin(_FEW[1:])]
+            best = trivial.loc[trivial["value"].astype(float).idxmax(), "method"]
+            beside = f"best predictor without a model ({best}): {_cell(part, best)}"
             items.append((f"Masked R², {target} hidden, {cohort}", _cell(part, "model"), beside))
     for target in facts.config.finetune.targets:
         scores = pooled(facts.results.get(target))
@@ -320,8 +322,8 @@ def describe_reconstruction(facts: Facts) -> list[Any]:
     caption = (
         "R² on hidden points of people the model has not seen, pooled over all hidden values, "
         "unclipped: 1 is perfect, 0 is the mean, below 0 is worse. Lines are 95 % bootstrap "
-        "intervals over subjects. 'linear' joins the visible points of the same parcel; 'zero' is "
-        "the training median."
+        "intervals over people. 'linear' joins the visible points of the same parcel; 'space' is "
+        "the mean of the parcels visible at that moment; 'zero' is the training median."
     )
     svg = figures.draw_intervals("reconstruction", shown.assign(group=groups), "masked R²")
     blocks: list[Any] = [

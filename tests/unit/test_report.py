@@ -13,6 +13,7 @@ import pytest
 
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
+from brainlm.report.cautions import list_cautions
 from brainlm.report.cohort import find_outliers
 from brainlm.report.facts import read_facts
 
@@ -89,13 +90,14 @@ def test_figures_take_their_colours_from_the_style_sheet(study):
 def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
     config, _, page = study
     result = read_facts(config.results, config).results["reconstruction"]
-    row = result[
-        (result["target"] == "random 75%") & (result["cohort"] == "home")
-        & (result["method"] == "model") & (result["metric"] == "r2")
-        & (result["level"] == "pooled")
-    ].iloc[0]  # fmt: skip
-    assert show_interval(row["value"], row["low"], row["high"]) in page.text
-    assert "linear interpolation" in page.text
+    part = result[(result["target"] == "random 75%") & (result["cohort"] == "home")]
+    part = part[(part["level"] == "pooled") & (part["metric"] == "r2")].set_index("method")
+    text = {
+        name: show_interval(*part.loc[name, ["value", "low", "high"]])
+        for name in ("model", "linear")
+    }
+    assert text["model"] in page.text
+    assert f"best predictor without a model (linear): {text['linear']}" in page.text
 
 
 def test_what_to_distrust_is_said(study):
@@ -207,3 +209,17 @@ def test_a_recording_page_shows_registration_and_says_what_is_missing(study):
     assert "There is no registration to look at." in bare
     failed = _Page((folder / "sub-home003_task-rest.html").read_text(encoding="utf-8"))
     assert HOSTILE in failed.text
+
+
+def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
+    config, *_ = study
+    facts = read_facts(config.results, config)
+    table = facts.results["reconstruction"].copy()
+    pooled = (table["level"] == "pooled") & (table["metric"] == "r2")
+    table.loc[pooled & (table["method"] == "model"), ["value", "low", "high"]] = 0.01, 0.0, 0.02
+    worse = pooled & (table["method"] == "model minus zero")
+    table.loc[worse, ["value", "low", "high"]] = -0.1, -0.2, -0.05
+    facts.results["reconstruction"] = table
+    text = " ".join(list_cautions(facts))
+    assert "the model is worse than predicting zero" in text
+    assert "the model explains almost nothing (R² 0.010 [0.000, 0.020])" in text
