@@ -182,6 +182,7 @@ def show(value: Any) -> str:
             return f"{value:.0f}".replace("-", "−")
         digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
         text = f"{value:.{min(digits, 4)}f}" if abs(value) < 1e6 else f"{value:.3g}"
+        text = text.removeprefix("-") if float(text) == 0 else text
         return text.replace("-", "−")
     return str(value)
 

@@ -128,11 +128,12 @@ def summarise(facts: Facts) -> list[Any]:
 def _sentence_of_data(facts: Facts) -> str:
     table = facts.recordings
     usable = table[table["status"] == "ok"]
+    left = len(table) - len(usable)
+    end = f"{count(left, 'recording')} not (each is named below)" if left else "none is left out"
     return (
         f"{count(len(table), 'recording')} of {count(_people(table), 'person')} were found in "
         f"{count(len(facts.config.cohorts), 'cohort')}; {count(len(usable), 'recording')} of "
-        f"{count(_people(usable), 'person')} are usable, "
-        f"{count(len(table) - len(usable), 'recording')} are not (each is named below)."
+        f"{count(_people(usable), 'person')} can be used, {end}."
     )
 
 
