@@ -1,6 +1,6 @@
 """Recordings with known motion and known anatomy, made without splines.
 
-The head is an object on a 1.5 mm grid (bundled tissue maps, sharpened into EPI contrast, a scalp).
+The head is an object on a 2 mm grid (bundled tissue maps, sharpened into EPI contrast, a scalp).
 A voxel is the mean of several point readings of that object by *linear* interpolation, at the
 exactly transformed positions: nothing here shares its interpolation with the code under test.
 """
@@ -23,7 +23,7 @@ SHAPES = {
     "partial": ((64, 64, 20), (3.0, 3.0, 3.0)),
 }
 GREY, WHITE, CSF, SCALP = 900.0, 650.0, 1250.0, 450.0
-HEAD_MM = 1.5  # grid of the object
+HEAD_MM = 2.0  # grid of the object
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .spline import align_volumes, in_threads, shrink_volumes, value_and_gradien
 
 RADIUS_MM = 50.0  # where a rotation counts as a displacement, as in framewise displacement
 COARSE_MM = 6.0  # voxel size of the first level
-POINTS = (6000, 8000, 24000)  # at the coarse level, the first pass and the second
+POINTS = (6000, 8000, 40000)  # at the coarse level, the first pass and the second
 MEAN_OF = 20  # volumes in the mean that is the second pass's reference
 REFIT_ABOVE = 3.5  # robust standard deviations of the residual
 FAILED_SHARE = 0.1  # of volumes without a fit: more is a failed recording
