@@ -5,8 +5,8 @@
 Trains pairs of small models on the training recordings of some shards, same width, depth, seeds,
 windows, masks and updates, and compares the masked R2 on the validation recordings:
 
-* parcel family: ours (pre-norm, Fourier places, no convolution) against the published layer
-  (post-norm, convolution over the values, linear places), both with the full decoder;
+* parcel family: ours (pre-norm, Fourier places, no convolution, decoder that looks at the visible
+  tokens) against the published layers (post-norm, convolution over the values, linear places);
 * image family: the rectangular grid against the padded square.
 
 Prints one line per run and, per family, the mean difference with its 95 % interval over seeds.
@@ -33,14 +33,16 @@ SMALL = {"width": 64, "depth": 2, "heads": 2, "ffn": 128, "decoder_width": 64, "
 
 
 def configurations(parcels: int, window: int, coordinates: bool) -> dict[str, BrainLMConfig]:
-    parcel = BrainLMConfig("parcel", parcels, window, 20, **SMALL, has_coordinates=coordinates)
+    parcel = BrainLMConfig("parcel", parcels, window, 20, **SMALL, has_coordinates=coordinates,
+                           decoder_context="visible")  # fmt: skip
     image = BrainLMConfig("image", parcels, window, 20, **SMALL)
     side = -(-max(parcels, window) // 16) * 16
     return {
         "parcel ours": parcel,
         "parcel published": dataclasses.replace(
-            parcel, pre_norm=False, convolution=65, fourier_places=False, position_dropout=0.1,
-            coordinate_unit_mm=1.0, learned_parcels=not coordinates, eps=1e-12,
+            parcel, decoder_context="all", pre_norm=False, convolution=65, fourier_places=False,
+            position_dropout=0.1, coordinate_unit_mm=1.0, learned_parcels=not coordinates,
+            eps=1e-12,
         ),
         "image rectangular": image,
         "image square": dataclasses.replace(

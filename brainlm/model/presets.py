@@ -7,7 +7,8 @@ from .mae import BrainLM, BrainLMConfig
 
 #: What a preset fixes; the rest comes from the data and the configuration.
 PRESETS: dict[str, dict] = {
-    # parcel-token family (paper, section 3.3): pre-norm, no convolution
+    # parcel-token family (paper, section 3.3): pre-norm, no convolution, and a decoder over all
+    # tokens whose keys are the visible ones (benchmarks/presets.py)
     "tiny": {
         "family": "parcel", "width": 64, "depth": 2, "heads": 2, "ffn": 256,
         "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, "decoder_ffn": 128,
@@ -16,6 +17,7 @@ PRESETS: dict[str, dict] = {
     "13m": {
         "family": "parcel", "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
         "decoder_width": 512, "decoder_depth": 2, "decoder_heads": 4, "decoder_ffn": 1024,
+        "decoder_context": "visible",
     },
     # image family: ViT-MAE base and huge on a rectangular grid without padding in time
     "111m": {
