@@ -74,7 +74,7 @@ class Preprocess(_Section):
     denoise: Literal["ica", "ica-aggressive", "motion24", "none"] = Field(
         "ica", description="ica: ICA-AROMA rules, non-aggressive"
     )
-    use_t1w: bool = Field(True, description="normalise through the T1w image where there is one")
+    use_t1w: bool = Field(False, description="normalise through the T1w image where there is one")
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a parcel inside the field of view, below which it is NaN"
     )

@@ -274,6 +274,7 @@ def _child(task: Task, entry: Entry, sender) -> None:
 def _use_one_thread() -> None:
     """Recordings are what runs in parallel; a recording is one thread."""
     import numba
+    import scipy.linalg  # noqa: F401 (carries a BLAS of its own, which is bound only once loaded)
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)
