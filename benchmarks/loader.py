@@ -85,6 +85,5 @@ def main() -> None:
     print(f"ratio: {ratio[0]:.0f} by wall time, {ratio[1]:.0f} by processor time")
 
 
-
 if __name__ == "__main__":
     main()

@@ -77,8 +77,17 @@ def peer_step(size: str, patch: int, batch: int, device: str, half: bool) -> Cal
 
 def same_grid(size: str, patch: int) -> BrainLM:
     side = -(-424 // patch) * patch
-    return BrainLM(BrainLMConfig(num_parcels=424, window=200, patch=patch, patch_parcels=patch,
-                                 image_size=(side, side), pad_value=-1.0, **PRESETS[size]))
+    return BrainLM(
+        BrainLMConfig(
+            num_parcels=424,
+            window=200,
+            patch=patch,
+            patch_parcels=patch,
+            image_size=(side, side),
+            pad_value=-1.0,
+            **PRESETS[size],
+        )
+    )
 
 
 def ours(size: str, backend: str = "auto", patch: int = 20) -> BrainLM:
@@ -115,9 +124,11 @@ def compare(size: str, batch: int, device: str, half: bool, rounds: int, clock) 
     out = {}
     for name, seconds in took.items():
         ratio = base / np.array(seconds)
-        out[name] = {"windows_per_s": round(batch / float(np.median(seconds)), 3),
-                     "times_the_first": round(float(np.median(ratio)), 2),
-                     "range": [round(float(ratio.min()), 2), round(float(ratio.max()), 2)]}
+        out[name] = {
+            "windows_per_s": round(batch / float(np.median(seconds)), 3),
+            "times_the_first": round(float(np.median(ratio)), 2),
+            "range": [round(float(ratio.min()), 2), round(float(ratio.max()), 2)],
+        }
     return out
 
 
@@ -152,8 +163,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--processor-time", action="store_true",
-                        help="CPU only: count processor seconds, where other programs run too")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="CPU only: count processor seconds, where other programs run too",
+    )
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(args.threads)

@@ -14,7 +14,6 @@ rule pretrain:
         f"{RESULTS}/logs/pretrain/{CONFIG.release}.log",
     benchmark:
         f"{RESULTS}/benchmarks/pretrain/{CONFIG.release}.tsv"
-    retries: 3
     conda:
         "../envs/training-cuda.yaml"
     threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts

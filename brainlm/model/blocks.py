@@ -38,7 +38,6 @@ class Attention(nn.Module):
             mixed = mixed + self.convolution(value)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))
 
-
     @torch.no_grad()
     def start_alike(self, gain: float = 1.4) -> None:
         """Start with equal, orthogonal query and key weights: like attends to like.

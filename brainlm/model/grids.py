@@ -116,7 +116,6 @@ class ParcelGrid(Grid):
         return patches.reshape(len(patches), self.num_parcels, self.window)
 
 
-
 class ImageGrid(Grid):
     """Tokens of ``patch_parcels`` × P values of an image padded, centred, to whole patches."""
 

@@ -133,8 +133,10 @@ def _locate(path_or_hub_id, subfolder, revision, cache_dir) -> Path:
     folder = folder / subfolder if subfolder else folder
     if not (folder / "config.json").exists():
         inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
-        raise BrainLMError(f"{folder}: no config.json"
-                           + (f"; subfolder= one of: {', '.join(inside)}" if inside else ""))
+        raise BrainLMError(
+            f"{folder}: no config.json"
+            + (f"; subfolder= one of: {', '.join(inside)}" if inside else "")
+        )
     return folder
 
 
@@ -144,8 +146,14 @@ def _from_hub(name: str, subfolder: str | None, revision: str | None, cache_dir)
 
     prefix = f"{subfolder}/" if subfolder else ""
     try:
-        return Path(snapshot_download(name, revision=revision, cache_dir=cache_dir,
-                                      allow_patterns=[prefix + file for file in FILES]))
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                allow_patterns=[prefix + file for file in FILES],
+            )
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise BrainLMError(f"{name}: neither a folder here nor reachable on the hub ({reason})"

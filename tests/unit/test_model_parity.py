@@ -245,7 +245,8 @@ def test_other_family_and_damaged_weights_are_refused(parcel, vitmae, tmp_path):
         from_pretrained(tmp_path, coordinates=rows)
     config = json.loads((parcel / "config.json").read_text())
     (tmp_path / "config.json").write_text(
-        json.dumps(config | {"architectures": ["BrainLMForPretraining"]}))
+        json.dumps(config | {"architectures": ["BrainLMForPretraining"]})
+    )
     with pytest.raises(BrainLMError, match="image layout"):
         from_pretrained(tmp_path, coordinates=rows)
     weights = load_file(parcel / "model.safetensors")

@@ -292,7 +292,7 @@ def test_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
 
 def test_read_image(tmp_path):
     path = write(tmp_path, make_data((20, 18, 16), np.float32), json_text="")
-    volume, affine = read_image(path)
+    volume, _ = read_image(path)
     assert volume.shape == (16, 18, 20) and volume.dtype == np.float32
     with pytest.raises(RecordingError, match="3-D"):
         read_image(write(tmp_path))

@@ -453,6 +453,6 @@ def test_the_short_real_run(shared, tmp_path):
     path = root / "sub-03/func/sub-03_task-faces_run-1_bold.nii.gz"
     entry = make_entry(root, path)
     atlas = load_atlas("a424", shared / "atlases", download=False)
-    with pytest.raises(RecordingError, match="15.0 s usable") as caught:
+    with pytest.raises(RecordingError, match=r"15\.0 s usable") as caught:
         STAGES["motion"].function(entry, tmp_path, tmp_path, CONFIG, atlas)
     assert caught.value.status == "too_short"
