@@ -366,9 +366,25 @@ def _evaluate(args) -> None:
         )
     else:
         table = _evaluate_target(config, args.task, shards, out / f"target-{args.task}.parquet")
-    pooled = table[table["level"] == "pooled"]
-    print(pooled[["cohort", "target", "method", "metric", "value", "low", "high", "n", "note"]]
-          .to_string(index=False))  # fmt: skip
+    _print_results(table)
+
+
+def _print_results(table) -> None:
+    """The pooled R² (AUC for classes) and absolute error of each method, a line each."""
+
+    def known(value) -> bool:
+        return value is not None and value == value  # tables hold None and NaN alike
+
+    shown = table[(table["level"] == "pooled") & ~table["method"].str.contains(" minus ")]
+    for row in shown.itertuples():
+        if known(row.metric) and row.metric not in ("r2", "auc", "mae"):
+            continue
+        figure = f"{row.metric} {row.value:.3f}" if known(row.value) else "not evaluated"
+        if known(row.low):
+            figure += f" [{row.low:.3f}, {row.high:.3f}]"
+        note = f" ({row.note})" if known(row.note) else ""
+        target = row.target if known(row.target) else ""
+        print(f"{row.cohort} {target} {row.method}: {figure}, n = {row.n}{note}")
 
 
 def _evaluate_target(config: Config, target: str, shards: list[Path], out: Path):

@@ -110,7 +110,7 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
         name=stage,
         key=key,
         run=run,
-        prepare=lambda: stages.prepare(stage, atlas),
+        prepare=lambda: stages.prepare(stage, config.preprocess, atlas),
         cache=results / "work" / cohort.name / "outcomes" / stage,
         time_limit_s=config.preprocess.time_limit_min * 60,
     )

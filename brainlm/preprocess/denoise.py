@@ -189,14 +189,7 @@ def fit_ica(
         ``denoise_failed``: too few points or volumes to decompose.
     """
     basis = cosine_basis(len(samples), tr_s, high_pass_hz)
-    usable = np.isfinite(samples).all(0)
-    usable[usable] = samples[:, usable].std(0) > 0
-    if usable.sum() < 1000 or len(samples) - basis.shape[1] < 20:
-        raise RecordingError(
-            "denoise_failed",
-            f"expected at least 1000 grid points and 20 free volumes for ICA, found "
-            f"{int(usable.sum())} and {len(samples) - basis.shape[1]}; choose denoise: motion24",
-        )
+    usable = usable_points(samples, basis)
     data = clean_columns(samples[:, usable], basis)
     data /= np.maximum(data.std(0), 1e-12)
     resels = count_resels(data, grid, usable)
@@ -212,6 +205,19 @@ def fit_ica(
     classify(features)
     noise = (features["classification"] == "rejected").to_numpy()
     return Components(mixing, thresholded, features, noise, converged, iterations)
+
+
+def usable_points(samples: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Which points [N] of samples [T, N] can be decomposed; an error if they are too few."""
+    usable = np.isfinite(samples).all(0)
+    usable[usable] = samples[:, usable].std(0) > 0
+    if usable.sum() < 1000 or len(samples) - basis.shape[1] < 20:
+        raise RecordingError(
+            "denoise_failed",
+            f"expected at least 1000 grid points and 20 free volumes for ICA, found "
+            f"{int(usable.sum())} and {len(samples) - basis.shape[1]}; choose denoise: motion24",
+        )
+    return usable
 
 
 def _whiten(data: np.ndarray, num_removed: int, resels: float, cap: int) -> np.ndarray:

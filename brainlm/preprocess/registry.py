@@ -21,7 +21,7 @@ def _pick(*names: str) -> Callable[[Preprocess], dict[str, Any]]:
 PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
     "motion": _pick("engine", "min_duration_s", "slice_timing"),
     "normalise": _pick("engine", "use_t1w"),
-    "denoise": _pick("denoise", "high_pass_hz"),
+    "denoise": _pick("engine", "denoise", "high_pass_hz"),
     "parcellate": _pick("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage"),
     "series": _pick("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz"),
 }

@@ -117,10 +117,18 @@ def _reproducible(function: Callable[..., Figures]) -> Callable[..., Figures]:
     return run
 
 
-def prepare(stage: str, atlas: Atlas) -> None:
-    """Load what all recordings of a stage share, before a chunk is forked into processes."""
+def prepare(stage: str, config: Preprocess, atlas: Atlas) -> None:
+    """Load what all recordings of a stage share, before a chunk is forked into processes.
+
+    Raises
+    ------
+    BrainLMError
+        The programs of the configured engine are not there.
+    """
     from . import denoise, mask, motion, normalise, parcellate, sampling, template  # noqa: F401
 
+    if config.engine == "fsl" and stage in ("motion", "normalise", "denoise"):
+        _engine(config, None)
     if stage == "normalise":
         template.load_template(_space(atlas))
     elif stage == "denoise":
@@ -138,11 +146,11 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
     RecordingError
         ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``motion_failed``.
     """
+    from . import motion as builtin
     from .mask import brain_mask
-    from .motion import estimate_motion
     from .quality import count_non_steady
 
-    _require_builtin(config)
+    engine = _engine(config, builtin)
     figures: Figures = {}
     with _timed(figures, "read"):
         bold = read_bold(entry.path)
@@ -159,7 +167,7 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
         )
     bold = _settled(bold, dropped, config)
     with _timed(figures, "motion"):
-        estimate = estimate_motion(bold.volumes, bold.affine)
+        estimate = engine.estimate_motion(bold.volumes, bold.affine)
         mask = brain_mask(estimate.reference, bold.affine)
     _check_brain(mask, bold.affine, acquired)
     with _timed(figures, "quality"):
@@ -203,10 +211,10 @@ def normalise(
     RecordingError
         ``registration_failed``.
     """
-    from . import normalise as engine
+    from . import normalise as builtin
     from .template import load_template
 
-    _require_builtin(config)
+    engine = _engine(config, builtin)
     figures: Figures = {}
     paths = _Paths(out, entry, atlas.space)
     template = load_template(_space(atlas))
@@ -248,9 +256,11 @@ def denoise(
     RecordingError
         ``denoise_failed``.
     """
-    from .denoise import MOTION_NAMES, fit_ica, load_grid
+    from . import denoise as builtin
+    from .denoise import MOTION_NAMES, load_grid
     from .filter import cosine_basis
 
+    engine = _engine(config, builtin)
     figures: Figures = {}
     paths = _Paths(out, entry, atlas.space)
     with _timed(figures, "read"):
@@ -265,7 +275,9 @@ def denoise(
     confounds |= {f"cosine{k:02d}": basis[:, k + 1] for k in range(basis.shape[1] - 1)}
     if config.denoise.startswith("ica"):
         with _timed(figures, "ica"):
-            fit = fit_ica(samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz)
+            fit = engine.fit_ica(
+                samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz
+            )
         numbers = np.flatnonzero(fit.noise) + 1
         confounds |= {f"aroma_motion_{n:02d}": fit.mixing[:, n - 1] for n in numbers}
         figures |= {
@@ -491,12 +503,14 @@ def _prepared(entry: Entry, paths: _Paths, config: Preprocess) -> Bold:
     return _settled(read_bold(entry.path), made["NumberOfVolumesDiscardedByPipeline"], config)
 
 
-def _require_builtin(config: Preprocess) -> None:
-    if config.engine != "builtin":
-        raise BrainLMError(
-            f"preprocess.engine: {config.engine} is not connected to the stages of this version; "
-            "set engine: builtin"
-        )
+def _engine(config: Preprocess, builtin: Any) -> Any:
+    """The module that fits: `builtin`, or the FSL engine, which has the same functions."""
+    if config.engine == "builtin":
+        return builtin
+    from . import fsl
+
+    fsl.require_commands(config)
+    return fsl
 
 
 def _space(atlas: Atlas) -> str:
@@ -624,10 +638,10 @@ def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _sample_grid(bold: Bold, paths: _Paths, grid: Any) -> np.ndarray:
     """Motion-corrected, smoothed samples [T, N] on a grid of template space."""
     from .denoise import SMOOTH_FWHM_MM, smooth_grid
-    from .normalise import Normalisation
     from .sampling import sample_smooth
+    from .warp import load_normalisation
 
-    world = Normalisation.load(paths.normalisation)(grid.points)
+    world = load_normalisation(paths.normalisation)(grid.points)
     samples = sample_smooth(bold.volumes, bold.affine, world, read_transforms(paths.transforms))
     brain, affine = read_volume(paths.mask)
     with np.errstate(invalid="ignore"):
@@ -675,12 +689,12 @@ def _write_components(paths: _Paths, fit: Any, grid: Any, tr_s: float) -> None:
 
 def _sample_parcels(bold: Bold, paths: _Paths, atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
     """Parcel means [T, R] and coverage [R]: the share of a parcel's points with image content."""
-    from .normalise import Normalisation
     from .parcellate import parcel_points
     from .sampling import sample, sample_parcels
+    from .warp import load_normalisation
 
     points, labels = parcel_points(atlas)
-    world = Normalisation.load(paths.normalisation)(points)
+    world = load_normalisation(paths.normalisation)(points)
     reference, affine = read_volume(paths.boldref)
     level = np.median(reference[read_volume(paths.mask)[0] > 0])
     with np.errstate(invalid="ignore"):

@@ -67,11 +67,11 @@ def draw_registration(boldref: Path, normalisation: Path, space: str | None) -> 
     from matplotlib.figure import Figure
 
     from ..preprocess.derivatives import read_volume
-    from ..preprocess.normalise import Normalisation
     from ..preprocess.template import load_template
+    from ..preprocess.warp import load_normalisation
 
     image, affine = read_volume(boldref)
-    fit, template = Normalisation.load(normalisation), load_template(space or "")
+    fit, template = load_normalisation(normalisation), load_template(space or "")
     cuts = [(axis, at) for axis, places in _SLICES.values() for at in places]
     bright = np.percentile(image[image > image.mean()], 99) if (image > image.mean()).any() else 1
     with style("registration"):

@@ -59,7 +59,7 @@ def study(tmp_path, monkeypatch):
         )
         for name, function in functions.items()
     }
-    stages.prepare = lambda stage, atlas: None
+    stages.prepare = lambda stage, config, atlas: None
     monkeypatch.setitem(sys.modules, "brainlm.preprocess.stages", stages)
     monkeypatch.setattr("brainlm.preprocess.stages", stages, raising=False)
     folder, results = tmp_path / "bids", tmp_path / "results"
