@@ -268,7 +268,14 @@ def _summary(args) -> int:
     config = _load(args)
     summary = summarise(config)
     print(summary.text())
-    return 3 if args.check and summary.failed_fraction > config.max_failed_fraction else 0
+    if not args.check or summary.failed_fraction <= config.max_failed_fraction:
+        return 0
+    print(
+        f"{summary.failed_fraction:.0%} of the recordings failed, max_failed_fraction is "
+        f"{config.max_failed_fraction:.0%}",
+        file=sys.stderr,
+    )
+    return 3
 
 
 def _config(args) -> None:
@@ -416,9 +423,11 @@ def _evaluate_target(config: Config, target: str, shards: list[Path], out: Path)
 
 
 def _report(args) -> None:
+    from .preprocess.summary import summarise
     from .report import build_report
 
     config = _load(args)
+    summarise(config)  # the pages name every failure
     out = config.results / "report"
     build_report(config.results, config, out)
     print((out / "index.html").absolute())

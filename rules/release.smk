@@ -20,12 +20,13 @@ rule release:
         "brainlm release 2>&1 | tee {log:q}"
 
 
-# What became of every recording; fails when more failed than config allows.
+# What became of every recording, and failures.tsv beside it; fails when more failed than
+# max_failed_fraction allows. Nothing waits for it: the report is made all the same.
 rule summary:
     input:
         SHARDS,
     output:
-        f"{RESULTS}/failures.tsv",
+        f"{RESULTS}/summary.tsv",
     log:
         f"{RESULTS}/logs/summary.log",
     conda:
@@ -35,4 +36,4 @@ rule summary:
         mem_mb=1000,
         runtime=10,
     shell:
-        "brainlm summary 2>&1 | tee {log:q}"
+        "brainlm summary --check 2>&1 | tee {log:q}"

@@ -2,7 +2,6 @@
 rule report:
     input:
         SHARDS,
-        f"{RESULTS}/failures.tsv",
         rules.pretrain.output,
         RESULT_TABLES,
     output:

@@ -41,7 +41,7 @@ class Summary:
 
 
 def summarise(config: Config) -> Summary:
-    """Read the stage tables of all chunks; write ``<results>/failures.tsv``."""
+    """Read the stage tables of all chunks; write ``failures.tsv`` and ``summary.tsv``."""
     counts, failures = {}, []
     for cohort in config.cohorts:
         counter: Counter = Counter()
@@ -64,6 +64,8 @@ def summarise(config: Config) -> Summary:
     writer.writerow(("cohort", "recording_id", "status", "reason", "source"))
     writer.writerows(failures)
     write_text(path, out.getvalue())
+    lines = [f"{c}\t{s}\t{n}\n" for c, counter in counts.items() for s, n in counter.items()]
+    write_text(config.results / "summary.tsv", "".join(["cohort\tstatus\trecordings\n", *lines]))
     return Summary(counts, path)
 
 
