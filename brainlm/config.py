@@ -63,7 +63,10 @@ class Atlas(_Section):
 
 
 class Preprocess(_Section):
-    engine: Literal["builtin", "fsl"] = Field("builtin", description="motion and normalisation")
+    engine: Literal["builtin", "fsl"] = Field(
+        "builtin",
+        description="motion, normalisation, ICA; fsl: by FSL, which must be on PATH",
+    )
     min_duration_s: Positive = Field(120.0, description="s; shorter runs are listed as too_short")
     sample_period_s: Positive = Field(1.0, description="s; every series is resampled to this")
     high_pass_hz: Annotated[float, Field(ge=0)] = Field(

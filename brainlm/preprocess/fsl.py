@@ -72,6 +72,12 @@ def require_commands(config: Preprocess) -> None:
         )
 
 
+def read_version() -> str:
+    """FSL's version by its own file, ``unknown`` where there is none."""
+    path = Path(os.environ.get("FSLDIR", "")) / "etc" / "fslversion"
+    return path.read_text().split()[0] if path.is_file() else "unknown"
+
+
 @contextmanager
 def _workspace(status: str) -> Iterator[Path]:
     """A folder for FSL's files; what FSL does wrong is this recording's status."""

@@ -191,6 +191,7 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
             "RepetitionTime": tr_s,
             "NumberOfVolumesDiscardedByPipeline": dropped,
             "SliceTimingCorrected": _can_correct_slices(bold, config),
+            "Engine": _engine_name(config),
             "Warnings": bold.warnings,
             "Figures": _plain(stated),
         },
@@ -236,6 +237,7 @@ def normalise(
             "Description": "Template mm -> reference world mm",
             "Sources": [_uri(out, paths.boldref)],
             "Method": fit.method,
+            "Engine": _engine_name(config),
             "Template": template.space,
             "TemplateImage": template.image_space,
             "TemplateNote": template.note,
@@ -511,6 +513,15 @@ def _engine(config: Preprocess, builtin: Any) -> Any:
 
     fsl.require_commands(config)
     return fsl
+
+
+def _engine_name(config: Preprocess) -> str:
+    """For the sidecars: what fitted, and FSL's version where it says one."""
+    if config.engine == "builtin":
+        return "brainlm-pipeline"
+    from .fsl import read_version
+
+    return f"FSL {read_version()}"
 
 
 def _space(atlas: Atlas) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -408,14 +409,14 @@ class Study:
 
 
 def head_positions(truth, template) -> np.ndarray:
-    """Where the template's voxels lie in the head, mm [X, Y, Z, 3]: every fourth, then splines."""
+    """Where the template's voxels lie in the head, mm [X, Y, Z, 3]: every fourth exactly."""
     shape = template.t1w.shape[::-1]
     coarse = [np.arange(0, n + 4, 4) for n in shape]
     index = np.stack(np.meshgrid(*coarse, indexing="ij"), axis=-1)
     points = nib.affines.apply_affine(template.affine, index).reshape(-1, 3)
     head = truth.placement.to_head(points).reshape(*index.shape[:3], 3)
     fine = np.indices(shape) / 4
-    parts = [ndimage.map_coordinates(head[..., i], fine, order=3) for i in range(3)]
+    parts = [ndimage.map_coordinates(head[..., i], fine, order=1) for i in range(3)]
     return np.stack(parts, axis=-1)
 
 
@@ -427,13 +428,16 @@ def study(tmp_path_factory) -> Study:
 @pytest.fixture
 def stand_ins(tmp_path, monkeypatch, study):
     folder = tmp_path / "fsl" / "bin"
-    folder.mkdir(parents=True)
+    (tmp_path / "fsl" / "etc").mkdir(parents=True)
+    (tmp_path / "fsl" / "etc" / "fslversion").write_text("6.0.7\n")
+    folder.mkdir()
     script = Path(__file__).with_name("fsl_stand_in.py")
     for program in PROGRAMS:
         path = folder / program
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" {program} "$@"\n')
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FSLDIR", str(tmp_path / "fsl"))
     monkeypatch.setenv("FSL_STAND_IN", str(study.finds))
     monkeypatch.setenv("FSLOUTPUTTYPE", "NIFTI_GZ")  # as FSL's own set-up does
 
@@ -517,16 +521,26 @@ def test_denoise_stage_judges_melodic_s_components(fitted, tmp_path):
     )
 
 
-def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path):
-    builtin = replace_config(engine="builtin")
+def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monkeypatch):
+    """The builtin normalisation itself is tested elsewhere: its checks are run on FSL's affine."""
+    from brainlm.preprocess import normalise as own
+
+    def stop_early(image, template, state, levels, **_):
+        fit = load_normalisation(fitted.paths().normalisation)
+        return replace(state, affine=fit.affine)
+
+    monkeypatch.setattr(own, "_find_pose", lambda *_: (np.eye(4), {"upright": 1.0}))
+    monkeypatch.setattr(own, "_descend", stop_early)
     for stage in ("motion", "normalise"):
-        assert set(fitted.run(stage, builtin, tmp_path / "out")) == set(getattr(fitted, stage))
+        figures = fitted.run(stage, replace_config(engine="builtin"), tmp_path / "out")
+        assert set(figures) == set(getattr(fitted, stage))
     assert fitted.names(tmp_path / "out") == fitted.names(fitted.out)
     mine, theirs = (
         json.loads(stages.sidecar(fitted.paths(out).normalisation).read_text())
         for out in (fitted.out, tmp_path / "out")
     )
     assert set(mine) == set(theirs) and set(mine["Quality"]) == set(theirs["Quality"])
+    assert mine["Engine"] == "FSL 6.0.7" and theirs["Engine"] == "brainlm-pipeline"
 
 
 @pytest.mark.parametrize(
