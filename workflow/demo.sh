@@ -5,7 +5,7 @@ cores=$1
 cohort=data/demo
 if [ ! -e "$cohort/.complete" ]; then
   echo "simulating a raw BIDS cohort in $cohort"
-  brainlm simulate "$cohort" --subjects 48 --seed 1 --workers "$cores"
+  brainlm simulate "$cohort" --subjects 40 --seed 1 --workers "$cores"
   touch "$cohort/.complete"
 fi
 snakemake --cores "$cores" --configfile config.yaml workflow/demo.yaml
