@@ -139,9 +139,10 @@ def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
     """
     usable = np.flatnonzero(own_motion._find_usable(volumes))
     nearest = usable[np.abs(np.arange(len(volumes))[:, None] - usable).argmin(axis=1)]
-    start = int(usable[own_motion._most_typical(volumes[usable])])
+    filled = volumes if len(usable) == len(volumes) else volumes[nearest]  # a copy is a gigabyte
+    start = int(nearest[own_motion._most_typical(filled)])
     with _workspace("motion_failed") as folder:
-        write_volume(folder / "bold.nii", volumes[nearest], affine, space="scanner")
+        write_volume(folder / "bold.nii", filled, affine, space="scanner")
         made = _run(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)
         mats = formats.read_mats(made.mat_file)
         formats.check_par(mats, formats.read_par(made.par_file))

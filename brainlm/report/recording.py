@@ -114,14 +114,16 @@ def describe_methods(config: Config, figures: dict) -> str:
     """The methods paragraph, with the engines and parameters that were used."""
     settings, versions = config.preprocess, software_versions()
     low = f" and low-pass at {settings.low_pass_hz:g} Hz" if settings.low_pass_hz else ""
+    by_fsl = settings.engine == "fsl"
+    ica = "spatial ICA (FSL MELODIC)" if by_fsl else "spatial ICA"
     cleaning = {
-        "ica": "spatial ICA with the ICA-AROMA rule (Pruim et al. 2015), non-aggressive",
-        "ica-aggressive": "spatial ICA with the ICA-AROMA rule (Pruim et al. 2015), aggressive",
+        "ica": f"{ica} with the ICA-AROMA rule (Pruim et al. 2015), non-aggressive",
+        "ica-aggressive": f"{ica} with the ICA-AROMA rule (Pruim et al. 2015), aggressive",
         "motion24": "regression of 24 motion parameters (Friston et al. 1996)",
         "none": "no regression of artefacts",
     }[settings.denoise]
     method = f" ({figures['method']})" if figures.get("method") else ""
-    engine = "FSL" if settings.engine == "fsl" else "brainlm-pipeline's own engine"
+    engine = "FSL, called by brainlm-pipeline" if by_fsl else "brainlm-pipeline's own engine"
     return (
         f"Volumes were realigned rigidly and normalised{method} to the template by {engine} "
         f"(version {versions['brainlm-pipeline']}). Parcel means of atlas {config.atlas.name} "

@@ -17,11 +17,13 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainlm.atlas import load_atlas
+from brainlm.cohort.index import update_index
 from brainlm.cohort.recordings import Entry
-from brainlm.config import Preprocess
+from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess import fsl, stages
 from brainlm.preprocess import fsl_formats as formats
+from brainlm.preprocess.chunk import run_stage
 from brainlm.preprocess.denoise import high_frequency_content
 from brainlm.preprocess.derivatives import read_table, read_transforms, read_volume
 from brainlm.preprocess.normalise import Normalisation
@@ -340,6 +342,21 @@ def test_absent_fsl_is_one_clear_error(monkeypatch, tmp_path):
         stages.prepare("motion", CONFIG, None)
 
 
+def test_absent_fsl_stops_the_command_and_not_each_recording(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config = parse_config({
+        "results": str(tmp_path / "results"), "preprocess": {"engine": "fsl"},
+        "cohorts": [{"name": "c", "folder": str(study.root)}],
+    })  # fmt: skip
+    update_index(config.cohorts[0], config.results, 10)
+    said: list[str] = []
+    with pytest.raises(BrainLMError, match="engine: builtin"):
+        run_stage("motion", "00000", config.cohorts[0], config, study.atlas, log=said.append)
+    assert len(said) == 1 and "1 to do" in said[0]
+    assert not list((tmp_path / "results").rglob("motion.tsv"))
+    assert not list((tmp_path / "results").rglob("outcomes/**/*.json"))
+
+
 def test_only_what_the_configuration_calls_is_asked_for():
     needed = fsl.commands_for(replace_config(denoise="motion24", use_t1w=False))
     assert needed == ["mcflirt", "flirt", "fnirt", "convertwarp"]
@@ -516,9 +533,16 @@ def test_denoise_stage_judges_melodic_s_components(fitted, tmp_path):
     content = high_frequency_content(mixing, 2.0)
     np.testing.assert_allclose(metrics["high_frequency_content"], content, atol=0.05)
     removed = [name for name in read_table(paths.confounds) if name.startswith("aroma_motion_")]
-    assert (
-        len(removed) == figures["num_removed"] == (metrics["classification"] == "rejected").sum()
-    )
+    rejected = metrics["classification"] == "rejected"
+    assert len(removed) == figures["num_removed"] == rejected.sum()
+    assert fitted.run("parcellate", CONFIG, out)["parcels_with_data"] > 380
+
+
+def test_report_draws_an_fsl_normalisation(fitted):
+    from brainlm.report.pictures import draw_registration
+
+    paths = fitted.paths()
+    assert "<svg" in draw_registration(paths.boldref, paths.normalisation, fitted.atlas.space)
 
 
 def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monkeypatch):
