@@ -135,7 +135,7 @@ def training_resources(options: Pretrain, nodes: int | None = None) -> dict[str,
     nodes = nodes or options.nodes
     resources: dict[str, Any] = {
         "cpus_per_task": options.cpus,
-        "mem_mb": 16_000 if options.gpus == 0 else 32_000 * options.gpus,
+        "mem_mb": 32_000 * options.gpus or max(6_000, 2_000 * options.cpus),
         "runtime": 24 * 60,
     }
     if nodes > 1:

@@ -23,6 +23,9 @@ COARSE_MM = 6.0  # voxel size of the first level
 POINTS = (6000, 8000, 40000)  # at the coarse level, the first pass and the second
 MEAN_OF = 20  # volumes in the mean that is the second pass's reference
 REFIT_ABOVE = 3.5  # robust standard deviations of the residual
+# times the median residual: lost slices (10x) gain by down-weighting voxels; where a jerk only
+# changed the signal at edges (3x) it costs, because edges are what motion is seen by
+REFIT_TIMES = 5.0
 FAILED_SHARE = 0.1  # of volumes without a fit: more is a failed recording
 
 
@@ -70,7 +73,7 @@ def estimate_motion(
     A coarse fit to the volume most like the others finds the most central volume: the one whose
     summed displacement to all others is least, among volumes that are not outliers. The first
     pass fits to that volume, the second to the mean of volumes realigned by the first. Volumes
-    whose residual is an outlier (dropped slices) are fitted again robustly.
+    whose residual is far out (dropped slices) are fitted again robustly.
 
     Parameters
     ----------
@@ -339,7 +342,8 @@ def _mean_realigned(volumes, affine, fit: _Fit) -> np.ndarray:
 
 def _refit(volumes, level, fit: _Fit) -> _Fit:
     """Fit outlying volumes again: robustly, and from a good neighbour if they did not converge."""
-    again = np.flatnonzero(_outliers(fit.residual) | ~fit.converged)
+    lost = _outliers(fit.residual) & (fit.residual > REFIT_TIMES * np.nanmedian(fit.residual))
+    again = np.flatnonzero(lost | ~fit.converged)
     if again.size == 0:
         return fit
     good = np.setdiff1d(np.arange(len(volumes)), np.flatnonzero(~fit.converged))

@@ -394,7 +394,7 @@ class _Problem:
         slopes = (match.slopes @ state.affine[:3, :3].astype(np.float32)).T  # [3, N]
         beside = np.vstack([match.columns.T, match.pull[None]])
         sums = [self.grid.project(beside * slopes[i]) for i in range(3)]  # [C + 1, K] each
-        blocks = [[None] * 3 for _ in range(3)]
+        blocks: list[list] = [[None] * 3 for _ in range(3)]
         for i in range(3):
             for j in range(i + 1):
                 block = self.grid.gram(slopes[i] * slopes[j]) - sums[i][:-1].T @ sums[j][:-1]
@@ -613,7 +613,7 @@ def _check_image(reference, affine, mask):
 
 
 def _check_pose(scores: dict[str, float]) -> None:
-    best = max(scores, key=scores.get)
+    best = max(scores, key=lambda pose: scores[pose])
     if best != "upright":
         raise RecordingError(
             "registration_failed",

@@ -46,7 +46,7 @@ def _which(name: str) -> str | None:
 class LocalSlurm:
     """Two nodes on one host; a context manager."""
 
-    def __init__(self, folder: Path, *, nodes: int = 2, cpus: int = 4, memory_mb: int = 8000):
+    def __init__(self, folder: Path, *, nodes: int = 2, cpus: int = 4, memory_mb: int = 16000):
         self.folder, self.nodes, self.cpus, self.memory_mb = folder, nodes, cpus, memory_mb
         self.daemons: list[subprocess.Popen] = []
         self.conf = folder / "slurm.conf"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,13 +19,16 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
+def slurm():
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    with LocalSlurm(tmp_path_factory.mktemp("slurm") / "s") as cluster:
-        os.environ.update(BRAINLM_POLL="5", BRAINLM_CHUNK_CPUS="1", BRAINLM_JOBS="20")
-        yield cluster
+    # munged wants a socket that everybody can reach, on a short path
+    with tempfile.TemporaryDirectory(prefix="brainlm-slurm-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        with LocalSlurm(Path(folder) / "s") as cluster:
+            os.environ.update(BRAINLM_POLL="5", BRAINLM_CHUNK_CPUS="1", BRAINLM_JOBS="20")
+            yield cluster
 
 
 def digests(folder: Path, pattern: str) -> dict[str, str]:
