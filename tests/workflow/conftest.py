@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study import DAMAGE
+from runs import DAMAGE
 
 
 @pytest.fixture(scope="session")

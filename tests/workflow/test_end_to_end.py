@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from study import DAMAGE, link_data, make_clone, snakemake
+from runs import DAMAGE, link_data, make_clone, snakemake
 
 from brainlm.cohort.splits import split_of
 from brainlm.shards import Corpus, Scaling, read_info

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from brainlm.config import Pretrain
+from brainlm.workflow import launch_line, training_resources
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
 results: results
@@ -216,3 +219,30 @@ def test_bad_configuration_ends_in_one_clear_line(clone, old, new, words):
     assert len(line) == 1
     assert words in line[0]
     assert "Traceback" not in done.stderr
+
+
+def test_the_workflow_passes_snakemakes_linter(clone):
+    assert "good condition" in clone.snakemake("--lint")
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "resources"),
+    [
+        ({"gpus": 0}, "brainlm", {"cpus_per_task": 8}),
+        ({"gpus": 1}, "brainlm", {"gpu": 1}),
+        ({"gpus": 8}, "torchrun --standalone --nproc-per-node 8 -m brainlm", {"gpu": 8}),
+        (
+            {"nodes": 8, "gpus": 4, "cpus": 32},
+            "bash slurm/torchrun.sh 8 4 32 gpu",
+            {"nodes": 8, "tasks": 8, "mpi": "srun", "cpus_per_task": 32,
+             "slurm_extra": "'--ntasks-per-node=1 --gpus-per-node=4'"},
+        ),
+    ],
+)  # fmt: skip
+def test_how_training_is_launched(options, line, resources):
+    training = Pretrain(**options)
+    assert launch_line(training) == line
+    given = training_resources(training)
+    assert resources.items() <= given.items()
+    if training.nodes == 1:
+        assert "mpi" not in given  # a single node must leave it out

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from study import make_clone, snakemake
+from runs import make_clone, snakemake
 
 from brainlm.shards import Corpus
 

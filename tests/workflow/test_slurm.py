@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from local_slurm import LocalSlurm, why_not
-from study import link_data, make_clone, snakemake
+from runs import link_data, make_clone, snakemake
 
 pytestmark = pytest.mark.slurm
 
