@@ -54,7 +54,7 @@ def test_two_usable_runs_and_one_too_short(real):
     assert 0 < table.loc["sub-03", "duration_s"] < 60
     assert table.loc["sub-01", "repetition_time_s"] == pytest.approx(2.0)
     assert table.loc["sub-02", "repetition_time_s"] == pytest.approx(2.2)
-    assert corpus.info.atlas == "A424"
+    assert corpus.info.atlas == "a424"
     assert (table.loc[["sub-01", "sub-02"], "tsnr"] > 20).all()
     assert (table.loc[["sub-01", "sub-02"], "mean_fd_mm"] < 1).all()
 
