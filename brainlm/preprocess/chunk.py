@@ -257,7 +257,9 @@ def _child(task: Task, entry: Entry, sender) -> None:
         sender.send(("ok", "", figures))
     except RecordingError as error:
         figures = {key: _plain(value) for key, value in error.figures.items()}
-        sender.send((error.status, error.reason, figures))
+        # the same words wherever the cohort's folder lies: they go into the shard
+        reason = error.reason.replace(str(entry.path), entry.source)
+        sender.send((error.status, reason, figures))
     except OSError as error:
         traceback.print_exc()
         sender.send(("crashed", f"{type(error).__name__}: {error}", {}))

@@ -28,7 +28,8 @@ def act(entry, derivatives, series, config, atlas):
     with open(derivatives.parent / "calls", "a") as calls:
         calls.write(f"{entry.recording_id}\n")
     if word == "short":
-        raise RecordingError("too_short", "20.0 s found, 120 s needed", duration_s=20.0)
+        reason = f"{entry.path}: 20.0 s found, 120 s needed"
+        raise RecordingError("too_short", reason, duration_s=20.0)
     if word == "bug":
         raise ZeroDivisionError("a bug")
     if word == "killed":
@@ -134,7 +135,8 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     summary = summarise(study)
     assert summary.counts["c"] == {"ok": 2, "crashed": 2, "too_short": 1}
     assert summary.failed_fraction == pytest.approx(2 / 5)
-    assert "sub-1\ttoo_short\t20.0 s found, 120 s needed" in summary.failures.read_text()
+    reason = "sub-1/func/sub-1_bold.nii.gz: 20.0 s found, 120 s needed"  # not where it lies
+    assert f"sub-1\ttoo_short\t{reason}" in summary.failures.read_text()
 
 
 def test_excluded_recordings_are_listed_with_their_reason(study, tmp_path):
