@@ -26,14 +26,13 @@ from ..model import BrainLM, from_pretrained, preset
 from ..shards import Corpus, Scaling
 from .card import finetuned_card
 from .journal import Journal, figure
+from .predict import WINDOWS_PER_RECORDING, decode_output
 from .schedule import make_optimizer
 from .windows import Batch, Prefetch, Windows
 
 #: share of tokens left out while training: it regularises, as in the published head, and is 4x
 #: as fast; predictions use every token
 TOKEN_DROP = 0.75
-#: windows averaged per recording when predicting
-WINDOWS_PER_RECORDING = 3
 #: share of the head's learning rate that pretrained layers get
 ENCODER_RATE = 0.2
 #: epochs without a better validation loss before training stops
@@ -240,11 +239,7 @@ class Task:
 
     def _predict(self, row: int) -> float:
         output = self._output(row, WINDOWS_PER_RECORDING)
-        if self.classes is None:
-            return float(output[0]) * self.std + self.mean
-        if len(self.classes) == 2:
-            return float(output[0].sigmoid())
-        return float(self.classes[int(output.argmax())])
+        return decode_output(output, self.classes, self.mean, self.std)
 
     def _facts(self, result: pd.DataFrame) -> dict:
         known = result.dropna(subset=["label"])

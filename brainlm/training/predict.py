@@ -11,9 +11,10 @@ import torch
 from ..files import atomic_path, read_json, write_json
 from ..model import from_pretrained
 from ..shards import Corpus
-from .finetune import WINDOWS_PER_RECORDING
 from .windows import Windows
 
+#: windows averaged per recording when predicting
+WINDOWS_PER_RECORDING = 3
 COLUMNS = ["cohort", "participant_id", "recording_id", "split", "prediction"]
 
 
@@ -47,8 +48,13 @@ def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
 def _value(model, signal, classes: list[float] | None) -> float:
     """One recording's windows [K, R, T] to one number."""
     output = model.head(model.embed(signal, model.config.pool)).mean(0)
+    return decode_output(output, classes, model.config.label_mean, model.config.label_std)
+
+
+def decode_output(output, classes, mean: float, std: float) -> float:
+    """A head's output to the label's units, a probability (two classes) or a class."""
     if classes is None:
-        return float(output[0]) * model.config.label_std + model.config.label_mean
+        return float(output[0]) * std + mean
     if len(classes) == 2:
         return float(output[0].sigmoid())
     return float(classes[int(output.argmax())])

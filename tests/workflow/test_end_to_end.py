@@ -105,6 +105,17 @@ def test_evaluation_stands_beside_its_baselines(study):
     assert (other["n"] == 6).all()
 
 
+def test_a_saved_model_predicts_what_it_predicted_when_it_was_trained(study, tmp_path):
+    from brainlm.training.predict import predict
+
+    folder = study / "results/models/r1/finetune-age"
+    again = predict(folder, corpus(study).paths, tmp_path / "again.parquet")
+    first = pd.read_parquet(folder / "predictions.parquet")
+    both = first.merge(again, on="recording_id", suffixes=("", "_again"))
+    assert len(both) == len(first) > 10
+    np.testing.assert_allclose(both["prediction"], both["prediction_again"], rtol=1e-4)
+
+
 def test_the_report_says_what_happened(study):
     page = (study / "results/report/index.html").read_text()
     for words in ("sub-03", "too_short", "connectivity + ridge", "demo424", "release"):
