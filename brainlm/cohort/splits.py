@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-SPLITS = ("train", "validation", "test")
 #: Frozen: another salt would move people. This one also gives small cohorts that are numbered
 #: sub-01, sub-02, … their share of test subjects (48 people: 38, 5, 5).
 _SALT = "brainlm split 2425"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -173,8 +172,3 @@ def push_to_hub(folder, repository: str, *, private: bool = True, token: str | N
     api.create_repo(repository, private=private, exist_ok=True)
     upload = [*FILES, "README.md", "metrics.jsonl", "run.json"]
     return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=upload))
-
-
-def describe(model: BrainLM) -> str:
-    """One JSON line of the configuration, for logs."""
-    return json.dumps(dataclasses.asdict(model.config))

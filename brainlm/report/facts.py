@@ -18,6 +18,7 @@ from .. import __version__
 from ..atlas import REGISTRY
 from ..config import Config
 from ..errors import BrainLMError
+from ..evaluation.reconstruction import load_traces
 from ..files import read_json
 from ..shards import Scaling, ShardInfo, read_info
 
@@ -111,7 +112,7 @@ def read_facts(results: Path, config: Config) -> Facts:
             for name, path in tables.items()
             if name.endswith(".predictions")
         },
-        traces=_read_traces(evaluation / "reconstruction.traces.npz"),
+        traces=load_traces(evaluation / "reconstruction.traces.npz"),
         release=_read_tsv(release / "shards.tsv"),
         shards=shards_of,
     )
@@ -205,17 +206,6 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 def _read_optional(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
-
-
-def _read_traces(path: Path) -> dict[str, np.ndarray]:
-    """Example traces [4, T] (truth, hidden, model, linear) by ``cohort/masking/recording``."""
-    if not path.exists():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError) as error:
-        raise BrainLMError(f"{path}: not readable example traces ({error})") from None
 
 
 def software_versions() -> dict[str, str]:
