@@ -52,9 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"brainlm {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    def verb(name: str, run: Verb, text: str, example: str) -> argparse.ArgumentParser:
+    def verb(name: str, run: Verb, text: str, example: str, *parents) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
-            name, help=text, description=text, epilog=f"example: {example}",
+            name, help=text, parents=parents, description=text, epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
@@ -119,19 +119,17 @@ def _add_data_verbs(verb) -> None:
 def _add_model_verbs(verb) -> None:
     verb("pretrain", _pretrain, "train the masked autoencoder on the release; resumes by itself",
          "torchrun --standalone --nproc-per-node 8 -m brainlm pretrain")  # fmt: skip
-    sub = verb("finetune", _finetune, "fine-tune on a column of the participants tables",
-               "brainlm finetune --target age")  # fmt: skip
-    sub.add_argument("--target", required=True)
-    sub.add_argument(
-        "--from-scratch", action="store_true", help="the same network, not pretrained"
-    )
-    sub = verb("predict", _predict, "predict external cohorts with a fine-tuned model",
-               "brainlm predict --target age")  # fmt: skip
-    sub.add_argument("--target", required=True)
-    sub.add_argument("--from-scratch", action="store_true", help="by the network trained anew")
+    fit = argparse.ArgumentParser(add_help=False)
+    fit.add_argument("--task", required=True, help="a regression or classification task")
+    fit.add_argument("--seed", type=int, default=1, help="one of the task's seeds")
+    fit.add_argument("--from-scratch", action="store_true", help="the network not pretrained")
+    verb("finetune", _finetune, "fine-tune on a task's column of the participants tables",
+         "brainlm finetune --task age --seed 1", fit)  # fmt: skip
+    verb("predict", _predict, "predict external cohorts with a fine-tuned model",
+         "brainlm predict --task age --seed 1", fit)  # fmt: skip
     sub = verb("evaluate", _evaluate, "compare with honest baselines, with intervals",
                "brainlm evaluate --task reconstruction   (or --task age)")  # fmt: skip
-    sub.add_argument("--task", required=True, help="reconstruction, or a fine-tuning target")
+    sub.add_argument("--task", required=True, help="a name in workflow/tasks or config.yaml")
     sub = verb("report", _report, "write the report's pages", "brainlm report")
     sub.add_argument("--open", action="store_true", help="open it in the browser")
 
@@ -310,8 +308,19 @@ def _pretrain(args) -> None:
     )
 
 
-def _finetuned(config: Config, args) -> Path:
-    return _models(config) / f"{'scratch' if args.from_scratch else 'finetune'}-{args.target}"
+def _clinical_task(config: Config, name: str):
+    """The task of this name, which must be one that models are fine-tuned for."""
+    from .evaluation.tasks import CLINICAL, find_task
+
+    task = find_task(config.tasks, name)
+    if not isinstance(task, CLINICAL):
+        raise BrainLMError(f"task {name} is of kind {task.kind}: nothing is fine-tuned for it")
+    return task
+
+
+def _fit_folder(config: Config, args) -> Path:
+    start = "scratch" if args.from_scratch else "finetune"
+    return _models(config) / f"{start}-{args.task}" / f"seed-{args.seed}"
 
 
 def _finetune(args) -> None:
@@ -320,13 +329,14 @@ def _finetune(args) -> None:
     from .shards.release import read_release
 
     config = _load(args)
-    release, out = _release_folder(config), _finetuned(config, args)
-    shards, labels = read_release(release), read_target(config.cohorts, args.target)
+    task, out = _clinical_task(config, args.task), _fit_folder(config, args)
+    release = _release_folder(config)
+    shards, labels = read_release(release), read_target(config.cohorts, task.target)
     shortage = describe_shortage(labels, Corpus(shards).table)
     if shortage:
         from .training.predict import skip_target
 
-        print(f"{args.target}: not fine-tuned: {shortage}")
+        print(f"{task.name}: not fine-tuned: {shortage}")
         skip_target(out, shortage)
         return
     from .training.finetune import finetune
@@ -337,11 +347,12 @@ def _finetune(args) -> None:
         release / "scaling.json",
         labels,
         out,
-        target=args.target,
-        kind="regression",
+        target=task.target,
+        kind=task.kind,
         options=config.finetune,
         model=config.model,
         atlas=_atlas(config),
+        seed=args.seed,
     )
 
 
@@ -349,31 +360,19 @@ def _predict(args) -> None:
     from .training.predict import predict
 
     config = _load(args)
-    folder = _finetuned(config, args)
+    _clinical_task(config, args.task)
+    folder = _fit_folder(config, args)
     table = predict(folder, _shards(config, "external"), folder / "external.parquet")
     print(f"{folder / 'external.parquet'}: {len(table)} recordings")
 
 
 def _evaluate(args) -> None:
-    from .shards.release import read_release
+    from .evaluation.job import Job, evaluate
+    from .evaluation.tasks import find_task
 
     config = _load(args)
-    out = config.results / "evaluation" / config.release
-    shards = read_release(_release_folder(config)) + _shards(config, "external")
-    roles = {cohort.name: cohort.role for cohort in config.cohorts}
-    if args.task == "reconstruction":
-        from .evaluation.reconstruction import evaluate_reconstruction
-
-        table = evaluate_reconstruction(
-            _models(config) / "pretrain",
-            shards,
-            out / "reconstruction.parquet",
-            options=config.evaluate,
-            roles=roles,
-        )
-    else:
-        table = _evaluate_target(config, args.task, shards, out / f"target-{args.task}.parquet")
-    _print_results(table)
+    task = find_task(config.tasks, args.task)
+    _print_results(evaluate(Job(task, config, _shards(config, "external"))))
 
 
 def _print_results(table) -> None:
@@ -392,34 +391,6 @@ def _print_results(table) -> None:
         note = f" ({row.note})" if known(row.note) else ""
         target = row.target if known(row.target) else ""
         print(f"{row.cohort} {target} {row.method}: {figure}, n = {row.n}{note}")
-
-
-def _evaluate_target(config: Config, target: str, shards: list[Path], out: Path):
-    from .cohort.labels import read_columns, read_target
-    from .evaluation.tables import write_results
-    from .evaluation.targets import evaluate_target
-    from .training.predict import why_skipped
-
-    folders = {
-        "fine-tuned": _models(config) / f"finetune-{target}",
-        "from scratch": _models(config) / f"scratch-{target}",
-    }
-    skipped = why_skipped(folders["fine-tuned"])
-    if skipped:
-        row = {"task": "regression", "target": target, "method": "fine-tuned", "level": "pooled"}
-        note = {"cohort": "all", "n": 0, "note": f"not evaluated: {skipped}"}
-        return write_results([row | note], out, config.evaluate.seed)
-    columns = read_columns(config.cohorts)
-    return evaluate_target(
-        folders,
-        shards,
-        read_target(config.cohorts, target),
-        out,
-        target=target,
-        options=config.evaluate,
-        roles={cohort.name: cohort.role for cohort in config.cohorts},
-        motion=read_target(config.cohorts, "mean_fd") if "mean_fd" in columns else None,
-    )
 
 
 def _report(args) -> None:

@@ -7,6 +7,7 @@ and a test keeps it current.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,11 +29,11 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Cohort(_Section):
+class Cohort(Section):
     """One folder of recordings. Nothing about a cohort is code."""
 
     name: Name = Field(description="names the cohort's folders in results/")
@@ -55,14 +56,14 @@ class Cohort(_Section):
     task: str | None = Field(None, description="use only this BIDS task; default all")
 
 
-class Atlas(_Section):
+class Atlas(Section):
     name: Name = Field("a424", description="an entry of atlases/*.yaml")
     folder: Path = Field(
         Path("atlases/files"), description="where its files are, or are downloaded to once"
     )
 
 
-class Preprocess(_Section):
+class Preprocess(Section):
     engine: Literal["builtin", "fsl"] = Field(
         "builtin",
         description="motion, normalisation, ICA; fsl: by FSL, which must be on PATH",
@@ -84,20 +85,20 @@ class Preprocess(_Section):
     time_limit_min: Positive = Field(30.0, description="min; a recording that takes longer fails")
 
 
-class Chunks(_Section):
+class Chunks(Section):
     recordings: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="recordings per chunk (= shard = cluster job)"
     )
     dtype: Literal["float16", "float32"] = Field("float16", description="of the stored series")
 
 
-class Model(_Section):
+class Model(Section):
     preset: str = Field("13m", description="tiny | 13m | 111m | 650m")
     window: Annotated[int, Field(ge=2)] = Field(200, description="time points per window")
     patch: Annotated[int, Field(ge=1)] = Field(20, description="time points per patch")
 
 
-class Pretrain(_Section):
+class Pretrain(Section):
     epochs: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="windows per update, global")
     micro_batch_size: Annotated[int, Field(ge=1)] = Field(
@@ -122,25 +123,31 @@ class Pretrain(_Section):
     cpus: Annotated[int, Field(ge=1)] = Field(8, description="per node")
 
 
-class Finetune(_Section):
-    targets: tuple[str, ...] = Field(("age",), description="columns of the participants tables")
+class Finetune(Section):
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Positive = 3e-4
-    seed: int = 1234
 
 
-class Evaluate(_Section):
+class Evaluate(Section):
     mask_ratios: tuple[float, ...] = (0.2, 0.75, 0.9)
     bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="resamples of subjects")
     seed: int = 1234
 
 
-class Config(_Section):
+class Config(Section):
     """The whole of config.yaml."""
+
+    def fingerprint(self) -> str:
+        """12 hex digits that identify the resolved configuration (results/config.json)."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     results: Path = Path("results")
     release: Name = Field("r1", description="the frozen list of shards and scaling to train on")
+    tasks: tuple[str, ...] = Field(
+        ("reconstruction", "age"),
+        description="what to evaluate: names of files in workflow/tasks, or paths of such files",
+    )
     cohorts: tuple[Cohort, ...] = Field(min_length=1)
     atlas: Atlas = Atlas()
     preprocess: Preprocess = Preprocess()
@@ -163,9 +170,9 @@ class Config(_Section):
         )
 
 
-def _known_keys(path: tuple[Any, ...]) -> list[str]:
+def _known_keys(root: type[Section], path: tuple[Any, ...]) -> list[str]:
     """Field names of the section that a validation error's location points into."""
-    section: Any = Config
+    section: Any = root
     for part in path:
         if isinstance(part, int):
             continue
@@ -173,6 +180,23 @@ def _known_keys(path: tuple[Any, ...]) -> list[str]:
         arguments = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
         section = arguments[0] if arguments else annotation
     return list(section.model_fields)
+
+
+def explain(error: ValidationError, root: type[Section]) -> list[str]:
+    """Every offending key, what was found and, for a misspelt key, the nearest name."""
+    lines = []
+    for item in error.errors():
+        if item["type"] == "too_short" and item["input"]:
+            continue  # only says again that an entry of the list is wrong
+        *parents, key = item["loc"]
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(key), _known_keys(root, tuple(parents)), 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "remove it"
+            lines.append(f"{where}: unknown key; {hint}")
+        else:
+            lines.append(f"{where}: {item['msg']} (found {item['input']!r:.80})")
+    return lines
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> Config:
@@ -186,19 +210,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        lines = []
-        for item in error.errors():
-            if item["type"] == "too_short" and item["input"]:
-                continue  # only says again that an entry of the list is wrong
-            *parents, key = item["loc"]
-            where = ".".join(str(part) for part in item["loc"])
-            if item["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(str(key), _known_keys(tuple(parents)), 1, 0.5)
-                hint = f"did you mean {near[0]!r}?" if near else "remove it"
-                lines.append(f"{where}: unknown key; {hint}")
-            else:
-                lines.append(f"{where}: {item['msg']} (found {item['input']!r:.80})")
-        raise BrainLMError(f"{source}: " + "; ".join(lines)) from None
+        raise BrainLMError(f"{source}: " + "; ".join(explain(error, Config))) from None
     names = [cohort.name for cohort in config.cohorts]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -211,21 +223,26 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     return config
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Keys and values of a YAML file; anything else is refused in words."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BrainLMError(f"{path}: configuration file not found") from None
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
+        raise BrainLMError(f"{path}: expected a YAML text, found something else") from None
+    except yaml.YAMLError as error:
+        raise BrainLMError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise BrainLMError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
 def load_config(*paths: str | Path) -> Config:
     """Read one or more YAML files, later ones overriding earlier ones key by key."""
     merged: dict[str, Any] = {}
     for path in paths:
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BrainLMError(f"{path}: configuration file not found") from None
-        except (UnicodeDecodeError, yaml.reader.ReaderError):
-            raise BrainLMError(f"{path}: expected a YAML text, found something else") from None
-        except yaml.YAMLError as error:
-            raise BrainLMError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-        if not isinstance(values, dict):
-            raise BrainLMError(f"{path}: expected keys and values, found {type(values).__name__}")
-        merged = _merge(merged, values)
+        merged = _merge(merged, read_yaml(path))
     return parse_config(merged, " + ".join(str(path) for path in paths))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from .atlas import check_registered
 from .config import Config, Pretrain, parse_config
 from .errors import BrainLMError
+from .evaluation.tasks import CLINICAL, Task, load_tasks
 from .files import write_text
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
@@ -29,12 +30,16 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     try:
         config = parse_config(dict(values), "config.yaml")
         check_registered(config.atlas.name)
+        tasks = load_tasks(config.tasks)
         if is_main_process:
             from .cohort.labels import check_targets
 
             if not _locked():
                 _update(config)
-            check_targets(config.cohorts, config.finetune.targets)
+            check_targets(
+                config.cohorts,
+                {name: task.target for name, task in tasks.items() if isinstance(task, CLINICAL)},
+            )
     except BrainLMError as error:
         _stop(str(error))
     return config
@@ -93,11 +98,16 @@ def cancel_orphans(prefix: str = "brainlm") -> None:
         subprocess.run(["scancel", *orphans], timeout=60, check=False)
 
 
-def stage_parameters(config: Config, stage: str) -> str:
+def is_clinical(task: Task) -> bool:
+    """Whether the model is fine-tuned for this task on a column of the participants tables."""
+    return isinstance(task, CLINICAL)
+
+
+def stage_parameters(config: Config, stage: str, task: Task | None = None) -> str:
     """The code version of a rule and the settings that change its result, as one string.
 
     Snakemake reruns a job when this changes; settings that do not change results (workers, time
-    limits, how often to checkpoint) are left out on purpose.
+    limits, how often to checkpoint) are left out on purpose. A task's declaration counts too.
     """
     from .preprocess.registry import PARAMETERS, STAGE_VERSIONS
 
@@ -107,6 +117,8 @@ def stage_parameters(config: Config, stage: str) -> str:
             made_by.append(config.atlas.name)
     else:
         made_by = [VERSIONS[stage], _model_parameters(config, stage)]
+        if task is not None:
+            made_by.append(task.model_dump(exclude={"seeds"} if stage == "finetune" else None))
     return json.dumps(made_by, sort_keys=True, default=str)
 
 
@@ -115,7 +127,7 @@ def _model_parameters(config: Config, stage: str) -> dict[str, Any]:
         return {"dtype": config.chunks.dtype}
     sections: dict[str, set[str]] = {
         "pretrain": {"nodes", "gpus", "cpus", "checkpoint_every_min", "attention", "compile"},
-        "finetune": {"targets"},
+        "finetune": set(),
         "evaluate": set(),
     }
     section = getattr(config, stage)
@@ -161,7 +173,9 @@ def launch_line(options: Pretrain) -> str:
 
 __all__ = [
     "cancel_orphans",
+    "is_clinical",
     "launch_line",
+    "load_tasks",
     "prepare",
     "stage_parameters",
     "training_resources",

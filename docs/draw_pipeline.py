@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MARKS = re.compile(r"(<!-- pipeline:.*?-->\n```mermaid\n).*?(```\n<!-- /pipeline -->)", re.S)
 CONFIG = """
 cohorts: [{name: study, folder: bids}]
-finetune: {targets: [age]}
+tasks: [reconstruction, age]
 """
 
 

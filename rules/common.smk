@@ -9,7 +9,9 @@ sys.path.insert(0, str(ROOT))
 from brainlm.cohort.index import list_chunks
 from brainlm.workflow import (
     cancel_orphans,
+    is_clinical,
     launch_line,
+    load_tasks,
     prepare,
     stage_parameters,
     training_resources,
@@ -44,16 +46,16 @@ def shards(role=None):
 
 
 SHARDS = shards()
-RESULT_TABLES = [f"{EVALUATION}/reconstruction.parquet"] + [
-    f"{EVALUATION}/target-{target}.parquet" for target in CONFIG.finetune.targets
-]
+TASKS = load_tasks(CONFIG.tasks)
+RESULT_TABLES = [f"{EVALUATION}/{task}.parquet" for task in TASKS]
 
 
 wildcard_constraints:
     cohort="|".join(c.name for c in CONFIG.cohorts),
     chunk=r"\d+",
     start="finetune|scratch",
-    target=r"[^/]+",
+    task="|".join(TASKS) or "none",
+    seed=r"\d+",
 
 
 def more(amount):
@@ -64,6 +66,11 @@ def more(amount):
 def settings(stage):
     """The stage's code version and the parameters that change its result: its only triggers."""
     return stage_parameters(CONFIG, stage)
+
+
+def task_settings(stage):
+    """As settings, with the declaration of the job's task."""
+    return lambda wildcards: stage_parameters(CONFIG, stage, TASKS[wildcards.task])
 
 
 def last_stage(wildcards):
@@ -79,11 +86,16 @@ def unfrozen(wildcards):
 
 
 def predictions(wildcards):
+    """What a clinical task is evaluated from besides the pretrained model: every seed's fit."""
+    task = TASKS[wildcards.task]
+    if not is_clinical(task):
+        return []
     made = ["predictions.parquet"] + (
         ["external.parquet"] if shards("external") else []
     )
     return expand(
-        f"{MODELS}/{{start}}-{wildcards.target}/{{made}}",
+        f"{MODELS}/{{start}}-{task.name}/seed-{{seed}}/{{made}}",
         start=["finetune", "scratch"],
+        seed=task.seeds,
         made=made,
     )

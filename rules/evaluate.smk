@@ -1,37 +1,19 @@
-# Held-out subjects and external cohorts, beside honest baselines, with intervals over subjects.
-rule reconstruction:
+# One table per task, with honest baselines beside the model and intervals over subjects.
+rule evaluate:
     input:
         model=rules.pretrain.output[0],
+        predictions=predictions,
         external=shards("external"),
     output:
-        f"{EVALUATION}/reconstruction.parquet",
+        f"{EVALUATION}/{{task}}.parquet",
     log:
-        f"{RESULTS}/logs/evaluate/{CONFIG.release}-reconstruction.log",
+        f"{RESULTS}/logs/evaluate/{CONFIG.release}-{{task}}.log",
     conda:
         "../envs/training-cuda.yaml"
+    threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
-        settings("evaluate"),
+        task_settings("evaluate"),
     shell:
-        "brainlm evaluate --task reconstruction 2>&1 | tee {log:q}"
-
-
-rule target:
-    input:
-        predictions,
-        shards("external"),
-    output:
-        f"{EVALUATION}/target-{{target}}.parquet",
-    log:
-        f"{RESULTS}/logs/evaluate/{CONFIG.release}-{{target}}.log",
-    conda:
-        "../envs/pipeline.yaml"
-    resources:
-        cpus_per_task=2,
-        mem_mb=more(8000),
-        runtime=more(60),
-    params:
-        settings("evaluate"),
-    shell:
-        "brainlm evaluate --task {wildcards.target:q} 2>&1 | tee {log:q}"
+        "brainlm evaluate --task {wildcards.task} 2>&1 | tee {log:q}"

@@ -1,24 +1,24 @@
-# Encoder and 3-layer head on one column of the participants tables, and the same network untrained.
+# Encoder and 3-layer head on a clinical task's column, and the same network untrained; a job per seed.
 # Fine-tuning sees the release only; external cohorts are predicted by the finished model.
 rule finetune:
     input:
         rules.pretrain.output[0],
     output:
-        f"{MODELS}/{{start}}-{{target}}/predictions.parquet",
+        f"{MODELS}/{{start}}-{{task}}/seed-{{seed}}/predictions.parquet",
     log:
-        f"{RESULTS}/logs/finetune/{CONFIG.release}-{{start}}-{{target}}.log",
+        f"{RESULTS}/logs/finetune/{CONFIG.release}-{{start}}-{{task}}-{{seed}}.log",
     conda:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
-        settings("finetune"),
+        task_settings("finetune"),
         scratch=lambda wildcards: (
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),
     shell:
-        "brainlm finetune --target {wildcards.target:q} {params.scratch}"
+        "brainlm finetune --task {wildcards.task} --seed {wildcards.seed} {params.scratch}"
         " 2>&1 | tee {log:q}"
 
 
@@ -27,19 +27,19 @@ rule predict:
         rules.finetune.output,
         shards("external"),
     output:
-        f"{MODELS}/{{start}}-{{target}}/external.parquet",
+        f"{MODELS}/{{start}}-{{task}}/seed-{{seed}}/external.parquet",
     log:
-        f"{RESULTS}/logs/predict/{CONFIG.release}-{{start}}-{{target}}.log",
+        f"{RESULTS}/logs/predict/{CONFIG.release}-{{start}}-{{task}}-{{seed}}.log",
     conda:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
-        settings("finetune"),
+        task_settings("finetune"),
         scratch=lambda wildcards: (
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),
     shell:
-        "brainlm predict --target {wildcards.target:q} {params.scratch}"
+        "brainlm predict --task {wildcards.task} --seed {wildcards.seed} {params.scratch}"
         " 2>&1 | tee {log:q}"

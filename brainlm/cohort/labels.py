@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,15 +59,15 @@ def read_participants(cohort: Cohort) -> pd.DataFrame:
     return table.set_index("participant_id")
 
 
-def check_targets(cohorts: Sequence[Cohort], targets: Sequence[str]) -> None:
-    """Refuse a target that no participants table has, before anything is computed."""
+def check_targets(cohorts: Sequence[Cohort], targets: Mapping[str, str]) -> None:
+    """Refuse a task whose target no participants table has, before anything is computed."""
     columns = {cohort.name: _header(cohort) for cohort in cohorts}
-    for target in targets:
+    for task, target in targets.items():
         if not any(target in names for names in columns.values()):
             known = "; ".join(f"{c}: {', '.join(n) or 'no table'}" for c, n in columns.items())
             raise BrainLMError(
-                f"finetune.targets: no participants table has a column {target!r} ({known}); "
-                "name another column, or set targets: []"
+                f"task {task}: no participants table has a column {target!r} ({known}); name "
+                "another column in the task's file, or leave the task out of tasks"
             )
 
 

@@ -19,12 +19,25 @@ from ..config import Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
+from .job import Job
 from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
 from .tables import describe_left_out, write_results
 
 METHODS = ("model", "linear", "space", "zero")
 _BATCH = 8  # windows per forward pass
 _EXAMPLES = 3  # recordings kept for the figure
+
+
+def run(job: Job) -> pd.DataFrame:
+    """The task ``reconstruction`` of a study."""
+    return evaluate_reconstruction(
+        job.models / "pretrain",
+        job.shards,
+        job.out,
+        options=job.config.evaluate,
+        roles=job.roles,
+        config=job.config.fingerprint(),
+    )
 
 
 def evaluate_reconstruction(
@@ -35,6 +48,7 @@ def evaluate_reconstruction(
     options: Evaluate,
     splits: Sequence[str] = ("test",),
     roles: Mapping[str, str] | None = None,
+    config: str | None = None,
 ) -> pd.DataFrame:
     """Masked-patch R², r, MSE and MAE, pooled, per recording and per parcel.
 
@@ -49,6 +63,8 @@ def evaluate_reconstruction(
         Splits of reference cohorts to evaluate; external cohorts are evaluated whole.
     roles : mapping of cohort to "reference" or "external", optional
         Cohorts not named are reference.
+    config : str, optional
+        Fingerprint of the configuration, kept in every row.
 
     Returns
     -------
@@ -80,7 +96,7 @@ def evaluate_reconstruction(
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
     _save_traces(out.with_suffix(".traces.npz"), examples)
-    return write_results(rows, out, options.seed)
+    return write_results(rows, out, options.seed, config)
 
 
 def cohort_parts(

@@ -15,7 +15,7 @@ from ..files import atomic_path
 
 #: column -> (type, meaning)
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
-    "task": (pa.string(), "reconstruction, regression or classification"),
+    "task": (pa.string(), "the task's kind: reconstruction, regression, classification, ..."),
     "target": (pa.string(), "column of the participants table; the masking for reconstruction"),
     "cohort": (pa.string(), "cohort evaluated"),
     "split": (pa.string(), "test, or all for an external cohort (nobody in it was trained on)"),
@@ -26,24 +26,29 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "value": (pa.float64(), "the metric; null where it has none, see note"),
     "low": (pa.float64(), "lower end of the 95 % interval over subjects; null if none"),
     "high": (pa.float64(), "upper end"),
+    "p": (pa.float64(), "p value, corrected for the comparisons of its table; null if not tested"),
     "n": (pa.int32(), "subjects evaluated"),
     "n_train": (pa.int32(), "subjects the method was fitted on; null if it needs none"),
     "left_out": (pa.int32(), "subjects of this cohort and split that are not in n"),
     "note": (pa.string(), "why they were left out, or why there is no value"),
     "command": (pa.string(), "what made the row"),
+    "config": (pa.string(), "Config.fingerprint of the resolved configuration"),
     "seed": (pa.int64(), "of masks and resamples"),
 }
 
 
-def write_results(rows: Iterable[dict], path: Path, seed: int) -> pd.DataFrame:
-    """Write rows as Parquet, each with the command and seed that made it; returns the frame."""
+def write_results(
+    rows: Iterable[dict], path: Path, seed: int, config: str | None = None
+) -> pd.DataFrame:
+    """Write rows as Parquet, each with the command, configuration and seed that made it."""
     command = current_command()
     full = [
-        {name: row.get(name) for name in COLUMNS} | {"command": command, "seed": seed}
+        {name: row.get(name) for name in COLUMNS}
+        | {"command": command, "config": config, "seed": seed}
         for row in rows
     ]
     for row in full:
-        for name in ("value", "low", "high"):  # NaN is not a number that somebody measured
+        for name in ("value", "low", "high", "p"):  # NaN is not a number that somebody measured
             value = row[name]
             row[name] = None if value is None or value != value else float(value)
     schema = pa.schema(

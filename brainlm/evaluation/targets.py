@@ -14,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from ..cohort.labels import read_columns, read_target
 from ..config import Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
 from .baselines import connectivity_of, fit_logistic, fit_ridge
+from .job import Job
 from .metrics import (
     MIN_SUBJECTS,
     POOLED,
@@ -36,8 +38,34 @@ Kind = Literal["regression", "classification"]
 KEY = ["cohort", "participant_id"]
 
 
+def run(job: Job) -> pd.DataFrame:
+    """A regression or classification task of a study."""
+    from ..training.predict import why_skipped
+
+    task, options = job.task, job.config.evaluate
+    skipped = why_skipped(job.fits("finetune")[0])
+    if skipped:
+        row = {"task": task.kind, "target": task.target, "method": "fine-tuned", "level": "pooled"}
+        note = {"cohort": "all", "n": 0, "note": f"not evaluated: {skipped}"}
+        return write_results([row | note], job.out, options.seed, job.config.fingerprint())
+    cohorts = job.config.cohorts
+    motion = "mean_fd" in read_columns(cohorts)
+    return evaluate_target(
+        {"fine-tuned": job.fits("finetune"), "from scratch": job.fits("scratch")},
+        job.shards,
+        read_target(cohorts, task.target),
+        job.out,
+        target=task.target,
+        options=options,
+        kind=task.kind,
+        roles=job.roles,
+        motion=read_target(cohorts, "mean_fd") if motion else None,
+        config=job.config.fingerprint(),
+    )
+
+
 def evaluate_target(
-    predictions: Mapping[str, Path],
+    predictions: Mapping[str, Sequence[Path]],
     shards: Sequence[Path],
     labels: pd.Series,
     out: Path,
@@ -48,12 +76,13 @@ def evaluate_target(
     splits: Sequence[str] = ("test",),
     roles: Mapping[str, str] | None = None,
     motion: pd.Series | None = None,
+    config: str | None = None,
 ) -> pd.DataFrame:
     """Compare predictions with baselines fitted on the same training subjects.
 
     Parameters
     ----------
-    predictions : mapping of method to a ``predictions.parquet`` (or the folder that holds it)
+    predictions : mapping of method to folders that hold a ``predictions.parquet``, one per seed
         For example ``{"fine-tuned": ..., "from scratch": ...}``.
     shards : sequence of Path
     labels : Series
@@ -109,7 +138,7 @@ def evaluate_target(
         rows += _score(table, list(given), where, kind, train["label"], options)
         kept.append(table.assign(split=split))
     _save_predictions(out.with_suffix(".predictions.parquet"), kept, list(given))
-    return write_results(rows, out, options.seed)
+    return write_results(rows, out, options.seed, config)
 
 
 def list_people(
@@ -134,16 +163,16 @@ def list_people(
     return people
 
 
-def _read_predictions(path: Path) -> pd.Series:
+def _read_predictions(folders: Sequence[Path]) -> pd.Series:
     """Mean prediction per subject, by (cohort, participant_id)."""
-    path = Path(path)
-    paths = [path]
-    if path.is_dir():  # a model's folder: the release it was trained on, and external cohorts
-        paths = [path / "predictions.parquet", *path.glob("external.parquet")]
+    paths = []  # per model: the release it was trained on, and external cohorts
+    for folder in folders:
+        paths += [folder / "predictions.parquet", *folder.glob("external.parquet")]
     try:
         tables = [pq.read_table(p, columns=[*KEY, "prediction"]).to_pandas() for p in paths]
-    except FileNotFoundError:
-        raise BrainLMError(f"{path}: predictions not found; run: brainlm finetune") from None
+    except FileNotFoundError as error:
+        raise BrainLMError(f"{error.filename or paths[0]}: predictions not found; run: brainlm "
+                           "finetune") from None  # fmt: skip
     return pd.concat(tables).groupby(KEY)["prediction"].mean()
 
 

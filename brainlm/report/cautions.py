@@ -91,7 +91,7 @@ def _about_reconstruction(facts: Facts) -> list[str]:
 
 def _about_targets(facts: Facts) -> list[str]:
     found = []
-    for target in facts.config.finetune.targets:
+    for target in facts.clinical:
         table = facts.results.get(target)
         if table is None:
             found.append(f"{target} was not evaluated.")

@@ -19,6 +19,7 @@ from ..atlas import REGISTRY
 from ..config import Config
 from ..errors import BrainLMError
 from ..evaluation.reconstruction import load_traces
+from ..evaluation.tasks import CLINICAL, load_tasks
 from ..files import read_json
 from ..shards import Scaling, ShardInfo, read_info
 
@@ -45,9 +46,9 @@ class Facts:
     curve : DataFrame
         metrics.jsonl of the pretraining; empty if there is none.
     results : dict
-        ``reconstruction`` and each target -> tidy table.
+        Task -> tidy table.
     predictions : dict
-        target -> one row per subject and method.
+        Task -> one row per subject and method.
     """
 
     config: Config
@@ -63,6 +64,12 @@ class Facts:
     traces: dict[str, np.ndarray]
     release: pd.DataFrame
     shards: dict[str, list[Path]]
+
+    @property
+    def clinical(self) -> list[str]:
+        """Names of the study's regression and classification tasks."""
+        tasks = load_tasks(self.config.tasks)
+        return [name for name, task in tasks.items() if isinstance(task, CLINICAL)]
 
     @property
     def space(self) -> str | None:
@@ -102,13 +109,9 @@ def read_facts(results: Path, config: Config) -> Facts:
         curve=_read_jsonl(models / "metrics.jsonl"),
         run=_read_optional(models / "run.json"),
         model=_read_optional(models / "config.json"),
-        results={
-            name.removeprefix("target-"): _read_parquet(path)
-            for name, path in tables.items()
-            if not name.endswith(".predictions")
-        },
+        results={name: _read_parquet(path) for name, path in tables.items() if "." not in name},
         predictions={
-            name.removeprefix("target-").removesuffix(".predictions"): _read_parquet(path)
+            name.removesuffix(".predictions"): _read_parquet(path)
             for name, path in tables.items()
             if name.endswith(".predictions")
         },

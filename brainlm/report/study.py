@@ -78,7 +78,7 @@ def build_report(results: Path, config: Config, out: Path, *, max_pages: int = M
             Section("reconstruction", "Reconstruction", describe_reconstruction(facts)),
             *(
                 Section(f"target-{i}", f"Predicting {t}", describe_target(facts, t))
-                for i, t in enumerate(config.finetune.targets)
+                for i, t in enumerate(facts.clinical)
             ),
             Section("data", "Scaling, coverage and quality", describe_data(facts)),
             Section("provenance", "Provenance", describe_provenance(facts)),
@@ -164,7 +164,7 @@ def _headlines(facts: Facts) -> list[Any]:
             best = trivial.loc[trivial["value"].astype(float).idxmax(), "method"]
             beside = f"best predictor without a model ({best}): {_cell(part, best)}"
             items.append((f"Masked R², {target} hidden, {cohort}", _cell(part, "model"), beside))
-    for target in facts.config.finetune.targets:
+    for target in facts.clinical:
         scores = pooled(facts.results.get(target))
         for (cohort, _), part in scores.groupby(["cohort", "split"], sort=False):
             metric = "auc" if "auc" in set(part["metric"]) else "r"

@@ -41,7 +41,7 @@ PATIENCE = 8
 
 def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels: pd.Series,
              out: Path, *, target: str, kind: str, options: config.Finetune, model: config.Model,
-             atlas: Atlas) -> pd.DataFrame:  # fmt: skip
+             atlas: Atlas, seed: int = 1) -> pd.DataFrame:  # fmt: skip
     """Train on labelled training subjects, predict everybody with a long enough recording.
 
     Parameters
@@ -68,7 +68,7 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
         of another atlas, sample period or window.
     """
     task = Task(pretrained, shards, scaling, labels, Path(out), target, kind, options, model,
-                atlas)  # fmt: skip
+                atlas, seed)  # fmt: skip
     task.train()
     return task.finish()
 
@@ -77,13 +77,13 @@ class Task:
     """One fine-tuning; see :func:`finetune`."""
 
     def __init__(self, pretrained, shards, scaling, labels, out, target, kind, options, model,
-                 atlas):  # fmt: skip
+                 atlas, seed):  # fmt: skip
         if kind not in ("regression", "classification"):
             raise BrainLMError(f"{kind!r}: expected regression or classification")
         self.out, self.target, self.kind, self.options = out, target, kind, options
-        self.pretrained = pretrained
+        self.pretrained, self.seed = pretrained, seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         corpus = Corpus(shards)
         base = _base(pretrained, corpus, model, atlas)
         self.scaling = base.scaling or Scaling.load(scaling)
@@ -97,7 +97,7 @@ class Task:
         outputs = 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
         self.model = _with_head(base, outputs, self.mean, self.std).to(self.device)
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
-                               seed=options.seed, num_tokens=self.model.num_tokens)  # fmt: skip
+                               seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
         self.journal = Journal(out / "metrics.jsonl", "", quiet=False)
         self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
 
@@ -187,7 +187,7 @@ class Task:
     def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
         self.model.train()
         total = torch.zeros((), device=self.device)
-        torch.manual_seed(hash((self.options.seed, epoch)))
+        torch.manual_seed(hash((self.seed, epoch)))
         for batch in Prefetch(self.windows, self._picks(epoch)):
             output = self.model.head(self._summary(batch, TOKEN_DROP))
             loss = self._loss(output, self._targets(batch.rows).to(self.device))

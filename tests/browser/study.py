@@ -34,8 +34,11 @@ def make_config(folder: Path) -> Config:
             "role": "external",
         },
     ]
+    task = folder / "hostile.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    task.write_text(json.dumps({"kind": "regression", "target": HOSTILE}))
     values = {"results": str(folder / "results"), "cohorts": cohorts, "model": {"preset": "tiny"},
-              "finetune": {"targets": ["age", HOSTILE]}}  # fmt: skip
+              "tasks": ["reconstruction", "age", str(task)]}  # fmt: skip
     return parse_config(values)
 
 
@@ -191,8 +194,8 @@ def _write_target(results: Path, subjects: int, rng) -> None:
         "mean": age * 0 + 50,
     }  # fmt: skip
     rows = list(_rows(age[:, None], {k: v[:, None] for k, v in guesses.items()}, where))
-    write_results(rows, folder / "target-age.parquet", 1234)
+    write_results(rows, folder / "age.parquet", 1234)
     people = pd.DataFrame({"cohort": "home", "participant_id": [f"sub-{i}" for i in range(9)],
                            "split": "test", "label": age} | guesses)  # fmt: skip
     long = people.melt(list(people.columns[:4]), list(guesses), "method", "prediction")
-    long.to_parquet(folder / "target-age.predictions.parquet")
+    long.to_parquet(folder / "age.predictions.parquet")

@@ -101,7 +101,7 @@ def _predict(cohort, noise: float):
     path = cohort.folder / f"{noise}" / "predictions.parquet"
     path.parent.mkdir()
     table.to_parquet(path)
-    return path.parent
+    return [path.parent]
 
 
 def _value(table, method, metric):
@@ -111,7 +111,7 @@ def _value(table, method, metric):
 
 
 def test_a_target_is_compared_on_the_same_people_with_intervals_and_counts(cohort):
-    out = cohort.folder / "target-age.parquet"
+    out = cohort.folder / "age.parquet"
     ages = cohort.ages.copy()
     person = next(p for _, p in ages.index if split_of(p) == "test")
     ages["home", person] = np.nan

@@ -160,7 +160,7 @@ def test_an_evaluation_without_people_says_why(tmp_path):
            "note": "1 with fewer than 200 time points"}  # fmt: skip
     folder = config.results / "evaluation" / "r1"
     write_results([row], folder / "reconstruction.parquet", 1)
-    write_results([row | {"split": None}], folder / "target-age.parquet", 1)
+    write_results([row | {"split": None}], folder / "age.parquet", 1)
     build_report(config.results, config, config.results / "report")
     text = (config.results / "report" / "index.html").read_text()
     assert "Nobody could be evaluated. home, test: 1 with fewer than 200 time points." in text

@@ -20,6 +20,7 @@ atlas: {name: demo424, folder: atlas}
 chunks: {recordings: 8}
 model: {preset: tiny}
 pretrain: {epochs: 3, batch_size: 4, micro_batch_size: 4, cpus: 2}
+tasks: [reconstruction, age.yaml]
 finetune: {epochs: 2, batch_size: 4}
 evaluate: {bootstrap: 200}
 max_failed_fraction: 0.5
@@ -32,6 +33,7 @@ def make_clone(folder: Path) -> Path:
     for name in ("workflow", "rules", "slurm", "envs"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "age.yaml").write_text("{kind: regression, target: age, seeds: [1]}")
     return folder
 
 

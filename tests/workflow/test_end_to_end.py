@@ -99,7 +99,7 @@ def test_evaluation_stands_beside_its_baselines(study):
     table = pd.read_parquet(results / "reconstruction.parquet")
     assert {"model", "zero", "linear"} <= set(table["method"])
     assert {"raw", "other"} == set(table["cohort"])
-    age = pd.read_parquet(results / "target-age.parquet")
+    age = pd.read_parquet(results / "age.parquet")
     assert {"fine-tuned", "from scratch", "connectivity + ridge", "mean"} <= set(age["method"])
     other = age[(age["cohort"] == "other") & (age["method"] == "fine-tuned")]
     assert (other["n"] == 6).all()
@@ -108,7 +108,7 @@ def test_evaluation_stands_beside_its_baselines(study):
 def test_a_saved_model_predicts_what_it_predicted_when_it_was_trained(study, tmp_path):
     from brainlm.training.predict import predict
 
-    folder = study / "results/models/r1/finetune-age"
+    folder = study / "results/models/r1/finetune-age/seed-1"
     again = predict(folder, corpus(study).paths, tmp_path / "again.parquet")
     first = pd.read_parquet(folder / "predictions.parquet")
     both = first.merge(again, on="recording_id", suffixes=("", "_again"))

@@ -23,7 +23,8 @@ cohorts:
 atlas: {name: demo424, folder: atlas}
 chunks: {recordings: 4}
 model: {preset: tiny}
-finetune: {targets: [age]}
+tasks: [reconstruction, age.yaml]
+finetune: {epochs: 2}
 """
 CHUNK_STAGES = ("motion", "normalise", "denoise", "parcellate", "shard")
 REPORTING = {("summary", ""), ("report", "")}
@@ -43,6 +44,7 @@ class Clone:
         self.folder = folder
         for name in ("workflow", "rules", "slurm", "envs"):
             shutil.copytree(ROOT / name, folder / name)
+        (folder / "age.yaml").write_text("{kind: regression, target: age, seeds: [1]}")
         self.configure()
 
     def configure(self, old: str = "", new: str = "") -> None:
@@ -78,7 +80,7 @@ class Clone:
                 path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch()
-        self.snakemake("--touch", "--quiet", "all")
+        self.snakemake("--touch", "--forceall", "--quiet", "all")
         assert self.plan() == set()
 
 
@@ -97,8 +99,8 @@ def finished(tmp_path_factory) -> Path:
     everything = clone.plan()
     assert everything == chunk_jobs("a/00000", "a/00001") | REPORTING | {
         ("release", ""), ("pretrain", ""),
-        ("finetune", "finetune/age"), ("finetune", "scratch/age"),
-        ("reconstruction", ""), ("target", "age"),
+        ("finetune", "finetune/age/1"), ("finetune", "scratch/age/1"),
+        ("evaluate", "reconstruction"), ("evaluate", "age"),
     }  # fmt: skip
     clone.pretend_done()
     return folder
@@ -133,8 +135,8 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
         "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: external}\natlas:"
     )
     assert clone.plan() == chunk_jobs("b/00000", "b/00001") | REPORTING | {
-        ("reconstruction", ""), ("target", "age"),
-        ("predict", "finetune/age"), ("predict", "scratch/age"),
+        ("evaluate", "reconstruction"), ("evaluate", "age"),
+        ("predict", "finetune/age/1"), ("predict", "scratch/age/1"),
     }  # fmt: skip
 
 
@@ -150,8 +152,8 @@ def test_a_new_release_trains_and_preprocesses_nothing(clone):
     clone.configure("release: r1", "release: r2")
     assert clone.plan() == {
         ("release", ""), ("pretrain", ""),
-        ("finetune", "finetune/age"), ("finetune", "scratch/age"),
-        ("reconstruction", ""), ("target", "age"), ("report", ""),
+        ("finetune", "finetune/age/1"), ("finetune", "scratch/age/1"),
+        ("evaluate", "reconstruction"), ("evaluate", "age"), ("report", ""),
     }  # fmt: skip
 
 
@@ -183,6 +185,14 @@ def test_settings_that_do_not_change_results_plan_nothing(clone):
     assert clone.plan() == set()
 
 
+def test_a_task_more_and_a_seed_more_plan_only_themselves(clone):
+    (clone.folder / "age.yaml").write_text("{kind: regression, target: age, seeds: [1, 2]}")
+    assert clone.plan() == {
+        ("finetune", "finetune/age/2"), ("finetune", "scratch/age/2"),
+        ("evaluate", "age"), ("report", ""),
+    }  # fmt: skip
+
+
 def test_an_edited_comment_in_a_rule_plans_nothing(clone):
     for path in clone.folder.glob("rules/*.smk"):
         path.write_text("# a remark\n" + path.read_text())
@@ -202,13 +212,16 @@ def test_the_slurm_profile_resolves_in_a_clone_with_an_empty_home(clone, tmp_pat
         ("results: results", "resuls: results", "did you mean 'results'"),
         ("folder: bids_a", "folder: nowhere", "folder not found"),
         ("folder: bids_a", "folder: empty", "no recording found"),
-        ("targets: [age]", "targets: [iq]", "no participants table has a column 'iq'"),
+        ("age.yaml", "gad7", "no participants table has a column 'gad7'"),
+        ("age.yaml", "ages", "did you mean 'age'"),
+        ("age.yaml", "bids_a/task.yaml", "target: Field required"),
         ("name: demo424", "name: a425", "did you mean 'a424'"),
     ],
 )
 def test_bad_configuration_ends_in_one_clear_line(clone, old, new, words):
     (clone.folder / "empty").mkdir()
     shutil.copy(clone.folder / "bids_a/participants.tsv", clone.folder / "empty")
+    (clone.folder / "bids_a/task.yaml").write_text("kind: regression")
     clone.configure(old, new)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", "-n"],

@@ -36,7 +36,8 @@ def real(shared, tmp_path_factory) -> Path:
         + f"""
 cohorts: [{{name: real, folder: "{shared / "data/bids_real"}", layout: bids}}]
 atlas: {{name: a424, folder: "{shared / "atlases"}"}}
-finetune: {{targets: [age], epochs: 1}}
+tasks: [reconstruction, age.yaml]
+finetune: {{epochs: 1}}
 """
     )
     return run(tmp_path_factory.mktemp("real") / "clone", config)
@@ -105,7 +106,8 @@ def test_abide_enters_as_parcel_series(shared, tmp_path):
         + f"""
 cohorts: [{{name: abide, folder: "{folder}", layout: parcels}}]
 atlas: {{name: cc200}}
-finetune: {{targets: [age], epochs: 2}}
+tasks: [reconstruction, age.yaml]
+finetune: {{epochs: 2}}
 """
     )
     study = run(tmp_path / "clone", config)
@@ -113,7 +115,7 @@ finetune: {{targets: [age], epochs: 2}}
     assert len(corpus.table) == len(people)
     assert (corpus.table["status"] == "ok").mean() > 0.9
     assert corpus.info.num_parcels == 200
-    age = pd.read_parquet(study / "results/evaluation/r1/target-age.parquet")
+    age = pd.read_parquet(study / "results/evaluation/r1/age.parquet")
     ridge = age[(age["method"] == "connectivity + ridge") & (age["metric"] == "mae")]
     assert ridge["n"].iloc[0] >= 5
     assert "cc200" in (study / "results/report/index.html").read_text().lower()

@@ -1,0 +1,86 @@
+"""One task of one study, and which module evaluates which kind of task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..config import Config
+from ..errors import BrainLMError
+from ..shards.release import read_release
+
+#: kind of task -> module of this package; its ``run(job)`` writes ``job.out``, returns the table
+EVALUATORS = {
+    "reconstruction": "reconstruction",
+    "regression": "targets",
+    "classification": "targets",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an evaluator is given.
+
+    Attributes
+    ----------
+    task : a class of :mod:`brainlm.evaluation.tasks`
+    config : Config
+    external : list of Path
+        Shards of external cohorts.
+    """
+
+    task: Any
+    config: Config
+    external: list[Path]
+
+    @property
+    def models(self) -> Path:
+        """Folder of the release's models; ``pretrain`` in it is the pretrained one."""
+        return self.config.results / "models" / self.config.release
+
+    @property
+    def out(self) -> Path:
+        """The task's table; side tables are ``out.with_suffix(".<what>.parquet")``."""
+        return (
+            self.config.results / "evaluation" / self.config.release / f"{self.task.name}.parquet"
+        )
+
+    @property
+    def release_shards(self) -> list[Path]:
+        """Shards that the model was trained on (all splits)."""
+        return read_release(self.config.results / "releases" / self.config.release)
+
+    @property
+    def shards(self) -> list[Path]:
+        """Shards of the release, then of external cohorts."""
+        return self.release_shards + self.external
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """cohort -> "reference" or "external"."""
+        return {cohort.name: cohort.role for cohort in self.config.cohorts}
+
+    def fits(self, start: str) -> list[Path]:
+        """Folders of the fine-tuned (``finetune``) or untrained (``scratch``) fits, one a seed."""
+        return [self.models / f"{start}-{self.task.name}" / f"seed-{s}" for s in self.task.seeds]
+
+
+def evaluate(job: Job) -> pd.DataFrame:
+    """Run the task's evaluator; write and return its table.
+
+    Raises
+    ------
+    BrainLMError
+        Nothing evaluates tasks of this kind.
+    """
+    module = EVALUATORS.get(job.task.kind)
+    if module is None:
+        raise BrainLMError(
+            f"task {job.task.name}: nothing evaluates the kind {job.task.kind!r} yet; kinds: "
+            + ", ".join(EVALUATORS)
+        )
+    return import_module(f".{module}", __package__).run(job)

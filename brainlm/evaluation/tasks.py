@@ -1,0 +1,170 @@
+"""Tasks are declared, not coded: one short YAML file each, in workflow/tasks or anywhere.
+
+``kind`` decides which of the classes below checks the file; the file's name is the task's.
+Imported whenever Snakemake parses the workflow, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, ValidationError
+
+from ..config import Name, Section, explain, read_yaml
+from ..errors import BrainLMError
+
+#: Tasks that can be named in config.yaml; others are given as a path.
+REGISTRY = Path(__file__).resolve().parents[2] / "workflow" / "tasks"
+
+Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
+
+
+class _Task(Section):
+    name: Name = Field(description="from the file's name")
+
+
+class Reconstruction(_Task):
+    """Masked patches of people not seen (paper, 4.1); the masks are ``evaluate.mask_ratios``."""
+
+    kind: Literal["reconstruction"]
+
+
+class Regression(_Task):
+    """A number of a person: clinical variables (paper, 4.2)."""
+
+    kind: Literal["regression"]
+    target: str = Field(description="column of the participants tables")
+    transform: Literal["zscore", "minmax", "log_minmax"] = Field(
+        "zscore", description="of the label, fitted on training people; metrics are in its units"
+    )
+    groups: str | None = Field(
+        None, description="column, such as site: every group is predicted by methods that never "
+        "saw it (leave-site-out)",
+    )  # fmt: skip
+    metric: Literal["r", "r2", "mse", "mae"] = Field("r", description="the headline figure")
+    seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
+
+
+class Classification(_Task):
+    """A class of a person, two or more: clinical variables (paper, 4.2)."""
+
+    kind: Literal["classification"]
+    target: str = Field(description="column of the participants tables, words or numbers")
+    groups: str | None = Field(None, description="as in a regression")
+    metric: Literal["auc", "balanced_accuracy"] = Field("auc", description="the headline figure")
+    seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
+
+
+class Forecasting(_Task):
+    """Future time points from past ones (paper, 4.3)."""
+
+    kind: Literal["forecasting"]
+    given: Annotated[int, Field(ge=1)] = Field(180, description="time points that are known")
+    ahead: Annotated[int, Field(ge=1)] = Field(20, description="time points to forecast")
+    seeds: Seeds = (1, 2, 3, 4, 5)
+
+
+class Attention(_Task):
+    """CLS-to-parcel attention and its contrasts (paper, 4.4)."""
+
+    kind: Literal["attention"]
+    contrast: str | None = Field(
+        None, description="column (two classes, or low against high half), or 'task'"
+    )
+    permutations: Annotated[int, Field(ge=100)] = 2000
+
+
+class Networks(_Task):
+    """Functional networks of parcels by k nearest neighbours (paper, 4.5)."""
+
+    kind: Literal["networks"]
+    seeds: Seeds = (1, 2, 3, 4, 5)
+
+
+class Latent(_Task):
+    """UMAP of CLS tokens (paper, Fig. 5)."""
+
+    kind: Literal["latent"]
+    colour: tuple[str, ...] = Field(
+        ("age", "sex", "site", "mean_fd_mm"), description="columns to colour by, where present"
+    )
+
+
+class Scaling(_Task):
+    """Model size × share of the training people (paper, Fig. 4)."""
+
+    kind: Literal["scaling"]
+    presets: Annotated[tuple[str, ...], Field(min_length=1)] = ("tiny", "13m")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.3, 1.0)
+
+
+Task = Union[  # noqa: UP007  mypy wants it spelt so
+    Reconstruction, Regression, Classification, Forecasting, Attention, Networks, Latent, Scaling
+]
+KINDS: dict[str, type[_Task]] = {
+    "reconstruction": Reconstruction, "regression": Regression, "classification": Classification,
+    "forecasting": Forecasting, "attention": Attention, "networks": Networks, "latent": Latent,
+    "scaling": Scaling,
+}  # fmt: skip
+#: Tasks that fine-tune the model on a column of the participants tables.
+CLINICAL = (Regression, Classification)
+
+
+def parse_task(values: dict[str, Any], name: str, source: str) -> Task:
+    """Validate a task's plain dictionary.
+
+    Raises
+    ------
+    BrainLMError
+        No or an unknown kind, or keys and values that its class refuses, nearest names said.
+    """
+    kind = values.get("kind")
+    if kind not in KINDS:
+        near = difflib.get_close_matches(str(kind), KINDS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of: {', '.join(KINDS)}"
+        raise BrainLMError(f"{source}: kind is {kind!r}; {hint}")
+    try:
+        return KINDS[kind].model_validate({**values, "name": name})  # type: ignore[return-value]
+    except ValidationError as error:
+        raise BrainLMError(f"{source}: " + "; ".join(explain(error, KINDS[kind]))) from None
+
+
+def load_task(entry: str) -> Task:
+    """One entry of ``tasks`` in config.yaml: a name in :data:`REGISTRY` or a path to a YAML."""
+    path = Path(entry)
+    if path.suffix not in (".yaml", ".yml"):
+        known = sorted(p.stem for p in REGISTRY.glob("*.yaml"))
+        if entry not in known:
+            near = difflib.get_close_matches(entry, known, 1, 0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise BrainLMError(
+                f"tasks: no task {entry!r} in {REGISTRY}; {hint} (or give the path of a .yaml)"
+            )
+        path = REGISTRY / f"{entry}.yaml"
+    return parse_task(read_yaml(path), path.stem, str(path))
+
+
+def load_tasks(entries: Iterable[str]) -> dict[str, Task]:
+    """The tasks of a configuration by name.
+
+    Raises
+    ------
+    BrainLMError
+        A file is wrong or missing, or two have the same name.
+    """
+    tasks: dict[str, Task] = {}
+    for entry in entries:
+        task = load_task(entry)
+        if task.name in tasks:
+            raise BrainLMError(f"tasks: two are named {task.name!r}; rename a file")
+        tasks[task.name] = task
+    return tasks
+
+
+def find_task(entries: Iterable[str], name: str) -> Task:
+    """The configuration's task of this name, else the built-in one."""
+    tasks = load_tasks(entries)
+    return tasks[name] if name in tasks else load_task(name)
