@@ -383,7 +383,7 @@ def _print_results(table) -> None:
 
     shown = table[(table["level"] == "pooled") & ~table["method"].str.contains(" minus ")]
     for row in shown.itertuples():
-        if known(row.metric) and row.metric not in ("r2", "auc", "mae"):
+        if known(row.metric) and row.metric in ("r", "mse", "balanced_accuracy"):
             continue
         figure = f"{row.metric} {row.value:.3f}" if known(row.value) else "not evaluated"
         if known(row.low):

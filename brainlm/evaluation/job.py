@@ -18,6 +18,8 @@ EVALUATORS = {
     "reconstruction": "reconstruction",
     "regression": "targets",
     "classification": "targets",
+    "forecasting": "forecasting",
+    "attention": "attention",
 }
 
 

@@ -10,6 +10,7 @@ R² is ``1 - SSE / SST``, pooled and never clipped: below zero is worse than the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -128,6 +129,13 @@ def percentile_interval(values: np.ndarray) -> tuple[float, float] | None:
         return None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+def percentiles(draws: np.ndarray) -> np.ndarray:
+    """[2, ...] the middle 95 % of bootstrap values [B, ...]; NaN where there is no value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a metric that no resample has
+        return np.nanpercentile(draws, [2.5, 97.5], axis=0)
 
 
 def bootstrap(

@@ -62,8 +62,14 @@ class Forecasting(_Task):
     """Future time points from past ones (paper, 4.3)."""
 
     kind: Literal["forecasting"]
-    given: Annotated[int, Field(ge=1)] = Field(180, description="time points that are known")
-    ahead: Annotated[int, Field(ge=1)] = Field(20, description="time points to forecast")
+    ahead: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="time points to forecast; default a tenth of the model's window"
+    )
+    epochs: Annotated[int, Field(ge=1)] = Field(10, description="of every trained method")
+    batch_size: Annotated[int, Field(ge=1)] = Field(16, description="windows per update")
+    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = Field(
+        (1e-3, 3e-3), description="each is tried; validation people decide"
+    )
     seeds: Seeds = (1, 2, 3, 4, 5)
 
 
@@ -72,7 +78,13 @@ class Attention(_Task):
 
     kind: Literal["attention"]
     contrast: str | None = Field(
-        None, description="column (two classes, or low against high half), or 'task'"
+        None, description="column (two values, or low against high half), or 'task'"
+    )
+    groups: tuple[str, str] | None = Field(
+        None, description="the two values to compare, where the column has more"
+    )
+    within: str | None = Field(
+        None, description="column, such as site, within whose values labels are permuted"
     )
     permutations: Annotated[int, Field(ge=100)] = 2000
 

@@ -32,11 +32,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: int | None = None) -> Tensor:
         """Attend from every token of x [B, N, D] to its first `context` tokens (default all)."""
         B, N, D = x.shape
-        query, key, value = self.qkv(x).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self.split(x)
         mixed = attend(query, key[:, :, :context], value[:, :, :context], self.backend)
         if self.convolution is not None:
             mixed = mixed + self.convolution(value)
         return self.out(mixed.transpose(1, 2).reshape(B, N, D))
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, H, N, d] of x [B, N, D]."""
+        B, N, _ = x.shape
+        query, key, value = self.qkv(x).view(B, N, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return query, key, value
 
     @torch.no_grad()
     def start_alike(self, gain: float = 1.4) -> None:

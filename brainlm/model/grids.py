@@ -115,6 +115,10 @@ class ParcelGrid(Grid):
         """[B, N, P] -> [B, R, T]."""
         return patches.reshape(len(patches), self.num_parcels, self.window)
 
+    def tokens_of_parcels(self) -> Tensor:
+        """[R, S] the tokens that hold a parcel, in order of time."""
+        return torch.arange(self.num_tokens).view(self.num_parcels, self.steps)
+
 
 class ImageGrid(Grid):
     """Tokens of ``patch_parcels`` × P values of an image padded, centred, to whole patches."""
@@ -165,3 +169,8 @@ class ImageGrid(Grid):
         image = grid.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         image = image[:, self.top :, self.left :][:, : self.size[0], : self.size[1]]
         return image[:, self.order_back]
+
+    def tokens_of_parcels(self) -> Tensor:
+        """[R, S] the tokens that hold a parcel (shared by its neighbours in the image)."""
+        row = (self.order_back.cpu() + self.top) // self.height
+        return row[:, None] * self.columns + torch.arange(self.columns)

@@ -1,0 +1,171 @@
+"""Attention rows against the full matrix, and contrasts of maps against planted differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import R, make_study, toy_atlas
+
+from brainlm.config import Cohort, Evaluate
+from brainlm.errors import BrainLMError
+from brainlm.evaluation import attention as module
+from brainlm.evaluation.attention import evaluate_attention, split_in_two
+from brainlm.model import BrainLM, BrainLMConfig, preset
+from brainlm.model.rows import cls_attention, parcel_attention
+from brainlm.shards import Scaling
+
+WINDOW, PATCH = 40, 10
+
+
+def _model(family: str) -> BrainLM:
+    torch.manual_seed(1)
+    points = toy_atlas().coordinates
+    if family == "parcel":
+        return preset("tiny", num_parcels=R, window=WINDOW, patch=PATCH, coordinates=points).eval()
+    return BrainLM(BrainLMConfig(
+        family="image", num_parcels=R, window=WINDOW, patch=PATCH, width=16, depth=2, heads=2,
+        ffn=16, decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_ffn=16,
+        patch_parcels=5, has_coordinates=True), points).eval()  # fmt: skip
+
+
+def _full(model: BrainLM, signal: torch.Tensor) -> np.ndarray:
+    """[B, 1 + N, 1 + N] last-layer attention, mean over heads, the textbook way."""
+    patches, _, missing = model.grid.cut(signal)
+    assert not missing.any()
+    tokens = model.project(patches) + model.positions(model.coordinates)
+    x = torch.cat([model.cls_token.expand(len(tokens), -1, -1), tokens], 1)
+    for block in list(model.encoder)[:-1]:
+        x = block(x)
+    attention = model.encoder[-1].attention
+    B, N, D = x.shape
+    q, k, _ = attention.qkv(model.encoder[-1].norm1(x)).chunk(3, -1)
+    q, k = (t.view(B, N, attention.heads, -1).transpose(1, 2) for t in (q, k))
+    return (q @ k.transpose(2, 3) / np.sqrt(D / attention.heads)).softmax(-1).mean(1)
+
+
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_rows_equal_those_of_the_full_matrix(family, monkeypatch):
+    monkeypatch.setattr("brainlm.model.rows.BLOCK", 7)  # several uneven blocks
+    model, signal = _model(family), torch.randn(2, R, WINDOW)
+    with torch.no_grad():
+        full = _full(model, signal)
+    if family == "parcel":
+        of = np.arange(R * 4).reshape(R, 4)
+    else:  # row of the image, from back to front, five parcels to a token, centred: 15 - 12 = 3
+        row = np.argsort(np.argsort(toy_atlas().coordinates[:, 1], kind="stable"))
+        of = ((row + 1) // 5)[:, None] * 4 + np.arange(4)
+    cls = full[:, 0, 1:].numpy()[:, of].mean(-1)
+    expected = cls / cls.mean(-1, keepdims=True)
+    np.testing.assert_allclose(cls_attention(model, signal).numpy(), expected, rtol=1e-4)
+    rows = full[:, 1:, 1:].mean(0).numpy()[:, of].mean(-1)
+    rows = (rows / rows.mean(-1, keepdims=True))[of].mean(1)
+    np.testing.assert_allclose(parcel_attention(model, signal).numpy(), rows, rtol=1e-4)
+
+
+def test_parcels_without_data_have_no_attention_and_leave_the_rest_even():
+    model, signal = _model("parcel"), torch.randn(1, R, WINDOW)
+    signal[:, 3] = torch.nan
+    row, rows = cls_attention(model, signal), parcel_attention(model, signal)
+    assert row.isnan().nonzero().tolist() == [[0, 3]]
+    assert row.nanmean() == pytest.approx(1, rel=1e-5)
+    assert rows.isnan().sum() == 2 * R - 1
+    other = signal.clone()
+    other[:, 3] = 5.0  # a model that sees the parcel gives other values: it really was left out
+    assert not torch.allclose(cls_attention(model, other)[0, 4:], row[0, 4:], rtol=1e-4)
+
+
+def test_groups_are_two_values_two_halves_or_an_error():
+    labels, names = split_in_two(pd.Series([3, 1, 2, 9, None]), None, "score")
+    assert names == ("low", "high")
+    assert labels.tolist()[:4] == ["high", "low", "low", "high"]
+    assert pd.isna(labels[4])
+    _, names = split_in_two(pd.Series([0, 1, 1]), None, "sex")
+    assert names == ("0", "1")
+    site = pd.Series(["a", "b", "c"])
+    with pytest.raises(BrainLMError, match="found 3: a, b, c"):
+        split_in_two(site, None, "site")
+    labels, names = split_in_two(site, ("c", "a"), "site")
+    assert names == ("c", "a") and labels.notna().sum() == 2
+    with pytest.raises(BrainLMError, match="no one is d"):
+        split_in_two(site, ("a", "d"), "site")
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """60 people, 20 parcels; parcel 5 differs by diagnosis, parcel 9 by site and task."""
+    rng = np.random.default_rng(3)
+    people = [f"sub-{n:02d}" for n in range(60)]
+    sick, site = np.arange(60) % 2 == 1, np.arange(60) // 30
+    table = pd.DataFrame({"participant_id": people, "diagnosis": np.where(sick, "yes", "no"),
+                          "site": site, "score": rng.normal(size=60)})  # fmt: skip
+    table.loc[59, "diagnosis"] = None
+    table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    rows = []
+    for n, name in enumerate(people):
+        trait = rng.normal(size=20)
+        for task in ("rest", "movie") if n < 40 else ("rest",):
+            values = trait + 0.3 * rng.normal(size=20)
+            values[5] += 2 * sick[n]
+            values[9] += 3 * site[n] + 2 * (task == "movie")
+            rows.append({"cohort": "c", "participant_id": name, "task": task, "map": values})
+    maps = pd.DataFrame(rows)
+    maps.loc[0, "map"][7] = np.nan
+    monkeypatch.setattr(module, "attention_maps", lambda *_: maps)
+    cohort = Cohort(name="c", folder=tmp_path)
+    return lambda **more: evaluate_attention(
+        "m", [], [cohort], tmp_path / "attention.parquet",
+        options=Evaluate(bootstrap=100), permutations=300, **more), tmp_path  # fmt: skip
+
+
+def _parcels(table: pd.DataFrame) -> set[str]:
+    return set(table[(table["level"] == "parcel") & (table["p"] < 0.05)]["unit"])
+
+
+def test_a_difference_between_groups_is_found_where_it_was_planted(planted):
+    evaluate, folder = planted
+    table = evaluate(contrast="diagnosis")
+    assert _parcels(table) == {"6"}
+    sixth = table[table["unit"] == "6"].iloc[0]
+    assert sixth["low"] < 2 < sixth["high"] and sixth["p"] == pytest.approx(1 / 301)
+    assert sixth["n"] == 59 and sixth["left_out"] == 1
+    assert "no 30, yes 29; 1 without diagnosis" in sixth["note"]
+    maps = pd.read_parquet(folder / "attention.maps.parquet")
+    assert maps.groupby("group")["parcel"].count().to_dict() == {"no": 20, "yes": 20}
+    assert (maps["low"] < maps["mean"]).all() and (maps["mean"] < maps["high"]).all()
+
+
+def test_permuting_within_sites_does_not_take_a_site_for_a_group(planted):
+    evaluate, _ = planted
+    assert _parcels(evaluate(contrast="site")) == {"10"}
+    assert _parcels(evaluate(contrast="site", within="site")) == set()
+    with pytest.raises(BrainLMError, match="no column 'scanner'"):
+        evaluate(contrast="site", within="scanner")
+
+
+def test_conditions_are_compared_within_people(planted):
+    evaluate, _ = planted
+    table = evaluate(contrast="task")
+    assert _parcels(table) == {"10"}
+    assert set(table["n"]) == {40} and set(table["left_out"]) == {20}
+    tenth = table[table["unit"] == "10"].iloc[0]  # movie first, as the alphabet has it
+    assert tenth["value"] == pytest.approx(-2, abs=0.3)
+
+
+def test_a_score_is_cut_at_the_median_and_a_missing_column_is_refused(planted):
+    evaluate, _ = planted
+    assert "low 30, high 30" in evaluate(contrast="score")["note"].iloc[0]
+    assert set(evaluate()["n"]) == {60}
+    with pytest.raises(BrainLMError, match="no cohort with usable recordings has a column 'iq'"):
+        evaluate(contrast="iq")
+
+
+def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
+    study = make_study(tmp_path, people=9)
+    _model("parcel").save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
+    maps = module.attention_maps(tmp_path / "model", study.shards)
+    assert len(maps) == 9
+    stacked = np.stack(maps["map"])
+    np.testing.assert_allclose(np.nanmean(stacked, 1), 1, rtol=1e-5)
+    assert np.isnan(stacked[1, 2]) and np.isfinite(stacked[0]).all()

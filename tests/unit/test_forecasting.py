@@ -1,0 +1,217 @@
+"""Forecasters: what each knows, what each is given, and how they are compared."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import r2_score
+from synthetic import R, make_study, toy_atlas
+
+from brainlm.config import Evaluate
+from brainlm.errors import BrainLMError
+from brainlm.evaluation.autoregression import fit_linear
+from brainlm.evaluation.forecasting import MODEL, evaluate_forecasting, trivial
+from brainlm.evaluation.significance import holm, max_statistic_p, paired_p
+from brainlm.model import preset
+from brainlm.shards import Corpus, Scaling
+from brainlm.training.forecast import Budget, train_forecaster
+from brainlm.training.forecasters import (
+    LatentODEForecaster,
+    LSTMForecaster,
+    NeuralODEForecaster,
+    TransformerForecaster,
+)
+from brainlm.training.windows import Windows
+
+WINDOW, PATCH, AHEAD = 40, 10, 10
+
+
+def _tiny(family: str = "tiny"):
+    return preset(family, num_parcels=R, window=WINDOW, patch=PATCH,
+                  coordinates=toy_atlas().coordinates)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forecasting")
+    made = make_study(folder, people=60, dtype="float32")
+    torch.manual_seed(0)
+    _tiny().save_pretrained(folder / "model", Scaling.load(made.scaling), "")
+    return SimpleNamespace(
+        model=folder / "model", out=folder / "forecasting.parquet", **vars(made)
+    )
+
+
+def test_holm_is_the_step_down_correction():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
+    assert holm(np.array([[0.9, 0.8]])).max() == 1
+    assert paired_p(np.arange(1.0, 13)) < 0.001
+    assert np.isnan(paired_p(np.ones(3)))
+
+
+def test_the_largest_statistic_corrects_over_all_parcels():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(40, 30))
+    values[:, 4] += 1.5
+    signs = rng.choice([-1.0, 1.0], size=(500, 40))
+
+    def t(sign):
+        flipped = sign[:, None] * values
+        return flipped.mean(0) / flipped.std(0)
+
+    p = max_statistic_p(t, t(np.ones(40)), signs)
+    assert p[4] == pytest.approx(1 / 501)
+    assert (np.delete(p, 4) > 0.05).all()
+
+
+@pytest.mark.parametrize("family", ["tiny", "111m"])
+def test_the_transformer_forecasts_from_the_past_alone_and_decodes_all_of_the_future(family):
+    torch.manual_seed(0)
+    if family == "111m":  # the image family, small
+        from brainlm.model import BrainLM, BrainLMConfig
+
+        model = BrainLM(BrainLMConfig(
+            family="image", num_parcels=R, window=WINDOW, patch=PATCH, width=16, depth=1, heads=2,
+            ffn=16, decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_ffn=16,
+            patch_parcels=4))  # fmt: skip
+    else:
+        model = _tiny()
+    forecaster = TransformerForecaster(model, AHEAD)
+    past = torch.randn(3, R, WINDOW - AHEAD)
+    past[1, 2] = torch.nan  # a parcel without data
+    calls = []
+    hook = model.register_forward_hook(lambda m, _, kwargs, out: calls.append((kwargs, out)),
+                                       with_kwargs=True)  # fmt: skip
+    for mode, rows in ((True, slice(0, 3)), (False, slice(0, 1)), (False, slice(1, 2))):
+        forecaster.train(mode)
+        ahead = forecaster(past[rows])
+        assert ahead.shape == (len(past[rows]), R, AHEAD)
+        _, output = calls[-1]
+        tokens = output.mask[:, forecaster.ahead]
+        assert tokens.all()  # no future token is visible
+        known = ~past[rows].isnan().any(-1)
+        if known[0].all():  # the newest given ones always are
+            assert not output.mask[0, forecaster.newest].any()
+        assert output.pixel_mask[..., -AHEAD:][known].all()  # and all of the future is decoded
+        assert ahead[known].isfinite().all()
+    hook.remove()
+    with pytest.raises(BrainLMError, match="whole patches"):
+        TransformerForecaster(model, 7)
+
+
+@pytest.mark.parametrize("network", [LSTMForecaster, NeuralODEForecaster, LatentODEForecaster])
+def test_each_network_learns_a_wave_that_a_constant_cannot_follow(network, tmp_path):
+    torch.manual_seed(0)
+    phase = torch.rand(32, 1, 1) * 6.28
+    wave = torch.sin(0.3 * torch.arange(40) + phase).expand(-1, 3, -1)
+    forecaster = network(3, 8, width=24)
+    optimizer = torch.optim.Adam(forecaster.parameters(), 1e-2)
+    past, future = wave[..., :-8], wave[..., -8:]
+    # the ODE of one moment cannot know the phase from one value: give it a quarter wave later too
+    past = past.clone()
+    past[:, 1] = torch.cos(0.3 * torch.arange(32) + phase[:, 0])
+    for _ in range(80):
+        loss = (forecaster(past)[:, 0] - future[:, 0]).square().mean() + forecaster.penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    forecaster.eval()
+    assert (forecaster(past)[:, 0] - future[:, 0]).square().mean() < 0.2 * future.var()
+    assert forecaster(torch.full((2, 3, 32), torch.nan)).isfinite().all()
+
+
+def test_trivial_methods_on_a_line():
+    past = np.tile(np.arange(30.0), (2, 3, 1))
+    methods = trivial(5)
+    np.testing.assert_allclose(methods["linear"](past)[0, 0], [30, 31, 32, 33, 34])
+    np.testing.assert_allclose(methods["last value"](past)[0, 0], 29)
+    assert not methods["zero"](past).any()
+
+
+class _Series:
+    """A corpus of given series [T, R] without files."""
+
+    def __init__(self, series):
+        self.all = series
+        self.info = SimpleNamespace(num_parcels=series[0].shape[1])
+
+    def scaled(self, index, scaling):
+        return self.all[index]
+
+
+def test_linear_methods_reach_the_best_that_is_possible():
+    rng = np.random.default_rng(0)
+    parcels, series = 6, []
+    for _ in range(40):
+        x = np.zeros((200, parcels))
+        for t in range(1, 200):
+            x[t] = 0.8 * x[t - 1] + rng.normal(size=parcels)
+            x[t, 1:] += 0.5 * x[t - 1, :1]  # the others follow the first
+        series.append(x)
+    corpus = _Series(series)
+    fits = fit_linear(corpus, None, range(30), range(30, 35), 30, 3)
+    error = {name: np.zeros((3, parcels)) for name in fits}
+    for x in series[35:]:
+        for start in range(0, 165, 3):
+            past, future = x[start : start + 30].T, x[start + 30 : start + 33]
+            for name, fit in fits.items():
+                error[name] += (fit.forecast(past).T - future) ** 2
+    assert error["AR"][0, 0] / (5 * 55) == pytest.approx(1, abs=0.25)  # the noise's variance
+    assert error["VAR"][0, 1:].mean() < 0.9 * error["AR"][0, 1:].mean()
+    assert "rank" in fits["VAR"].choice
+
+
+def test_training_keeps_the_weights_that_are_best_on_validation_people(study):
+    corpus, scaling = Corpus(study.shards), Scaling.load(study.scaling)
+    rows = [corpus.usable(split=s, min_timepoints=WINDOW) for s in ("train", "validation")]
+    train, check = (Windows(corpus, scaling, WINDOW, r, seed=0) for r in rows)
+    budget = Budget(epochs=3, batch_size=16, learning_rates=(1e-12, 1e-2))
+    fits = [
+        train_forecaster(lambda: LSTMForecaster(R, AHEAD, 16), train, check, AHEAD, budget)
+        for _ in range(2)
+    ]
+    assert fits[0].learning_rate == 1e-2
+    assert 1 <= fits[0].epoch <= 3
+    assert fits[0].validation == fits[1].validation  # the same seed, the same training
+
+
+def test_all_methods_are_compared_on_the_same_people(study):
+    table = evaluate_forecasting(
+        study.model, study.shards, study.out, options=Evaluate(bootstrap=100), epochs=1,
+        learning_rates=(1e-3,),
+    )  # fmt: skip
+    pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")].set_index("method")
+    methods = {MODEL, "from scratch", "LSTM", "Neural ODE", "Latent ODE", "AR", "VAR", "linear",
+               "last value", "zero"}  # fmt: skip
+    assert methods | {f"{MODEL} minus {m}" for m in methods - {MODEL}} == set(pooled.index)
+    assert set(pooled["n"]) == {6}
+    assert set(pooled["n_train"]) == {42}
+    corpus, scaling = Corpus(study.shards), Scaling.load(study.scaling)
+    truth, guess = [], []
+    for index in corpus.usable(split="test", min_timepoints=WINDOW):
+        series = corpus.scaled(index, scaling)[:WINDOW]
+        truth.append(series[-AHEAD:])
+        guess.append(np.repeat(series[-AHEAD - 1 : -AHEAD], AHEAD, 0))
+    truth, guess = np.stack(truth), np.stack(guess)
+    known = np.isfinite(truth)
+    value = r2_score(truth[known], guess[known])
+    assert pooled["value"]["last value"] == pytest.approx(value, abs=1e-5)
+    steps = table[(table["level"] == "step") & (table["method"] == "last value")]
+    steps = steps[steps["metric"] == "mse"].set_index("unit")["value"]
+    expected = np.nanmean((truth - guess)[:, 3] ** 2)
+    assert steps["4"] == pytest.approx(expected, rel=1e-5)
+    tests = table[table["p"].notna()]
+    assert set(tests["metric"]) == {"mse"}
+    assert set(tests["level"]) == {"pooled", "step"}
+    examples = pd.read_parquet(study.out.with_suffix(".examples.parquet"))
+    assert set(examples["method"]) == methods | {"truth"}
+    assert examples["step"].min() == -(WINDOW - AHEAD) + 1 and examples["step"].max() == AHEAD
+
+
+def test_a_horizon_that_the_model_cannot_forecast_is_refused(study):
+    with pytest.raises(BrainLMError, match=r"multiple of the model's patch \(10\)"):
+        evaluate_forecasting(study.model, study.shards, study.out, options=Evaluate(), ahead=7)
