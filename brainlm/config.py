@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -99,6 +99,13 @@ class Model(Section):
 
 
 class Pretrain(Section):
+    #: keys about machines and rhythm: changing one neither repeats a finished run nor begins anew
+    FREE: ClassVar[frozenset[str]] = frozenset({
+        "nodes", "gpus", "cpus", "attention", "compile", "activation_checkpointing", "sharding",
+        "precision", "micro_batch_size", "checkpoint_every_min", "validate_every_epochs",
+        "trackers",
+    })  # fmt: skip
+
     epochs: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="windows per update, global")
     micro_batch_size: Annotated[int, Field(ge=1)] = Field(
@@ -116,6 +123,12 @@ class Pretrain(Section):
     attention: Literal["auto", "flash", "flash-attn", "math"] = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
+    activation_checkpointing: bool = Field(
+        False, description="keep less for the backward pass: a third more work"
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="where metrics go besides metrics.jsonl; nothing by default"
+    )
     checkpoint_every_min: Positive = Field(10.0, description="min between checkpoints")
     validate_every_epochs: Annotated[int, Field(ge=1)] = 1
     nodes: Annotated[int, Field(ge=1)] = 1

@@ -126,7 +126,7 @@ def _model_parameters(config: Config, stage: str) -> dict[str, Any]:
     if stage == "shard":
         return {"dtype": config.chunks.dtype}
     sections: dict[str, set[str]] = {
-        "pretrain": {"nodes", "gpus", "cpus", "checkpoint_every_min", "attention", "compile"},
+        "pretrain": set(Pretrain.FREE),
         "finetune": set(),
         "evaluate": set(),
     }

@@ -136,7 +136,7 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
     """
     import torch
 
-    from ..training.metrics import interpolate_linear
+    from ..training.metrics import average_visible, interpolate_linear
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
@@ -159,11 +159,12 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
         with torch.inference_mode():
             output = model(known, mask_ratio=ratio, mask=mask, generator=generator)
             linear = interpolate_linear(known, output.pixel_mask | ~known.isfinite())
+            space = average_visible(known, output.pixel_mask)
         hidden = output.pixel_mask.cpu().numpy() & np.isfinite(signal)
         predictions = {
             "model": output.prediction.float().cpu().numpy(),
             "linear": linear.cpu().numpy(),
-            "space": average_visible(signal, hidden),
+            "space": space.cpu().numpy(),
             "zero": np.zeros_like(signal),
         }
         for k, (row, start) in enumerate(batch):
@@ -175,14 +176,6 @@ def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, s
                 recording = corpus.table["recording_id"][indices[row]]
                 traces[recording] = _example(signal[k], hidden[k], predictions, k)
     return sums, traces
-
-
-def average_visible(signal: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Mean over the visible parcels at each moment [B, R, T]; 0 where none is visible."""
-    visible = ~hidden & np.isfinite(signal)
-    total = np.where(visible, signal, 0).sum(1, keepdims=True)
-    mean = total / np.maximum(visible.sum(1, keepdims=True), 1)
-    return np.broadcast_to(mean, signal.shape)
 
 
 def _sum_parcels(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

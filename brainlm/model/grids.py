@@ -79,6 +79,11 @@ class Grid(nn.Module):
 
     times: Tensor  # [N, P]; in padding outside 0..T-1
     window: int
+    num_tokens: int
+
+    def points(self, ratio: float) -> int:
+        """How many time points a share of the window is; at least one."""
+        return max(1, round(ratio * self.window))
 
     def last_values(self, points: int) -> Tensor:
         """[N, P] bool: values in the last `points` time points (padding rows too)."""

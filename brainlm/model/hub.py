@@ -84,8 +84,12 @@ def _ours(folder: Path, values: dict) -> BrainLM:
     if values.get("image_size"):
         values["image_size"] = tuple(values["image_size"])
     weights = read_weights(folder)
-    points = weights.get("coordinates")
-    model = BrainLM(BrainLMConfig(**values), points if values["has_coordinates"] else None)
+    shape = BrainLMConfig(**values)
+    points = torch.zeros(shape.num_parcels, 3) if shape.has_coordinates else None
+    found = weights.get("coordinates")
+    if points is not None and found is not None and found.shape == points.shape:
+        points = found  # the order of an image's rows follows from them
+    model = BrainLM(shape, points)
     load_strictly(model, weights, folder)
     return model
 

@@ -21,9 +21,8 @@ from ..shards.scaling import Scaling
 from .blocks import Head
 from .decoder import Decoder, stack
 from .grids import ImageGrid, ParcelGrid
-from .masking import Masking, raster_noise, take
+from .masking import Masking, draw_masking, raster_noise, take
 
-MASKS = ("random", "future", "future-exact")
 POOLS = ("cls", "mean", "all")
 
 
@@ -196,47 +195,19 @@ class BrainLM(nn.Module):
         noise : Tensor [B, N], optional
             Tokens of smallest noise stay visible; drawn from `generator` if not given.
         visible : int, optional
-            K, to spare the look at the data that :meth:`count_visible` takes.
+            K, to spare the look at the data (:func:`brainlm.model.masking.count_visible`).
         """
         ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         signal = signal / self.config.divisor
         patches, known, missing = self.grid.cut(signal)
-        masking = self._draw(missing, ratio, mask, noise, generator, visible)
+        masking = draw_masking(self.grid, missing, ratio, mask, noise, generator, visible)
         shown, target = patches, masking.mask[..., None]
         if mask == "future-exact":
-            target = self.grid.last_values(self._future_points(ratio))
+            target = self.grid.last_values(self.grid.points(ratio))
             shown = patches.masked_fill(target, 0.0)
         latent = self.encode(shown, masking)
         predicted, decoded = self._need_decoder()(latent, masking, self.coordinates)
         return self._compare(patches, predicted, target & known & decoded, masking, latent)
-
-    def _draw(self, missing, ratio, mask, noise, generator, visible) -> Masking:
-        B, N = missing.shape
-        if mask not in MASKS:
-            raise BrainLMError(f"no mask {mask!r}; one of: {', '.join(MASKS)}")
-        if mask != "random":
-            hidden = self.grid.future(self._future_points(ratio), whole=mask == "future-exact")
-            noise = raster_noise(B, N, missing.device) if noise is None else noise
-            noise = noise + hidden
-            visible = visible or self._limit(N - int(hidden.sum()), (missing | hidden).sum(1), N)
-        elif noise is None:
-            noise = torch.rand(B, N, device=missing.device, generator=generator)
-        if visible is None:
-            visible = self._limit(int(N * (1 - ratio)), missing.sum(1), N)
-        return Masking.draw(noise.masked_fill(missing, 2.0 + N), visible)
-
-    def _future_points(self, ratio: float) -> int:
-        return max(1, round(ratio * self.config.window))
-
-    @staticmethod
-    def _limit(visible: int, removed: Tensor, tokens: int) -> int:
-        return max(1, min(visible, tokens - int(removed.max())))
-
-    def count_visible(self, signal: Tensor, mask_ratio: float, mask: str = "random") -> int:
-        """K for a batch: ``int(N * (1 - mask_ratio))``, or all there is in the sample with most
-        missing parcels. Ask on the host, before the batch goes to a device."""
-        _, _, missing = self.grid.cut(signal)
-        return self._draw(missing, mask_ratio, mask, None, None, None).visible
 
     def encode(self, patches: Tensor, masking: Masking) -> Tensor:
         """[B, N, P] -> latent [B, 1 + K, D], CLS first."""

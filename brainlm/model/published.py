@@ -57,6 +57,17 @@ _NAMES = {
     "mlp_pred_head.lin3": "head.6",
 }
 
+#: What config.json must say of each layout.
+_CONFIG_KEYS = {
+    "both": ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+             "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads",
+             "decoder_intermediate_size", "layer_norm_eps", "mask_ratio", "initializer_range"),
+    "parcel": ("segment_means_seq_len", "num_landmarks", "num_brain_voxels",
+               "num_timepoints_per_voxel", "timepoint_patching_size", "conv_kernel_size",
+               "loss_fn"),
+    "image": ("image_size", "patch_size", "hidden_dropout_prob"),
+}  # fmt: skip
+
 
 def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordinates) -> BrainLM:
     """A model from a published config.json and its tensors.
@@ -92,18 +103,25 @@ def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordina
 
 
 def _family(folder, config: dict, weights: dict) -> str:
-    """By the keys, checked against the architecture's name; model_type is not reliable."""
+    """By the tensors, checked against config.json; its model_type is not reliable."""
     if "vit.embeddings.xyz_embedding_projection.weight" in weights:
-        found, named = "parcel", ("BrainLM",)
+        found = "parcel"
     elif "vit.embeddings.patch_embeddings.projection.weight" in weights:
-        found, named = "image", ("ViTMAE",)
+        found = "image"
     else:
         raise BrainLMError(f"{folder}: neither our format nor a published BrainLM layout "
                            f"(tensors: {', '.join(sorted(weights)[:3])}, …)")  # fmt: skip
-    architectures = config.get("architectures") or []
-    if any(not name.startswith(named) for name in architectures):
-        raise BrainLMError(f"{folder}: config.json says {architectures}, but the tensors are of "
-                           f"the {found} layout")  # fmt: skip
+    names = config.get("architectures") or []
+    said = "parcel" if "num_brain_voxels" in config else "image"
+    prefix = {"parcel": "BrainLM", "image": "ViTMAE"}[found]
+    if said != found or not all(name.startswith(prefix) for name in names):
+        raise BrainLMError(f"{folder}: config.json is of the {said} layout (architectures "
+                           f"{names}), but the tensors are of the {found} layout; one of the "
+                           "two files belongs to another model")  # fmt: skip
+    absent = [key for key in _CONFIG_KEYS["both"] + _CONFIG_KEYS[found] if key not in config]
+    if absent:
+        raise BrainLMError(f"{folder}/config.json: lacks {', '.join(absent)}, which the "
+                           f"published {found} layout has")  # fmt: skip
     return found
 
 

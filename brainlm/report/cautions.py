@@ -56,12 +56,15 @@ def _about_training(facts: Facts) -> list[str]:
     if last.empty:
         return ["No validation recording: whether the model overfits is not known."]
     row = last.iloc[0]
-    linear = row.get("r2_linear")
-    if linear is not None and pd.notna(linear) and row["r2"] <= linear:
+    trivial = {"r2_linear": "linear interpolation in time", "r2_zero": "predicting zero",
+               "r2_space": "the mean of the visible parcels"}  # fmt: skip
+    scores = {name: float(row[name]) for name in trivial if pd.notna(row.get(name))}
+    best = max(scores, key=lambda name: scores[name], default=None)
+    if best is not None and row["r2"] <= scores[best]:
         return [
             f"The pretrained model (masked R² {show(float(row['r2']))} on validation) does not "
-            f"beat linear interpolation in time ({show(float(linear))}): it was trained too "
-            "little, or on too few people, to have learnt more than smoothness."
+            f"beat {trivial[best]} ({show(scores[best])}): it was trained too little, or on too "
+            "few people, to have learnt more than that."
         ]
     return []
 

@@ -100,7 +100,8 @@ def draw_curve(curve: pd.DataFrame) -> str:
                       ls=_DASHES[number], marker=_MARKERS[number] if len(part) < 40 else "",
                       ms=3.5)  # fmt: skip
         held_out = curve[curve["split"] != "train"]
-        names = {"r2": "model", "r2_linear": "linear interpolation", "r2_zero": "zero"}
+        names = {"r2": "model", "r2_space": "mean of the visible parcels",
+                 "r2_linear": "linear interpolation", "r2_zero": "zero"}  # fmt: skip
         for number, (column, label) in enumerate(names.items()):
             part = (held_out if len(held_out) else curve).dropna(subset=[column]) \
                 if column in curve else curve[:0]  # fmt: skip

@@ -268,7 +268,8 @@ def describe_pretraining(facts: Facts) -> list[Any]:
     words = "There was no validation recording, so the curve shows training only."
     if len(last):
         row = last.iloc[0]
-        scores = {"model": "r2", "linear interpolation": "r2_linear", "zero": "r2_zero"}
+        scores = {"model": "r2", "mean of the visible parcels": "r2_space",
+                  "linear interpolation": "r2_linear", "zero": "r2_zero"}  # fmt: skip
         parts = [f"{label} {show(row.get(column))}" for label, column in scores.items()]
         words = f"At the end (update {row['step']:.0f}) masked R²: {', '.join(parts)}."
     blocks: list[Any] = [

@@ -57,6 +57,7 @@ def pretrained_card(model: BrainLM, facts: dict) -> str:
             "| predictor | R² |", "|---|---|", f"| this model | {_figure(scores['r2'])} |",
             f"| zero (the scaling's median) | {_figure(scores['r2_zero'])} |",
             f"| linear interpolation in time | {_figure(scores['r2_linear'])} |",
+            f"| mean of the visible parcels | {_figure(scores['r2_space'])} |",
         ]  # fmt: skip
     return _finish(f"BrainLM {c.preset}", lines, model, facts)
 

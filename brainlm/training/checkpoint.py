@@ -60,12 +60,13 @@ def found(folder: Path) -> list[Path]:
 
 def newest(folder: Path, say) -> dict[str, Any] | None:
     """Contents of the newest checkpoint that can be read; a damaged one is named and skipped."""
-    for path in found(folder):
+    paths = found(folder)
+    for path in paths:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # truncated or damaged in any way: the one before will do
-            say(f"{path}: damaged checkpoint ({str(error).splitlines()[0]:.80}); "
-                "going back to the one before")  # fmt: skip
+            then = "starting anew" if path == paths[-1] else "going back to the one before"
+            say(f"{path}: damaged checkpoint ({str(error).splitlines()[0]:.80}); {then}")
     return None
 
 

@@ -7,6 +7,7 @@ compilation → sharding (DDP, or FSDP2 block by block).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import Pretrain
 from ..errors import BrainLMError
@@ -101,10 +103,10 @@ def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
     set_attention(model, options.attention)
     step = Step(model.to(ranks.device), options)
     blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
-    if getattr(options, "activation_checkpointing", False):
-        _checkpoint_activations(model)
-    if options.compile:
-        for block in blocks:
+    for block in blocks:
+        if options.activation_checkpointing:  # keep a block's input only, compute the rest twice
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if options.compile:
             block.compile()
     if ranks.world == 1:
         return step
@@ -112,15 +114,6 @@ def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
         return _shard(step, blocks, ranks)
     on_gpu = ranks.device.type == "cuda"
     return nn.parallel.DistributedDataParallel(step, [ranks.device] if on_gpu else None)
-
-
-def _checkpoint_activations(model: BrainLM) -> None:
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-
-    stacks = [model.encoder, *([model.decoder.blocks] if model.decoder else [])]
-    for stack in stacks:
-        for number, block in enumerate(stack):
-            stack[number] = checkpoint_wrapper(block)
 
 
 def _shard(step: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> nn.Module:

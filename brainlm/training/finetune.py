@@ -169,7 +169,7 @@ class Task:
     def _fit_scale(self) -> None:
         """The head's input scale, from training windows as the encoder gives them now."""
         self.model.eval()
-        batches = Prefetch(self.windows, self._picks(0))
+        batches = Prefetch(self.windows.batch, self._picks(0))
         self.model.head.fit_scale(torch.cat([self._summary(b, TOKEN_DROP) for b in batches]))
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -188,7 +188,7 @@ class Task:
         self.model.train()
         total = torch.zeros((), device=self.device)
         torch.manual_seed(hash((self.seed, epoch)))
-        for batch in Prefetch(self.windows, self._picks(epoch)):
+        for batch in Prefetch(self.windows.batch, self._picks(epoch)):
             output = self.model.head(self._summary(batch, TOKEN_DROP))
             loss = self._loss(output, self._targets(batch.rows).to(self.device))
             optimizer.zero_grad(set_to_none=True)

@@ -30,10 +30,12 @@ class Journal:
         metrics.jsonl; rewritten from `history` on resume so that no line is there twice.
     quiet : bool
         True on all processes but the first.
+    trackers : sequence
+        Told every line as well; see trackers.py.
     """
 
-    def __init__(self, path: Path, history: str, quiet: bool, every_s: float = 3.0):
-        self.path, self.lines, self.quiet = path, history, quiet
+    def __init__(self, path: Path, history: str, quiet: bool, every_s: float = 3.0, trackers=()):
+        self.path, self.lines, self.quiet, self.trackers = path, history, quiet, trackers
         self._every_s, self._last = every_s, 0.0
         if not quiet:
             write_text(path, history)
@@ -46,6 +48,13 @@ class Journal:
         if not self.quiet:
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(line)
+        for tracker in self.trackers:
+            tracker.record(rounded)
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        for tracker in self.trackers:
+            tracker.close()
 
     def say(self, text: str) -> None:
         """Print a line at once."""

@@ -13,7 +13,7 @@ from ..errors import BrainLMError
 from .distributed import Ranks
 from .journal import clock, figure, peak_flops
 from .metrics import MaskedR2
-from .windows import Batch, Prefetch
+from .windows import Batch, Loader
 
 if TYPE_CHECKING:
     from .pretrain import Run
@@ -42,16 +42,18 @@ class Meter:
         self.r2.add(batch.signal, rest[1], rest[0])
         self.sums = self.sums + torch.stack([error.double(), known.double()])
 
-    def end(self, loader: Prefetch) -> None:
+    def end(self, loader: Loader) -> None:
         """After each update; every few of them one line."""
-        run, took = self.run, time.perf_counter() - self._start
+        run, due = self.run, self.run.step % self.every == 0 or self.run.step == self.run.steps
+        sums = run.ranks.sum(self.sums).tolist() if due else []  # a GPU has caught up after this
+        took = time.perf_counter() - self._start
         self.busy += took
         run.seconds += took
         self.windows += run.options.batch_size
-        self.waited, loader.waited_s = self.waited + loader.waited_s, 0.0
-        if run.step % self.every and run.step != run.steps:
+        self.waited += loader.waited_s()
+        if not due:
             return
-        error, known = run.ranks.sum(self.sums).tolist()
+        error, known = sums
         if not math.isfinite(error):
             raise BrainLMError(f"update {run.step}: the loss is not finite; lower "
                                "pretrain.learning_rate or look for broken series")  # fmt: skip
@@ -80,5 +82,5 @@ class Meter:
 def device_name(ranks: Ranks) -> str:
     """The GPU's name, or the processor's kind and threads."""
     if ranks.device.type == "cuda":
-        return torch.cuda.getdevice_name(ranks.device)
+        return torch.cuda.get_device_name(ranks.device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

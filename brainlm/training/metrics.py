@@ -34,6 +34,13 @@ def interpolate_linear(signal: Tensor, hidden: Tensor) -> Tensor:
     return torch.where((before < 0) & (after == T), 0.0, filled)
 
 
+def average_visible(signal: Tensor, hidden: Tensor) -> Tensor:
+    """Mean over the visible parcels at each moment [B, R, T]; 0 where none is visible."""
+    visible = ~(hidden | signal.isnan())
+    total = torch.where(visible, signal, 0.0).sum(1, keepdim=True)
+    return (total / visible.sum(1, keepdim=True).clamp(min=1)).expand_as(signal)
+
+
 class MaskedR2:
     """R² pooled over all masked values, unclipped: 1 - squared error / variance about the mean.
 

@@ -7,6 +7,8 @@ SIGTERM (preemption) it saves and exits with :data:`EXIT_SAVED`, which means: ru
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import hashlib
 import json
 import math
@@ -23,15 +25,17 @@ from ..atlas import Atlas
 from ..errors import BrainLMError
 from ..files import read_json, sha256, write_json
 from ..model import BrainLM, kernel_name, preset
+from ..model.masking import count_visible
 from ..shards import Corpus, Scaling
 from . import checkpoint
 from .card import pretrained_card
 from .distributed import Ranks, gradient_sync, prepare, start
 from .journal import Journal, figure
 from .meter import Meter, device_name
-from .metrics import MaskedR2, interpolate_linear
+from .metrics import MaskedR2, average_visible, interpolate_linear
 from .schedule import learning_rate_at, make_optimizer, rescale_gradients
-from .windows import Batch, Prefetch, Windows, choose_rows
+from .trackers import open_trackers
+from .windows import Batch, Loader, Windows, choose_rows
 
 #: exit code after SIGTERM: everything is saved, start the same command again
 EXIT_SAVED = 75
@@ -61,10 +65,15 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     """
     with start(options.gpus, options.cpus) as ranks:
         run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
-        if not run.finished():
-            run.resume()
+        if run.finished():
+            return
+        state = run.resume()
+        run.open_journal(state)
+        try:
             run.train()
             run.finish()
+        finally:
+            run.journal.close()
 
 
 class Run:
@@ -90,6 +99,15 @@ class Run:
         epoch_steps = max(1, round(len(train) / options.batch_size))
         self.validate_every = epoch_steps * options.validate_every_epochs
         self.step, self.seconds, self.best = 0, 0.0, math.inf
+        self.count_visible = functools.partial(  # on the host: batches are asked before they go
+            count_visible, copy.deepcopy(self.model.grid), ratio=options.mask_ratio,
+            mask=options.mask,
+        )  # fmt: skip
+        self.loader = Loader(
+            self.train_set, options.batch_size, self.micro, ranks.rank, ranks.world,
+            count_visible=self.count_visible, pin=ranks.device.type == "cuda",
+            threads=1 if ranks.device.type == "cpu" else max(1, options.cpus // 2),
+        )  # fmt: skip
         self.wrapped = prepare(self.model, options, ranks)
         self.optimizer = make_optimizer(self.wrapped, options.learning_rate, options.weight_decay)
         self.half = options.precision == "bf16" or (
@@ -118,10 +136,9 @@ class Run:
             print(f"{self.out}: already trained with these settings; nothing to do", flush=True)
         return True
 
-    def resume(self) -> None:
+    def resume(self) -> dict | None:
         """Go on from the newest checkpoint of the same settings, if there is one."""
-        self.journal = Journal(self.out / "metrics.jsonl", "", quiet=not self.ranks.main)
-        say = self.journal.say
+        say = self.say
         say(f"{self.model.config.preset}: {sum(p.numel() for p in self.model.parameters()):,} "
             f"parameters, {self.model.num_tokens} tokens; {len(self.train_set)} training and "
             f"{len(self.validation_set)} validation recordings; {self.steps} updates of "
@@ -132,19 +149,33 @@ class Run:
             say("no validation recording holds a window: training goes on without validation")
         state = checkpoint.newest(self.out / "checkpoints", say)
         if state is None:
-            return
+            return None
         if state["settings"] != self.settings:
             changed = _difference(json.loads(state["settings"]), json.loads(self.settings))
             say(f"checkpoints are of other settings ({changed}): starting anew")
             self._forget()
-            return
+            return None
         checkpoint.restore(state, self.wrapped, self.optimizer)
+        self.loader.load_state_dict(state["loader"])
         self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
         say(f"going on from update {self.step} of {self.steps}")
         if state["world"] != self.ranks.world:
             say(f"with {self.ranks.world} processes instead of {state['world']}: the same "
                 "windows in the same order, sums in another order")  # fmt: skip
-        self.journal = Journal(self.out / "metrics.jsonl", state["metrics"], not self.ranks.main)
+        return state
+
+    def open_journal(self, state: dict | None) -> None:
+        """metrics.jsonl up to the checkpoint, and the trackers that were asked for."""
+        trackers = []
+        if self.ranks.main:
+            trackers = open_trackers(self.options.trackers, self.out, self.settings, self.step)
+        self.journal = Journal(self.out / "metrics.jsonl", state["metrics"] if state else "",
+                               quiet=not self.ranks.main, trackers=trackers)  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """A line of text, from one process."""
+        if self.ranks.main:
+            print(text, flush=True)
 
     def _forget(self) -> None:
         self.ranks.wait()
@@ -156,7 +187,8 @@ class Run:
 
     def _save(self, *, best: bool = False) -> None:
         facts = {"settings": self.settings, "seconds": self.seconds, "best": self.best,
-                 "world": self.ranks.world, "metrics": self.journal.lines}  # fmt: skip
+                 "world": self.ranks.world, "metrics": self.journal.lines,
+                 "loader": self.loader.state_dict()}  # fmt: skip
         checkpoint.save(self.out / "checkpoints", self.step, self.wrapped, self.optimizer, facts,
                         self.ranks, best=best)  # fmt: skip
 
@@ -200,14 +232,13 @@ class Run:
         """All updates that are left."""
         meter = Meter(self)
         saved = time.monotonic()
-        loader = Prefetch(self.train_set, self._picks(), threads=self._threads())
         with _on_sigterm(self):
-            batches = iter(loader)
+            batches = iter(self.loader)
             while self.step < self.steps:
                 meter.begin()
                 self._update(batches, meter)
                 self.step += 1
-                meter.end(loader)
+                meter.end(self.loader)
                 last = self.step == self.steps
                 best = False
                 if last or self.step % self.validate_every == 0:
@@ -219,19 +250,8 @@ class Run:
                     self._save(best=best)
                     saved = time.monotonic()
                 if stop and not last:
-                    self.journal.say(f"SIGTERM: saved at update {self.step}; run again to go on")
+                    self.say(f"SIGTERM: saved at update {self.step}; run again to go on")
                     raise SystemExit(EXIT_SAVED)
-
-    def _picks(self):
-        """Micro-batches of this process, from the current update on, without end of epoch."""
-        size, rank, world = self.options.batch_size, self.ranks.rank, self.ranks.world
-        for step in range(self.step, self.steps):
-            picks = self.train_set.stream(step * size, size)
-            for first in range(rank * self.micro, size, world * self.micro):
-                yield picks[first : first + self.micro]
-
-    def _threads(self) -> int:
-        return 1 if self.ranks.device.type == "cpu" else max(1, self.options.cpus // 2)
 
     def _update(self, batches, meter: Meter) -> None:
         """One optimiser step on one global batch."""
@@ -258,8 +278,8 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, batch: Batch):
-        options, device = self.options, self.ranks.device
-        visible = self.model.count_visible(batch.signal, options.mask_ratio, options.mask)
+        device = self.ranks.device
+        visible = batch.visible or self.count_visible(batch.signal)
         batch.signal = batch.signal.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
             return self.wrapped(batch.signal, batch.noise.to(device, non_blocking=True), visible)
@@ -273,7 +293,7 @@ class Run:
         if not len(rows):
             return False
         self.wrapped.eval()
-        meter = MaskedR2(("r2", "r2_zero", "r2_linear"))
+        meter = MaskedR2(("r2", "r2_zero", "r2_linear", "r2_space"))
         summaries, error_sum, known_sum = [], 0.0, 0.0
         batches = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
         for number in range(math.ceil(len(batches) / self.ranks.world)):
@@ -285,7 +305,8 @@ class Run:
             error_sum, known_sum = error_sum + error.double() * weight, known_sum + known * weight
             hidden = hidden & real
             linear = interpolate_linear(batch.signal, hidden | batch.signal.isnan())
-            meter.add(batch.signal, hidden, prediction.float(), torch.zeros_like(linear), linear)
+            meter.add(batch.signal, hidden, prediction.float(), torch.zeros_like(linear), linear,
+                      average_visible(batch.signal, hidden))  # fmt: skip
             summaries.append(cls.double() * weight)
         self.wrapped.train()
         loss = float(self.ranks.sum(error_sum) / self.ranks.sum(known_sum).clamp(min=1))
@@ -301,10 +322,10 @@ class Run:
                             cls_spread=spread, seconds=self.seconds)  # fmt: skip
         text = (f"validation at update {self.step}: loss {loss:.4f}, masked R² "
                 f"{figure(scores['r2'])} (zero {figure(scores['r2_zero'])}, linear "
-                f"{figure(scores['r2_linear'])})")  # fmt: skip
+                f"{figure(scores['r2_linear'])}, space {figure(scores['r2_space'])})")  # fmt: skip
         self.journal.progress(self.step, self.steps, text, force=self.step == self.steps)
         if spread < COLLAPSED:
-            self.journal.say(
+            self.say(
                 f"warning: the CLS summaries of different subjects differ by only {spread:.1e} of "
                 "their size: the encoder has collapsed; lower pretrain.learning_rate"
             )
@@ -312,11 +333,10 @@ class Run:
 
 def _settings(shards, scaling, model: config.Model, options: config.Pretrain) -> str:
     """What decides the final weights, as JSON; machines and rhythm do not."""
-    free = {"nodes", "gpus", "cpus", "checkpoint_every_min", "attention", "compile", "sharding",
-            "micro_batch_size", "validate_every_epochs", "precision"}  # fmt: skip
     parts = sorted(f"{Path(path).name}:{Path(path).stat().st_size}" for path in shards)
+    decisive = options.model_dump(exclude=set(options.FREE))
     return json.dumps({
-        **model.model_dump(), **options.model_dump(exclude=free), "scaling": sha256(scaling),
+        **model.model_dump(), **decisive, "scaling": sha256(scaling),
         "shards": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
     }, sort_keys=True)  # fmt: skip
 

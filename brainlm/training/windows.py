@@ -8,8 +8,9 @@ the number of processes nor a restart changes what the model sees.
 from __future__ import annotations
 
 import mmap
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch import Tensor
 
 from ..errors import BrainLMError
 from ..shards import Corpus, Scaling
+
+#: (epoch, row of the corpus) of each window of a batch
+Picks = list[tuple[int, int]]
 
 
 @dataclass
@@ -36,11 +40,14 @@ class Batch:
         Decides the mask; empty if N is 0.
     rows : ndarray [B]
         Rows of the corpus.
+    visible : int
+        K, how many tokens the encoder sees; 0 where nobody asked.
     """
 
     signal: Tensor
     noise: Tensor
     rows: np.ndarray
+    visible: int = 0
 
 
 class MappedSeries:
@@ -182,24 +189,22 @@ class Prefetch:
         Time that the consumer spent waiting for data.
     """
 
-    def __init__(self, windows: Windows, picks: Iterator[list[tuple[int, int]]], *,
+    def __init__(self, make: Callable[[Picks], Batch], picks: Iterator[Picks], *,
                  threads: int = 1, ahead: int = 4):  # fmt: skip
-        self._windows, self._picks = windows, picks
+        self._make, self._picks = make, picks
         self._pool = ThreadPoolExecutor(threads, "windows")
         self._queue: list[Future[Batch]] = []
         self._ahead = ahead
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        import time
-
         try:
             while True:
                 while len(self._queue) < self._ahead:
                     picks = next(self._picks, None)
                     if picks is None:
                         break
-                    self._queue.append(self._pool.submit(self._windows.batch, picks))
+                    self._queue.append(self._pool.submit(self._make, picks))
                 if not self._queue:
                     return
                 start = time.perf_counter()
@@ -208,6 +213,76 @@ class Prefetch:
                 yield batch
         finally:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Loader:
+    """The micro-batches of one process, update by update, from a position that can be saved.
+
+    Parameters
+    ----------
+    windows : Windows
+    size : int
+        Windows per update over all processes.
+    micro : int
+        Windows per batch; process `rank` of `world` takes every `world`-th batch of an update.
+    count_visible : callable
+        Signal [B, R, T] to K; asked here so that the training loop never looks at the data.
+    threads : int
+    pin : bool
+        Put batches into page-locked memory, from which a GPU copies without waiting.
+    """
+
+    def __init__(self, windows: Windows, size: int, micro: int, rank: int = 0, world: int = 1, *,
+                 count_visible: Callable[[Tensor], int], threads: int = 1,
+                 pin: bool = False):  # fmt: skip
+        self.windows, self.size, self.micro = windows, size, micro
+        self.rank, self.world, self.pin = rank, world, pin
+        self.count_visible, self.updates = count_visible, 0
+        self.batches = Prefetch(self._make, self._picks(), threads=threads)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next update begins; nothing else is random (the order is a function)."""
+        return {"seed": self.windows.seed, "recordings": len(self.windows),
+                "windows": self.updates * self.size}  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position; call it before the first batch is taken."""
+        if (state["seed"], state["recordings"]) != (self.windows.seed, len(self.windows)):
+            raise BrainLMError(
+                f"the loader's position is in an order of {state['recordings']} recordings with "
+                f"seed {state['seed']}, found {len(self.windows)} with seed {self.windows.seed}"
+            )
+        self.updates, rest = divmod(state["windows"], self.size)
+        if rest:
+            raise BrainLMError(f"the loader's position ({state['windows']} windows) is not at a "
+                               f"multiple of the batch size ({self.size})")  # fmt: skip
+
+    def __iter__(self) -> Iterator[Batch]:
+        share = self.size // (self.micro * self.world)
+        for number, batch in enumerate(self.batches, 1):
+            if number % share == 0:
+                self.updates += 1
+            yield batch
+
+    def _picks(self) -> Iterator[Picks]:
+        update = self.updates
+        while True:
+            picks = self.windows.stream(update * self.size, self.size)
+            for first in range(self.rank * self.micro, self.size, self.world * self.micro):
+                yield picks[first : first + self.micro]
+            update += 1
+
+    def _make(self, picks: Picks) -> Batch:
+        batch = self.windows.batch(picks)
+        batch.visible = self.count_visible(batch.signal)
+        if self.pin:
+            batch.signal, batch.noise = batch.signal.pin_memory(), batch.noise.pin_memory()
+        return batch
+
+    def waited_s(self) -> float:
+        """Seconds that the consumer waited for data since this was last asked."""
+        waited, self.batches.waited_s = self.batches.waited_s, 0.0
+        return waited
 
 
 def choose_rows(corpus: Corpus, window: int, split: str) -> tuple[np.ndarray, dict[str, int]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from brainlm.errors import BrainLMError
-from brainlm.model import BrainLM, from_pretrained, preset, push_to_hub
+from brainlm.model import BrainLM, BrainLMConfig, from_pretrained, preset, push_to_hub
 from brainlm.shards import Scaling
 
 POINTS = np.random.default_rng(0).uniform(-60, 60, (6, 3))
@@ -70,6 +70,17 @@ def test_configuration_that_does_not_fit(saved, change, word):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(BrainLMError, match=word):
+        from_pretrained(folder)
+
+
+def test_weights_of_the_other_family(saved, tmp_path):
+    folder, _ = saved
+    small = {"width": 16, "depth": 1, "heads": 2, "ffn": 16, "decoder_width": 16,
+             "decoder_depth": 1, "decoder_heads": 2, "decoder_ffn": 16}  # fmt: skip
+    image = BrainLM(BrainLMConfig("image", 6, 20, 10, **small))
+    image.save_pretrained(tmp_path / "image", SCALING, "")
+    shutil.copy(tmp_path / "image" / "model.safetensors", folder)
+    with pytest.raises(BrainLMError, match=r"the weights do not fit .* missing positions\.parcel"):
         from_pretrained(folder)
 
 

@@ -241,14 +241,21 @@ def test_other_family_and_damaged_weights_are_refused(parcel, vitmae, tmp_path):
     rows = np.zeros((424, 3))
     shutil.copy(parcel / "config.json", tmp_path)
     shutil.copy(vitmae / "model_patch16.safetensors", tmp_path / "model.safetensors")
-    with pytest.raises((BrainLMError, KeyError)):
-        from_pretrained(tmp_path, coordinates=rows)
+    for layout in ("parcel", "vitmae"):  # the weights alone decide the family, and say so
+        name = "config.json" if layout == "parcel" else "config_patch16.json"
+        found = json.loads((parcel.parent / layout / name).read_text()) | {"architectures": None}
+        (tmp_path / "config.json").write_text(json.dumps(found))
+        if layout == "vitmae":
+            shutil.copy(parcel / "model.safetensors", tmp_path / "model.safetensors")
+        with pytest.raises(BrainLMError, match="belongs to another model"):
+            from_pretrained(tmp_path, coordinates=rows)
+    shutil.copy(vitmae / "model_patch16.safetensors", tmp_path / "model.safetensors")
     config = json.loads((parcel / "config.json").read_text())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | {"architectures": ["BrainLMForPretraining"]})
-    )
-    with pytest.raises(BrainLMError, match="image layout"):
-        from_pretrained(tmp_path, coordinates=rows)
+    for name in ("BrainLMForPretraining", "ViTMAEForPreTraining"):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": [name]}))
+        with pytest.raises(BrainLMError, match="tensors are of the image layout"):
+            from_pretrained(tmp_path, coordinates=rows)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     weights = load_file(parcel / "model.safetensors")
     xyz = np.load(parcel / "inputs.npz")["xyz_vectors"][0]
     for change, word in (({"vit.extra": torch.zeros(1)}, "not expected"), ({}, "missing")):

@@ -10,11 +10,7 @@ import pytest
 from sklearn.metrics import r2_score
 
 from brainlm.config import Evaluate
-from brainlm.evaluation.reconstruction import (
-    average_visible,
-    evaluate_reconstruction,
-    load_traces,
-)
+from brainlm.evaluation.reconstruction import evaluate_reconstruction, load_traces
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
 PARCELS, WINDOW, PATCH = 7, 40, 10
@@ -123,13 +119,6 @@ def test_the_future_mask_scores_equal_a_direct_computation(study):
     keep = np.isfinite(truth)
     row = _pooled(table, cohort="home", target="future 25%", method="linear", metric="r2")
     assert row["value"] == pytest.approx(r2_score(truth[keep], guess[keep]), abs=1e-4)
-
-
-def test_space_is_the_mean_of_what_is_visible_at_the_moment():
-    signal = np.array([[[1.0, 9, np.nan], [3, 5, 9], [9, 9, 9]]])
-    hidden = signal == 9
-    expected = np.broadcast_to([2.0, 5, 0], (1, 3, 3))
-    np.testing.assert_allclose(average_visible(signal, hidden), expected)
 
 
 def test_external_cohorts_are_evaluated_whole(study):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,9 +21,12 @@ from synthetic import make_study
 
 from brainlm import config
 from brainlm.errors import BrainLMError
-from brainlm.model import from_pretrained
+from brainlm.model import from_pretrained, preset
+from brainlm.model.masking import count_visible
 from brainlm.training import pretrain as pretraining
+from brainlm.training.distributed import Ranks
 from brainlm.training.finetune import finetune
+from brainlm.training.meter import Meter
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
 
@@ -92,17 +98,20 @@ def finished(study, tmp_path_factory):
     return run(study, tmp_path_factory.mktemp("finished"))
 
 
-def test_pretraining_writes_a_model_that_beats_zero(tmp_path):
+def test_pretraining_writes_a_model_that_beats_zero(tmp_path, capsys):
     study = make_study(tmp_path, people=60)
     out = run(study, tmp_path / "out", epochs=40, batch_size=8, micro_batch_size=8)
     lines = metrics(out)
     last = [line for line in lines if line["split"] == "validation"][-1]
     assert last["r2"] > last["r2_zero"] + 0.1
+    assert {"r2_linear", "r2_space"} <= set(last)
     assert {"step", "epoch", "split", "loss", "r2", "windows_per_s", "data_wait", "lr",
             "seconds"} <= set(lines[0])  # fmt: skip
     facts = json.loads((out / "run.json").read_text())
     assert facts["recordings"] == {"train": 42, "validation": 12}
     assert facts["left_out"] == {"bad_data": 1}
+    assert capsys.readouterr().out.count(f"attention {facts['attention']}") == 1
+    assert facts["attention"].startswith("auto: ")
     model = from_pretrained(out)
     assert model.scaling.atlas == "toy"
     assert "masked reconstruction" in (out / "README.md").read_text().lower()
@@ -163,7 +172,14 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(study, finished, tmp_pa
     newest.write_bytes(newest.read_bytes()[:-2000])
     capsys.readouterr()
     run(study, out, checkpoint_every_min=1e-6)
-    assert "damaged checkpoint" in capsys.readouterr().out
+    assert "going back to the one before" in capsys.readouterr().out
+    assert weights(out) == weights(finished)
+    (out / "model.safetensors").unlink()
+    for path in out.glob("checkpoints/step-*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    run(study, out)
+    assert "damaged checkpoint" in (text := capsys.readouterr().out)
+    assert "starting anew" in text
     assert weights(out) == weights(finished)
 
 
@@ -191,6 +207,87 @@ def test_collapse_is_noticed(study, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pretraining, "COLLAPSED", 1e9)
     run(study, tmp_path / "out", epochs=1)
     assert "the encoder has collapsed" in capsys.readouterr().out
+
+
+def test_spread_of_summaries():
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    same = torch.ones(20, 8).double() + 1e-5 * torch.randn(20, 8).double()
+    assert pretraining._spread([same[:7], same[7:]], 20, ranks) < pretraining.COLLAPSED
+    apart = torch.randn(200, 8).double()
+    assert pretraining._spread([apart], 200, ranks) == pytest.approx(1, abs=0.05)
+
+
+def make_run(study, out, **changes):
+    made = pretraining.Run(study.shards, study.scaling, out, MODEL, options(**changes),
+                           study.atlas, Ranks(0, 1, torch.device("cpu")))  # fmt: skip
+    made.open_journal(None)
+    return made
+
+
+def test_the_training_loop_never_reads_a_tensor_back(study, tmp_path, monkeypatch):
+    """Reading waits for a GPU; the loader's threads may look at their batches on the host."""
+    made = make_run(study, tmp_path)
+    meter, batches = Meter(made), iter(made.loader)
+    made._update(batches, meter)  # the optimiser's own first step makes its state
+
+    def refuse(tensor, *_):
+        assert threading.current_thread() is not threading.main_thread()
+        return real(tensor)
+
+    real = torch.Tensor.__bool__
+    for name in ("item", "tolist", "numpy", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, lambda tensor, *_: pytest.fail("read back"))
+    monkeypatch.setattr(torch.Tensor, "__bool__", refuse)
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: pytest.fail("read back"))
+    made._update(batches, meter)
+    monkeypatch.undo()
+    assert float(meter.norm) > 0
+
+
+def test_activation_checkpointing_changes_nothing_but_the_work(study, tmp_path):
+    found = {}
+    for on in (False, True):
+        made = make_run(study, tmp_path / str(on), activation_checkpointing=on)
+        calls = []
+        for block in [*made.model.encoder, *made.model.decoder.blocks]:
+            block.norm1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        error, known, *_ = made._forward(next(iter(made.loader)))
+        (error / known).backward()
+        grads = {name: p.grad for name, p in made.model.named_parameters()}
+        found[on] = (error / known).detach(), grads, len(calls)
+    assert torch.equal(found[False][0], found[True][0])
+    assert found[False][1].keys() == found[True][1].keys()
+    for name, gradient in found[False][1].items():
+        assert torch.equal(gradient, found[True][1][name])
+    assert found[True][2] == 2 * found[False][2] == 2 * 3
+
+
+def test_checkpointing_comes_before_compilation(study, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: seen.append(block.forward))
+    made = make_run(study, tmp_path, activation_checkpointing=True, compile=True)
+    assert len(seen) == 3
+    assert all(forward.func is torch.utils.checkpoint.checkpoint for forward in seen)
+    assert set(made.model.state_dict()) == set(from_pretrained_names(made.model))
+
+
+def from_pretrained_names(model):
+    return type(model)(model.config, model.coordinates).state_dict()
+
+
+def test_batches_are_asked_on_the_host(study, tmp_path):
+    """The image grid's tables move with the model; counting must not need them there."""
+    made = make_run(study, tmp_path)
+    made.model.to("meta")  # as far from the host as a GPU
+    signal = torch.randn(2, 12, 40)
+    signal[0, :3] = torch.nan
+    assert made.count_visible(signal) == int(made.model.num_tokens * 0.25)
+    image = preset("111m", num_parcels=12, window=40, patch=10).grid
+    count = functools.partial(count_visible, copy.deepcopy(image), ratio=0.5)
+    image.to("meta")
+    signal[0, :11] = torch.nan
+    assert count(signal) == 2
+    assert count(signal, mask="future") == 2
 
 
 def test_no_validation_recordings(study, tmp_path, capsys):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,8 +13,8 @@ from synthetic import make_study
 
 from brainlm.errors import BrainLMError
 from brainlm.shards import Corpus, Scaling
-from brainlm.training.metrics import MaskedR2, interpolate_linear
-from brainlm.training.windows import MappedSeries, Prefetch, Windows, choose_rows
+from brainlm.training.metrics import MaskedR2, average_visible, interpolate_linear
+from brainlm.training.windows import Loader, MappedSeries, Prefetch, Windows, choose_rows
 
 
 @pytest.fixture(scope="module", params=["float16", "float32"])
@@ -86,13 +89,47 @@ def test_every_recording_once_an_epoch(study):
 def test_prefetch_keeps_the_order(study):
     w = windows(study)
     wanted = [w.stream(i, 2) for i in range(0, 20, 2)]
-    got = [batch.rows.tolist() for batch in Prefetch(w, iter(wanted), threads=3)]
+    got = [batch.rows.tolist() for batch in Prefetch(w.batch, iter(wanted), threads=3)]
     assert got == [[row for _, row in picks] for picks in wanted]
+
+
+def loader(w, rank=0, world=1, **options):
+    given = {"size": 6, "micro": 1, "count_visible": lambda signal: 3} | options
+    return Loader(w, rank=rank, world=world, **given)
+
+
+def test_the_order_does_not_depend_on_the_number_of_processes(study):
+    w = windows(study)
+    for world, micro in ((2, 3), (3, 1), (2, 1)):
+        parts = [loader(w, rank, world, micro=micro) for rank in range(world)]
+        iterators = [iter(part) for part in parts]
+        for update in range(4):
+            rows = [next(it).rows for it in iterators for _ in range(6 // micro // world)]
+            expected = [row for _, row in w.stream(6 * update, 6)]
+            assert sorted(np.concatenate(rows)) == sorted(expected)
+        assert {part.state_dict()["windows"] for part in parts} == {24}
+
+
+def test_loader_goes_on_from_its_state(study):
+    w = windows(study)
+    first, again = loader(w, micro=3), loader(windows(study), micro=3)
+    batches = iter(first)
+    for _ in range(4):  # two updates; the batches read ahead do not count
+        batch = next(batches)
+    assert batch.visible == 3
+    state = first.state_dict()
+    assert state == {"seed": 0, "recordings": len(w), "windows": 12}
+    again.load_state_dict(state)
+    assert torch.equal(next(iter(again)).noise, next(batches).noise)
+    with pytest.raises(BrainLMError, match="with seed 0, found 14 with seed 1"):
+        loader(windows(study, seed=1)).load_state_dict(state)
+    with pytest.raises(BrainLMError, match="multiple of the batch size"):
+        loader(w, size=7).load_state_dict(state)
 
 
 def test_loader_error_reaches_the_consumer(study):
     with pytest.raises(IndexError):
-        list(Prefetch(windows(study), iter([[(0, 10_000)]])))
+        list(Prefetch(windows(study).batch, iter([[(0, 10_000)]])))
 
 
 def test_no_recording_is_long_enough(study):
@@ -105,11 +142,13 @@ def test_no_recording_is_long_enough(study):
     assert left_out["shorter than the window of 61 time points"] == 5
 
 
-def test_scaling_of_another_atlas(study):
+@pytest.mark.parametrize(("name", "value"), [("atlas_sha256", "b" * 64),
+                                             ("sample_period_s", 2.0)])  # fmt: skip
+def test_scaling_of_another_atlas_or_sample_period(study, name, value):
     from dataclasses import replace
 
-    scaling = replace(Scaling.load(study.scaling), atlas_sha256="b" * 64)
-    with pytest.raises(BrainLMError, match="atlas_sha256"):
+    scaling = replace(Scaling.load(study.scaling), **{name: value})
+    with pytest.raises(BrainLMError, match=f"{name} is .* the model's scaling has {value}"):
         Windows(Corpus(study.shards), scaling, 40, [0])
 
 
@@ -128,6 +167,14 @@ def test_linear_interpolation_equals_numpy():
             assert np.allclose(found[b, r], expected)
 
 
+def test_mean_of_the_visible_parcels():
+    signal = torch.tensor([[[1.0, 2, 3], [3, 4, 5], [torch.nan, 0, 1]]])
+    hidden = torch.tensor([[[True, False, True], [False, False, True], [False, False, True]]])
+    found = average_visible(signal, hidden)
+    assert torch.allclose(found[0, 1], torch.tensor([3.0, 2.0, 0.0]))  # NaN is not visible
+    assert found.shape == signal.shape
+
+
 def test_masked_r2_equals_scikit_learn():
     from sklearn.metrics import r2_score
 
@@ -142,3 +189,48 @@ def test_masked_r2_equals_scikit_learn():
     assert scores["r2"] == pytest.approx(r2_score(y[hidden], p[hidden]))
     assert scores["r2_zero"] == pytest.approx(r2_score(y[hidden], 0 * p[hidden]))
     assert MaskedR2().result() == {"r2": None}
+
+
+#: reads a corpus larger than what it may keep, in another process, and says what it kept
+STREAM = """
+import sys
+from pathlib import Path
+from brainlm.shards import Corpus, Scaling
+from brainlm.training.windows import Windows, Loader, choose_rows
+def kept():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(x for x in lines if x.startswith("RssAnon")).split()[1]) / 1024
+folder = Path(sys.argv[1])
+corpus = Corpus(sorted(folder.glob("*.parquet")))
+rows, _ = choose_rows(corpus, 200, "train")
+w = Windows(corpus, Scaling.load(folder / "scaling.json"), 200, rows, num_tokens=8)
+loader = Loader(w, 4, 4, count_visible=lambda signal: 2)
+before = most = kept()
+seen = 0
+for batch in loader:
+    seen += len(batch.rows)
+    most = max(most, kept())
+    if seen >= len(rows):
+        break
+print(seen, most - before)
+"""
+
+
+def test_a_corpus_larger_than_memory(tmp_path):
+    from brainlm.shards import ParcelQuantiles, Recording, ShardInfo, write_shard
+
+    random, facts = np.random.default_rng(0), ("big", "c" * 64, 424, 1.0)
+    series = random.standard_normal((2000, 424)).astype(np.float16)
+    for shard in range(3):
+        rows = [Recording(f"{shard}-{i}", f"{shard}-{i}", "big", "train", series=series)
+                for i in range(40)]  # fmt: skip
+        write_shard(tmp_path / f"{shard}.parquet", rows, ShardInfo(*facts))
+    Scaling.fit(ParcelQuantiles.of([series[:200]], 424), atlas="big", atlas_sha256="c" * 64,
+                sample_period_s=1.0).save(tmp_path / "scaling.json")  # fmt: skip
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.parquet")) / 2**20
+    done = subprocess.run([sys.executable, "-c", STREAM, str(tmp_path)], capture_output=True,
+                          text=True, timeout=120, check=True)  # fmt: skip
+    seen, kept = map(float, done.stdout.split())
+    assert seen == 120  # every recording
+    assert size > 190  # MB on disk
+    assert kept < size / 3
