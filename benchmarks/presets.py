@@ -1,87 +1,152 @@
 """Do our presets reconstruct at least as well as the published layouts, at the same steps?
 
-    python benchmarks/presets.py shards/*.parquet --scaling scaling.json --seeds 3
+    python benchmarks/presets.py SHARD.parquet ... --scaling scaling.json
 
-Trains pairs of small models on the training recordings of some shards, same width, depth, seeds,
-windows, masks and updates, and compares the masked R2 on the validation recordings:
+Small models of equal width and depth are trained on the same windows, in the same order, for the
+same number of updates:
 
-* parcel family: ours (pre-norm, Fourier places, no convolution, decoder that looks at the visible
-  tokens) against the published layers (post-norm, convolution over the values, linear places);
-* image family: the rectangular grid against the padded square.
+* parcel family: our preset (pre-norm, no convolution, Fourier places where there are coordinates,
+  decoder whose keys are the visible tokens), the same with a decoder over all tokens, and the
+  published layers (post-norm, convolution over the values, decoder over all tokens);
+* image family: our rectangular grid, and the published one padded with -1 to a square. The window
+  is chosen so that padding is the same share of the square as in the published 432 x 432 image.
 
-Prints one line per run and, per family, the mean difference with its 95 % interval over seeds.
+Each has its own learning rate: the first seed tries all of them, and the best on the validation
+people is kept for the other seeds. Masked R2 is compared on the test people, paired by seed, with
+Student intervals over seeds. Cost is processor seconds per training window.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
+import shlex
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy import stats
 
+from brainlm import config
+from brainlm.files import write_text
 from brainlm.model import BrainLM, BrainLMConfig
 from brainlm.shards import Corpus, Scaling
 from brainlm.training.metrics import MaskedR2
-from brainlm.training.schedule import make_optimizer
+from brainlm.training.schedule import learning_rate_at, make_optimizer
 from brainlm.training.windows import Windows, choose_rows
 
-SMALL = {"width": 64, "depth": 2, "heads": 2, "ffn": 128, "decoder_width": 64, "decoder_depth": 1,
-         "decoder_heads": 2, "decoder_ffn": 128}  # fmt: skip
+#: per family: (depth, decoder depth, time points per token)
+SIZES = {"parcel": (2, 1, 24), "image": (4, 2, 16)}
 
 
-def configurations(parcels: int, window: int, coordinates: bool) -> dict[str, BrainLMConfig]:
-    parcel = BrainLMConfig("parcel", parcels, window, 20, **SMALL, has_coordinates=coordinates,
-                           decoder_context="visible")  # fmt: skip
-    image = BrainLMConfig("image", parcels, window, 20, **SMALL)
-    side = -(-max(parcels, window) // 16) * 16
-    return {
-        "parcel ours": parcel,
-        "parcel published": dataclasses.replace(
-            parcel, decoder_context="all", pre_norm=False, convolution=65, fourier_places=False,
-            position_dropout=0.1, coordinate_unit_mm=1.0, learned_parcels=not coordinates,
-            eps=1e-12,
-        ),
-        "image rectangular": image,
-        "image square": dataclasses.replace(
-            image, patch=16, image_size=(side, side), pad_value=-1.0),
-    }  # fmt: skip
+def contestants(family: str, parcels: int, window: int, points: bool) -> dict[str, BrainLMConfig]:
+    """By name; the first is ours, the last the published form."""
+    depth, decoder_depth, patch = SIZES[family]
+    ours = BrainLMConfig(
+        family, parcels, window, patch, width=64, depth=depth, heads=2, ffn=256, decoder_width=64,
+        decoder_depth=decoder_depth, decoder_heads=2, decoder_ffn=256, has_coordinates=points,
+        decoder_context="visible" if family == "parcel" else "all",
+    )  # fmt: skip
+    if family == "image":
+        side = -(-max(parcels, window) // 16) * 16
+        square = dataclasses.replace(ours, image_size=(side, side), pad_value=-1.0)
+        return {"rectangular grid": ours, "padded square": square}
+    every = dataclasses.replace(ours, decoder_context="all")
+    published = dataclasses.replace(
+        every, pre_norm=False, convolution=65, fourier_places=False, position_dropout=0.1,
+        coordinate_unit_mm=1.0, learned_parcels=not points, eps=1e-12,
+    )  # fmt: skip
+    return {"visible keys": ours, "all keys": every, "published layers": published}
 
 
-def train(config: BrainLMConfig, data: tuple[Corpus, Scaling, np.ndarray | None], seed: int,
-          updates: int, batch: int) -> tuple[float, float]:  # fmt: skip
-    """Masked R2 on held-out recordings, and seconds."""
-    corpus, scaling, points = data
+class Data:
+    """Training windows, and the people who are held out."""
+
+    def __init__(self, shards: list[Path], scaling: Path, window: int, coordinates: Path | None):
+        self.corpus, self.scaling, self.window = Corpus(shards), Scaling.load(scaling), window
+        self.points = None if coordinates is None else np.loadtxt(coordinates)[:, 1:]
+        self.rows = {s: choose_rows(self.corpus, window, s)[0]
+                     for s in ("train", "validation", "test")}  # fmt: skip
+
+    def windows(self, split: str, seed: int, tokens: int) -> Windows:
+        return Windows(self.corpus, self.scaling, self.window, self.rows[split], seed=seed,
+                       num_tokens=tokens)  # fmt: skip
+
+
+def train(shape: BrainLMConfig, data: Data, seed: int, options: config.Pretrain, updates: int):
+    """One small model: validation R2, test R2, processor seconds per window."""
     torch.manual_seed(seed)
-    model = BrainLM(config, points if config.has_coordinates else None)
-    rows, _ = choose_rows(corpus, config.window, "train")
-    windows = Windows(corpus, scaling, config.window, rows, seed=seed,
-                      num_tokens=model.num_tokens)  # fmt: skip
-    optimizer = make_optimizer(model, 2e-3, 0.05)
-    start = time.perf_counter()
+    model = BrainLM(shape, data.points if shape.has_coordinates else None)
+    windows = data.windows("train", seed, model.num_tokens)
+    optimizer = make_optimizer(model, options.learning_rate, options.weight_decay)
+    start, size = time.process_time(), options.batch_size
     for step in range(updates):
-        rate = min(1.0, (step + 1) / (0.1 * updates)) * 0.5 * (1 + np.cos(np.pi * step / updates))
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * rate
-        part = windows.batch(windows.stream(step * batch, batch))
-        model(part.signal, noise=part.noise).loss.backward()
+            group["lr"] = learning_rate_at(step, updates, options)
+        batch = windows.batch(windows.stream(step * size, size))
+        model(batch.signal, noise=batch.noise).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    seconds = time.perf_counter() - start
-    return held_out(model.eval(), corpus, windows), seconds
+    cost = (time.process_time() - start) / (updates * size)
+    return *(held_out(model.eval(), data, split) for split in ("validation", "test")), cost
 
 
 @torch.no_grad()
-def held_out(model: BrainLM, corpus: Corpus, windows: Windows) -> float:
-    meter = MaskedR2()
-    for row in corpus.usable(split="validation", min_timepoints=model.config.window):
-        part = windows.batch([(0, int(row))])
-        out = model(part.signal, noise=part.noise)
-        meter.add(part.signal, out.pixel_mask, out.prediction)
+def held_out(model: BrainLM, data: Data, split: str) -> float:
+    """Masked R2 of one window of each person, the same for every contestant."""
+    windows, meter = data.windows(split, 0, model.num_tokens), MaskedR2()
+    for part in np.array_split(windows.rows, -(-len(windows) // 16)):
+        batch = windows.batch([(0, int(row)) for row in part])
+        out = model(batch.signal, noise=batch.noise)
+        meter.add(batch.signal, out.pixel_mask, out.prediction)
     return meter.result()["r2"]
+
+
+def interval(values) -> str:
+    """Mean and 95 % Student interval."""
+    values = np.asarray(values, float)
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{values.mean():+.3f} [{values.mean() - half:+.3f}, {values.mean() + half:+.3f}]"
+
+
+def run_family(named: dict[str, BrainLMConfig], data: Data, args) -> pd.DataFrame:
+    """A row per seed and contestant, each at its best rate of the first seed."""
+    rows, rates = [], dict.fromkeys(named, args.rates)
+    for seed in range(args.seeds):
+        for name, shape in named.items():
+            tried = []
+            for rate in rates[name]:
+                options = config.Pretrain(learning_rate=rate, batch_size=args.batch)
+                found = train(shape, data, seed, options, args.updates)
+                row = dict(zip(("validation", "test", "cost"), found, strict=True))
+                tried.append(row | {"seed": seed, "name": name, "rate": rate})
+                print(tried[-1], flush=True)
+            rows.append(max(tried, key=lambda row: row["validation"]))
+            rates[name] = [rows[-1]["rate"]]
+    return pd.DataFrame(rows)
+
+
+def summarise(runs: pd.DataFrame) -> list[str]:
+    """Markdown rows of one family: each contestant beside the published form."""
+    parts = dict(list(runs.groupby("name", sort=False)))
+    base, lines = list(parts.values())[-1], []
+    for name, part in parts.items():
+        gain, speed = "", ""
+        if part is not base:
+            gain = interval(part["test"].to_numpy() - base["test"].to_numpy())
+            speed = f"{np.median(base['cost'].to_numpy() / part['cost'].to_numpy()):.1f} ×"
+        lines.append(f"| {name} | {part['rate'].iloc[0]:g} | {interval(part['test'])} | {gain} "
+                     f"| {1e3 * part['cost'].median():.1f} | {speed} |")  # fmt: skip
+    return lines
+
+
+HEAD = ["| contestant | rate | masked R² on test people | minus the last row | ms per window "
+        "| speed |", "|---|---|---|---|---|---|"]  # fmt: skip
 
 
 def main() -> None:
@@ -89,30 +154,31 @@ def main() -> None:
     parser.add_argument("shards", nargs="+", type=Path)
     parser.add_argument("--scaling", type=Path, required=True)
     parser.add_argument("--coordinates", type=Path, help="index x y z, as in the atlas folder")
-    parser.add_argument("--window", type=int, default=200)
-    parser.add_argument("--updates", type=int, default=100)
+    parser.add_argument("--window", type=int, default=96)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--family", choices=("parcel", "image"), default=None)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--family", choices=tuple(SIZES), nargs="+", default=list(SIZES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="markdown file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    points = np.loadtxt(args.coordinates)[:, 1:] if args.coordinates else None
-    corpus = Corpus(args.shards)
-    data = (corpus, Scaling.load(args.scaling), points)
-    named = configurations(corpus.info.num_parcels, args.window, points is not None)
-    named = {k: v for k, v in named.items() if args.family in (None, k.split()[0])}
-    scores: dict[str, list[float]] = {name: [] for name in named}
-    for seed in range(args.seeds):
-        for name, config in named.items():
-            r2, seconds = train(config, data, seed, args.updates, args.batch)
-            scores[name].append(r2)
-            print(f"seed {seed} {name:18} R2 {r2:.4f} {seconds:6.1f} s", flush=True)
-    names = list(named)
-    for ours, other in zip(names[::2], names[1::2], strict=True):
-        gain = np.array(scores[ours]) - np.array(scores[other])
-        half = 1.96 * gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else float("nan")
-        print(f"{ours} minus {other}: {gain.mean():+.4f} ± {half:.4f} over {len(gain)} seeds")
+    data = Data(args.shards, args.scaling, args.window, args.coordinates)
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
+    text = [f"# Presets beside the published forms, {datetime.date.today()}", "",
+            f"`python benchmarks/presets.py {shlex.join(sys.argv[1:])}`", "",
+            f"{data.corpus.info.num_parcels} parcels, window {args.window}, {counts} people; "
+            f"{args.updates} updates of {args.batch} windows, mask 0.75, {args.seeds} seeds.",
+            ""]  # fmt: skip
+    for family in args.family:
+        named = contestants(family, data.corpus.info.num_parcels, args.window,
+                            data.points is not None)  # fmt: skip
+        runs = run_family(named, data, args)
+        text += [f"## {family.capitalize()} family", "", *HEAD, *summarise(runs), ""]
+    print("\n".join(text))
+    if args.out:
+        write_text(args.out, "\n".join(text))
 
 
 if __name__ == "__main__":
