@@ -144,6 +144,29 @@ def run_stage(
                 outcomes[row["recording_id"]] = row
     else:
         outcomes.update(_excluded(entries, cohort))
+    return run_task(
+        task, chunk, cohort, config, outcomes,
+        workers=workers, retry_failed=retry_failed, log=log,
+    )  # fmt: skip
+
+
+def run_task(
+    task: Task,
+    chunk: str,
+    cohort: Cohort,
+    config: Config,
+    outcomes: dict[str, Outcome],
+    *,
+    workers: int = 1,
+    retry_failed: bool = False,
+    log: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Run a task for each recording of a chunk that has no outcome yet; write the chunk's table.
+
+    What was computed from the same input is taken from the cache.
+    """
+    results = config.results
+    entries = read_entries(chunk_table(results, cohort.name, chunk), cohort.folder)
     todo = [entry for entry in entries if entry.recording_id not in outcomes]
     fresh = []
     for entry in todo:
@@ -152,14 +175,14 @@ def run_stage(
             fresh.append(entry)
         else:
             outcomes[entry.recording_id] = kept
-    log(f"{stage} {cohort.name}/{chunk}: {len(entries)} recordings, {len(fresh)} to do")
+    log(f"{task.name} {cohort.name}/{chunk}: {len(entries)} recordings, {len(fresh)} to do")
     for count, (entry, outcome) in enumerate(_run_all(task, fresh, workers), start=1):
         task.keep(entry, outcome)
         outcomes[entry.recording_id] = outcome
         words = outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "")
         log(f"  {count}/{len(fresh)} {entry.recording_id} {outcome['seconds']:.1f} s {words}")
     rows = [outcomes[entry.recording_id] for entry in entries]
-    write_stage_table(stage_table(results, cohort.name, chunk, stage), rows)
+    write_stage_table(stage_table(results, cohort.name, chunk, task.name), rows)
     return rows
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..atlas import Atlas
 from ..errors import BrainLMError
 from ..files import atomic_path, write_json, write_text
 
@@ -23,10 +24,56 @@ _IGNORE = (
     "*_desc-ica_mixing.*",
     "*_desc-ica_components.*",
     "*_desc-aroma_metrics.*",
+    "*_desc-filtered_timeseries.*",
     "*_stat-coverage_bold.*",
+    "*_stat-tsnr_boldmap.*",
 )
 #: ITK's world is LPS, ours is RAS.
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+class Derivatives:
+    """Files of one recording: where a stage writes and whoever comes later reads.
+
+    Attributes
+    ----------
+    boldref, mask, transforms, tsnr : Path
+        Motion correction: reference image, brain, one rigid transform a volume, tSNR map.
+    confounds : Path
+        One row per volume, by motion correction and denoising.
+    normalisation : Path
+        Template mm -> reference mm.
+    mixing, metrics, maps : Path
+        The ICA: time courses, features with verdicts, thresholded maps.
+    coverage, filtered : Path
+        Per parcel: share in the field of view; the series before denoising.
+    """
+
+    def __init__(self, out: Path, recording_id: str, atlas: Atlas):
+        def path(suffix: str, extension: str, **entities: str) -> Path:
+            # "from" is a keyword: callers write from_
+            named = {key.rstrip("_"): value for key, value in entities.items()}
+            return derivative_path(out, recording_id, suffix, extension, named)
+
+        space = atlas.space or "template"
+        parcels = {"space": space, "atlas": atlas.name}
+        self.boldref = path("boldref", ".nii.gz", desc="hmc")
+        self.mask = path("mask", ".nii.gz", desc="brain")
+        self.transforms = path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc")
+        self.tsnr = path("boldmap", ".nii.gz", stat="tsnr")
+        self.confounds = path("timeseries", ".tsv", desc="confounds")
+        self.normalisation = path("xfm", ".npz", from_="boldref", to=space, mode="image")
+        self.mixing = path("mixing", ".tsv", desc="ica")
+        self.metrics = path("metrics", ".tsv", desc="aroma")
+        self.maps = path("components", ".nii.gz", space=space, desc="ica")
+        self.coverage = path("bold", ".tsv", **parcels, stat="coverage")
+        self.filtered = path("timeseries", ".npz", **parcels, stat="mean", desc="filtered")
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON file beside a derivative."""
+    name = path.name.removesuffix(".gz")
+    return path.with_name(name[: name.rindex(".")] + ".json")
 
 
 def derivative_path(
@@ -62,7 +109,7 @@ def entities_of(recording_id: str) -> dict[str, str]:
 
 
 def describe_dataset(out: Path, source_folder: Path) -> None:
-    """Write dataset_description.json and .bidsignore once."""
+    """Write dataset_description.json once, and .bidsignore where it is missing or older."""
     description = out / "dataset_description.json"
     if not description.exists():
         write_json(
@@ -75,8 +122,9 @@ def describe_dataset(out: Path, source_folder: Path) -> None:
                 "SourceDatasets": [{"URL": source_folder.resolve().as_uri()}],
             },
         )
-    if not (out / ".bidsignore").exists():
-        write_text(out / ".bidsignore", "\n".join(_IGNORE) + "\n")
+    ignore, text = out / ".bidsignore", "\n".join(_IGNORE) + "\n"
+    if not ignore.exists() or ignore.read_text(encoding="utf-8") != text:
+        write_text(ignore, text)
 
 
 def write_volume(path: Path, volumes: np.ndarray, affine: np.ndarray, *, space: str) -> None:

@@ -66,15 +66,27 @@ def measure_dvars(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return 100 * dvars / level, dvars / max(expected.mean(), np.finfo(float).tiny)
 
 
-def measure_tsnr(series: np.ndarray, drift: np.ndarray | None = None) -> float:
-    """Median over voxels of temporal mean / SD, after `drift` columns [T, C] are removed."""
+def measure_tsnr(series: np.ndarray, drift: np.ndarray | None = None) -> np.ndarray:
+    """Temporal mean / SD of each voxel [N], after `drift` columns [T, C] are removed; or NaN."""
     from .filter import clean_columns
 
     mean = series.mean(0, dtype=np.float64)
     residual = clean_columns(series, drift) if drift is not None else series - mean
     sd = residual.std(0, dtype=np.float64)
     usable = (sd > 0) & (mean > 0)
-    return float(np.median(mean[usable] / sd[usable])) if usable.any() else float("nan")
+    return np.divide(mean, sd, out=np.full(len(mean), np.nan), where=usable)
+
+
+def choose_lattice(mask: np.ndarray, affine: np.ndarray, most: int) -> tuple[int, int, int]:
+    """Steps (z, y, x) of a lattice that holds at most `most` voxels of `mask` [Z, Y, X].
+
+    The closest axis is thinned first, so the lattice is as isotropic as the voxels allow.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1]
+    steps = np.ones(3, int)
+    while mask[:: steps[0], :: steps[1], :: steps[2]].sum() > most:
+        steps[np.argmin(steps * spacing)] += 1
+    return int(steps[0]), int(steps[1]), int(steps[2])
 
 
 def correlate_columns(series: np.ndarray) -> np.ndarray:

@@ -23,11 +23,12 @@ from ..config import Preprocess
 from ..errors import BrainLMError, RecordingError
 from ..files import atomic_path, read_json, write_json
 from .derivatives import (
-    derivative_path,
+    Derivatives,
     describe_dataset,
     read_table,
     read_transforms,
     read_volume,
+    sidecar,
     write_table,
     write_transforms,
     write_volume,
@@ -36,7 +37,7 @@ from .read import Bold, read_bold, read_image, read_series
 from .registry import PARAMETERS, STAGE_VERSIONS
 
 Figures = dict[str, Any]
-#: Voxels that DVARS and tSNR are measured on: evenly spaced ones of the brain mask.
+#: DVARS and tSNR are measured on a lattice of at most this many voxels of the brain mask.
 QUALITY_POINTS = 20_000
 #: cc; brain masks outside this range are not of a brain
 BRAIN_RANGE_CC = (300.0, 3000.0)
@@ -62,36 +63,6 @@ class Stage:
     function: Callable[[Entry, Path, Path, Preprocess, Atlas], Figures]
     version: int
     parameters: Callable[[Preprocess], dict[str, Any]]
-
-
-class _Paths:
-    """Derivatives of one recording."""
-
-    def __init__(self, out: Path, entry: Entry, space: str | None = None):
-        def path(suffix: str, extension: str, **entities: str) -> Path:
-            # "from" is a keyword: callers write from_
-            named = {key.rstrip("_"): value for key, value in entities.items()}
-            return derivative_path(out, entry.recording_id, suffix, extension, named)
-
-        space = space or "template"
-        self.confounds = path("timeseries", ".tsv", desc="confounds")
-        self.transforms = path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc")
-        self.boldref = path("boldref", ".nii.gz", desc="hmc")
-        self.mask = path("mask", ".nii.gz", desc="brain")
-        self.normalisation = path("xfm", ".npz", from_="boldref", to=space, mode="image")
-        self.mixing = path("mixing", ".tsv", desc="ica")
-        self.metrics = path("metrics", ".tsv", desc="aroma")
-        self.maps = path("components", ".nii.gz", space=space, desc="ica")
-        self._path = path
-
-    def coverage(self, atlas: Atlas) -> Path:
-        return self._path("bold", ".tsv", space=_space(atlas), atlas=atlas.name, stat="coverage")
-
-
-def sidecar(path: Path) -> Path:
-    """The JSON file beside a derivative."""
-    name = path.name.removesuffix(".gz")
-    return path.with_name(name[: name.rindex(".")] + ".json")
 
 
 @contextmanager
@@ -171,12 +142,13 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
         mask = brain_mask(estimate.reference, bold.affine)
     _check_brain(mask, bold.affine, acquired)
     with _timed(figures, "quality"):
-        columns, measured = _measure(bold, estimate, mask)
+        columns, measured, tsnr = _measure(bold, estimate, mask)
     figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | measured
-    paths = _Paths(out, entry)
+    paths = Derivatives(out, entry.recording_id, atlas)
     describe_dataset(out, _cohort_folder(entry))
     write_volume(paths.boldref, estimate.reference, bold.affine, space="scanner")
     write_volume(paths.mask, mask, bold.affine, space="scanner")
+    write_volume(paths.tsnr, *tsnr, space="scanner")
     write_transforms(paths.transforms, estimate.transforms)
     _describe_transforms(paths, entry, estimate)
     write_table(paths.confounds, columns)
@@ -197,6 +169,14 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
         },
     )
     write_json(sidecar(paths.mask), {"Type": "Brain", "Sources": [_uri(out, paths.boldref)]})
+    write_json(
+        sidecar(paths.tsnr),
+        {
+            "Description": "Temporal mean / SD of motion-corrected, detrended voxels on a lattice "
+            "of the image; 0 elsewhere",
+            "Sources": [f"bids:raw:{entry.source}"],
+        },
+    )
     write_json(sidecar(paths.confounds), _describe_confounds(columns))
     return figures
 
@@ -217,7 +197,7 @@ def normalise(
 
     engine = _engine(config, builtin)
     figures: Figures = {}
-    paths = _Paths(out, entry, atlas.space)
+    paths = Derivatives(out, entry.recording_id, atlas)
     template = load_template(_space(atlas))
     reference, affine = read_volume(paths.boldref)
     mask = read_volume(paths.mask)[0] > 0
@@ -264,7 +244,7 @@ def denoise(
 
     engine = _engine(config, builtin)
     figures: Figures = {}
-    paths = _Paths(out, entry, atlas.space)
+    paths = Derivatives(out, entry.recording_id, atlas)
     with _timed(figures, "read"):
         bold = _prepared(entry, paths, config)
     grid = load_grid(_space(atlas))
@@ -314,7 +294,7 @@ def parcellate(
     from .resample import resample
 
     figures: Figures = {}
-    paths = _Paths(out, entry, atlas.space)
+    paths = Derivatives(out, entry.recording_id, atlas)
     with _timed(figures, "read"):
         bold = _prepared(entry, paths, config)
     with _timed(figures, "sample"):
@@ -338,7 +318,10 @@ def parcellate(
         "mean_coverage": float(coverage.mean()),
         **_compare(filtered, percent[:, alive]),
     }
-    _write_coverage(paths.coverage(atlas), atlas, coverage, baseline)
+    _write_coverage(paths.coverage, atlas, coverage, baseline)
+    before = np.full(percent.shape, np.nan)
+    before[:, alive] = filtered
+    _write_filtered(paths.filtered, resample(before, bold.tr_s, config.sample_period_s), config)
     _write_series(
         series_dir,
         entry,
@@ -498,7 +481,7 @@ def _shift_slices(volumes: np.ndarray, tr_s: float, metadata: dict) -> np.ndarra
     return out
 
 
-def _prepared(entry: Entry, paths: _Paths, config: Preprocess) -> Bold:
+def _prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
     if not sidecar(paths.boldref).exists():
         raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage first")
     made = read_json(sidecar(paths.boldref))
@@ -556,19 +539,22 @@ def _check_brain(mask: np.ndarray, affine: np.ndarray, acquired: dict) -> None:
         )
 
 
-def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures]:
-    """Confound columns and figures that motion correction yields."""
+def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures, tuple]:
+    """Confound columns, figures and the tSNR map with its affine that motion correction yields."""
     from .denoise import motion_columns
     from .filter import cosine_basis
     from .motion import framewise_displacement_jenkinson, framewise_displacement_power
-    from .quality import measure_dvars, measure_tsnr
+    from .quality import choose_lattice, measure_dvars, measure_tsnr
     from .sampling import sample
 
-    voxels = np.argwhere(mask)
-    voxels = voxels[:: max(1, len(voxels) // QUALITY_POINTS)]
-    points = voxels[:, ::-1] @ bold.affine[:3, :3].T + bold.affine[:3, 3]
+    steps = choose_lattice(mask, bold.affine, QUALITY_POINTS)
+    lattice = mask[:: steps[0], :: steps[1], :: steps[2]].copy()
+    affine = bold.affine @ np.diag([*steps[::-1], 1])
+    points = np.argwhere(lattice)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
     series = sample(bold.volumes, bold.affine, points, estimate.transforms)
-    series = series[:, np.isfinite(series).all(0)]
+    inside = np.isfinite(series).all(0)
+    series = series[:, inside]
+    lattice[lattice] = inside
     dvars, std_dvars = measure_dvars(series)
     fd = framewise_displacement_power(estimate.parameters)
     rmsd = framewise_displacement_jenkinson(estimate.transforms, estimate.centre)
@@ -579,15 +565,18 @@ def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures
         "dvars": 10 * dvars,
         "std_dvars": std_dvars,
     }
-    drift = cosine_basis(len(series), bold.tr_s, 0.008)
-    return columns, {
+    tsnr = measure_tsnr(series, cosine_basis(len(series), bold.tr_s, 0.008))
+    tsnr_map = np.zeros(lattice.shape, np.float32)
+    tsnr_map[lattice] = np.round(np.nan_to_num(tsnr), 1)
+    figures = {
         "mean_fd_mm": float(np.nanmean(columns["framewise_displacement"])),
         "max_fd_mm": float(np.nanmax(columns["framewise_displacement"])),
         "mean_dvars": float(np.nanmean(dvars)),
-        "tsnr": measure_tsnr(series, drift),
+        "tsnr": float(np.nanmedian(tsnr)) if np.isfinite(tsnr).any() else np.nan,
         "brain_cc": float(mask.sum() * abs(np.linalg.det(bold.affine[:3, :3])) / 1000),
         "reference_volume": int(estimate.reference_index),
     }
+    return columns, figures, (tsnr_map, affine)
 
 
 def _first_missing(values: np.ndarray) -> np.ndarray:
@@ -597,7 +586,7 @@ def _first_missing(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _describe_transforms(paths: _Paths, entry: Entry, estimate: Any) -> None:
+def _describe_transforms(paths: Derivatives, entry: Entry, estimate: Any) -> None:
     write_json(
         sidecar(paths.transforms),
         {
@@ -646,7 +635,7 @@ def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # ---- denoise
 
 
-def _sample_grid(bold: Bold, paths: _Paths, grid: Any) -> np.ndarray:
+def _sample_grid(bold: Bold, paths: Derivatives, grid: Any) -> np.ndarray:
     """Motion-corrected, smoothed samples [T, N] on a grid of template space."""
     from .denoise import SMOOTH_FWHM_MM, smooth_grid
     from .sampling import sample_smooth
@@ -674,7 +663,7 @@ def _tissue_signals(samples: np.ndarray, grid: Any) -> dict[str, np.ndarray]:
     return out
 
 
-def _write_components(paths: _Paths, fit: Any, grid: Any, tr_s: float) -> None:
+def _write_components(paths: Derivatives, fit: Any, grid: Any, tr_s: float) -> None:
     names = [f"component_{n:02d}" for n in fit.features.index]
     write_table(paths.mixing, dict(zip(names, fit.mixing.T, strict=True)))
     write_json(sidecar(paths.mixing), {"Description": "ICA time courses", "RepetitionTime": tr_s})
@@ -698,7 +687,7 @@ def _write_components(paths: _Paths, fit: Any, grid: Any, tr_s: float) -> None:
 # ---- parcellate
 
 
-def _sample_parcels(bold: Bold, paths: _Paths, atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
+def _sample_parcels(bold: Bold, paths: Derivatives, atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
     """Parcel means [T, R] and coverage [R]: the share of a parcel's points with image content."""
     from .parcellate import parcel_points
     from .sampling import sample, sample_parcels
@@ -723,7 +712,7 @@ def _sample_parcels(bold: Bold, paths: _Paths, atlas: Atlas) -> tuple[np.ndarray
     return series, np.nan_to_num(inside) * kept / total
 
 
-def _nuisance(paths: _Paths, config: Preprocess) -> tuple:
+def _nuisance(paths: Derivatives, config: Preprocess) -> tuple:
     from .denoise import choose_nuisance
 
     confounds = read_table(paths.confounds)
@@ -734,7 +723,7 @@ def _nuisance(paths: _Paths, config: Preprocess) -> tuple:
     return choose_nuisance(config.denoise, confounds, mixing, noise)
 
 
-def _acquired(paths: _Paths) -> Figures:
+def _acquired(paths: Derivatives) -> Figures:
     """What the motion stage measured."""
     written = read_json(sidecar(paths.boldref))["Figures"]
     kept = ("repetition_time_s", "duration_s", "mean_fd_mm", "mean_dvars", "tsnr")
@@ -769,6 +758,20 @@ def _write_coverage(path: Path, atlas: Atlas, coverage: np.ndarray, baseline: np
         {
             "coverage": {"Description": "Share of the parcel with image content"},
             "baseline": {"Description": "Temporal mean, scanner units; n/a without data"},
+        },
+    )
+
+
+def _write_filtered(path: Path, series: np.ndarray, config: Preprocess) -> None:
+    """The series without denoising, for the recording's page: what denoising took away."""
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, series=series.astype(np.float16))
+    write_json(
+        sidecar(path),
+        {
+            "Description": "Parcel means, filtered, not denoised [T, R]; n/a (NaN) without data",
+            "Units": "percent",
+            "SamplingFrequency": 1 / config.sample_period_s,
         },
     )
 

@@ -25,7 +25,13 @@ from brainlm.preprocess import fsl, stages
 from brainlm.preprocess import fsl_formats as formats
 from brainlm.preprocess.chunk import run_stage
 from brainlm.preprocess.denoise import high_frequency_content
-from brainlm.preprocess.derivatives import read_table, read_transforms, read_volume
+from brainlm.preprocess.derivatives import (
+    Derivatives,
+    read_table,
+    read_transforms,
+    read_volume,
+    sidecar,
+)
 from brainlm.preprocess.normalise import Normalisation
 from brainlm.preprocess.registry import PARAMETERS
 from brainlm.preprocess.stages import STAGES
@@ -400,8 +406,8 @@ class Study:
         out = out or self.out
         return STAGES[stage].function(self.entry, out, out / "series", config, self.atlas)
 
-    def paths(self, out: Path | None = None) -> stages._Paths:
-        return stages._Paths(out or self.out, self.entry, self.atlas.space)
+    def paths(self, out: Path | None = None) -> Derivatives:
+        return Derivatives(out or self.out, self.entry.recording_id, self.atlas)
 
     def names(self, out: Path) -> set[str]:
         return {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
@@ -560,7 +566,7 @@ def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monk
         assert set(figures) == set(getattr(fitted, stage))
     assert fitted.names(tmp_path / "out") == fitted.names(fitted.out)
     mine, theirs = (
-        json.loads(stages.sidecar(fitted.paths(out).normalisation).read_text())
+        json.loads(sidecar(fitted.paths(out).normalisation).read_text())
         for out in (fitted.out, tmp_path / "out")
     )
     assert set(mine) == set(theirs) and set(mine["Quality"]) == set(theirs["Quality"])

@@ -19,15 +19,22 @@ from brainlm.config import Preprocess
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess import stages
 from brainlm.preprocess.derivatives import (
+    Derivatives,
     derivative_path,
     read_table,
     read_transforms,
+    sidecar,
     write_table,
     write_transforms,
 )
 from brainlm.preprocess.filter import clean
 from brainlm.preprocess.normalise import Normalisation
-from brainlm.preprocess.quality import count_non_steady, measure_dvars, measure_tsnr
+from brainlm.preprocess.quality import (
+    choose_lattice,
+    count_non_steady,
+    measure_dvars,
+    measure_tsnr,
+)
 from brainlm.preprocess.read import read_bold
 from brainlm.preprocess.stages import STAGES, parcels_layout
 from brainlm.simulate.bids import simulate_cohort
@@ -61,7 +68,7 @@ class Chain:
         self.root, self.atlas, self.out, self.series_dir = root, atlas, out, out / "series"
         self.entry = make_entry(root, next(root.glob("sub-01/func/*_bold.nii.gz")))
         self.truth = load_truth(root, "sub-01")
-        self.paths = stages._Paths(out, self.entry, atlas.space)
+        self.paths = Derivatives(out, self.entry.recording_id, atlas)
 
     def run(self, stage: str, config: Preprocess = CONFIG) -> dict:
         function = STAGES[stage].function
@@ -71,7 +78,7 @@ class Chain:
         """Where the template is, from the truth instead of a fit: affine, to about 2 mm."""
         rng = np.random.default_rng(0)
         points = rng.uniform((-65, -95, -45), (65, 65, 75), (500, 3))
-        reference = json.loads(stages.sidecar(self.paths.boldref).read_text())
+        reference = json.loads(sidecar(self.paths.boldref).read_text())
         move = self.truth.transforms[reference["Figures"]["reference_volume"]]
         head = self.truth.placement.to_head(points) @ move[:3, :3].T + move[:3, 3]
         ones = np.column_stack([points, np.ones(len(points))])
@@ -122,6 +129,26 @@ def test_series_file_holds_what_a_shard_needs(chain):
     dead = np.isnan(stored["baseline"])
     np.testing.assert_array_equal(np.isnan(stored["series"]).all(0), dead)
     np.testing.assert_array_equal(np.isnan(stored["series"]).any(0), dead)
+
+
+def test_what_the_page_needs_is_kept(chain):
+    """The tSNR map agrees with its figure; the series before denoising fits the one after."""
+    image = nib.load(chain.paths.tsnr)
+    values = np.asarray(image.dataobj)
+    assert np.median(values[values > 0]) == pytest.approx(chain.figures["motion"]["tsnr"], abs=0.1)
+    assert 5_000 < (values > 0).sum() <= stages.QUALITY_POINTS
+    mask, affine = stages.read_volume(chain.paths.mask)
+    voxels = nib.affines.apply_affine(
+        np.linalg.inv(affine) @ image.affine, np.argwhere(values > 0)
+    )
+    assert (mask[tuple(np.rint(voxels).astype(int).T[::-1])] > 0).all()
+    with np.load(chain.paths.filtered) as kept:
+        before = kept["series"].astype(float)
+    after = chain.series()["series"]
+    assert before.shape == after.shape
+    np.testing.assert_array_equal(np.isnan(before), np.isnan(after))
+    kept = np.nansum(after**2) / np.nansum(before**2)
+    assert kept == pytest.approx(chain.figures["parcellate"]["variance_kept"], abs=0.05)
 
 
 def test_recovers_the_motion(chain):
@@ -181,7 +208,7 @@ def test_confounds_carry_the_usual_names(chain):
     assert len(removed) == chain.figures["denoise"]["num_removed"] > 0
     assert {len(column) for column in confounds.values()} == {120}
     assert np.isnan(confounds["framewise_displacement"][0])
-    described = json.loads(stages.sidecar(chain.paths.confounds).read_text())
+    described = json.loads(sidecar(chain.paths.confounds).read_text())
     assert set(described) == set(confounds)
     assert all(item["Description"] for item in described.values())
 
@@ -189,7 +216,7 @@ def test_confounds_carry_the_usual_names(chain):
 def test_every_derivative_has_a_sidecar_and_the_dataset_a_description(chain):
     files = [p for p in chain.out.rglob("*") if p.is_file() and "sub-" in p.name]
     data = [p for p in files if p.suffix != ".json" and p.parent != chain.series_dir]
-    missing = [p.name for p in data if not stages.sidecar(p).exists()]
+    missing = [p.name for p in data if not sidecar(p).exists()]
     # the normalisation's sidecar is the normalise stage's, which the truth stood in for
     assert missing == [chain.paths.normalisation.name]
     described = json.loads((chain.out / "dataset_description.json").read_text())
@@ -247,7 +274,7 @@ def test_partial_field_of_view_is_nan_with_its_coverage(chain, tmp_path):
     cut.root, cut.atlas, cut.truth = chain.root, chain.atlas, chain.truth
     cut.out, cut.series_dir = tmp_path / "out", tmp_path / "out" / "series"
     cut.entry = replace(chain.entry, path=path)
-    cut.paths = stages._Paths(cut.out, cut.entry, chain.atlas.space)
+    cut.paths = Derivatives(cut.out, cut.entry.recording_id, chain.atlas)
     cut.run("motion")
     cut.write_true_normalisation()
     config = Preprocess(denoise="none")
@@ -407,7 +434,18 @@ def test_dvars_follows_its_definition():
 
 def test_tsnr_of_known_noise():
     series = 1000 + 20 * np.random.default_rng(2).normal(size=(500, 400))
-    assert measure_tsnr(series.astype(np.float32)) == pytest.approx(50, rel=0.02)
+    assert np.median(measure_tsnr(series.astype(np.float32))) == pytest.approx(50, rel=0.02)
+    series[:, 3] = 7  # a constant voxel has none
+    assert np.flatnonzero(np.isnan(measure_tsnr(series))).tolist() == [3]
+
+
+def test_a_lattice_is_as_isotropic_as_the_voxels_allow():
+    mask, thick = np.ones((40, 80, 80), bool), np.diag([2.0, 2.0, 4.0, 1.0])
+    assert choose_lattice(mask, thick, 10**6) == (1, 1, 1)
+    assert choose_lattice(mask, thick, 64_000) == (1, 2, 2)
+    z, y, x = choose_lattice(mask, thick, 20_000)
+    assert mask[::z, ::y, ::x].sum() <= 20_000
+    assert 0.5 <= z * 4 / (y * 2) <= 2 and 0.5 <= y / x <= 2
 
 
 def test_transforms_survive_the_file_exactly(tmp_path):
