@@ -79,12 +79,17 @@ def draw_masking(grid: Grid, missing: Tensor, ratio: float, mask: str = "random"
     return Masking.draw(noise.masked_fill(missing, 2.0 + N), visible)
 
 
-def count_visible(grid: Grid, signal: Tensor, ratio: float, mask: str = "random") -> int:
-    """K for a batch [B, R, T]: what the mask leaves, or all there is in the sample with most
-    missing parcels. With a grid on the host it can be asked before the batch goes to a device."""
-    if not signal.isnan().any():
-        missing = torch.zeros(1, grid.num_tokens, dtype=torch.bool, device=signal.device)
-    else:
+def count_visible(grid: Grid, signal: Tensor | None, ratio: float, mask: str = "random") -> int:
+    """K for a batch: what the mask leaves, or all there is in the sample with most missing
+    parcels. With a grid on the host it can be asked before the batch goes to a device.
+
+    Parameters
+    ----------
+    signal : Tensor [B, R, T] or None
+        None stands for a batch in which nothing is missing.
+    """
+    missing = torch.zeros(1, grid.num_tokens, dtype=torch.bool)
+    if signal is not None:
         _, _, missing = grid.cut(signal)
     return _count(grid, missing, ratio, mask)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
 import json
 import math
@@ -99,10 +98,7 @@ class Run:
         epoch_steps = max(1, round(len(train) / options.batch_size))
         self.validate_every = epoch_steps * options.validate_every_epochs
         self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.count_visible = functools.partial(  # on the host: batches are asked before they go
-            count_visible, copy.deepcopy(self.model.grid), ratio=options.mask_ratio,
-            mask=options.mask,
-        )  # fmt: skip
+        self.host_grid = copy.deepcopy(self.model.grid)  # batches are asked before they go
         self.loader = Loader(
             self.train_set, options.batch_size, self.micro, ranks.rank, ranks.world,
             count_visible=self.count_visible, pin=ranks.device.type == "cuda",
@@ -122,6 +118,11 @@ class Run:
     def _windows(self, corpus: Corpus, rows) -> Windows:
         return Windows(corpus, self.scaling, self.model.config.window, rows,
                        seed=self.options.seed, num_tokens=self.model.num_tokens)  # fmt: skip
+
+    def count_visible(self, batch: Batch) -> int:
+        """How many tokens of a batch the encoder sees."""
+        return count_visible(self.host_grid, None if batch.complete else batch.signal,
+                             self.options.mask_ratio, self.options.mask)  # fmt: skip
 
     # ---- start and end ----------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class Run:
 
     def _forward(self, batch: Batch):
         device = self.ranks.device
-        visible = batch.visible or self.count_visible(batch.signal)
+        visible = batch.visible or self.count_visible(batch)
         batch.signal = batch.signal.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
             return self.wrapped(batch.signal, batch.noise.to(device, non_blocking=True), visible)

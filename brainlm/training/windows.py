@@ -40,6 +40,8 @@ class Batch:
         Decides the mask; empty if N is 0.
     rows : ndarray [B]
         Rows of the corpus.
+    complete : bool
+        No value is missing.
     visible : int
         K, how many tokens the encoder sees; 0 where nobody asked.
     """
@@ -47,6 +49,7 @@ class Batch:
     signal: Tensor
     noise: Tensor
     rows: np.ndarray
+    complete: bool
     visible: int = 0
 
 
@@ -153,16 +156,21 @@ class Windows:
             out.extend((epoch, int(row)) for row in part)
         return out
 
-    def batch(self, picks: list[tuple[int, int]]) -> Batch:
-        """Random windows of the given (epoch, row) pairs."""
-        signal = torch.empty(len(picks), self.series.num_parcels, self.window)
-        noise = np.empty((len(picks), self.num_tokens), np.float32)
+    def batch(self, picks: Picks, *, pin: bool = False) -> Batch:
+        """Random windows of the given (epoch, row) pairs; `pin`: in page-locked memory, from
+        which a GPU copies without waiting."""
+        shape = (len(picks), self.series.num_parcels, self.window)
+        signal = torch.empty(shape, pin_memory=pin)
+        noise = torch.empty(len(picks), self.num_tokens, pin_memory=pin)
+        sums = torch.empty(len(picks))
         for slot, (epoch, row) in enumerate(picks):
             random = np.random.default_rng([self.seed, epoch, self._keys[row]])
             spare = int(self.series.num_timepoints[row]) - self.window
             self._fill(signal[slot], row, int(random.integers(spare + 1)))
-            noise[slot] = random.random(self.num_tokens, np.float32)
-        return Batch(signal, torch.from_numpy(noise), np.array([row for _, row in picks]))
+            random.random(out=noise[slot].numpy(), dtype=np.float32)
+            torch.sum(signal[slot], (0, 1), out=sums[slot])  # NaN if any is, still in the cache
+        rows = np.array([row for _, row in picks])
+        return Batch(signal, noise, rows, complete=not sums.isnan().any())
 
     def even(self, row: int, count: int) -> Tensor:
         """[count, R, T] windows spread evenly over one recording, for evaluation."""
@@ -226,14 +234,14 @@ class Loader:
     micro : int
         Windows per batch; process `rank` of `world` takes every `world`-th batch of an update.
     count_visible : callable
-        Signal [B, R, T] to K; asked here so that the training loop never looks at the data.
+        Batch to K; asked here so that the training loop never looks at the data.
     threads : int
     pin : bool
-        Put batches into page-locked memory, from which a GPU copies without waiting.
+        See :meth:`Windows.batch`.
     """
 
     def __init__(self, windows: Windows, size: int, micro: int, rank: int = 0, world: int = 1, *,
-                 count_visible: Callable[[Tensor], int], threads: int = 1,
+                 count_visible: Callable[[Batch], int], threads: int = 1,
                  pin: bool = False):  # fmt: skip
         self.windows, self.size, self.micro = windows, size, micro
         self.rank, self.world, self.pin = rank, world, pin
@@ -273,10 +281,8 @@ class Loader:
             update += 1
 
     def _make(self, picks: Picks) -> Batch:
-        batch = self.windows.batch(picks)
-        batch.visible = self.count_visible(batch.signal)
-        if self.pin:
-            batch.signal, batch.noise = batch.signal.pin_memory(), batch.noise.pin_memory()
+        batch = self.windows.batch(picks, pin=self.pin)
+        batch.visible = self.count_visible(batch)
         return batch
 
     def waited_s(self) -> float:

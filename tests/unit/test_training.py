@@ -29,6 +29,7 @@ from brainlm.training.finetune import finetune
 from brainlm.training.meter import Meter
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
+from brainlm.training.windows import Batch
 
 MODEL = config.Model(preset="tiny", window=40, patch=10)
 
@@ -281,7 +282,8 @@ def test_batches_are_asked_on_the_host(study, tmp_path):
     made.model.to("meta")  # as far from the host as a GPU
     signal = torch.randn(2, 12, 40)
     signal[0, :3] = torch.nan
-    assert made.count_visible(signal) == int(made.model.num_tokens * 0.25)
+    batch = Batch(signal, torch.empty(0), np.arange(2), complete=False)
+    assert made.count_visible(batch) == int(made.model.num_tokens * 0.25)
     image = preset("111m", num_parcels=12, window=40, patch=10).grid
     count = functools.partial(count_visible, copy.deepcopy(image), ratio=0.5)
     image.to("meta")

@@ -54,6 +54,8 @@ def test_a_window_is_a_scaled_slice(study):
         assert any(np.allclose(window, whole[:, s : s + 40], equal_nan=True, atol=1e-5)
                    for s in starts)  # fmt: skip
     assert w.even(1, 1)[0, 2].isnan().all()  # a missing parcel stays missing
+    assert not w.batch([(0, 0), (0, 1)]).complete
+    assert w.batch([(0, 0), (0, 2)]).complete
 
 
 def test_random_but_repeatable(study):
@@ -94,7 +96,7 @@ def test_prefetch_keeps_the_order(study):
 
 
 def loader(w, rank=0, world=1, **options):
-    given = {"size": 6, "micro": 1, "count_visible": lambda signal: 3} | options
+    given = {"size": 6, "micro": 1, "count_visible": lambda batch: 3} | options
     return Loader(w, rank=rank, world=world, **given)
 
 
@@ -204,7 +206,7 @@ folder = Path(sys.argv[1])
 corpus = Corpus(sorted(folder.glob("*.parquet")))
 rows, _ = choose_rows(corpus, 200, "train")
 w = Windows(corpus, Scaling.load(folder / "scaling.json"), 200, rows, num_tokens=8)
-loader = Loader(w, 4, 4, count_visible=lambda signal: 2)
+loader = Loader(w, 4, 4, count_visible=lambda batch: 2)
 before = most = kept()
 seen = 0
 for batch in loader:
