@@ -143,7 +143,7 @@ def evaluate_forecasting(
         No training recording holds a window, or a horizon of no whole patches.
     """
     from ..model import from_pretrained
-    from ..training.forecast import Budget
+    from ..training.fit import Budget
 
     base, corpus, roles = from_pretrained(model_folder), Corpus(shards), roles or {}
     assert base.scaling is not None
@@ -221,7 +221,7 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
     """Every network, trained with the same budget."""
     from ..model import BrainLM
     from ..training import forecasters as nets
-    from ..training.forecast import train_forecaster
+    from ..training.fit import fit
     from ..training.windows import Windows
 
     parcels, config = base.config.num_parcels, base.config
@@ -244,11 +244,11 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
     }
     out = {}
     for name, build in builds.items():
-        fit = train_forecaster(build, windows(train), windows(check), ahead, budget)
-        choice = f"learning rate {fit.learning_rate:g}, epoch {fit.epoch} of {budget.epochs}"
-        print(f"{name}, seed {budget.seed}: validation MSE {fit.validation:.4f}; {choice}",
+        fitted = fit(build, nets.forecast_error, windows(train), windows(check), budget)
+        choice = f"learning rate {fitted.learning_rate:g}, epoch {fitted.epoch} of {budget.epochs}"
+        print(f"{name}, seed {budget.seed}: validation MSE {fitted.validation:.4f}; {choice}",
               flush=True)  # fmt: skip
-        out[name] = Fit(_method(fit.forecaster), choice)
+        out[name] = Fit(_method(fitted.network), choice)
     return out
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BrainLMError
 from ..model import BrainLM
+from .fit import squared_error
 
 #: share of the older given tokens that the transformer keeps while it trains: as in pretraining,
 #: it regularises and is several times as fast; forecasts are made from every token
@@ -26,6 +27,7 @@ class Forecaster(nn.Module):
     """Base: ``forward(past)`` forecasts; ``penalty`` is added to the squared error in training."""
 
     penalty: Tensor | float = 0.0
+    horizon: int
 
 
 class TransformerForecaster(Forecaster):
@@ -159,3 +161,9 @@ class LatentODEForecaster(Forecaster):
             mean = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         path = self.flow(mean, self.horizon)
         return self.out(path.transpose(1, 2)).transpose(1, 2)
+
+
+def forecast_error(forecaster: Forecaster, window: Tensor) -> Tensor:
+    """Squared error of the last H points of windows [B, R, T] from the ones before."""
+    past, future = window[..., : -forecaster.horizon], window[..., -forecaster.horizon :]
+    return squared_error(forecaster(past), future) + forecaster.penalty * forecaster.training

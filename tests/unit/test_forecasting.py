@@ -18,12 +18,13 @@ from brainlm.evaluation.forecasting import MODEL, evaluate_forecasting, trivial
 from brainlm.evaluation.significance import holm, max_statistic_p, paired_p
 from brainlm.model import preset
 from brainlm.shards import Corpus, Scaling
-from brainlm.training.forecast import Budget, train_forecaster
+from brainlm.training.fit import Budget, fit
 from brainlm.training.forecasters import (
     LatentODEForecaster,
     LSTMForecaster,
     NeuralODEForecaster,
     TransformerForecaster,
+    forecast_error,
 )
 from brainlm.training.windows import Windows
 
@@ -158,8 +159,8 @@ def test_linear_methods_reach_the_best_that_is_possible():
     for x in series[35:]:
         for start in range(0, 165, 3):
             past, future = x[start : start + 30].T, x[start + 30 : start + 33]
-            for name, fit in fits.items():
-                error[name] += (fit.forecast(past).T - future) ** 2
+            for name, linear in fits.items():
+                error[name] += (linear.forecast(past).T - future) ** 2
     assert error["AR"][0, 0] / (5 * 55) == pytest.approx(1, abs=0.25)  # the noise's variance
     assert error["VAR"][0, 1:].mean() < 0.9 * error["AR"][0, 1:].mean()
     assert "rank" in fits["VAR"].choice
@@ -171,7 +172,7 @@ def test_training_keeps_the_weights_that_are_best_on_validation_people(study):
     train, check = (Windows(corpus, scaling, WINDOW, r, seed=0) for r in rows)
     budget = Budget(epochs=3, batch_size=16, learning_rates=(1e-12, 1e-2))
     fits = [
-        train_forecaster(lambda: LSTMForecaster(R, AHEAD, 16), train, check, AHEAD, budget)
+        fit(lambda: LSTMForecaster(R, AHEAD, 16), forecast_error, train, check, budget)
         for _ in range(2)
     ]
     assert fits[0].learning_rate == 1e-2
