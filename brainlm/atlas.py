@@ -7,6 +7,7 @@ nibabel; :mod:`brainlm.preprocess.parcellate` opens the label image.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,9 @@ class Atlas:
         MNI mm, RAS.
     names : tuple of str
         R labels.
+    networks : tuple of str or None, or None
+        The functional network of each parcel, None where it has none; None where the atlas comes
+        without a table of networks, or its file is not there.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Atlas:
     names: tuple[str, ...]
     source: str
     licence: str
+    networks: tuple[str | None, ...] | None = None
 
 
 def registered() -> list[str]:
@@ -81,6 +86,8 @@ def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas
         _build(entry, folder)
     files = {}
     for role, item in (entry.get("files") or {}).items():
+        if role == "networks" and not (item.get("url") or (folder / item["name"]).exists()):
+            continue  # only one task needs it, and says so
         files[role] = _checked_file(name, folder, item, download)
     count = int(entry["num_parcels"])
     coordinates = None
@@ -89,6 +96,11 @@ def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas
     names = tuple(f"parcel-{index:03d}" for index in range(1, count + 1))
     if "labels" in files:
         names = _read_names(files["labels"], entry["files"]["labels"], count)
+    networks = None
+    if "networks" in files:
+        item = entry["files"]["networks"]
+        column, without = item.get("column", "network"), item.get("without", ())
+        networks = read_networks(files["networks"], column, count, without)
     image = files.get("image")
     return Atlas(
         name=name,
@@ -100,6 +112,7 @@ def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas
         names=names,
         source=entry["source"],
         licence=entry["licence"],
+        networks=networks,
     )
 
 
@@ -164,11 +177,57 @@ def _read_coordinates(path: Path, count: int) -> np.ndarray:
 
 
 def _read_names(path: Path, item: dict, count: int) -> tuple[str, ...]:
+    rows = _read_rows(path, item.get("column", "name"))
+    if len(rows) != count:
+        raise BrainLMError(f"{path}: expected {count} rows, found {len(rows)}")
+    return tuple(name for _, name in rows)
+
+
+def read_networks(
+    path: Path, column: str, count: int, without: Sequence[str] = ()
+) -> tuple[str | None, ...]:
+    """Network names of parcels 1..`count` from a table.
+
+    Its first column numbers the parcels, or it has a row for each. Empty, ``n/a``, ``none``, 0 and
+    the names in `without` mean that a parcel has no network; so do parcels not in the table.
+
+    Raises
+    ------
+    BrainLMError
+        No such file or column, a parcel outside 1..`count` or named twice, or no network at all.
+    """
+    if not Path(path).exists():
+        raise BrainLMError(f"{path}: table of networks not found")
+    rows = _read_rows(path, column)
+    numbers = [int(first) if first.isdigit() else None for first, _ in rows]
+    if None in numbers:
+        numbers = list(range(1, len(rows) + 1))
+        if len(rows) != count:
+            raise BrainLMError(
+                f"{path}: expected {count} rows, or parcel numbers in the first column; found "
+                f"{len(rows)} rows"
+            )
+    if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(1, count + 1)):
+        raise BrainLMError(f"{path}: expected each of the parcels 1..{count} at most once")
+    nothing = {"", "n/a", "none", "0", *(name.lower() for name in without)}
+    found: list[str | None] = [None] * count
+    for number, (_, name) in zip(numbers, rows, strict=True):
+        if name.strip().lower() not in nothing:
+            found[number - 1] = name.strip()  # type: ignore[operator]
+    if not any(found):
+        raise BrainLMError(f"{path}: no parcel has a network in column {column!r}")
+    return tuple(found)
+
+
+def _read_rows(path: Path, column: str) -> list[tuple[str, str]]:
+    """(first column, the named column) of a tab-separated table."""
     import csv
 
-    with open(path, newline="", encoding="utf-8") as handle:
-        rows = list(csv.DictReader(handle, delimiter="\t"))
-    column = item.get("column", "name")
-    if len(rows) != count or column not in (rows[0] if rows else {}):
-        raise BrainLMError(f"{path}: expected {count} rows with a column {column!r}")
-    return tuple(row[column] for row in rows)
+    with open(path, newline="", encoding="utf-8-sig") as handle:
+        reader = csv.DictReader(handle, delimiter="\t")
+        header = list(reader.fieldnames or ())
+        if column not in header:
+            raise BrainLMError(
+                f"{path}: expected a column {column!r}, found: {', '.join(header) or 'nothing'}"
+            )
+        return [(row[header[0]] or "", row[column] or "") for row in reader]

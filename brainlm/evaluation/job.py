@@ -20,6 +20,7 @@ EVALUATORS = {
     "classification": "targets",
     "forecasting": "forecasting",
     "attention": "attention",
+    "networks": "networks",
 }
 
 

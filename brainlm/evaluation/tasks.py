@@ -93,6 +93,13 @@ class Networks(_Task):
     """Functional networks of parcels by k nearest neighbours (paper, 4.5)."""
 
     kind: Literal["networks"]
+    table: Path | None = Field(
+        None, description="tab-separated table of networks; default that of the atlas"
+    )
+    column: str = Field("network", description="of the table")
+    epochs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="of the VAE and the GCN; default those of the pretraining"
+    )
     seeds: Seeds = (1, 2, 3, 4, 5)
 
 

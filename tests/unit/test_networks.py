@@ -1,0 +1,125 @@
+"""Networks of parcels: tables of networks, the classifier, and what it is compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from synthetic import R, make_study, toy_atlas
+
+from brainlm.atlas import load_atlas, read_networks
+from brainlm.config import Evaluate
+from brainlm.errors import BrainLMError
+from brainlm.evaluation.networks import (
+    MAJORITY,
+    MODEL,
+    SHUFFLED,
+    classify,
+    divide_parcels,
+    evaluate_networks,
+)
+from brainlm.model import preset
+from brainlm.shards import Scaling
+from brainlm.training.parcels import ParcelGCN, ParcelVAE, masked_error, nearest_graph
+
+
+def test_a_table_of_networks_is_read_by_number_or_by_row(tmp_path):
+    path = tmp_path / "networks.tsv"
+    path.write_text("parcel\tnetwork\n3\tVisual\n1\tnone\n2\tDefault\n")
+    assert read_networks(path, "network", 4) == (None, "Default", "Visual", None)
+    assert read_networks(path, "network", 3, without=["visual"]) == (None, "Default", None)
+    path.write_text("name\tnetwork\na\tVisual\nb\t\n")
+    assert read_networks(path, "network", 2) == ("Visual", None)
+    for text, problem in [
+        ("name\tnetwork\na\tVisual\n", "expected 2 rows"),
+        ("parcel\tnetwork\n3\tVisual\n", r"parcels 1\.\.2 at most once"),
+        ("parcel\tnetwork\n1\tVisual\n1\tDefault\n", "at most once"),
+        ("parcel\tnetwork\n1\tn/a\n", "no parcel has a network"),
+        ("parcel\tyeo\n1\tVisual\n", "column 'network', found: parcel, yeo"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(BrainLMError, match=problem):
+            read_networks(path, "network", 2)
+
+
+def test_the_demo_atlas_has_seven_networks_and_cc200_none(tmp_path):
+    assert len(set(load_atlas("demo424", tmp_path).networks)) == 7
+    assert load_atlas("cc200", tmp_path).networks is None
+
+
+def test_raw_series_of_a_real_recording_give_the_known_accuracy(shared):
+    """Known from an independent check: .575 for 5 neighbours, majority .228, of 360 parcels."""
+    atlas = load_atlas("a424", shared / "atlases", download=False)
+    series = np.loadtxt(shared / "data" / "a424_example" / "A424_example.dat").T
+    known = np.array([name is not None for name in atlas.networks])
+    names, labels = np.unique([n for n in atlas.networks if n], return_inverse=True)
+    assert known.sum() == 360 and len(names) == 7
+    accuracy = []
+    for seed in range(20):
+        train, test = divide_parcels(labels, seed)
+        assert len(test) == 72 and not set(train) & set(test)
+        accuracy.append(np.mean(classify(series[known], labels, train, test) == labels[test]))
+    assert np.mean(accuracy) == pytest.approx(0.575, abs=0.03)
+    assert np.bincount(labels).max() / len(labels) == pytest.approx(0.228, abs=0.001)
+
+
+def test_both_networks_learn_to_fill_in_what_is_hidden():
+    torch.manual_seed(0)
+    course = torch.sin(torch.linspace(0, 12, 40) + 6.28 * torch.rand(64, 1, 1))
+    signal = course.expand(-1, 6, -1) + 0.1 * torch.randn(64, 6, 40)
+    signal[:, 4] = torch.nan  # a parcel without data
+    graph = nearest_graph(torch.ones(6, 6), 5)
+    torch.testing.assert_close(graph, torch.full((6, 6), 1 / 6))
+    for network in (ParcelVAE(40, 16), ParcelGCN(40, graph, 64)):
+        optimizer = torch.optim.Adam(network.parameters(), 5e-3)
+        for _ in range(150):
+            loss = masked_error(network.train(), signal, 10)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            assert masked_error(network.eval(), signal, 10) < 0.4  # 0.5: nothing learned
+            assert network.features(signal.nan_to_num(0)).shape[:2] == (64, 6)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    made = make_study(folder, people=40, dtype="float32")
+    torch.manual_seed(0)
+    model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
+    model.save_pretrained(folder / "model", Scaling.load(made.scaling), "")
+    return folder, made
+
+
+def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatch):
+    monkeypatch.setattr("brainlm.evaluation.networks.NEIGHBOURS", 1)  # 3 training parcels each
+    folder, made = study
+    networks = [f"network {i % 3}" for i in range(R)]
+    networks[11] = None
+    table = evaluate_networks(
+        folder / "model", made.shards, networks, folder / "networks.parquet", epochs=1,
+        options=Evaluate(bootstrap=100), coordinates=made.atlas.coordinates, seeds=(1, 2, 3),
+    )  # fmt: skip
+    pooled = table[table["level"] == "pooled"].set_index("method")
+    assert {MODEL, "raw series", "connectivity rows", "VAE", "GCN", "places", SHUFFLED,
+            MAJORITY} < set(pooled.index)  # fmt: skip
+    assert set(pooled["n"]) == {4}
+    assert "1 parcels without a network" in pooled["note"].iloc[0]
+    assert pooled["value"]["raw series"] > 0.9  # parcels of a network share their course
+    assert pooled["value"][SHUFFLED] < 0.6
+    assert pooled["value"][MAJORITY] < 0.6
+    gap = pooled["value"][MODEL] - pooled["value"]["raw series"]
+    assert pooled["value"][f"{MODEL} minus raw series"] == pytest.approx(gap)
+    recalls = table[(table["level"] == "network") & (table["method"] == "raw series")]
+    assert set(recalls["unit"]) == {"network 0", "network 1", "network 2"}
+    recordings = table[(table["level"] == "recording") & (table["method"] == MAJORITY)]
+    assert len(recordings) == 4
+
+
+def test_a_table_for_another_atlas_or_of_one_network_is_refused(study):
+    folder, made = study
+    for networks, problem in [(["a"] * 5, "a table for 5 parcels"), (["a"] * R, "names 1")]:
+        with pytest.raises(BrainLMError, match=problem):
+            evaluate_networks(folder / "model", made.shards, networks, folder / "x.parquet",
+                              options=Evaluate())  # fmt: skip
