@@ -185,7 +185,7 @@ class _Level:
 
     centre: np.ndarray  # world mm
     affine: np.ndarray  # voxel -> centred world
-    points: np.ndarray  # [N, 3] voxel positions
+    points: np.ndarray  # [3, N] voxel positions
     target: np.ndarray  # [N]
     jacobian: np.ndarray  # [N, PARAMETERS]
 
@@ -264,22 +264,26 @@ def _linearise(reference, affine, mask, count, rng) -> _Level:
     points = np.argwhere(inner)[:, ::-1].astype(np.float32)
     if len(points) < 200:
         raise RecordingError("motion_failed", f"only {len(points)} voxels of brain to align")
+    to_mm = np.linalg.inv(affine[:3, :3])
+    if len(points) > count:
+        rough = np.stack([one[inner] for one in np.gradient(reference)[::-1]], axis=1) @ to_mm
+        steepness = np.sqrt((rough**2).sum(axis=1))
+        chance = steepness / steepness.mean() + 0.3
+        chosen = np.sort(rng.choice(len(points), count, replace=False, p=chance / chance.sum()))
+        points = points[chosen]
     values = np.empty(len(points), np.float32)
     gradients = np.empty((len(points), 3), np.float32)
     value_and_gradient(np.ascontiguousarray(reference), points, values, gradients)
-    slopes = gradients @ np.linalg.inv(affine[:3, :3])  # per mm of world
-    if len(points) > count:
-        steepness = np.sqrt((slopes**2).sum(axis=1))
-        chance = steepness / steepness.mean() + 0.3
-        chosen = np.sort(rng.choice(len(points), count, replace=False, p=chance / chance.sum()))
-        points, values, slopes = points[chosen], values[chosen], slopes[chosen]
+    slopes = gradients @ to_mm  # per mm of world
     centre = affine[:3, :3] @ points.mean(axis=0) + affine[:3, 3]
     centred = affine.copy()
     centred[:3, 3] -= centre
     world = points @ centred[:3, :3].T + centred[:3, 3]
     columns = [slopes, np.cross(world, slopes), values[:, None], values[:, None] * world / 50]
     jacobian = np.hstack(columns).astype(np.float32)
-    return _Level(centre, centred, points, values, np.ascontiguousarray(jacobian))
+    return _Level(
+        centre, centred, np.ascontiguousarray(points.T), values, np.ascontiguousarray(jacobian)
+    )
 
 
 def _fit(volumes, level, transforms, *, max_steps, tolerance, robust=None) -> _Fit:

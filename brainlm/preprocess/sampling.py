@@ -101,7 +101,7 @@ def sample_parcels(
     nothing = np.empty((len(volumes), 0), np.float32)
     if used.any():
         in_threads(
-            read_volumes, len(volumes), volumes, grids, np.ascontiguousarray(points[used]),
+            read_volumes, len(volumes), volumes, grids, np.ascontiguousarray(points[used].T),
             np.ascontiguousarray(labels[used]), True, nothing, sums, counts,
         )  # fmt: skip
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -113,8 +113,8 @@ def _read(volumes, affine, points, transforms, *, interpolate: bool) -> np.ndarr
     values = np.empty((len(volumes), len(points)), np.float32)
     nothing = np.empty((len(volumes), 0))
     in_threads(
-        read_volumes, len(volumes), volumes, grids, points, np.empty(0, np.int64), interpolate,
-        values, nothing, nothing,
+        read_volumes, len(volumes), volumes, grids, np.ascontiguousarray(points.T),
+        np.empty(0, np.int64), interpolate, values, nothing, nothing,
     )  # fmt: skip
     return values
 

@@ -17,8 +17,13 @@ import itertools
 import math
 from collections.abc import Callable
 
+import numba
 import numpy as np
 from numba import njit
+
+# Lets the compiler turn neighbouring scalar sums into vector registers (off in numba by default):
+# the 64-term sum takes half the time.
+numba.config.SLP_VECTORIZE = True
 
 # No "nnan"/"ninf": NaN marks what could not be read.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
@@ -28,6 +33,7 @@ _SIXTH, _HALF = np.float32(1 / 6), np.float32(0.5)
 _U1, _U2, _U3 = np.uint64(1), np.uint64(2), np.uint64(3)
 _POLE = np.float32(math.sqrt(3) - 2)
 _TAIL = np.float32(_POLE / (_POLE * _POLE - 1))
+_BLOCK = 64  # points whose places are worked out together, in vector registers
 _HORIZON = 16  # pole**16 < 1e-9: further terms are below float32
 
 PARAMETERS = 10  # of a fit: 3 translations, 3 rotations, gain and its gradient along x, y, z
@@ -39,8 +45,6 @@ def in_threads(kernel: Callable, count: int, *arguments) -> None:
     As many threads as numba is allowed (``NUMBA_NUM_THREADS``, ``numba.set_num_threads``).
     """
     from concurrent.futures import ThreadPoolExecutor
-
-    import numba
 
     threads = min(numba.get_num_threads(), count)
     if threads <= 1:
@@ -67,6 +71,37 @@ def _weights(t):
         (_F4 - u * u * (_F6 - _F3 * u)) * _SIXTH,
         t * t * t * _SIXTH,
     )
+
+
+@njit(cache=True, nogil=True, fastmath=FAST)
+def _locate(row, points, first, count, places, index, weights):
+    """Place, voxel below and four weights along one axis, of points first <= n < first + count.
+
+    Parameters
+    ----------
+    row : float64 [4]
+        Of the affine that takes points [3, N] to voxels, for this axis.
+    places : float64 [_BLOCK], index : int32 [_BLOCK], weights : float32 [4, _BLOCK]
+        Results.
+    """
+    p, q, r, s = row[0], row[1], row[2], row[3]
+    for k in range(count):
+        n = first + k
+        x = p * points[0, n] + q * points[1, n] + r * points[2, n] + s
+        places[k] = x
+        below = math.floor(min(max(x, -1e6), 1e6))  # what an int32 holds
+        t = np.float32(x - below)
+        u = _F1 - t
+        index[k] = np.int32(below)
+        weights[0, k] = u * u * u * _SIXTH
+        weights[1, k] = (_F4 - t * t * (_F6 - _F3 * t)) * _SIXTH
+        weights[2, k] = (_F4 - u * u * (_F6 - _F3 * u)) * _SIXTH
+        weights[3, k] = t * t * t * _SIXTH
+
+
+@njit(cache=True, nogil=True)
+def _column(weights, k):
+    return weights[0, k], weights[1, k], weights[2, k], weights[3, k]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -124,19 +159,16 @@ def _inner_sum(flat, ny, nx, ix, iy, iz, a, b, c):
     )
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _edge_sum(flat, nz, ny, nx, ix, iy, iz, a, b, c):
-    """The same sum near the edge: neighbours outside are mirrored."""
-    x0, x1, x2, x3 = _mirror(ix - 1, nx), _mirror(ix, nx), _mirror(ix + 1, nx), _mirror(ix + 2, nx)
-    total = _F0
-    for k in range(4):
-        z = _mirror(iz - 1 + k, nz) * ny
-        for j in range(4):
-            y = (z + _mirror(iy - 1 + j, ny)) * nx
-            line = a[0] * flat[y + x0] + a[1] * flat[y + x1]
-            line += a[2] * flat[y + x2] + a[3] * flat[y + x3]
-            total += c[k] * b[j] * line
-    return total
+@njit(cache=True, nogil=True)
+def _pad(volume, padded):
+    """Copy a volume into the middle of one that is mirrored on by two voxels on every side."""
+    nz, ny, nx = volume.shape
+    for z in range(nz + 4):
+        for y in range(ny + 4):
+            line, out = volume[_mirror(z - 2, nz), _mirror(y - 2, ny)], padded[z, y]
+            out[2 : nx + 2] = line
+            out[0], out[1] = line[_mirror(-2, nx)], line[_mirror(-1, nx)]
+            out[nx + 2], out[nx + 3] = line[_mirror(nx, nx)], line[_mirror(nx + 1, nx)]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -254,9 +286,9 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
     volumes : float32 [T, Z, Y, X]
     grids : float64 [T, 3, 4]
         World mm of a point -> voxel (x, y, z) of volume t.
-    points : float64 [N, 3]
+    points : float64 [3, N]
     labels : int64 [N]
-        Parcel 1..R of each point, 0 for none; of length 0, `values` is filled instead.
+        Parcel 1..R of each point; of length 0, `values` is filled instead.
     interpolate : bool
         Prefilter (interpolate) or not (smooth and interpolate).
     values : float32 [T, N]
@@ -265,40 +297,36 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
     """
     nz, ny, nx = volumes.shape[1:]
     copy = np.empty((nz, ny, nx), np.float32)
+    padded = np.empty((nz + 4, ny + 4, nx + 4), np.float32)
+    flat = padded.reshape(padded.size)
     gaps = np.zeros((nz, ny, nx), np.bool_)
     by_parcel = labels.size > 0
+    at = np.empty((3, _BLOCK))
+    index = np.empty((3, _BLOCK), np.int32)
+    weights = np.empty((3, 4, _BLOCK), np.float32)
     for t in range(first, last):
         copy[:] = volumes[t]
         found = _fill_gaps(copy, gaps)
         if interpolate:
             _prefilter(copy)
-        flat = copy.reshape(nz * ny * nx)
-        g = grids[t]
-        for n in range(points.shape[0]):
-            if by_parcel and labels[n] == 0:
-                continue
-            p, q, r = points[n, 0], points[n, 1], points[n, 2]
-            x = g[0, 0] * p + g[0, 1] * q + g[0, 2] * r + g[0, 3]
-            y = g[1, 0] * p + g[1, 1] * q + g[1, 2] * r + g[1, 3]
-            z = g[2, 0] * p + g[2, 1] * q + g[2, 2] * r + g[2, 3]
-            inside = -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5 and -0.5 <= z <= nz - 0.5
-            ix, iy, iz = math.floor(x), math.floor(y), math.floor(z)
-            if not inside or (found and _touches_gap(gaps, ix, iy, iz, x, y, z)):
+        _pad(copy, padded)
+        for start in range(0, points.shape[1], _BLOCK):
+            size = min(_BLOCK, points.shape[1] - start)
+            for axis in range(3):
+                _locate(grids[t, axis], points, start, size, at[axis], index[axis], weights[axis])
+            for k in range(size):
+                x, y, z = at[0, k], at[1, k], at[2, k]
+                ix, iy, iz = index[0, k], index[1, k], index[2, k]
+                a, b, c = _column(weights[0], k), _column(weights[1], k), _column(weights[2], k)
+                value = np.float32(np.nan)
+                if -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5 and -0.5 <= z <= nz - 0.5:
+                    if not found or not _touches_gap(gaps, ix, iy, iz, x, y, z):
+                        value = _inner_sum(flat, ny + 4, nx + 4, ix + 2, iy + 2, iz + 2, a, b, c)
                 if not by_parcel:
-                    values[t, n] = np.float32(np.nan)
-                continue
-            a = _weights(np.float32(x - ix))
-            b = _weights(np.float32(y - iy))
-            c = _weights(np.float32(z - iz))
-            if 1 <= ix <= nx - 3 and 1 <= iy <= ny - 3 and 1 <= iz <= nz - 3:
-                value = _inner_sum(flat, ny, nx, ix, iy, iz, a, b, c)
-            else:
-                value = _edge_sum(flat, nz, ny, nx, ix, iy, iz, a, b, c)
-            if by_parcel:
-                sums[t, labels[n] - 1] += value
-                counts[t, labels[n] - 1] += 1.0
-            else:
-                values[t, n] = value
+                    values[t, start + k] = value
+                elif not math.isnan(value):
+                    sums[t, labels[start + k] - 1] += value
+                    counts[t, labels[start + k] - 1] += 1.0
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -319,14 +347,15 @@ def value_and_gradient(volume, xyz, values, gradients):
         tx, ty, tz = np.float32(x - ix), np.float32(y - iy), np.float32(z - iz)
         a, b, c = _weights(tx), _weights(ty), _weights(tz)
         da, db, dc = _slopes(tx), _slopes(ty), _slopes(tz)
+        inner = 1 <= ix <= nx - 3 and 1 <= iy <= ny - 3 and 1 <= iz <= nz - 3
         s, gx, gy, gz = _F0, _F0, _F0, _F0
         for k in range(4):
-            pz = _mirror(iz - 1 + k, nz)
+            pz = iz - 1 + k if inner else _mirror(iz - 1 + k, nz)
             for j in range(4):
-                py = _mirror(iy - 1 + j, ny)
+                row = volume[pz, iy - 1 + j if inner else _mirror(iy - 1 + j, ny)]
                 line, slope = _F0, _F0
                 for i in range(4):
-                    v = volume[pz, py, _mirror(ix - 1 + i, nx)]
+                    v = row[ix - 1 + i if inner else _mirror(ix - 1 + i, nx)]
                     line += a[i] * v
                     slope += da[i] * v
                 s += c[k] * b[j] * line
@@ -419,22 +448,21 @@ def _solve(h, g, out):
 def _read_residuals(flat, shape, grid, points, target, residuals):
     """Difference to the target at every point; NaN where the volume ends."""
     nz, ny, nx = shape
-    g00, g01, g02, g03 = grid[0, 0], grid[0, 1], grid[0, 2], grid[0, 3]
-    g10, g11, g12, g13 = grid[1, 0], grid[1, 1], grid[1, 2], grid[1, 3]
-    g20, g21, g22, g23 = grid[2, 0], grid[2, 1], grid[2, 2], grid[2, 3]
-    for n in range(points.shape[0]):
-        p, q, r = points[n, 0], points[n, 1], points[n, 2]
-        x = g00 * p + g01 * q + g02 * r + g03
-        y = g10 * p + g11 * q + g12 * r + g13
-        z = g20 * p + g21 * q + g22 * r + g23
-        ix, iy, iz = math.floor(x), math.floor(y), math.floor(z)
-        if 1 <= ix <= nx - 3 and 1 <= iy <= ny - 3 and 1 <= iz <= nz - 3:
-            a = _weights(np.float32(x - ix))
-            b = _weights(np.float32(y - iy))
-            c = _weights(np.float32(z - iz))
-            residuals[n] = _inner_sum(flat, ny, nx, ix, iy, iz, a, b, c) - target[n]
-        else:
-            residuals[n] = np.float32(np.nan)
+    at = np.empty((3, _BLOCK))
+    index = np.empty((3, _BLOCK), np.int32)
+    weights = np.empty((3, 4, _BLOCK), np.float32)
+    for start in range(0, points.shape[1], _BLOCK):
+        size = min(_BLOCK, points.shape[1] - start)
+        for axis in range(3):
+            _locate(grid[axis], points, start, size, at[axis], index[axis], weights[axis])
+        for k in range(size):
+            ix, iy, iz = index[0, k], index[1, k], index[2, k]
+            n = start + k
+            if 1 <= ix <= nx - 3 and 1 <= iy <= ny - 3 and 1 <= iz <= nz - 3:
+                a, b, c = _column(weights[0], k), _column(weights[1], k), _column(weights[2], k)
+                residuals[n] = _inner_sum(flat, ny, nx, ix, iy, iz, a, b, c) - target[n]
+            else:
+                residuals[n] = np.float32(np.nan)
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -462,7 +490,7 @@ def align_volumes(
     volumes : float32 [T, Z, Y, X]
     affine, inverse : float64 [4, 4]
         Voxel (x, y, z) -> centred world mm, and back.
-    points : float32 [N, 3]
+    points : float32 [3, N]
         Voxel positions in the reference.
     target : float32 [N]
         Smoothing sum of the reference there.
@@ -482,7 +510,7 @@ def align_volumes(
         RMS (robust fits: weighted) difference left, in units of the target.
     """
     shape = volumes.shape[1:]
-    count = points.shape[0]
+    count = points.shape[1]
     differences = np.empty(count, np.float32)
     weights = np.empty(count, np.float32)
     h = np.empty((PARAMETERS, PARAMETERS))
