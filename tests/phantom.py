@@ -172,13 +172,14 @@ def make_phantom(
     size: float = 1.0,
     tsnr: float = 60.0,
     bias: float = 0.3,
+    drift: float = 0.02,
     oblique_deg: float = 8.0,
     dropped: tuple[int, ...] = (),
     bend_mm: float = 2.5,
 ) -> Phantom:
     """A recording of a moving head.
 
-    Receive bias that stays with the scanner, a 2 % drift of the gain, smooth fluctuations of
+    Receive bias that stays with the scanner, a `drift` of the gain, smooth fluctuations of
     1 %, Rician noise. In the volumes `dropped` every fifth slice loses half its signal.
     """
     rng = np.random.default_rng(seed + 1000)
@@ -194,13 +195,45 @@ def make_phantom(
     for t, move in enumerate(motion):
         clean = _scan(image, head_affine, affine, (nz, ny, nx), move)
         change = sum(0.005 * np.sin(0.3 * t * (i + 1) + i) * w for i, w in enumerate(waves))
-        clean = clean * field * (1 + change) * (1 - 0.02 * t / len(motion))
+        clean = clean * field * (1 + change) * (1 - drift * t / len(motion))
         if t in dropped:
             clean[t % 5 :: 5] *= 0.5
         real, imaginary = rng.normal(scale=noise, size=(2, *clean.shape))
         volumes[t] = np.hypot(clean + real, imaginary)
     inside = _scan(brain.astype(np.float32), head_affine, affine, (nz, ny, nx), np.eye(4)) > 0.5
     return Phantom(volumes, affine, motion, inside, subject)
+
+
+#: Hard cases for motion correction: what differs from the base phantom.
+STRESS: dict[str, dict] = {
+    "base": {},
+    "still": {"size": 0.1, "spikes": 0},
+    "strong motion": {"size": 3.0},
+    "many spikes": {"spikes": 15},
+    "tSNR 20": {"tsnr": 20.0},
+    "receive bias": {"bias": 0.6},
+    "intensity drift": {"drift": 0.2},
+    "dropped slices": {"dropped": (3, 7)},
+    "oblique": {"oblique_deg": 30.0},
+    "20 mm away": {"jump_mm": (9.0, -12.0, 13.0)},
+    "anisotropic": {"shape": "anisotropic"},
+    "partial": {"shape": "partial"},
+    "half a mask": {"half_mask": True},
+}
+
+
+def make_stress(name: str, shape: str = "demo", count: int = 12, seed: int = 1):
+    """The phantom of a hard case, and the mask to fit in (None: the estimate's own)."""
+    options = dict(STRESS[name])
+    size, spikes = options.pop("size", 1.0), options.pop("spikes", 6)
+    motion = make_motion(count, seed, size, spikes)
+    motion[count // 2 :, :3, 3] += options.pop("jump_mm", 0.0)
+    half = options.pop("half_mask", False)
+    phantom = make_phantom(options.pop("shape", shape), seed=seed, motion=motion, **options)
+    mask = phantom.brain.copy() if half else None
+    if mask is not None:
+        mask[mask.shape[0] // 2 :] = False
+    return phantom, mask
 
 
 def rms_errors(phantom: Phantom, transforms: np.ndarray, *, common: bool = True) -> np.ndarray:

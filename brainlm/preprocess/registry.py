@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Preprocess
 
-STAGE_VERSIONS = {"motion": 2, "normalise": 1, "denoise": 1, "parcellate": 2, "series": 1}
+STAGE_VERSIONS = {"motion": 3, "normalise": 1, "denoise": 1, "parcellate": 3, "series": 1}
 
 
 def _pick(*names: str) -> Callable[[Preprocess], dict[str, Any]]:

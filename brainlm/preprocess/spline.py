@@ -319,9 +319,9 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
                 ix, iy, iz = index[0, k], index[1, k], index[2, k]
                 a, b, c = _column(weights[0], k), _column(weights[1], k), _column(weights[2], k)
                 value = np.float32(np.nan)
-                if -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5 and -0.5 <= z <= nz - 0.5:
-                    if not found or not _touches_gap(gaps, ix, iy, iz, x, y, z):
-                        value = _inner_sum(flat, ny + 4, nx + 4, ix + 2, iy + 2, iz + 2, a, b, c)
+                inside = -0.5 <= x <= nx - 0.5 and -0.5 <= y <= ny - 0.5 and -0.5 <= z <= nz - 0.5
+                if inside and not (found and _touches_gap(gaps, ix, iy, iz, x, y, z)):
+                    value = _inner_sum(flat, ny + 4, nx + 4, ix + 2, iy + 2, iz + 2, a, b, c)
                 if not by_parcel:
                     values[t, start + k] = value
                 elif not math.isnan(value):
