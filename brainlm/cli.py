@@ -105,6 +105,12 @@ def _add_data_verbs(verb) -> None:
     sub.add_argument("--cohort", required=True)
     sub.add_argument("--chunk", required=True)
 
+    sub = verb("pages", _pages, "write the pages of a chunk's recordings",
+               "brainlm pages --cohort demo --chunk 00000")  # fmt: skip
+    sub.add_argument("--cohort", required=True)
+    sub.add_argument("--chunk", required=True)
+    sub.add_argument("--workers", type=int, default=1, help="recordings at a time")
+
     verb("release", _release, "freeze the reference shards and fit the robust scaling",
          "brainlm release --config config.yaml")  # fmt: skip
     sub = verb("summary", _summary, "count what became of every recording; list the failures",
@@ -227,6 +233,14 @@ def _shard(args) -> None:
     usable = sum(recording.status == "ok" for recording in recordings)
     path = shard_path(config.results, cohort.name, args.chunk)
     print(f"{path}: {usable} of {len(recordings)} recordings have a series")
+
+
+def _pages(args) -> None:
+    from .report.pages import write_chunk_pages
+
+    config = _load(args)
+    cohort = config.cohort(args.cohort)
+    write_chunk_pages(args.chunk, cohort, config, _atlas(config), workers=args.workers)
 
 
 def _shards(config: Config, role: str | None = None) -> list[Path]:

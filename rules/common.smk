@@ -46,6 +46,11 @@ def shards(role=None):
 
 
 SHARDS = shards()
+PAGES = [
+    f"{RESULTS}/work/{cohort}/{chunk}/pages.tsv"
+    for cohort, chunks in CHUNKS.items()
+    for chunk in chunks
+]
 TASKS = load_tasks(CONFIG.tasks)
 RESULT_TABLES = [f"{EVALUATION}/{task}.parquet" for task in TASKS]
 

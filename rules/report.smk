@@ -2,6 +2,7 @@
 rule report:
     input:
         SHARDS,
+        PAGES,
         rules.pretrain.output,
         RESULT_TABLES,
     output:

@@ -11,7 +11,9 @@ from typing import Any
 
 from ..config import Preprocess
 
-STAGE_VERSIONS = {"motion": 3, "normalise": 1, "denoise": 1, "parcellate": 3, "series": 1}
+STAGE_VERSIONS = {
+    "motion": 3, "normalise": 1, "denoise": 1, "parcellate": 3, "series": 1, "pages": 1,
+}  # fmt: skip
 
 
 def _pick(*names: str) -> Callable[[Preprocess], dict[str, Any]]:
@@ -23,5 +25,6 @@ PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
     "normalise": _pick("engine", "use_t1w"),
     "denoise": _pick("engine", "denoise", "high_pass_hz"),
     "parcellate": _pick("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage"),
+    "pages": _pick(),  # what changes a recording's results draws its page anew
     "series": _pick("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz"),
 }

@@ -42,6 +42,15 @@ class Cards:
 
 
 @dataclass
+class Picture:
+    """A small drawing in a cell of a table: SVG made here, or an image as a data address."""
+
+    alt: str
+    svg: str = ""
+    address: str = ""
+
+
+@dataclass
 class Table:
     """A table and the file it can be downloaded as.
 
@@ -67,6 +76,8 @@ class Table:
     command: str = "brainlm report"
     sortable: bool = False
     links: dict[str, str] = field(default_factory=dict)  # text of the first column -> address
+    files: dict[str, str] = field(default_factory=dict)  # what to download -> address
+    saved: bool = True  # `frame` is written beside the page; False where it lies elsewhere
     kind: str = "table"
 
     @property
@@ -77,8 +88,8 @@ class Table:
         return [(str(name), kind) for name, kind in zip(frame.columns, kinds, strict=True)]
 
     @property
-    def rows(self) -> list[list[tuple[str, str]]]:
-        """Cells as (text, number | interval | ""), at most :data:`MAX_ROWS` rows."""
+    def rows(self) -> list[list[tuple[Any, str]]]:
+        """Cells as (text or Picture, number | interval | picture | ""), at most MAX_ROWS rows."""
         records = self._visible.head(MAX_ROWS).itertuples(index=False, name=None)
         return [[(show(value), style_of(value)) for value in record] for record in records]
 
@@ -134,14 +145,26 @@ class PagedTable:
 
 @dataclass
 class Figure:
-    """A drawing as SVG text (made by :mod:`brainlm.report.figures`, so safe) with its caption."""
+    """A drawing as SVG text (made by :mod:`brainlm.report.figures`, so safe) with its caption.
+
+    Parameters
+    ----------
+    frame : DataFrame, optional
+        The data in it, to download.
+    files : dict
+        What to download -> address; data that lie elsewhere already.
+    fade : str
+        The words beside a slider that fades the drawing's upper layer (its group ``over``).
+    """
 
     name: str
     caption: str
     svg: str
     alt: str
     command: str = "brainlm report"
-    frame: pd.DataFrame | None = None  # the data in it, to download
+    frame: pd.DataFrame | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    fade: str = ""
     kind: str = "figure"
 
 
@@ -165,14 +188,18 @@ class Section:
 
 def style_of(value: Any) -> str:
     """How a cell is set: numbers to the right, ``0.41 [0.35, 0.47]`` on one line."""
+    if isinstance(value, Picture):
+        return "picture"
     if isinstance(value, int | float) and not isinstance(value, bool):
         return "number"
     is_interval = isinstance(value, str) and value.endswith("]") and len(value) < 30
     return "interval" if is_interval else ""
 
 
-def show(value: Any) -> str:
+def show(value: Any) -> Any:
     """A cell as a reader wants it: three significant digits, a dash for what is not known."""
+    if isinstance(value, Picture):
+        return value
     if value is None or value is pd.NA or value is pd.NaT:
         return "–"
     if isinstance(value, float):

@@ -95,7 +95,9 @@ def _make_table(table: pd.DataFrame, known: dict, cohort: str, pages: set[str]) 
         "to leave out and export it: the file is what the cohort's 'exclude' key of config.yaml "
         "reads."
     )
-    links = [page_path(cohort, name) if name in pages else "" for name in table.index]
+    links = [
+        f"../recordings/{page_path(cohort, name)}" if name in pages else "" for name in table.index
+    ]
     return PagedTable(f"{cohort}-recordings", caption, frame, shown, links, cohort)
 
 
@@ -111,6 +113,12 @@ def _draw(table: pd.DataFrame, known: dict, cohort: str) -> list[Any]:
     svg = figures.draw_histograms(f"cohort-{cohort}", columns, groups)
     caption = "Distributions over the recordings of this cohort."
     return [Figure("distributions-figure", caption, svg, caption)]
+
+
+def find_pages(results: Path, cohort: str) -> set[str]:
+    """Recordings that have a page of their own."""
+    folder = results / "recordings" / cohort
+    return {path.stem for path in folder.glob("*.html")} if folder.is_dir() else set()
 
 
 def read_measured(results: Path, cohort: str) -> pd.DataFrame:

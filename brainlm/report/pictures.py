@@ -1,96 +1,269 @@
-"""Drawings of one recording. Same style as :mod:`brainlm.report.figures`."""
+"""Drawings of one recording. Same style as :mod:`brainlm.report.figures`.
+
+Images are embedded at the size of the data and quantised: a page is looked at, the numbers behind
+it are in the derivatives.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..atlas import Atlas
 from .figures import _DASHES, _QUIET, SERIES, style, to_svg
 
-_MAX_LINES = 1200  # pixels of a carpet; more are not seen
-_SLICES = {"axial": (2, (-30, 0, 30, 55)), "coronal": (1, (-50, 0)), "sagittal": (0, (-35, 2))}
+_MAX_ROWS, _MAX_COLUMNS = 220, 600  # of a carpet; more are not seen
+_CUTS = ((2, -30), (2, 0), (2, 30), (2, 55), (1, -50), (1, 0), (0, -35), (0, 2))  # axis, mm
+_TITLES = tuple(f"{'xyz'[axis]} = {at} mm" for axis, at in _CUTS)
 _STEP_MM = 2.0
+_SLICES = 7
+_SHADOW = (128, 128, 128, 60)  # RGBA; of the head behind a component's map
 
 
 def draw_time(
-    confounds: pd.DataFrame, tr_s: float, series: np.ndarray | None, sample_period_s: float
+    confounds: pd.DataFrame, tr_s: float, carpets: dict[str, np.ndarray], sample_period_s: float
 ) -> str:
-    """Motion, FD, DVARS and global signal above the carpet [T, R], on one time axis."""
+    """Motion, FD, DVARS and global signal above carpets [T, R], all on one time axis.
+
+    Parameters
+    ----------
+    confounds : DataFrame
+        One row per volume; empty for a recording that came as a series.
+    carpets : dict
+        Title -> series.
+    """
     from matplotlib.figure import Figure
 
+    lines = {"framewise_displacement": "FD (mm)", "std_dvars": "DVARS (std.)",
+             "global_signal": "global signal"}  # fmt: skip
+    rows = 5 if len(confounds) else 0
     time = np.arange(len(confounds)) * tr_s
-    heights = [1, 1, 1, 1, 1, 3.2 if series is not None else 0.01]
     with style("time"):
-        figure = Figure(figsize=(9, 8.2), layout="constrained")
-        axes = figure.subplots(6, 1, sharex=True, height_ratios=heights)
-        motion = (("trans", "shift (mm)", 1.0), ("rot", "turn (°)", 180 / np.pi))
-        for ax, (kind, label, factor) in zip(axes, motion, strict=False):
-            for number, axis in enumerate("xyz"):
-                ax.plot(time, confounds[f"{kind}_{axis}"] * factor, color=SERIES[number],
-                        ls=_DASHES[number], lw=1.2, label=axis)  # fmt: skip
-            ax.set_ylabel(label)
-            ax.legend(loc="upper left", bbox_to_anchor=(1, 1.1))
-        lines = {"framewise_displacement": "FD (mm)", "std_dvars": "DVARS (std.)",
-                 "global_signal": "global signal"}  # fmt: skip
-        for ax, (name, label) in zip(axes[2:5], lines.items(), strict=True):
+        height = 1.05 * rows + 2.6 * len(carpets) + 0.4
+        figure = Figure(figsize=(9, height))
+        ratios = [1.0] * rows + [2.6] * len(carpets)
+        axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)
+        # a layout engine would measure every label twice: most of the time of a page
+        figure.subplots_adjust(0.09, 0.45 / height, 0.95, 1 - 0.1 / height, hspace=0.18)
+        for ax, kind in zip(axes[:rows, 0], ("trans", "rot"), strict=False):
+            _plot_motion(ax, time, confounds, kind)
+        for ax, (name, label) in zip(axes[2:rows, 0], lines.items(), strict=False):
             if name in confounds:
                 ax.plot(time, confounds[name], color=SERIES[0], lw=1.2)
             ax.set_ylabel(label)
-        if series is not None:
-            _paint_carpet(axes[5], series, sample_period_s)
-        axes[5].set_xlabel("time (s)")
-        for ax in axes[:5]:
+        for ax, (title, series) in zip(axes[rows:, 0], carpets.items(), strict=True):
+            _paint_carpet(ax, series, sample_period_s)
+            ax.set_title(title)
+        for ax in axes[:rows, 0]:
             ax.grid(True)
-        figure.align_ylabels(axes)
+        axes[-1, 0].set_xlabel("time (s)")
+        figure.align_ylabels(axes[:, 0])
         return to_svg(figure, "time")
 
 
+def _plot_motion(ax, time: np.ndarray, confounds: pd.DataFrame, kind: str) -> None:
+    label, factor = {"trans": ("shift (mm)", 1.0), "rot": ("turn (°)", 180 / np.pi)}[kind]
+    for number, axis in enumerate("xyz"):
+        ax.plot(time, confounds[f"{kind}_{axis}"] * factor, color=SERIES[number],
+                ls=_DASHES[number], lw=1.2, label=axis)  # fmt: skip
+    ax.set_ylabel(label)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1.1))
+
+
 def _paint_carpet(ax, series: np.ndarray, sample_period_s: float) -> None:
-    values = np.asarray(series, np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = (values - values.mean(0)) / values.std(0)
-    image = np.clip((values.T + 3) / 6, 0, 1)
-    image = image[:: max(1, len(image) // _MAX_LINES)]
+    shown = _pool(_pool(_standardise(series).T, _MAX_ROWS).T, _MAX_COLUMNS).T
+    levels = np.ma.masked_invalid(np.round(np.clip(shown, -2, 2) * 8) / 8)
     end = len(series) * sample_period_s
-    grey = np.round(255 * np.nan_to_num(image, nan=0.5)).astype(np.uint8)
-    alpha = np.where(np.isnan(image), 0, 255).astype(np.uint8)
-    ax.imshow(np.dstack([grey, grey, grey, alpha]), aspect="auto", interpolation="nearest",
+    ax.imshow(levels, cmap="gray", vmin=-2, vmax=2, aspect="auto", interpolation="none",
               extent=(0, end, series.shape[1], 0))  # fmt: skip
     ax.set_ylabel("parcel")
     ax.set_xlim(0, end)
 
 
-def draw_registration(boldref: Path, normalisation: Path, space: str | None) -> str:
-    """Slices of the reference image in template space, under the template's outlines."""
+def _standardise(series: np.ndarray) -> np.ndarray:
+    values = np.asarray(series, np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (values - values.mean(0)) / values.std(0)
+
+
+def _pool(values: np.ndarray, most: int) -> np.ndarray:
+    """Means of neighbouring rows, so that at most `most` are left; NaN where all are."""
+    size = -(-len(values) // most)
+    if size == 1:
+        return values
+    padded = np.full((-(-len(values) // size) * size, *values.shape[1:]), np.nan, np.float32)
+    padded[: len(values)] = values
+    blocks = padded.reshape(-1, size, *values.shape[1:])
+    known = np.isfinite(blocks)
+    total = np.where(known, blocks, 0).sum(1)
+    return np.where(known.any(1), total / np.maximum(known.sum(1), 1), np.nan)
+
+
+# ---- the scanner's space
+
+
+def draw_scanner(boldref: Path, mask: Path, tsnr: Path) -> str:
+    """Axial slices of the reference image with the brain mask's outline, and of the tSNR map."""
     from matplotlib.figure import Figure
 
+    image, origin, step = _read_upright(boldref)
+    brain = _read_upright(mask)[0] > 0
+    inside = np.flatnonzero(brain.any((0, 1)))
+    layers = np.linspace(inside[0], inside[-1], _SLICES + 2)[1:-1].round().astype(int)
+    heights = [origin + k * step for k in layers]
+    grey = np.round(image / np.percentile(image[brain], 99) * 64)
+    with style("scanner"):
+        figure = Figure(figsize=(9, 3.1))
+        upper, lower = (figure.add_axes((0, y, 0.92, 0.47)) for y in (0.5, 0))
+        _paint_montage(upper, [grey[:, :, k].T for k in layers], "gray", 64, _SLICES,
+                       [f"z = {z:.0f} mm" for z in heights])  # fmt: skip
+        outline = _montage([brain[:, :, k].T.astype(float) for k in layers], _SLICES, 0)
+        upper.contour(outline, [0.5], colors=[SERIES[4]], linewidths=1)
+        if tsnr.exists():
+            values, start, space = _read_upright(tsnr)
+            values[values == 0] = np.nan
+            top = float(np.nanpercentile(values, 98)) if np.isfinite(values).any() else 1.0
+            rows = np.clip(np.round((np.array(heights) - start) / space), 0, values.shape[2] - 1)
+            shown = _paint_montage(lower, [values[:, :, int(k)].T for k in rows], "viridis", top,
+                                   _SLICES)  # fmt: skip
+            figure.colorbar(shown, cax=figure.add_axes((0.94, 0.05, 0.012, 0.38)), label="tSNR")
+        lower.set_axis_off()
+        return to_svg(figure, "scanner")
+
+
+def _montage(parts: list[np.ndarray], columns: int, fill: float = np.nan) -> np.ndarray:
+    """Slices [rows, columns], each upwards, as one image of `columns` slices a row, upwards."""
+    height, width = (max(part.shape[i] for part in parts) for i in (0, 1))
+    padded = [
+        np.pad(part, ((0, height - part.shape[0]), (0, width - part.shape[1])),
+               constant_values=fill) for part in parts
+    ]  # fmt: skip
+    rows = [np.hstack(padded[i : i + columns]) for i in range(0, len(padded), columns)]
+    return np.vstack(rows[::-1])
+
+
+def _paint_montage(
+    ax, parts: list[np.ndarray], colours: str, top: float, columns: int, titles: Sequence[str] = ()
+):
+    """One image for all slices: an axis each would take ten times as long."""
+    whole = np.ma.masked_invalid(_montage(parts, columns))
+    shown = ax.imshow(whole, cmap=colours, vmin=0, vmax=top, origin="lower", interpolation="none")
+    height = max(part.shape[0] for part in parts)
+    width = max(part.shape[1] for part in parts)
+    rows = len(whole) // height
+    for number, title in enumerate(titles):
+        x, y = number % columns, rows - number // columns
+        ax.text(x * width + 1, y * height - 1, title, fontsize=7, va="top", color=_QUIET)
+    ax.set_axis_off()
+    return shown
+
+
+def _read_upright(path: Path) -> tuple[np.ndarray, float, float]:
+    """Voxels [X, Y, Z] turned to right, anterior, superior; z of the first slice, z step, mm."""
+    import nibabel as nib
+
+    image: Any = nib.as_closest_canonical(nib.load(path))
+    values = image.get_fdata(dtype=np.float32)
+    return values, float(image.affine[2, 3]), float(image.header.get_zooms()[2])
+
+
+# ---- template space
+
+
+def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
+    """The template under the reference image (group ``over``) under the template's outlines."""
     from ..preprocess.derivatives import read_volume
-    from ..preprocess.template import load_template
     from ..preprocess.warp import load_normalisation
 
     image, affine = read_volume(boldref)
-    fit, template = load_normalisation(normalisation), load_template(space or "")
-    cuts = [(axis, at) for axis, places in _SLICES.values() for at in places]
-    bright = np.percentile(image[image > image.mean()], 99) if (image > image.mean()).any() else 1
-    with style("registration"):
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        for ax, (axis, at) in zip(figure.subplots(2, 4).ravel(), cuts, strict=True):
-            points, shape, extent = _slice_points(axis, at)
-            flat = _sample(image, affine, fit(points)).reshape(shape)
-            ax.imshow(flat, cmap="gray", vmin=0, vmax=bright, origin="lower", extent=extent)
-            for number, part in enumerate((template.mask, template.white > 0.5)):
-                outline = _sample(part.astype(np.float32), template.affine, points).reshape(shape)
-                ax.contour(outline, [0.5], colors=[SERIES[(4, 5)[number]]], linewidths=1,
-                           extent=extent)  # fmt: skip
-            ax.set_title(f"{'xyz'[axis]} = {at} mm", fontsize=8)
-            ax.set_axis_off()
-        return to_svg(figure, "registration")
+    fit = load_normalisation(normalisation)
+    bright = np.percentile(image[image > image.mean()], 99) if image.any() else 1.0
+    t1w, brain, white = _template_slices(space)
+    cuts = [
+        np.round(_sample(image, affine, fit(points)).reshape(shape) / bright * 64)
+        for points, shape in _cut_points()
+    ]
+
+    def paint(ax):
+        _paint_montage(ax, t1w, "gray", max(part.max() for part in t1w), 4)
+        _paint_montage(ax, cuts, "gray", 64, 4, _TITLES).set_gid("over")
+        for part, colour in ((brain, SERIES[4]), (white, SERIES[5])):
+            ax.contour(_montage(part, 4, 0), [0.5], colors=[colour], linewidths=0.9)
+
+    return _draw_cuts("registration", paint)
 
 
-def _slice_points(axis: int, at: float) -> tuple[np.ndarray, tuple[int, int], tuple]:
-    """Template points [N, 3] of one slice, its shape (rows, columns) and extent in mm."""
+def draw_coverage(labels: Path, coverage: np.ndarray, space: str) -> str:
+    """Parcels of the atlas coloured by the share of each [R] that lies in the field of view."""
+    values = np.concatenate([[np.nan], coverage])
+    outlines = _montage(_template_slices(space)[1], 4, 0)
+
+    def paint(ax):
+        cuts = [values[part] for part in _label_slices(labels)]
+        shown = _paint_montage(ax, cuts, "cividis", 1, 4, _TITLES)
+        ax.contour(outlines, [0.5], colors=[_QUIET], linewidths=0.8)
+        return shown
+
+    return _draw_cuts("coverage", paint, "share in view")
+
+
+def _draw_cuts(name: str, paint: Callable, bar: str = "") -> str:
+    """The slices of template space, painted by ``paint(axes)``."""
+    from matplotlib.figure import Figure
+
+    with style(name):
+        figure = Figure(figsize=(9, 4.3))
+        shown = paint(figure.add_axes((0, 0, 0.9 if bar else 1, 1)))
+        if bar:
+            figure.colorbar(shown, cax=figure.add_axes((0.92, 0.2, 0.015, 0.6)), label=bar)
+        return to_svg(figure, name)
+
+
+def load_slices(atlas: Atlas) -> None:
+    """Read the slices of template and atlas that all recordings share."""
+    if atlas.image is not None and atlas.space:
+        _template_slices(atlas.space)
+        _label_slices(atlas.image)
+
+
+@lru_cache(maxsize=2)
+def _template_slices(space: str) -> tuple[list[np.ndarray], ...]:
+    """T1-weighted image, brain and white matter on the eight slices."""
+    from ..preprocess.template import load_template
+
+    template = load_template(space)
+    return tuple(
+        [np.round(_sample(np.asarray(part, np.float32), template.affine, points), 2)
+         .reshape(shape) for points, shape in _cut_points()]
+        for part in (template.t1w, template.mask, template.white)
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def _label_slices(path: Path) -> list[np.ndarray]:
+    """Labels 0..R on the eight slices."""
+    from ..preprocess.derivatives import read_volume
+
+    labels, affine = read_volume(path)
+    return [
+        np.rint(_sample(labels, affine, points, order=0)).astype(int).reshape(shape)
+        for points, shape in _cut_points()
+    ]
+
+
+def _cut_points() -> list[tuple[np.ndarray, tuple[int, int]]]:
+    return [_slice_points(axis, at) for axis, at in _CUTS]
+
+
+def _slice_points(axis: int, at: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Template points [N, 3] of one slice and its shape (rows, columns)."""
     ranges = [np.arange(-90, 91, _STEP_MM), np.arange(-126, 91, _STEP_MM),
               np.arange(-72, 109, _STEP_MM)]  # fmt: skip
     across, up = [ranges[i] for i in range(3) if i != axis]
@@ -98,61 +271,130 @@ def _slice_points(axis: int, at: float) -> tuple[np.ndarray, tuple[int, int], tu
     columns = [grid_across, grid_up]
     columns.insert(axis, np.full_like(grid_up, at, dtype=float))
     points = np.stack([column.ravel() for column in columns], axis=1)
-    return points, grid_up.shape, (across[0], across[-1], up[0], up[-1])
+    return points, grid_up.shape
 
 
-def _sample(volume: np.ndarray, affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Linear interpolation of [Z, Y, X] at world points [N, 3]; 0 outside."""
+def _sample(
+    volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order: int = 1
+) -> np.ndarray:
+    """Interpolation of [Z, Y, X] at world points [N, 3]; 0 outside."""
     from scipy.ndimage import map_coordinates
 
     inverse = np.linalg.inv(affine)
     voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
-    return map_coordinates(volume, voxels[:, ::-1].T, order=1, mode="constant")
+    return map_coordinates(volume, voxels[:, ::-1].T, order=order, mode="constant")
 
 
-def draw_components(table: pd.DataFrame, mixing: np.ndarray) -> str:
-    """Motion correlation against edge fraction with the rule's line, and the spectra."""
+# ---- components
+
+
+def draw_rule(table: pd.DataFrame) -> str:
+    """Components by motion correlation and edge fraction, with the rule's line."""
     from matplotlib.figure import Figure
 
     from ..preprocess.denoise import HYPERPLANE
 
     offset, by_motion, by_edge = HYPERPLANE
     with style("components"):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        rule, spectrum = figure.subplots(1, 2, width_ratios=[1, 1.3])
+        figure = Figure(figsize=(9, 3.2))
+        ax = figure.add_axes((0.09, 0.16, 0.5, 0.8))
         for number, (verdict, label) in enumerate((("accepted", "kept"), ("rejected", "removed"))):
             part = table[table["classification"] == verdict]
-            rule.plot(part["max_rp_corr"], part["edge_fraction"], "os"[number], ms=4.5,
-                      color=SERIES[number], label=label, alpha=0.8)  # fmt: skip
+            ax.plot(part["max_rp_corr"], part["edge_fraction"], "os"[number], ms=4.5,
+                    color=SERIES[number], label=label, alpha=0.8)  # fmt: skip
         x = np.array([0.0, 1.0])
-        rule.plot(x, -(offset + by_motion * x) / by_edge, color=_QUIET, lw=1, ls="--")
-        rule.set(xlabel="correlation with motion", ylabel="fraction at the edge",
-                 xlim=(0, 1), ylim=(0, 1))  # fmt: skip
-        rule.legend()
-        rule.grid(True)
-        order = np.argsort(table["classification"].to_numpy() == "rejected", kind="stable")
-        power = np.abs(np.fft.rfft(mixing - mixing.mean(0), axis=0))[1:] ** 2
-        share = (power / np.maximum(power.max(0), 1e-12)).T[order]
-        spectrum.imshow(share, aspect="auto", cmap="cividis", interpolation="nearest",
-                        extent=(0, 1, len(share), 0))  # fmt: skip
-        kept = int((table["classification"] == "accepted").sum())
-        spectrum.axhline(kept, color=SERIES[1], lw=1.5)
-        spectrum.set(xlabel="frequency (share of Nyquist)", ylabel="component, kept first")
+        ax.plot(x, -(offset + by_motion * x) / by_edge, color=_QUIET, lw=1, ls="--")
+        ax.set(xlabel="correlation with motion", ylabel="fraction at the edge",
+               xlim=(0, 1), ylim=(0, 1))  # fmt: skip
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        ax.grid(True)
         return to_svg(figure, "components")
 
 
-def draw_connectivity(series: np.ndarray) -> str:
-    """Correlation matrix [R, R] of a series [T, R], blue to red, blank where there is no data."""
+def draw_spectra(mixing: np.ndarray, tr_s: float, bins: int = 60) -> list[str]:
+    """A small power spectrum of each time course [T, C], 0 to the Nyquist frequency."""
     from matplotlib.figure import Figure
 
-    values = np.asarray(series, np.float32)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = (values - values.mean(0)) / values.std(0)
-        r = np.round(20 * values.T @ values / len(values)) / 20  # 41 colours: a file of a tenth
+    power = np.abs(np.fft.rfft(mixing - mixing.mean(0), axis=0))[1:] ** 2
+    power = _pool(power, bins)
+    share = power / np.maximum(power.max(0), 1e-12)
+    hz = np.linspace(0, 0.5 / tr_s, len(share))
+    with style("spectra"):
+        figure = Figure(figsize=(1.8, 0.6))
+        ax = figure.add_axes((0, 0.02, 1, 0.96))
+        line = ax.plot(hz, hz, color=SERIES[0], lw=1)[0]
+        ax.set(xlim=(0, hz[-1]), ylim=(0, 1.05), xticks=(), yticks=())
+        out = []
+        for number, values in enumerate(share.T):
+            line.set_ydata(values)
+            out.append(to_svg(figure, f"spectrum-{number}"))
+        return out
+
+
+def picture_maps(maps: Path, most_z: float = 8.0) -> list[str]:
+    """Each component seen through the brain from three sides, as a PNG's data address.
+
+    Red is positive, blue negative, the largest value along the line of sight; the head is grey.
+    """
+    import nibabel as nib
+    from matplotlib import colormaps
+
+    image: Any = nib.load(maps)
+    volumes = np.moveaxis(np.asarray(image.dataobj, np.int16), 3, 0) / 10.0  # z * 10 -> z
+    head = (volumes != 0).any(0)
+    shadows = [head.any(axis) for axis in range(3)]
+    colours = colormaps["RdBu_r"]
+    out = []
+    for volume in volumes:
+        panels = []
+        for axis, shadow in enumerate(shadows):
+            above, below = volume.max(axis), volume.min(axis)
+            seen = np.where(above >= -below, above, below) / most_z
+            seen = np.round(np.clip(seen, -1, 1) * 6) / 6
+            rgba = (colours((seen + 1) / 2) * 255).astype(np.uint8)
+            empty = seen == 0
+            rgba[empty] = 0
+            rgba[empty & shadow] = _SHADOW
+            panels.append(np.flipud(rgba.swapaxes(0, 1)))
+        out.append(_as_address(panels))
+    return out
+
+
+def _as_address(panels: list[np.ndarray]) -> str:
+    """RGBA panels side by side as a PNG in a data address."""
+    from PIL import Image
+
+    height = max(len(panel) for panel in panels)
+    fitted = [np.pad(p, ((height - len(p), 0), (0, 3), (0, 0))) for p in panels]
+    out = io.BytesIO()
+    Image.fromarray(np.hstack(fitted)).quantize(24).save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+# ---- connectivity
+
+
+def draw_connectivity(series: dict[str, np.ndarray]) -> str:
+    """Correlation matrices of series [T, R] and the spread of their values; blank without data."""
+    from matplotlib.figure import Figure
+
     with style("connectivity"):
-        figure = Figure(figsize=(5.4, 4.4), layout="constrained")
-        ax = figure.subplots()
-        shown = ax.imshow(r, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        ax.set(xlabel="parcel", ylabel="parcel")
-        figure.colorbar(shown, ax=ax, label="r")
+        figure = Figure(figsize=(9, 3))
+        axes = figure.subplots(1, len(series) + 1)
+        figure.subplots_adjust(0.07, 0.15, 0.98, 0.88, wspace=0.3)
+        for number, (ax, (title, values)) in enumerate(zip(axes, series.items(), strict=False)):
+            scaled = _standardise(values)
+            r = scaled.T @ scaled / len(scaled)
+            pairs = r[np.triu_indices(len(r), 1)]
+            few = np.round(20 * _pool(_pool(r, _MAX_ROWS).T, _MAX_ROWS).T) / 20  # 41 colours
+            extent = (0, len(r), len(r), 0)
+            shown = ax.imshow(few, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none",
+                              extent=extent)  # fmt: skip
+            ax.set(xlabel="parcel", ylabel="parcel" if number == 0 else "", title=title)
+            axes[-1].hist(pairs[np.isfinite(pairs)], np.linspace(-1, 1, 81), histtype="step",
+                          color=SERIES[number], ls=_DASHES[number], label=title)  # fmt: skip
+        bar = axes[-2].inset_axes((1.04, 0, 0.04, 1))
+        figure.colorbar(shown, cax=bar, label="r", ticks=(-1, 0, 1))
+        axes[-1].set(xlabel="r", yticks=(), title="pairs of parcels")
+        axes[-1].legend(loc="upper left")
         return to_svg(figure, "connectivity")

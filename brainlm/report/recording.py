@@ -1,68 +1,45 @@
-"""One recording, to look at: motion, carpet, registration, components, coverage, connectivity."""
+"""One recording, to look at: motion, carpets, registration, components, coverage, connectivity."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..atlas import Atlas
 from ..config import Config
 from ..errors import STATUSES
-from ..preprocess.derivatives import derivative_path
+from ..files import read_json
+from ..preprocess.derivatives import Derivatives, sidecar
 from ..shards import Corpus
 from . import pictures
-from .blocks import Cards, Details, Figure, Section, Table, Text, show
-from .facts import software_versions
+from .blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
+from .methods import describe_methods
 from .site import Page
 
 _SHOWN = {
     "mean_fd_mm": "mean FD (mm)", "mean_dvars": "mean DVARS (%)", "tsnr": "median tSNR",
-    "parcels_with_data": "parcels with data", "num_removed": "components removed",
+    "correlation": "registration r", "parcels_with_data": "parcels with data",
+    "num_removed": "components removed",
 }  # fmt: skip
-
-
-@dataclass
-class Files:
-    """Derivatives of a recording; each may be missing."""
-
-    confounds: Path
-    boldref: Path
-    mask: Path
-    normalisation: Path
-    metrics: Path
-    mixing: Path
-
-    @classmethod
-    def of(cls, results: Path, cohort: str, recording: str, space: str | None) -> Files:
-        def path(suffix: str, extension: str, **entities: str) -> Path:
-            named = {key.rstrip("_"): value for key, value in entities.items()}
-            return derivative_path(
-                results / "derivatives" / cohort, recording, suffix, extension, named
-            )
-
-        return cls(
-            confounds=path("timeseries", ".tsv", desc="confounds"),
-            boldref=path("boldref", ".nii.gz", desc="hmc"),
-            mask=path("mask", ".nii.gz", desc="brain"),
-            normalisation=path(
-                "xfm", ".npz", from_="boldref", to=space or "template", mode="image"
-            ),
-            metrics=path("metrics", ".tsv", desc="aroma"),
-            mixing=path("mixing", ".tsv", desc="ica"),
-        )
+_FEATURES = {
+    "variance_explained": "share of variance", "max_rp_corr": "motion r",
+    "edge_fraction": "edge", "high_frequency_content": "high frequency",
+    "csf_fraction": "CSF", "classification": "verdict", "rule": "decided by",
+}  # fmt: skip
+_BEFORE, _AFTER = "before denoising", "after denoising"
 
 
 def page_path(cohort: str, recording: str) -> str:
-    """Where a recording's page is in the report's folder."""
-    return f"recordings/{cohort}/{recording}.html"
+    """Where a recording's page is in ``results/recordings``."""
+    return f"{cohort}/{recording}.html"
 
 
 def make_recording_page(
-    results: Path, config: Config, corpus: Corpus, index: int, figures: dict, space: str | None
+    config: Config, atlas: Atlas, corpus: Corpus, index: int, figures: dict
 ) -> Page:
     """The page of row `index` of `corpus`.
 
@@ -70,31 +47,63 @@ def make_recording_page(
     ----------
     figures : dict
         What the stages measured: the columns of their tables for this recording.
-    space : str or None
-        Template space of the atlas.
     """
     row = corpus.table.iloc[index]
-    files = Files.of(results, row["cohort"], row["recording_id"], space)
-    series = corpus.series(index) if row["status"] == "ok" else None
+    out = config.results / "derivatives" / row["cohort"]
+    files = Derivatives(out, row["recording_id"], atlas)
+    carpets = _read_carpets(files, corpus, index)
+    base = config.results / "recordings" / row["cohort"]
+
+    def link(path: Path) -> str:
+        return Path(os.path.relpath(path, base)).as_posix()
+
     sections = [
-        Section("summary", "Summary", _summarise(row, figures, config)),
-        Section("time", "Motion and signal in time", _describe_time(files, series, row)),
-        Section("registration", "Registration", _describe_registration(files, space, config)),
-        Section("components", "Components", _describe_components(files)),
-        Section("parcels", "Parcels", _describe_parcels(series)),
-        Section("files", "Files", _describe_files(results, files, row)),
+        Section("summary", "Summary", _summarise(row, figures, config, files, atlas)),
+        Section("time", "Motion and signal in time", _describe_time(files, carpets, row, link)),
+        Section("image", "Brain mask and tSNR", _describe_image(files, link)),
+        Section("registration", "Registration", _describe_registration(files, atlas)),
+        Section("components", "Components", _describe_components(files, link)),
+        Section("parcels", "Parcels", _describe_parcels(files, carpets, atlas, link)),
+        Section("files", "Files", _describe_files(files, row, link)),
     ]
-    up = "../../"
-    trail = [("Study report", f"{up}index.html"), (row["cohort"], f"{up}{row['cohort']}.html")]
+    trail = [("Study report", "../../report/index.html"),
+             (row["cohort"], f"../../report/{row['cohort']}.html")]  # fmt: skip
     subtitle = f"{row['cohort']}, {row['split']}"
     path = page_path(row["cohort"], row["recording_id"])
     return Page(path, row["recording_id"], subtitle, sections, trail)
 
 
-def _summarise(row: pd.Series, figures: dict, config: Config) -> list[Any]:
+def _read_carpets(files: Derivatives, corpus: Corpus, index: int) -> dict[str, np.ndarray]:
+    """Series [T, R] before and after denoising; only one for a recording that came as series."""
+    if corpus.table["status"][index] != "ok":
+        return {}
+    after = corpus.series(index)
+    if not files.filtered.exists():
+        return {"as delivered": after}
+    with np.load(files.filtered, allow_pickle=False) as kept:
+        return {_BEFORE: kept["series"], _AFTER: after}
+
+
+def _missing(words: str) -> list[Any]:
+    return [Text([words], tone="missing")]
+
+
+def _summarise(
+    row: pd.Series, figures: dict, config: Config, files: Derivatives, atlas: Atlas
+) -> list[Any]:
+    blocks: list[Any] = []
     if row["status"] != "ok":
         words = f"{row['status']} ({STATUSES.get(row['status'], '')}): {row['reason']}"
-        return [Text([f"This recording has no series. {words}."], tone="missing")]
+        blocks.append(Text([f"This recording has no series. {words}."], tone="missing"))
+    else:
+        blocks.append(Cards(_headlines(row, figures)))
+    text, references = describe_methods(files, config.preprocess, atlas)
+    if text:
+        blocks += [Text([f"Methods. {text}"]), Details("References", "\n".join(references))]
+    return blocks
+
+
+def _headlines(row: pd.Series, figures: dict) -> list[tuple[str, str, str]]:
     items = [
         ("Duration", f"{show(float(row['duration_s']))} s",
          f"repetition time {show(row['repetition_time_s'])} s"),
@@ -104,108 +113,141 @@ def _summarise(row: pd.Series, figures: dict, config: Config) -> list[Any]:
     for name, label in _SHOWN.items():
         value = figures.get(name, row.get(name))
         if value is not None and not pd.isna(value):
-            total = figures.get("num_components")
-            beside = f"of {show(total)}" if name == "num_removed" and total else ""
-            items.append((label, show(float(value)), beside))
-    return [Cards(items), Text([describe_methods(config, figures)])]
+            total = {"num_removed": figures.get("num_components")}.get(name)
+            items.append((label, show(float(value)), f"of {show(total)}" if total else ""))
+    return items
 
 
-def describe_methods(config: Config, figures: dict) -> str:
-    """The methods paragraph, with the engines and parameters that were used."""
-    settings, versions = config.preprocess, software_versions()
-    low = f" and low-pass at {settings.low_pass_hz:g} Hz" if settings.low_pass_hz else ""
-    by_fsl = settings.engine == "fsl"
-    ica = "spatial ICA (FSL MELODIC)" if by_fsl else "spatial ICA"
-    cleaning = {
-        "ica": f"{ica} with the ICA-AROMA rule (Pruim et al. 2015), non-aggressive",
-        "ica-aggressive": f"{ica} with the ICA-AROMA rule (Pruim et al. 2015), aggressive",
-        "motion24": "regression of 24 motion parameters (Friston et al. 1996)",
-        "none": "no regression of artefacts",
-    }[settings.denoise]
-    method = f" ({figures['method']})" if figures.get("method") else ""
-    engine = "FSL, called by brainlm-pipeline" if by_fsl else "brainlm-pipeline's own engine"
-    return (
-        f"Volumes were realigned rigidly and normalised{method} to the template by {engine} "
-        f"(version {versions['brainlm-pipeline']}). Parcel means of atlas {config.atlas.name} "
-        "were sampled once from the raw volumes, high-pass filtered at "
-        f"{settings.high_pass_hz:g} Hz{low}, cleaned by {cleaning}, divided by their mean "
-        "(percent) and resampled to "
-        f"{settings.sample_period_s:g} s."
-    )
-
-
-def _describe_time(files: Files, series: np.ndarray | None, row: pd.Series) -> list[Any]:
-    if not files.confounds.exists():
-        return [Text(["There are no confounds: the recording came as a series, or motion "
-                      "correction failed."], tone="missing")]  # fmt: skip
-    confounds = pd.read_csv(files.confounds, sep="\t", na_values=["n/a"])
-    svg = pictures.draw_time(confounds, float(row["repetition_time_s"]), series,
-                             float(row["sample_period_s"] or 1))  # fmt: skip
-    caption = (
+def _describe_time(files: Derivatives, carpets: dict, row: pd.Series, link) -> list[Any]:
+    confounds, data = pd.DataFrame(), {}
+    if files.confounds.exists():
+        confounds = pd.read_csv(files.confounds, sep="\t", na_values=["n/a"])
+        data = {"TSV": link(files.confounds), "JSON": link(sidecar(files.confounds))}
+    if confounds.empty and not carpets:
+        return _missing("There is neither motion nor a series to look at.")
+    tr_s = row["repetition_time_s"]
+    if pd.isna(tr_s):  # it failed, but motion correction had read it
+        tr_s = read_json(sidecar(files.boldref))["RepetitionTime"]
+    svg = pictures.draw_time(confounds, float(tr_s), carpets, row["sample_period_s"] or 1.0)
+    above = (
         "From above: translation and rotation of the head; framewise displacement (FD); DVARS and "
-        "global signal before denoising; below, the carpet after denoising: one line per parcel, "
-        "in atlas order, grey from −3 to 3 standard deviations. Stripes across all parcels that "
-        "coincide with FD peaks are motion that denoising left."
+        "global signal before denoising. "
     )
-    alt = f"Motion traces and carpet plot. Mean FD {show(row['mean_fd_mm'])} mm."
-    columns = [c for c in confounds if not c.startswith(("cosine", "aroma"))]
+    below = (
+        "Carpets: one line per parcel in atlas order, grey from −2 to 2 standard deviations, each "
+        "scaled by itself. Stripes across all parcels that stand below FD peaks are motion; what "
+        "denoising left of them is in the lower carpet."
+    )
+    caption = (above if len(confounds) else "") + (below if carpets else "")
+    alt = f"Motion traces and carpet plots. Mean FD {show(row['mean_fd_mm'])} mm."
     command = "brainlm motion, brainlm denoise, brainlm parcellate"
-    return [Figure(f"{row['recording_id']}-confounds", caption, svg, alt, command,
-                   confounds[columns])]  # fmt: skip
+    return [Figure("time", caption, svg, alt, command, files=data)]
 
 
-def _describe_registration(files: Files, space: str | None, config: Config) -> list[Any]:
-    if not (files.boldref.exists() and files.normalisation.exists()):
-        return [Text(["There is no registration to look at."], tone="missing")]
-    svg = pictures.draw_registration(files.boldref, files.normalisation, space)
+def _describe_image(files: Derivatives, link) -> list[Any]:
+    if not (files.boldref.exists() and files.mask.exists()):
+        return _missing("There is no image: the recording came as a series, or was not read.")
+    svg = pictures.draw_scanner(files.boldref, files.mask, files.tsnr)
     caption = (
-        f"The reference volume read through the fitted transform, in {space}. Lines: outline of "
-        "the template's brain and of its white matter. They should follow the edges in the image."
+        "The reference image of motion correction in the scanner's space, with the outline of the "
+        "brain mask."
     )
-    return [Figure("registration", caption, svg, caption, "brainlm normalise")]
+    if files.tsnr.exists():
+        caption += (
+            " Below, temporal signal-to-noise ratio (mean / SD) of the same slices on a coarse "
+            "lattice of voxels, after motion correction and detrending, before denoising."
+        )
+    there = {p.name.split("_")[-1]: link(p) for p in (files.mask, files.tsnr) if p.exists()}
+    return [Figure("scanner", caption, svg, caption, "brainlm motion", files=there)]
 
 
-def _describe_components(files: Files) -> list[Any]:
+def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
+    if not (files.boldref.exists() and files.normalisation.exists() and atlas.space):
+        return _missing("There is no registration to look at.")
+    svg = pictures.draw_registration(files.boldref, files.normalisation, atlas.space)
+    caption = (
+        f"The reference image read through the fitted transform, in {atlas.space}; the slider "
+        "fades it into the template. Lines: outline of the template's brain and of its white "
+        "matter. They should follow the edges in the image."
+    )
+    return [Figure("registration", caption, svg, caption, "brainlm normalise",
+                   fade="Template to recording")]  # fmt: skip
+
+
+def _describe_components(files: Derivatives, link) -> list[Any]:
     if not files.metrics.exists():
-        return [Text(["There is no ICA for this recording."], tone="missing")]
-    table = pd.read_csv(files.metrics, sep="\t", na_values=["n/a"])
+        return _missing("There is no ICA for this recording.")
+    table = pd.read_csv(files.metrics, sep="\t", na_values=["n/a"], keep_default_na=False)
     removed = int((table["classification"] == "rejected").sum())
-    blocks: list[Any] = []
+    caption = (
+        f"{removed} of {len(table)} components are removed. The dashed line is the rule's border "
+        "for motion at the edge of the brain; components in CSF or of high frequency are removed "
+        "wherever they stand."
+    )
+    shown = pd.DataFrame({"component": table["component"].astype(str)})
+    if files.maps.exists():
+        pictures_of = pictures.picture_maps(files.maps)
+        shown["map"] = [Picture(f"map of component {i}", address=a)
+                        for i, a in zip(shown["component"], pictures_of, strict=True)]  # fmt: skip
     if files.mixing.exists():
         mixing = pd.read_csv(files.mixing, sep="\t").to_numpy(float)
-        caption = (
-            f"{removed} of {len(table)} components are removed. Left: what the rule looks at, "
-            "with its line; right: the power spectrum of each component, one line each, kept "
-            "above removed."
-        )
-        svg = pictures.draw_components(table, mixing)
-        blocks.append(Figure("components-figure", caption, svg, caption, "brainlm denoise"))
-    words = "Features of every component, the verdict, and the rule that decided it."
-    name = f"{files.metrics.name.split('_desc-')[0]}-components"
-    return [*blocks, Table(name, words, table, command="brainlm denoise", sortable=True)]
-
-
-def _describe_parcels(series: np.ndarray | None) -> list[Any]:
-    if series is None:
-        return []
-    missing = int(np.isnan(series[0]).sum())
-    caption = (
-        f"Correlation between parcels after denoising; {missing} of {series.shape[1]} parcels "
-        "have no data (blank)."
+        tr_s = read_json(sidecar(files.mixing)).get("RepetitionTime", 1.0)
+        spectra = pictures.draw_spectra(mixing, tr_s)
+        shown[f"spectrum, 0 to {0.5 / tr_s:.2f} Hz"] = [
+            Picture(f"power spectrum of component {i}", svg=svg)
+            for i, svg in zip(shown["component"], spectra, strict=True)
+        ]
+    for name, label in _FEATURES.items():
+        if name in table:
+            shown[label] = table[name]
+    there = [path for path in (files.metrics, files.mixing, files.maps) if path.exists()]
+    words = (
+        "Every component: its map seen through the head from the side, the front and above (red "
+        "positive, blue negative), its power spectrum, the features, the verdict, and the rule "
+        "that decided it."
     )
-    return [Figure("connectivity", caption, pictures.draw_connectivity(series), caption,
-                   "brainlm parcellate")]  # fmt: skip
+    return [
+        Figure("components", caption, pictures.draw_rule(table), caption, "brainlm denoise"),
+        Table("components-table", words, table, shown, "brainlm denoise", sortable=True,
+              files={p.name.split("_")[-1]: link(p) for p in there}, saved=False),
+    ]  # fmt: skip
 
 
-def _describe_files(results: Path, files: Files, row: pd.Series) -> list[Any]:
-    base = results / "report" / "recordings" / row["cohort"]
+def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> list[Any]:
+    blocks: list[Any] = []
+    if files.coverage.exists() and atlas.image is not None and atlas.space:
+        coverage = pd.read_csv(files.coverage, sep="\t", na_values=["n/a"])["coverage"]
+        svg = pictures.draw_coverage(atlas.image, coverage.to_numpy(float), atlas.space)
+        whole = int((coverage > 0.99).sum())
+        caption = (
+            f"Share of each parcel of {atlas.name} in the field of view; {whole} of "
+            f"{len(coverage)} lie wholly inside."
+        )
+        blocks.append(Figure("coverage", caption, svg, caption, "brainlm parcellate",
+                             files={"TSV": link(files.coverage)}))  # fmt: skip
+    if carpets:
+        series = list(carpets.values())[-1]
+        missing = int(np.isnan(series[0].astype(float)).sum())
+        caption = (
+            f"Correlation between parcels, {', '.join(carpets)}, and its distribution over pairs; "
+            f"{missing} of {series.shape[1]} parcels have no data (blank)."
+        )
+        svg = pictures.draw_connectivity(carpets)
+        blocks.append(Figure("connectivity", caption, svg, caption, "brainlm parcellate"))
+    return blocks or _missing("There is no parcel series.")
+
+
+def _describe_files(files: Derivatives, row: pd.Series, link) -> list[Any]:
     there = [path for path in vars(files).values() if path.exists()]
+    there += [sidecar(path) for path in there if sidecar(path).exists()]
+    source = Details("Source", str(row["source"]))
     if not there:
-        return [Text(["No derivatives were written."], tone="missing")]
-    frame = pd.DataFrame({"file": [path.name for path in there]})
-    links = {path.name: os.path.relpath(path, base) for path in there}
+        return [*_missing("No derivatives were written."), source]
+    frame = pd.DataFrame({"file": [path.name for path in sorted(there)]})
     words = (
         "Derivatives, relative to this page (they are there while the results folder is whole)."
     )
-    table = Table(f"{row['recording_id']}-files", words, frame, links=links)
-    return [table, Details("Source", str(row["source"]))]
+    return [
+        Table("files", words, frame, links={p.name: link(p) for p in there}, saved=False),
+        source,
+    ]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from ..files import atomic_path, write_text
 from .blocks import Figure, PagedTable, Section, Table
@@ -34,25 +38,30 @@ class Page:
 
 
 def write_site(pages: list[Page], out: Path) -> None:
-    """Write pages, their data as CSV, the style sheet and the script; index.html last."""
+    """Write pages, their data as CSV and Parquet, the style sheet and the script; index.html last.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written to.
+    """
     out = Path(out)
     for asset in sorted((_HERE / "static").iterdir()):
         with atomic_path(out / "static" / asset.name) as temporary:
             shutil.copyfile(asset, temporary)
-    environment = make_environment()
+    template = make_environment().get_template("page.html")
     for page in sorted(pages, key=lambda page: page.path == "index.html"):
         target = out / page.path
-        root = "../" * page.path.count("/")
         for section in page.sections:
             for block in section.blocks:
                 if isinstance(block, PagedTable):
                     write_text(target.parent / "data" / f"{block.name}.js", block.script)
-                if isinstance(block, Table | Figure | PagedTable) and block.frame is not None:
-                    _write_csv(block, target.parent / "data")
-        text = environment.get_template("page.html").render(page=page, root=root)
-        write_text(target, text)
+                if _has_own_data(block):
+                    _write_data(block.name, block.frame, target.parent / "data")
+        write_text(target, template.render(page=page, root="../" * page.path.count("/")))
 
 
+@lru_cache(maxsize=1)
 def make_environment():
     """Jinja with everything escaped: names and reasons come from datasets and are hostile."""
     import jinja2
@@ -66,10 +75,38 @@ def make_environment():
         lstrip_blocks=True,
     )
     environment.filters["drawing"] = Markup  # SVG from figures.py, whose text is escaped there
+    environment.filters["downloads"] = list_downloads
     return environment
 
 
-def _write_csv(block: Table | Figure | PagedTable, folder: Path) -> None:
-    assert block.frame is not None
-    with atomic_path(folder / f"{block.name}.csv") as temporary:
-        block.frame.to_csv(temporary, index=False)
+def list_downloads(block: Any) -> list[tuple[str, str]]:
+    """(label, address) of the data behind a block."""
+    own = ("CSV", "csv"), ("Parquet", "parquet")
+    made = [(label, f"data/{block.name}.{suffix}") for label, suffix in own]
+    return (made if _has_own_data(block) else []) + list(getattr(block, "files", {}).items())
+
+
+def _has_own_data(block: Any) -> bool:
+    known = isinstance(block, Table | Figure | PagedTable) and block.frame is not None
+    return known and getattr(block, "saved", True)
+
+
+def _write_data(name: str, frame: pd.DataFrame, folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with atomic_path(folder / f"{name}.csv") as temporary:
+        frame.to_csv(temporary, index=False)
+    table = pa.table({str(column): _one_kind(frame[column]) for column in frame})
+    with atomic_path(folder / f"{name}.parquet") as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _one_kind(values: pd.Series):
+    """A column as Arrow wants it; one that mixes numbers and words becomes words."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else str(value) for value in values])

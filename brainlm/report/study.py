@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..config import Config
 from ..errors import STATUSES
-from ..shards import Corpus, Scaling
+from ..shards import Scaling
 from . import figures
 from .blocks import (
     Cards,
@@ -25,9 +25,8 @@ from .blocks import (
     show_interval,
 )  # fmt: skip
 from .cautions import list_cautions
-from .cohort import make_cohort_page, read_measured
+from .cohort import find_pages, make_cohort_page, read_measured
 from .facts import Facts, code_commit, read_facts, software_versions, stage_seconds
-from .recording import make_recording_page
 from .site import Page, write_site
 
 METRICS = {
@@ -38,13 +37,11 @@ QUALITY = {
     "mean_fd_mm": "mean FD (mm)", "mean_dvars": "mean DVARS (%)", "tsnr": "median tSNR",
 }  # fmt: skip
 _EXAMPLES = 3
-#: Recordings with a page of their own, by default.
-MAX_PAGES = 12
 _TRACE = ["measured", "hidden", "model", "linear"]
 _FEW = ["model", "linear", "space", "zero"]
 
 
-def build_report(results: Path, config: Config, out: Path, *, max_pages: int = MAX_PAGES) -> None:
+def build_report(results: Path, config: Config, out: Path) -> None:
     """Write the study report; open ``<out>/index.html``.
 
     What a stage has not written is named as missing on the page.
@@ -56,8 +53,6 @@ def build_report(results: Path, config: Config, out: Path, *, max_pages: int = M
     config : Config
     out : Path
         Self-contained folder: HTML, style, script, and every table as CSV.
-    max_pages : int
-        Recordings that get a page of their own (a second of work each); failures come first.
 
     Raises
     ------
@@ -85,32 +80,12 @@ def build_report(results: Path, config: Config, out: Path, *, max_pages: int = M
         ],
         trail=[],
     )
-    pages = make_recording_pages(Path(results), config, facts, max_pages)
-    named = {Path(page.path).stem for page in pages}
     cohorts = [
-        make_cohort_page(facts, cohort, read_measured(Path(results), cohort.name), named)
+        make_cohort_page(facts, cohort, read_measured(Path(results), cohort.name),
+                         find_pages(Path(results), cohort.name))
         for cohort in config.cohorts
-    ]
-    write_site([page, *cohorts, *pages], Path(out))
-
-
-def make_recording_pages(
-    results: Path, config: Config, facts: Facts, max_pages: int
-) -> list[Page]:
-    """Pages of the recordings that went through the images' stages, failures first."""
-    pages: list[Page] = []
-    for cohort in config.cohorts:
-        if cohort.layout == "parcels" or not facts.shards.get(cohort.name):
-            continue
-        corpus = Corpus(facts.shards[cohort.name])
-        measured = read_measured(results, cohort.name).to_dict("index")
-        failed_first = (corpus.table["status"] == "ok").argsort(kind="stable")
-        for index in failed_first[: max_pages - len(pages)]:
-            figures_of = measured.get(corpus.table["recording_id"][index], {})
-            pages.append(
-                make_recording_page(results, config, corpus, int(index), figures_of, facts.space)
-            )
-    return pages
+    ]  # fmt: skip
+    write_site([page, *cohorts], Path(out))
 
 
 # ---- summary ------------------------------------------------------------------------------------

@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from brainlm.atlas import Atlas
 from brainlm.cohort.splits import split_of
 from brainlm.config import Config, parse_config
 from brainlm.evaluation.metrics import bootstrap, difference, of_sums, sum_values
 from brainlm.evaluation.tables import write_results
-from brainlm.preprocess.derivatives import derivative_path, write_table, write_volume
+from brainlm.files import write_json
+from brainlm.preprocess.derivatives import Derivatives, sidecar, write_table, write_volume
 from brainlm.preprocess.normalise import Normalisation
-from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
+from brainlm.report.recording import make_recording_page
+from brainlm.report.site import write_site
+from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
 HOSTILE = (
     '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90
@@ -51,7 +55,7 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
         shard = results / "shards" / cohort.name / "00000.parquet"
         write_shard(shard, recordings, _INFO)
         _write_index(results, cohort.name, recordings)
-    _write_derivatives(results, "sub-home000_task-rest", rng)
+    _write_derivatives(folder, config, rng)
     if evaluated:
         _write_release(results, recordings)
         _write_model(results, rng)
@@ -88,30 +92,74 @@ def _write_index(results: Path, cohort: str, recordings: list[Recording]) -> Non
     table.to_csv(stage, sep="\t", index=False)
 
 
-def _write_derivatives(results: Path, recording: str, rng) -> None:
-    """What the image stages leave behind for one recording, made up."""
-    out, names = results / "derivatives" / "home", [f"component_{n:02d}" for n in range(1, 7)]
+def make_atlas(folder: Path) -> Atlas:
+    """Twelve blocks in a row from back to front."""
+    path, affine = folder / "atlas.nii.gz", np.diag([4.0, 4, 4, 1])
+    affine[:3, 3] = -90, -126, -72
+    labels = np.zeros((45, 54, 45), np.int16)
+    labels[12:36, 3:51, 8:37] = 1 + np.arange(48)[:, None] // 4
+    write_volume(path, labels, affine, space="template")
+    places = np.column_stack(
+        [np.zeros(PARCELS), np.linspace(-100, 60, PARCELS), np.zeros(PARCELS)]
+    )
+    names = tuple(f"parcel-{n}" for n in range(1, PARCELS + 1))
+    return Atlas("demo424", SPACE, PARCELS, path, "ab" * 32, places, names, "made up", "none")
+
+
+def make_pages(config: Config) -> None:
+    """Pages of a whole recording, one with little, and a failed one."""
+    atlas = make_atlas(config.results.parent)
+    corpus = Corpus([config.results / "shards/home/00000.parquet"])
+    figures = {"num_components": 6.0, "num_removed": 1.0}
+    pages = [make_recording_page(config, atlas, corpus, i, figures) for i in (0, 1, 3)]
+    write_site(pages, config.results / "recordings")
+
+
+def _write_derivatives(folder: Path, config: Config, rng) -> None:
+    """What the image stages leave behind for the first recording, made up."""
+    out = config.results / "derivatives" / "home"
+    files = Derivatives(out, "sub-home000_task-rest", make_atlas(folder))
     columns = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
     columns += ["framewise_displacement", "dvars", "std_dvars", "global_signal"]
-    confounds = dict(zip(columns, rng.normal(0, 0.1, (len(columns), TIME)), strict=True))
-    write_table(derivative_path(out, recording, "timeseries", ".tsv", {"desc": "confounds"}),
-                confounds)  # fmt: skip
-    mixing = dict(zip(names, rng.normal(size=(6, TIME)), strict=True))
-    write_table(derivative_path(out, recording, "mixing", ".tsv", {"desc": "ica"}), mixing)
+    write_table(
+        files.confounds, dict(zip(columns, rng.normal(0, 0.1, (len(columns), TIME)), strict=True))
+    )
+    _write_components(files, rng)
+    affine = np.diag([8.0, 8, 8, 1])
+    affine[:3, 3] = -80
+    image = rng.random((20, 24, 20)).astype(np.float32)
+    brain = np.zeros(image.shape, bool)
+    brain[3:17, 3:21, 3:17] = True
+    write_volume(files.boldref, image + brain, affine, space="scanner")
+    write_volume(files.mask, brain, affine, space="scanner")
+    write_volume(files.tsnr, np.where(brain, 50 * image, 0), affine, space="scanner")
+    flat = Normalisation(np.eye(4), np.zeros((3, 2, 2, 2)), np.full(3, -100.0), np.full(3, 200.0))
+    flat.save(files.normalisation)
+    table = {"index": np.arange(1, PARCELS + 1), "coverage": rng.uniform(0.7, 1, PARCELS)}
+    write_table(files.coverage, table)
+    np.savez(files.filtered, series=rng.normal(size=(TIME, PARCELS)).astype(np.float16))
+    made = {"Engine": "brainlm-pipeline", "RepetitionTime": 2.0,
+            "NumberOfVolumesDiscardedByPipeline": 3, "SliceTimingCorrected": False}  # fmt: skip
+    write_json(sidecar(files.boldref), made)
+    fit = {"Method": "direct", "Engine": "brainlm-pipeline", "Template": SPACE,
+           "TemplateImage": "MNI152NLin2009aSym"}  # fmt: skip
+    write_json(sidecar(files.normalisation), fit)
+
+
+def _write_components(files: Derivatives, rng) -> None:
+    names = [f"component_{n:02d}" for n in range(1, 7)]
+    write_table(files.mixing, dict(zip(names, rng.normal(size=(6, TIME)), strict=True)))
+    write_json(sidecar(files.mixing), {"RepetitionTime": 2.0})
     measured = ("max_rp_corr", "edge_fraction", "high_frequency_content", "csf_fraction")
     features = {name: rng.random(6) for name in measured}
     verdict = {"classification": ["rejected", *["accepted"] * 5]}
     verdict["rule"] = ["csf_fraction", *["none"] * 5]
-    table = {"component": np.arange(1, 7)} | features | verdict
-    write_table(derivative_path(out, recording, "metrics", ".tsv", {"desc": "aroma"}), table)
-    affine = np.diag([8.0, 8, 8, 1])
-    affine[:3, 3] = -80
-    image = rng.random((20, 24, 20)).astype(np.float32)
-    path = derivative_path(out, recording, "boldref", ".nii.gz", {"desc": "hmc"})
-    write_volume(path, image, affine, space="scanner")
-    flat = Normalisation(np.eye(4), np.zeros((3, 2, 2, 2)), np.full(3, -100.0), np.full(3, 200.0))
-    entities = {"from": "boldref", "to": SPACE, "mode": "image"}
-    flat.save(derivative_path(out, recording, "xfm", ".npz", entities))
+    write_table(files.metrics, {"component": np.arange(1, 7)} | features | verdict)
+    write_json(sidecar(files.metrics), {"Converged": True, "Iterations": 31})
+    maps = np.zeros((6, 45, 54, 45), np.int16)
+    for number in range(6):
+        maps[number, 20:24, 6 * number : 6 * number + 9, 15:30] = (-1) ** number * 60
+    write_volume(files.maps, maps, np.diag([4.0, 4, 4, 1]), space="template")
 
 
 def _write_release(results: Path, recordings: list[Recording]) -> None:

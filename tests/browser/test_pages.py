@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from study import HOSTILE, make_results
+from study import HOSTILE, make_pages, make_results
 
 from brainlm.report import build_report
 
@@ -51,7 +51,8 @@ def browser():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     config = make_results(tmp_path_factory.mktemp("study"))
-    build_report(config.results, config, config.results / "report", max_pages=5)
+    make_pages(config)
+    build_report(config.results, config, config.results / "report")
     return config.results / "report"
 
 
@@ -67,7 +68,7 @@ def visit(browser, report):
         page.on("console", lambda m: seen.errors.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("request", lambda request: seen.requests.append(request.url))
-        page.goto((report / path).as_uri())
+        page.goto((report / path).resolve().as_uri())
         return seen
 
     yield open_page
@@ -83,8 +84,8 @@ def test_it_loads_from_a_file_without_errors_or_outside_requests(visit):
     assert seen.page.title() == "Study report: home and away"
 
 
-PAGES = ["index.html", "home.html", "recordings/home/sub-home000_task-rest.html",
-         "recordings/home/sub-home003_task-rest.html"]  # fmt: skip
+PAGES = ["index.html", "home.html", "../recordings/home/sub-home000_task-rest.html",
+         "../recordings/home/sub-home003_task-rest.html"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -18,7 +18,7 @@ from brainlm.report.cohort import find_outliers
 from brainlm.report.facts import read_facts
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
-from study import HOSTILE, make_results
+from study import HOSTILE, make_pages, make_results
 
 
 class _Page(HTMLParser):
@@ -43,7 +43,8 @@ class _Page(HTMLParser):
 def study(tmp_path_factory):
     config = make_results(tmp_path_factory.mktemp("study"))
     out = config.results / "report"
-    build_report(config.results, config, out, max_pages=5)
+    make_pages(config)
+    build_report(config.results, config, out)
     return config, out, _Page((out / "index.html").read_text(encoding="utf-8"))
 
 
@@ -201,7 +202,7 @@ def test_the_cohort_page_has_every_recording_in_its_data(study):
 
 def test_a_recording_page_shows_registration_and_says_what_is_missing(study):
     _, out, _ = study
-    folder = out / "recordings" / "home"
+    folder = out.parent / "recordings" / "home"
     whole = (folder / "sub-home000_task-rest.html").read_text(encoding="utf-8")
     assert "outline of the template" in _Page(whole).text
     assert "1 of 6 components are removed" in whole

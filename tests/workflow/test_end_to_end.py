@@ -123,6 +123,19 @@ def test_the_report_says_what_happened(study):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_every_recording_has_a_page(study):
+    rows = pd.read_csv(study / "results/work/raw/00000/pages.tsv", sep="\t")
+    assert (rows["status"] == "ok").all()
+    pages = {p.stem for p in (study / "results/recordings").glob("*/*.html")}
+    assert len(pages) == 18 + 6
+    whole = (study / "results/recordings/raw/sub-01_task-rest.html").read_text()
+    for part in ("time", "scanner", "registration", "components", "coverage", "connectivity"):
+        assert f'id="{part}-figure_1"' in whole, part
+    assert "FastICA (Hyvärinen 1999)" in whole
+    failed = (study / "results/recordings/raw/sub-03_task-rest.html").read_text()
+    assert "This recording has no series. unreadable" in failed
+
+
 def test_derivatives_are_bids(study):
     folder = study / "results/derivatives/raw"
     description = json.loads((folder / "dataset_description.json").read_text())
@@ -148,5 +161,5 @@ def test_one_subject_more_touches_only_its_chunk(study, simulated):
         assert (path.read_bytes(), path.stat().st_mtime_ns) == kept, path
     new = corpus(study)
     assert list(new.table[new.table["participant_id"] == "sub-101"]["status"]) == ["ok"]
-    # two numbers of what ran: the one chunk's five stages, the summary, the report
-    assert done.stderr.count("Finished jobid") + done.stdout.count("Finished jobid") == 8
+    # two numbers of what ran: the one chunk's five stages and its pages, the summary, the report
+    assert done.stderr.count("Finished jobid") + done.stdout.count("Finished jobid") == 9

@@ -26,7 +26,7 @@ model: {preset: tiny}
 tasks: [reconstruction, age.yaml]
 finetune: {epochs: 2}
 """
-CHUNK_STAGES = ("motion", "normalise", "denoise", "parcellate", "shard")
+CHUNK_STAGES = ("motion", "normalise", "denoise", "parcellate", "shard", "pages")
 REPORTING = {("summary", ""), ("report", "")}
 
 
@@ -170,12 +170,12 @@ def test_a_removed_recording_plans_its_chunk(clone):
 
 def test_a_deleted_shard_is_made_again_from_what_is_there(clone):
     (clone.folder / "results/shards/a/00001.parquet").unlink()
-    assert clone.plan() == {("shard", "a/00001")} | REPORTING
+    assert clone.plan() == {("shard", "a/00001"), ("pages", "a/00001")} | REPORTING
 
 
 def test_a_setting_reruns_its_stage_and_what_follows(clone):
     clone.configure("chunks:", "preprocess: {min_coverage: 0.7}\nchunks:")
-    stages = {(s, f"a/{c}") for s in ("parcellate", "shard") for c in ("00000", "00001")}
+    stages = {(s, f"a/{c}") for s in ("parcellate", "shard", "pages") for c in ("00000", "00001")}
     assert clone.plan() == stages | REPORTING
 
 

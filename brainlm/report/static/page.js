@@ -159,10 +159,32 @@ function makePaged(holder) {
   render();
 }
 
+// ---- two images in one place: a slider fades the upper one, a button flickers between them
+
+function makeFade(figure) {
+  const layers = figure.querySelectorAll('[id$="-over"]');
+  const slider = element("input", { type: "range", min: 0, max: 100, value: 100 });
+  const flicker = element("button", { type: "button" }, "Flicker");
+  flicker.setAttribute("aria-pressed", "false");
+  let timer = 0;
+  function show() {
+    for (const layer of layers) layer.style.opacity = slider.value / 100;
+  }
+  slider.addEventListener("input", show);
+  flicker.addEventListener("click", () => {
+    clearInterval(timer);
+    timer = timer ? 0 : setInterval(() => { slider.value = slider.value > 50 ? 0 : 100; show(); }, 700);
+    flicker.setAttribute("aria-pressed", String(timer !== 0));
+  });
+  figure.prepend(element("div", { className: "tools" },
+    element("label", { className: "filter" }, figure.dataset.fade, " ", slider), flicker));
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     makeSortable(table);
     if (table.tBodies[0].rows.length > 8) makeFilter(table);
   }
   for (const holder of document.querySelectorAll("[data-paged]")) makePaged(holder);
+  for (const figure of document.querySelectorAll("[data-fade]")) makeFade(figure);
 });

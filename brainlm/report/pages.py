@@ -1,0 +1,95 @@
+"""The pages of a chunk's recordings: drawn where and when the chunk is computed, not at the end.
+
+A page costs seconds, so 77,000 of them are the cluster's work, a chunk at a time; the study report
+only links to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..atlas import Atlas
+from ..cohort.recordings import Entry
+from ..config import Cohort, Config
+from ..preprocess.chunk import (
+    Outcome,
+    Task,
+    read_stage_table,
+    run_task,
+    stage_table,
+    stages_of,
+)
+from ..preprocess.collect import shard_path
+from ..preprocess.registry import STAGE_VERSIONS
+from ..shards import Corpus
+from .pictures import load_slices
+from .recording import make_recording_page, page_path
+from .site import make_environment, write_site
+
+
+def write_chunk_pages(
+    chunk: str,
+    cohort: Cohort,
+    config: Config,
+    atlas: Atlas,
+    *,
+    workers: int = 1,
+    log: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Write ``results/recordings/<cohort>/<recording>.html`` for a chunk whose shard is there.
+
+    A page that cannot be drawn is a row of the chunk's ``pages.tsv``; it harms nobody's data.
+    """
+    corpus = Corpus([shard_path(config.results, cohort.name, chunk)])
+    index = {name: i for i, name in enumerate(corpus.table["recording_id"])}
+    figures = _read_figures(config.results, cohort, chunk)
+    recipe = [STAGE_VERSIONS["pages"], config.preprocess.model_dump(), atlas.image_sha256]
+    out = config.results / "recordings"
+
+    def key(entry: Entry) -> str:
+        found = figures.get(entry.recording_id, {})
+        found = {k: v for k, v in found.items() if not k.endswith("_s")}  # times differ
+        made_from = [recipe, found, entry.size, entry.mtime_ns]
+        return hashlib.sha256(json.dumps(made_from, default=str).encode()).hexdigest()
+
+    def run(entry: Entry) -> dict[str, Any]:
+        name = entry.recording_id
+        page = make_recording_page(config, atlas, corpus, index[name], figures.get(name, {}))
+        write_site([page], out)
+        return {"page_kb": (out / page_path(cohort.name, name)).stat().st_size // 1000}
+
+    task = Task(
+        name="pages",
+        key=key,
+        run=run,
+        prepare=lambda: _prepare(atlas),
+        cache=config.results / "work" / cohort.name / "outcomes" / "pages",
+        time_limit_s=config.preprocess.time_limit_min * 60,
+    )
+    return run_task(task, chunk, cohort, config, {}, workers=workers, log=log)
+
+
+def _read_figures(results: Path, cohort: Cohort, chunk: str) -> dict[str, dict[str, Any]]:
+    """What the stages measured for each recording; later stages win."""
+    figures: dict[str, dict[str, Any]] = {}
+    for stage in stages_of(cohort.layout):
+        path = stage_table(results, cohort.name, chunk, stage)
+        for row in read_stage_table(path) if path.exists() else []:
+            known = {k: v for k, v in row.items() if v is not None and k != "seconds"}
+            figures.setdefault(row["recording_id"], {}).update(known)
+    return figures
+
+
+def _prepare(atlas: Atlas) -> None:
+    """Load what all pages share, once, before the recordings' processes are forked."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+    import nibabel  # noqa: F401
+    import PIL.Image  # noqa: F401
+
+    make_environment()
+    load_slices(atlas)

@@ -1,0 +1,21 @@
+# A page for each recording of a chunk, drawn by the chunk's job; the report links to them.
+rule pages:
+    input:
+        rules.shard.output.shard,
+    output:
+        f"{WORK}/pages.tsv",
+    log:
+        f"{RESULTS}/logs/pages/{{cohort}}/{{chunk}}.log",
+    group:
+        "chunk"
+    conda:
+        "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(2000),
+        runtime=more(30),
+    params:
+        settings("pages"),
+    shell:
+        "brainlm pages --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"
