@@ -21,6 +21,7 @@ EVALUATORS = {
     "forecasting": "forecasting",
     "attention": "attention",
     "networks": "networks",
+    "latent": "latent",
 }
 
 

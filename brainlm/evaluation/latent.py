@@ -1,0 +1,234 @@
+"""The latent space: a map of held-out recordings, and what can be read from a neighbourhood.
+
+Paper, Fig. 5: UMAP of CLS tokens coloured by what is known of the people. A map shows what its
+algorithm likes to show, so every colour has a number beside it, taken in the token space and not
+in the map: a person's value is predicted from the nearest recordings of other people (the mean of
+a number, the share of neighbours of the same class), beside what chance gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..cohort.labels import read_participants
+from ..config import Cohort, Evaluate
+from ..files import atomic_path
+from ..shards import Corpus
+from .job import Job
+from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
+from .reconstruction import _long_enough, cohort_parts
+from .tables import describe_left_out, write_results
+
+#: token -> name in the tables
+TOKENS = {"cls": "CLS token", "mean": "mean of the tokens"}
+NEIGHBOURS = 10
+#: fewer points make no map
+LEAST_POINTS = 8
+_WINDOWS = 3  # per recording, spread evenly
+_SHUFFLES = 20  # of people, for chance
+
+
+def run(job: Job) -> pd.DataFrame:
+    """A latent task of a study."""
+    return evaluate_latent(
+        job.models / "pretrain",
+        job.shards,
+        job.config.cohorts,
+        job.out,
+        options=job.config.evaluate,
+        columns=job.task.colour,
+        roles=job.roles,
+        config=job.config.fingerprint(),
+    )
+
+
+def evaluate_latent(
+    model_folder: Path,
+    shards: Sequence[Path],
+    cohorts: Sequence[Cohort],
+    out: Path,
+    *,
+    options: Evaluate,
+    columns: Sequence[str] = ("age", "sex", "site", "mean_fd_mm"),
+    splits: Sequence[str] = ("validation", "test"),
+    roles: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> pd.DataFrame:
+    """Embed held-out recordings, map them, and score the neighbourhoods.
+
+    Parameters
+    ----------
+    columns : sequence of str
+        Of the participants tables; ``mean_fd_mm`` is the recordings' own where it is known, else
+        the table's ``mean_fd``.
+    splits : sequence of str
+        Of reference cohorts (the model was trained on neither of the two); external cohorts
+        whole.
+
+    Returns
+    -------
+    DataFrame
+        Target: the column. Methods: either token, and chance (people shuffled). Numbers: ``r2``
+        and ``r``; classes: ``purity``, the share of neighbours of the same class. The map goes
+        beside it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
+        recording_id, split and the columns.
+    """
+    points, tokens, rows = _embed(model_folder, shards, splits, roles or {})
+    points = points.assign(**_describe(points, cohorts, columns))
+    maps = []
+    for token, values in tokens.items():
+        x, y = map_points(values, options.seed).T
+        maps.append(points.assign(token=token, x=x, y=y))
+        for (cohort, split), part in points.groupby(["cohort", "split"], sort=False):
+            where = {"task": "latent", "cohort": cohort, "split": split, "level": "pooled"}
+            for column in columns:
+                own = where | {"target": column, "method": TOKENS[token]}
+                rows += _score(values[part.index], part, column, own, options)
+    with atomic_path(out.with_suffix(".points.parquet")) as temporary:
+        pd.concat(maps).to_parquet(temporary, index=False)
+    return write_results(rows, out, options.seed, config)
+
+
+def _embed(model_folder: Path, shards, splits, roles):
+    """Points (one per recording), {token: [N, D]} and rows of cohorts without anybody."""
+    import torch
+
+    from ..model import from_pretrained
+    from ..training.windows import Windows
+
+    model = from_pretrained(model_folder)
+    assert model.scaling is not None
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    corpus = Corpus(shards)
+    corpus.check(model.scaling)
+    points, rows = [], []
+    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+        indices, why = _long_enough(part, model.config.window)
+        if len(indices):
+            points.append(corpus.table.loc[indices].assign(split=split, row=indices))
+        else:
+            note = {"note": describe_left_out(why), "left_out": sum(why.values()), "n": 0}
+            rows.append(note | {"task": "latent", "cohort": cohort, "split": split})
+    columns = ["cohort", "participant_id", "recording_id", "split", "mean_fd_mm", "row"]
+    table = pd.concat(points) if points else corpus.table[:0].assign(row=[])
+    table = table[columns].reset_index(drop=True)
+    windows = Windows(corpus, model.scaling, model.config.window, table["row"])
+    device = next(model.parameters()).device
+    tokens = {
+        token: np.array([
+            model.embed(windows.even(int(row), _WINDOWS).to(device), token).mean(0).cpu().numpy()
+            for row in table["row"]
+        ]).reshape(len(table), -1)
+        for token in TOKENS
+    }  # fmt: skip
+    return table.drop(columns="row"), tokens, rows
+
+
+def _describe(points: pd.DataFrame, cohorts: Sequence[Cohort], columns) -> dict[str, pd.Series]:
+    """The wanted columns of each point's person, missing where no table has them."""
+    tables = {cohort.name: read_participants(cohort) for cohort in cohorts}
+    out = {}
+    for column in columns:
+        known = pd.Series(np.nan, points.index, dtype=object)
+        for cohort, part in points.groupby("cohort"):
+            table = tables.get(cohort, pd.DataFrame())
+            source = "mean_fd" if column == "mean_fd_mm" and column not in table else column
+            if source in table:
+                known[part.index] = table[source].reindex(part["participant_id"]).to_numpy()
+        numbers = pd.to_numeric(known, errors="coerce")
+        values = numbers if numbers.notna().sum() == known.notna().sum() else known
+        if column in points:  # the recording's own motion comes first
+            values = points[column].fillna(numbers)
+        out[column] = values
+    return out
+
+
+def standardise(values: np.ndarray) -> np.ndarray:
+    """[N, D] each dimension with mean 0 and SD 1 (constant ones 0)."""
+    spread = values.std(0) if len(values) else 1.0
+    centre = values.mean(0) if len(values) else 0.0
+    return (values - centre) / np.where(spread > 1e-9, spread, np.inf)
+
+
+def map_points(values: np.ndarray, seed: int) -> np.ndarray:
+    """[N, 2] UMAP (McInnes et al. 2018) of standardised tokens; NaN for too few points."""
+    if len(values) < LEAST_POINTS:
+        return np.full((len(values), 2), np.nan)
+    from umap import UMAP
+
+    return UMAP(
+        n_neighbors=min(15, len(values) - 1), random_state=seed, n_jobs=1,
+        init="spectral" if len(values) > 20 else "random",
+    ).fit_transform(standardise(values))  # fmt: skip
+
+
+# ---- neighbourhoods -----------------------------------------------------------------------------
+
+
+def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict, options: Evaluate
+           ) -> Iterator[dict]:  # fmt: skip
+    """Rows of one token, column, cohort and split."""
+    if not part[column].notna().any():
+        yield where | {"n": 0, "note": f"no {column} in its participants table"}
+        return
+    known = part[column].notna().to_numpy()
+    labels, people = part[column][known], part["participant_id"][known].to_numpy(str)
+    count = len(np.unique(people))
+    where = where | {"n": count, "left_out": part["participant_id"].nunique() - count}
+    where["note"] = describe_left_out({f"without {column}": where["left_out"]})
+    if count <= NEIGHBOURS or labels.nunique() < 2:
+        note = f"{count} people with {labels.nunique()} values; more than {NEIGHBOURS} are needed"
+        yield where | {"note": note}
+        return
+    near = nearest_of_others(standardise(values)[known], people)
+    numeric = pd.api.types.is_numeric_dtype(labels) and labels.nunique() > 2
+    yield from _rows(labels, near, people, numeric, where, options)
+    rng = np.random.default_rng(options.seed)
+    chance: dict[str, list[float]] = {}
+    for _ in range(_SHUFFLES):
+        mixed = labels.iloc[rng.permutation(len(labels))]
+        for metric, formula, sums in _statistics(mixed, near, people, numeric):
+            chance.setdefault(metric, []).append(float(formula(sums.sum(0))))
+    for metric, draws in chance.items():
+        low, high = np.percentile(draws, [2.5, 97.5])
+        note = f"labels shuffled {_SHUFFLES} times; the interval is over shuffles"
+        yield where | {"method": f"chance, {where['method']}", "metric": metric, "note": note,
+                       "value": float(np.mean(draws)), "low": low, "high": high}  # fmt: skip
+
+
+def nearest_of_others(values: np.ndarray, people: np.ndarray, count: int = NEIGHBOURS):
+    """[N, k] the nearest points that are of another person."""
+    squares = (values**2).sum(1)
+    distance = squares[:, None] + squares - 2 * values @ values.T
+    distance[people[:, None] == people] = np.inf
+    return np.argsort(distance, axis=1, kind="stable")[:, :count]
+
+
+def _rows(labels, near, people, numeric: bool, where: dict, options: Evaluate) -> Iterator[dict]:
+    for metric, formula, sums in _statistics(labels, near, people, numeric):
+        counts = draw_counts(len(sums), options.bootstrap, options.seed)
+        low, high = percentiles(formula(counts @ sums))
+        if len(sums) < MIN_SUBJECTS:
+            low = high = np.nan
+        value = float(formula(sums.sum(0)))
+        yield where | {"metric": metric, "value": value, "low": low, "high": high}
+
+
+def _statistics(labels: pd.Series, near: np.ndarray, people: np.ndarray, numeric: bool):
+    """(metric, formula of sums, sums per person [S, ...]) of the neighbours' prediction."""
+    names, which = np.unique(people, return_inverse=True)
+    values = labels.to_numpy()
+    if numeric:
+        guess = values[near].astype(float).mean(1)
+        sums = np.zeros((len(names), 8))
+        pairs = zip(values.astype(float), guess, strict=True)
+        np.add.at(sums, which, [sum_values(truth, one) for truth, one in pairs])
+        return [("r2", r2, sums), ("r", pearson_r, sums)]
+    same = (values[near] == values[:, None]).mean(1)
+    sums = np.zeros((len(names), 2))
+    np.add.at(sums, which, np.stack([same, np.ones(len(same))], 1))
+    return [("purity", lambda s: s[..., 0] / s[..., 1], sums)]

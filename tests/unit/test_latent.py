@@ -1,0 +1,94 @@
+"""The map is reproducible, and the numbers beside it know structure from chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import R, make_study, toy_atlas
+
+from brainlm.config import Cohort, Evaluate
+from brainlm.evaluation import latent as module
+from brainlm.evaluation.latent import evaluate_latent, map_points, nearest_of_others
+from brainlm.model import preset
+from brainlm.shards import Scaling
+
+
+def test_neighbours_are_other_peoples():
+    values = np.array([[0.0], [0.1], [0.2], [5.0], [6.0]])
+    people = np.array(["a", "a", "b", "b", "c"])
+    near = nearest_of_others(values, people, 2)
+    assert near[0].tolist() == [2, 3]
+    assert near[3].tolist() == [4, 1]
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """80 people, two recordings each: the tokens hold age and sex, and nothing of the site."""
+    rng = np.random.default_rng(0)
+    people = [f"sub-{n:02d}" for n in range(80)]
+    age, sex = rng.uniform(20, 80, 80), rng.integers(0, 2, 80)
+    table = pd.DataFrame({"participant_id": people, "age": age, "sex": np.where(sex, "F", "M"),
+                          "site": rng.integers(1, 3, 80).astype(str), "mean_fd": 0.1})  # fmt: skip
+    table["site"] = "s" + table["site"]
+    table.loc[3, "age"] = None
+    table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    points = pd.DataFrame({
+        "cohort": "c", "participant_id": np.repeat(people, 2), "split": "test",
+        "recording_id": [f"{p}_run-{r}" for p in people for r in (1, 2)], "mean_fd_mm": np.nan,
+    })  # fmt: skip
+    clear = np.stack([age / 10, 8 * sex], 1).repeat(2, 0) + 0.1 * rng.normal(size=(160, 2))
+    tokens = {"cls": clear, "mean": rng.normal(size=(160, 2))}
+    monkeypatch.setattr(module, "_embed", lambda *_: (points.copy(), tokens, []))
+    monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
+    out = tmp_path / "latent.parquet"
+    table = evaluate_latent("m", [], [Cohort(name="c", folder=tmp_path)], out,
+                            options=Evaluate(bootstrap=200))  # fmt: skip
+    return table, pd.read_parquet(out.with_suffix(".points.parquet"))
+
+
+def test_neighbourhoods_give_back_what_the_tokens_hold_and_no_more(planted):
+    table, points = planted
+    rows = table.set_index(["target", "method", "metric"])
+    age = rows.loc[("age", "CLS token", "r2")]
+    assert age["value"] > 0.9 and age["low"] < age["value"] < age["high"]
+    assert age["n"] == 79 and age["left_out"] == 1
+    assert rows.loc[("age", "mean of the tokens", "r2"), "value"] < 0.3
+    assert abs(rows.loc[("age", "chance, CLS token", "r"), "value"]) < 0.1
+    assert rows.loc[("sex", "CLS token", "purity"), "value"] > 0.9
+    site, chance = (rows.loc[("site", m, "purity")] for m in ("CLS token", "chance, CLS token"))
+    assert site["low"] < chance["value"] < site["high"]
+    motion = table[(table["target"] == "mean_fd_mm") & (table["method"] == "CLS token")]
+    assert "80 people with 1 values" in motion["note"].iloc[0]
+    assert set(points["token"]) == {"cls", "mean"} and len(points) == 320
+    assert points["mean_fd_mm"].eq(0.1).all()  # the participants table's, where none was measured
+
+
+def test_the_map_is_seeded_and_separates_what_is_far_apart():
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(40, 6)) + 12 * (np.arange(40) % 2)[:, None]
+    first, second = map_points(values, 1), map_points(values, 1)
+    np.testing.assert_array_equal(first, second)
+    even, odd = first[::2], first[1::2]
+    gap = np.linalg.norm(even.mean(0) - odd.mean(0))
+    assert gap > 2 * max(even.std(), odd.std())
+    assert np.isnan(map_points(values[:5], 1)).all()
+
+
+def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
+    study = make_study(tmp_path, people=60)
+    model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
+    torch.manual_seed(0)
+    model.save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
+    people = study.labels.reset_index().rename(columns={0: "age"})
+    people.drop(columns="cohort").to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    table = evaluate_latent(
+        tmp_path / "model", study.shards, [Cohort(name="toy", folder=tmp_path)],
+        tmp_path / "latent.parquet", options=Evaluate(bootstrap=100),
+    )  # fmt: skip
+    points = pd.read_parquet(tmp_path / "latent.points.parquet")
+    assert set(points["split"]) == {"validation", "test"} and len(points) == 2 * 18
+    assert set(table[table["target"] == "age"]["split"]) == {"validation", "test"}
+    assert "no sex in its participants table" in set(table["note"])
