@@ -1,190 +1,376 @@
-"""Training steps per second beside the peer, in turns, in one run.
+"""Training steps beside the peer, in turns, in one run; memory, MFU and attention kernels.
 
-    python benchmarks/model.py                      # CPU, float32, 2 threads, 111M
-    python benchmarks/model.py --device cuda        # all sizes, bf16 and float32, memory, MFU
+    python benchmarks/model.py                  # CPU, float32, 2 threads: 111M beside the peer
+    python benchmarks/model.py --device cuda    # 13m, 111m, 650m in bf16, peer in float32 and bf16
 
-The peer is `transformers` ViTMAEForPreTraining of the same size on the 432 x 432 image that the
-published code pads a window to, eager, as people would write it. `same grid` is our model on that
-very image (the published layout); `rectangular` is our preset (no padding in time); `math` is our
-preset with attention spelt out. One step is forward, backward, AdamW.
+The peer is `transformers` ViTMAEForPreTraining of the same width and depth, eager, as people would
+write it: for the image family on the square that the published code pads a window to, for the
+parcel family on 65 x 65 = 4,225 tokens (ours has 4,240). `same grid` is our model on that very
+square; `rectangular` has patches of 16 x 16 without padding in time; `preset` is what a user gets
+(16 x 20 for images); `math` is the preset with attention spelt out; `all keys` the parcel preset
+with a decoder that attends to all tokens. One step is forward, backward, AdamW.
+
+Three tables, written as one markdown file by --out:
+
+* pairs: windows/s of every contestant and the median ratio to the peer, contestants taking turns;
+* presets: ours alone at a batch that fills a GPU: windows/s, MFU, peak memory, compiled or not;
+* attention: forward and backward of each kernel alone, time and peak memory.
+
+On the CPU only the pairs are made unless --tables asks for more.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import dataclasses
+import datetime
+import functools
+import gc
 import os
+import platform
+import shlex
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from brainlm.model import BrainLM, BrainLMConfig, kernel_name, preset, set_attention
+from brainlm.errors import BrainLMError
+from brainlm.files import write_text
+from brainlm.model import BrainLM, BrainLMConfig, attend, kernel_name, preset, set_attention
 from brainlm.model.presets import PRESETS
 from brainlm.training.journal import peak_flops
 
-RATIO = 0.75
+PARCELS, WINDOW, RATIO = 424, 200, 0.75
+#: windows per step: beside the peer, and alone
+BATCHES = {"cpu": {}, "cuda": {"tiny": (64, 256), "13m": (16, 64), "111m": (64, 512),
+                               "650m": (32, 256)}}  # fmt: skip
+TABLES = ("pairs", "presets", "attention")
 
 
-def optimizer_of(model, device: str):
-    fused = isinstance(model, BrainLM) or device == "cuda"
-    return torch.optim.AdamW(model.parameters(), 1e-4, fused=fused or None)
+# ---- models -------------------------------------------------------------------------------------
 
 
-def our_step(model: BrainLM, batch: int, device: str, half: bool) -> Callable[[], None]:
-    model.to(device).train()
-    optimizer = optimizer_of(model, device)
-    signal = torch.randn(batch, model.config.num_parcels, model.config.window, device=device)
-    visible = int(model.num_tokens * (1 - RATIO))
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            loss = model(signal, mask_ratio=RATIO, visible=visible).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+def peer_shape(size: str) -> dict:
+    """Side of the image, side of a patch and channels of the peer."""
+    if PRESETS[size]["family"] == "parcel":
+        return {"image_size": 260, "patch_size": 4, "num_channels": 1}
+    patch = 14 if size == "650m" else 16
+    return {"image_size": -(-PARCELS // patch) * patch, "patch_size": patch, "num_channels": 3}
 
 
-def peer_step(size: str, patch: int, batch: int, device: str, half: bool) -> Callable[[], None]:
+def peer_model(size: str) -> torch.nn.Module:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     c = PRESETS[size]
-    side = -(-424 // patch) * patch
-    config = ViTMAEConfig(
+    return ViTMAEForPreTraining(ViTMAEConfig(
         hidden_size=c["width"], num_hidden_layers=c["depth"], num_attention_heads=c["heads"],
         intermediate_size=c["ffn"], decoder_hidden_size=c["decoder_width"],
         decoder_num_hidden_layers=c["decoder_depth"],
         decoder_num_attention_heads=c["decoder_heads"], decoder_intermediate_size=c["decoder_ffn"],
-        image_size=side, patch_size=patch, num_channels=3, mask_ratio=RATIO,
-        attn_implementation="eager",
-    )  # fmt: skip
-    model = ViTMAEForPreTraining(config).to(device).train()
-    optimizer = optimizer_of(model, device)
-    image = torch.randn(batch, 3, side, side, device=device)
-
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            loss = model(image).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+        mask_ratio=RATIO, attn_implementation="eager", **peer_shape(size),
+    ))  # fmt: skip
 
 
-def same_grid(size: str, patch: int) -> BrainLM:
-    side = -(-424 // patch) * patch
-    return BrainLM(
-        BrainLMConfig(
-            num_parcels=424,
-            window=200,
-            patch=patch,
-            patch_parcels=patch,
-            image_size=(side, side),
-            pad_value=-1.0,
-            **PRESETS[size],
-        )
-    )
+def same_grid(size: str) -> BrainLM:
+    """Our model on the peer's grid."""
+    shape = peer_shape(size)
+    side, patch = shape["image_size"], shape["patch_size"]
+    rows, columns = (PARCELS, WINDOW) if side >= PARCELS else (side, side)
+    settings = dict(PRESETS[size], family="image", decoder_context="all", decode_share=1.0)
+    return BrainLM(BrainLMConfig(num_parcels=rows, window=columns, patch=patch,
+                                 patch_parcels=patch, image_size=(side, side), pad_value=-1.0,
+                                 **settings))  # fmt: skip
 
 
-def ours(size: str, backend: str = "auto", patch: int = 20) -> BrainLM:
-    model = preset(size, num_parcels=424, window=200, patch=patch)
+def ours(size: str, backend: str = "auto", patch: int = 20, **changes) -> BrainLM:
+    model = preset(size, num_parcels=PARCELS, window=WINDOW, patch=patch)
+    if changes:
+        model = BrainLM(dataclasses.replace(model.config, **changes))
     set_attention(model, backend)
     return model
 
 
-def contestants(size: str, batch: int, device: str, half: bool) -> dict[str, Callable]:
-    """Makers of steps by name; the first is the peer of the ratios."""
-    build = {}
+def compiled(size: str) -> BrainLM:
+    model = ours(size)
+    for block in [*model.encoder, *model.decoder.blocks]:
+        block.compile()
+    return model
+
+
+@dataclasses.dataclass
+class Contestant:
+    """A model that trains: how to make it, in which precision, and its operations per window."""
+
+    name: str
+    make: Callable[[], torch.nn.Module]
+    half: bool
+    flops: float
+
+
+def contestants(size: str, halves: tuple[bool, ...]) -> Iterator[Contestant]:
+    """The peer in every precision, then ours in the last of them."""
+    with torch.device("meta"):
+        square = same_grid(size).flops_per_window(RATIO)
+        flops = ours(size).flops_per_window(RATIO)
+    for half in halves:
+        kind = "bf16" if half else "float32"
+        yield Contestant(f"transformers {kind}", functools.partial(peer_model, size), half, square)
+    half = halves[-1]
     if PRESETS[size]["family"] == "image":
-        patch = 14 if size == "650m" else 16
-        build["transformers"] = lambda: peer_step(size, patch, batch, device, half)
-        build["same grid"] = lambda: our_step(same_grid(size, patch), batch, device, half)
-        build["rectangular 16x16"] = lambda: our_step(ours(size, patch=16), batch, device, half)
+        yield Contestant("same grid", functools.partial(same_grid, size), half, square)
+        with torch.device("meta"):
+            narrow = ours(size, patch=16).flops_per_window(RATIO)
+        make = functools.partial(ours, size, patch=16)
+        yield Contestant("rectangular 16x16", make, half, narrow)
     else:
-        build["math"] = lambda: our_step(ours(size, "math"), batch, device, half)
-    build["preset"] = lambda: our_step(ours(size), batch, device, half)
-    if PRESETS[size]["family"] == "image":
-        build["math"] = lambda: our_step(ours(size, "math"), batch, device, half)
-    return build
+        wide = {"decoder_context": "all", "decode_share": 1.0}
+        with torch.device("meta"):
+            every = ours(size, **wide).flops_per_window(RATIO)
+        yield Contestant("all keys", functools.partial(ours, size, **wide), half, every)
+    yield Contestant("preset", functools.partial(ours, size), half, flops)
+    yield Contestant("math", functools.partial(ours, size, "math"), half, flops)
 
 
-def compare(size: str, batch: int, device: str, half: bool, rounds: int, clock) -> dict:
-    steps = {name: make() for name, make in contestants(size, batch, device, half).items()}
-    took = {name: [] for name in steps}
-    for step in steps.values():  # once to warm up
-        step()
-    for _ in range(rounds):
-        for name, step in steps.items():
-            took[name].append(timed(step, device, clock))
-    base = np.array(next(iter(took.values())))
-    out = {}
-    for name, seconds in took.items():
-        ratio = base / np.array(seconds)
-        out[name] = {
-            "windows_per_s": round(batch / float(np.median(seconds)), 3),
-            "times_the_first": round(float(np.median(ratio)), 2),
-            "range": [round(float(ratio.min()), 2), round(float(ratio.max()), 2)],
-        }
-    return out
+# ---- measuring ----------------------------------------------------------------------------------
 
 
-def timed(step: Callable[[], None], device: str, clock=time.perf_counter) -> float:
+class Trainer:
+    """Training steps of one contestant on random data."""
+
+    def __init__(self, contestant: Contestant, batch: int, device: str):
+        self.device, self.half, before = device, contestant.half, allocated(device)
+        self.model = contestant.make().to(device).train()
+        is_ours = isinstance(self.model, BrainLM)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4,
+                                           fused=is_ours or device == "cuda" or None)  # fmt: skip
+        if is_ours:
+            c = self.model.config
+            shape, visible = (c.num_parcels, c.window), int(self.model.num_tokens * (1 - RATIO))
+            self.loss = lambda x: self.model(x, mask_ratio=RATIO, visible=visible).loss
+        else:
+            c = self.model.config
+            shape = (c.num_channels, c.image_size, c.image_size)
+            self.loss = lambda x: self.model(x).loss
+        self.data = torch.randn(batch, *shape, device=device)
+        for _ in range(3 if device == "cuda" else 1):  # the optimiser's state is made now
+            self.step()
+        self.held = allocated(device) - before
+        self.peak = self.held + peak_above(device, self.step)
+
+    def step(self) -> None:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            loss = self.loss(self.data)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def allocated(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+def peak_above(device: str, call: Callable[[], object]) -> int:
+    """Bytes that `call` needs at its worst beyond what is there before."""
+    if device != "cuda":
+        call()
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = allocated(device)
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def timed(call: Callable[[], object], device: str, clock=time.perf_counter) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     start = clock()
-    step()
+    call()
     if device == "cuda":
         torch.cuda.synchronize()
     return clock() - start
 
 
-def alone(size: str, batch: int, half: bool, backend: str) -> dict:
-    """One of our presets on the GPU: rate, MFU and peak memory."""
-    model = ours(size, backend)
-    step = our_step(model, batch, "cuda", half)
-    for _ in range(3):
-        step()
-    torch.cuda.reset_peak_memory_stats()
-    rate = batch / float(np.median([timed(step, "cuda") for _ in range(10)]))
-    peak = peak_flops(torch.cuda.get_device_name())
-    mfu = None if peak is None else round(rate * 3 * model.flops_per_window(RATIO) / peak, 3)
-    return {"windows_per_s": round(rate, 1), "mfu": mfu,
-            "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}  # fmt: skip
+def free() -> None:
+    """Give the memory of what was measured before back to the device."""
+    if torch.cuda.is_available():
+        gc.collect()
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+
+
+def mfu(rate: float, flops: float, device: str) -> str:
+    peak = peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
+    return "–" if peak is None else f"{100 * rate * 3 * flops / peak:.1f} %"
+
+
+def gib(size: int, device: str) -> str:
+    return f"{size / 2**30:.2f}" if device == "cuda" else "–"
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def pairs(size: str, device: str, args, clock) -> list[list[str]]:
+    """Contestants in turns; ratios to the peer of each precision."""
+    batch = args.batch or BATCHES[device].get(size, (2, 2))[0]
+    halves = (False, True) if device == "cuda" else (False,)
+    entries = list(contestants(size, halves))
+    trainers: dict[str, Trainer] = {}
+    for entry in entries:
+        with contextlib.suppress(torch.OutOfMemoryError):  # its row says so
+            trainers[entry.name] = Trainer(entry, batch, device)
+        free()
+    took: dict[str, list[float]] = {name: [] for name in trainers}
+    for _ in range(args.rounds):
+        for name, trainer in trainers.items():
+            took[name].append(timed(trainer.step, device, clock))
+    rows = []
+    for entry in entries:
+        if entry.name not in took:
+            rows.append([size, entry.name, str(batch), "out of memory", "", "", "", ""])
+            continue
+        rate = batch / float(np.median(took[entry.name]))
+        against = [ratio(took.get(f"transformers {kind}"), took[entry.name])
+                   for kind in ("float32", "bf16")]  # fmt: skip
+        memory = gib(trainers[entry.name].peak, device)
+        rows.append([size, entry.name, str(batch), f"{rate:.3g}", *against,
+                     mfu(rate, entry.flops, device), memory])  # fmt: skip
+    return rows
+
+
+def ratio(base: list[float] | None, own: list[float]) -> str:
+    """Median and range of round by round ratios."""
+    if base is None or base is own:
+        return ""
+    each = np.array(base) / np.array(own)
+    return f"{np.median(each):.2f} × ({each.min():.2f}–{each.max():.2f})"
+
+
+def alone(size: str, device: str, args, clock) -> list[list[str]]:
+    """Our preset at a batch that fills a GPU."""
+    batch = args.batch or BATCHES[device].get(size, (2, 2))[1]
+    with torch.device("meta"):
+        flops = ours(size).flops_per_window(RATIO)
+    makers = {"auto": functools.partial(ours, size), "math": functools.partial(ours, size, "math")}
+    if device == "cuda":
+        makers["auto, compiled"] = functools.partial(compiled, size)
+    rows = []
+    for name, make in makers.items():
+        free()
+        row = [size, "bf16" if device == "cuda" else "float32", name, str(batch)]
+        try:
+            trainer = Trainer(Contestant(name, make, device == "cuda", flops), batch, device)
+            took = [timed(trainer.step, device, clock) for _ in range(args.rounds)]
+            rate = batch / float(np.median(took))
+            rows.append([*row, f"{rate:.3g}", mfu(rate, flops, device),
+                         gib(trainer.peak, device)])  # fmt: skip
+            del trainer
+        except torch.OutOfMemoryError:
+            rows.append([*row, "out of memory", "", ""])
+    return rows
+
+
+#: batch, heads, queries, keys, width of a head
+ATTENTION = {
+    "13m encoder": (8, 4, 1061, 1061, 128),
+    "13m decoder": (8, 4, 4241, 1061, 128),
+    "13m decoder, all keys": (8, 4, 4241, 4241, 128),
+    "111m encoder": (64, 12, 68, 68, 64),
+    "111m decoder": (64, 16, 271, 271, 32),
+}
+
+
+def kernels(device: str, args, clock) -> list[list[str]]:
+    """Forward and backward of each backend."""
+    kind = torch.bfloat16 if device == "cuda" else torch.float32
+    rows = []
+    for name, (batch, heads, queries, keys, width) in ATTENTION.items():
+        batch = batch if device == "cuda" else 1
+        shapes = [(batch, heads, n, width) for n in (queries, keys, keys)]
+        tensors = [torch.randn(s, device=device, dtype=kind, requires_grad=True) for s in shapes]
+        for backend in ("auto", "flash", "math"):
+            call = functools.partial(_attend_and_back, tensors, backend)
+            label = kernel_name(backend, device, kind, width)
+            row = [name, f"{batch}×{heads}×{queries}×{keys}×{width}", label]
+            try:
+                call()
+                peak = peak_above(device, call)
+                took = [timed(call, device, clock) for _ in range(max(3, args.rounds))]
+                rows.append([*row, f"{1e3 * np.median(took):.3g}", gib(peak, device)])
+            except (torch.OutOfMemoryError, BrainLMError) as error:
+                rows.append([*row, type(error).__name__, ""])
+    return rows
+
+
+def _attend_and_back(tensors: list[torch.Tensor], backend: str) -> None:
+    for tensor in tensors:
+        tensor.grad = None
+    attend(*tensors, backend).sum().backward()
+
+
+HEADS = {
+    "pairs": ["size", "contestant", "batch", "windows/s", "× transformers float32",
+              "× transformers bf16", "MFU", "peak GiB"],
+    "presets": ["size", "precision", "attention", "batch", "windows/s", "MFU", "peak GiB"],
+    "attention": ["layer", "batch×heads×queries×keys×width", "kernel",
+                  "ms, forward and backward", "peak GiB"],
+}  # fmt: skip
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def machine(device: str, threads: int) -> str:
+    if device == "cuda":
+        return (
+            f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+        )
+    return f"{platform.machine()} CPU, {threads} threads, torch {torch.__version__}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--size", choices=tuple(PRESETS), default=None)
+    parser.add_argument("--size", choices=tuple(PRESETS), nargs="+", default=None)
+    parser.add_argument("--tables", choices=TABLES, nargs="+", default=None)
     parser.add_argument("--batch", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--processor-time",
-        action="store_true",
-        help="CPU only: count processor seconds, where other programs run too",
-    )
+    parser.add_argument("--out", type=Path, help="markdown file to write")
+    parser.add_argument("--processor-time", action="store_true",
+                        help="CPU: processor seconds, where other programs run too")  # fmt: skip
     args = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     torch.set_num_threads(args.threads)
-    sizes = [args.size] if args.size else (["111m"] if args.device == "cpu" else list(PRESETS))
-    for size in sizes:
-        for half in (False,) if args.device == "cpu" else (False, True):
-            batch = args.batch or (2 if args.device == "cpu" else 32)
-            kind = torch.bfloat16 if half else torch.float32
-            print(f"{size}, batch {batch}, mask {RATIO}, {args.device}, {kind}, attention "
-                  f"{kernel_name('auto', args.device, kind, 64)}")  # fmt: skip
-            clock = time.process_time if args.processor_time else time.perf_counter
-            rows = compare(size, batch, args.device, half, args.rounds, clock)
-            for name, row in rows.items():
-                print(f"  {name:18} {json.dumps(row)}", flush=True)
-            if args.device == "cuda":
-                for backend in ("auto", "math"):
-                    print(f"  {backend:18} {json.dumps(alone(size, batch, half, backend))}")
+    cuda = args.device == "cuda"
+    args.rounds = args.rounds or (10 if cuda else 3)
+    sizes = args.size or (["13m", "111m", "650m"] if cuda else ["111m"])
+    clock = time.process_time if args.processor_time and not cuda else time.perf_counter
+    text = [f"# Speed of the model, {datetime.date.today()}", "",
+            f"`{shlex.join(['python', 'benchmarks/model.py', *sys.argv[1:]])}`", "",
+            f"{machine(args.device, args.threads)}. Window {PARCELS} × {WINDOW}, mask {RATIO}."
+            + (" Times are processor seconds." if clock is time.process_time else "")]  # fmt: skip
+    for table in args.tables or (TABLES if cuda else TABLES[:1]):
+        if table == "attention":
+            rows = kernels(args.device, args, clock)
+        else:
+            make = {"pairs": pairs, "presets": alone}[table]
+            rows = []
+            for size in sizes:
+                rows += make(size, args.device, args, clock)
+                free()
+        text += ["", f"## {table.capitalize()}", "", *markdown(HEADS[table], rows)]
+        print("\n".join(text[-len(rows) - 4 :]), flush=True)
+    if args.out:
+        write_text(args.out, "\n".join(text) + "\n")
 
 
 if __name__ == "__main__":

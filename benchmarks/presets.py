@@ -167,7 +167,7 @@ def main() -> None:
     data = Data(args.shards, args.scaling, args.window, args.coordinates)
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
     text = [f"# Presets beside the published forms, {datetime.date.today()}", "",
-            f"`python benchmarks/presets.py {shlex.join(sys.argv[1:])}`", "",
+            f"`{shlex.join(['python', 'benchmarks/presets.py', *sys.argv[1:]])}`", "",
             f"{data.corpus.info.num_parcels} parcels, window {args.window}, {counts} people; "
             f"{args.updates} updates of {args.batch} windows, mask 0.75, {args.seeds} seeds.",
             ""]  # fmt: skip

@@ -1,0 +1,86 @@
+"""The benchmarks' commands run, at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic import make_study
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in text.splitlines() if line.startswith("| ")]  # fmt: skip
+
+
+def test_speed_of_the_model(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    module = load("model")
+    monkeypatch.setattr(module, "PARCELS", 32)
+    monkeypatch.setattr(module, "WINDOW", 40)
+    small = {"image_size": 32, "patch_size": 16, "num_channels": 3}
+    monkeypatch.setattr(module, "peer_shape", lambda size: small)
+    monkeypatch.setattr(module, "ATTENTION", {"toy": (1, 2, 8, 8, 16)})
+    image = {**module.PRESETS["111m"], "width": 32, "depth": 1, "heads": 2, "ffn": 32,
+             "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}  # fmt: skip
+    monkeypatch.setitem(module.PRESETS, "111m", image)
+    out = tmp_path / "speed.md"
+    options = ["--size", "tiny", "111m", "--rounds", "1", "--threads", "1", "--batch", "1",
+               "--tables", "pairs", "presets", "attention", "--out", str(out)]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["model.py", *options])
+    module.main()
+    text = out.read_text()
+    names = [row[1] for row in rows(text)]
+    for name in ("transformers float32", "same grid", "rectangular 16x16", "all keys", "preset"):
+        assert name in names
+    assert "--tables pairs presets attention" in text
+    assert all(len(row) in (8, 7, 5) for row in rows(text))
+    preset = next(row for row in rows(text) if row[1] == "preset")
+    assert float(preset[3]) > 0 and "×" in preset[4]
+
+
+def test_speed_of_the_loader(tmp_path):
+    pytest.importorskip("datasets")
+    module = load("loader")
+    windows, lists = module.make(tmp_path, 4)
+    recording = torch.tensor(lists[1]["recording"])
+    assert recording.shape == (490, 424)
+    stored = torch.from_numpy(windows.series[1].copy()).float()
+    assert torch.allclose(stored, recording, atol=2e-3)  # both read the same
+    assert module.peer(lists, 1) == module.peer(lists.with_format("torch"), 1) == 1
+    assert module.ours(windows, 0) == 16
+    assert 0 <= module.data_wait(windows, 500.0, 1, 0.3) <= 1
+
+
+def test_presets_beside_the_published_forms(tmp_path, monkeypatch):
+    module, study = load("presets"), make_study(tmp_path)
+    monkeypatch.setattr(module, "SIZES", {"parcel": (1, 1, 10), "image": (1, 1, 10)})
+    out = tmp_path / "presets.md"
+    options = [*map(str, study.shards), "--scaling", str(study.scaling), "--window", "40",
+               "--updates", "2", "--batch", "2", "--seeds", "2", "--out", str(out)]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["presets.py", *options])
+    module.main()
+    found = rows(out.read_text())
+    names = [row[0] for row in found if row[0] not in ("contestant", "---")]
+    assert names == ["visible keys", "all keys", "published layers", "rectangular grid",
+                     "padded square"]  # fmt: skip
