@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,11 @@ import pandas as pd
 
 from ..config import Cohort
 from ..errors import BrainLMError
+
+#: A class with fewer training people is left out, and counted.
+SMALLEST_CLASS = 5
+#: More different values than this are numbers, not classes.
+_MOST_CLASSES = 20
 
 
 def participants_path(cohort: Cohort) -> Path | None:
@@ -87,20 +93,113 @@ def _header(cohort: Cohort) -> list[str]:
         raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
 
 
-def describe_shortage(labels: pd.Series, table: pd.DataFrame, least: int = 10) -> str | None:
-    """Why `labels` cannot be fine-tuned on, or None: fewer than `least` training people have one.
+def describe_shortage(labels: Labels, table: pd.DataFrame, least: int = 10) -> str | None:
+    """Why `labels` cannot be learnt, or None: too few training people have one, or one class.
 
     `table` is a corpus' table of recordings.
     """
     usable = table[(table["status"] == "ok") & (table["split"] == "train")]
     people = pd.MultiIndex.from_frame(usable[["cohort", "participant_id"]].drop_duplicates())
-    known = int(labels.reindex(people).notna().sum())
-    if known >= least:
-        return None
-    return (
-        f"{known} of {len(people)} training people with a usable recording have a value; at "
-        f"least {least} are needed"
-    )
+    values = labels.values.reindex(people).dropna()
+    if len(values) < least:
+        return (
+            f"{len(values)} of {len(people)} training people with a usable recording have a "
+            f"value; at least {least} are needed"
+        )
+    if labels.classes:
+        counts = values.value_counts()
+        if (counts >= SMALLEST_CLASS).sum() < 2:
+            found = ", ".join(f"{labels.classes[int(k)]}: {n}" for k, n in counts.items())
+            return (
+                f"fewer than two classes have {SMALLEST_CLASS} training people with a usable "
+                f"recording ({found})"
+            )
+    elif values.nunique() < 2:
+        return f"all {len(values)} training people have the same value, {values.iloc[0]:g}"
+    return None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One column of the participants tables over all cohorts.
+
+    Attributes
+    ----------
+    values : Series of float
+        By (cohort, participant_id); NaN = unknown; for classes their number 0, 1, ...
+    classes : tuple of str
+        Names in the order of their numbers; empty for a regression.
+    """
+
+    values: pd.Series
+    classes: tuple[str, ...] = ()
+
+    def drop_small_classes(self, train: pd.Index) -> tuple[Labels, dict[str, int]]:
+        """Without classes that fewer than :data:`SMALLEST_CLASS` of the people `train` are of.
+
+        Returns the labels, classes numbered anew, and people left out by class.
+        """
+        if not self.classes:
+            return self, {}
+        seen = self.values.reindex(train).value_counts()
+        kept = [k for k in range(len(self.classes)) if seen.get(k, 0) >= SMALLEST_CLASS]
+        values = self.values.map({old: float(new) for new, old in enumerate(kept)})
+        lost = {
+            f"of class {name}, which has fewer than {SMALLEST_CLASS} training people":
+                int((self.values == k).sum())
+            for k, name in enumerate(self.classes) if k not in kept
+        }  # fmt: skip
+        return Labels(values, tuple(self.classes[k] for k in kept)), lost
+
+
+@dataclass(frozen=True)
+class LabelTransform:
+    """Labels as a network learns them: ``(x - shift) / scale`` of the label or its logarithm.
+
+    Attributes
+    ----------
+    log : bool
+        log(1 + label) first.
+    shift, scale : float
+        Mean and standard deviation, or minimum and range, of training people.
+    """
+
+    log: bool = False
+    shift: float = 0.0
+    scale: float = 1.0
+
+    @classmethod
+    def fit(cls, name: str, train: np.ndarray) -> LabelTransform:
+        """`name`: zscore, minmax, log_minmax or none (classes).
+
+        Raises
+        ------
+        BrainLMError
+            A logarithm of negative labels.
+        """
+        x = np.asarray(train, np.float64)
+        if name == "none":
+            return cls()
+        log = name == "log_minmax"
+        if log:
+            if x.min() < 0:
+                raise BrainLMError(
+                    f"log_minmax needs labels >= 0, found {x.min():g}; use minmax or zscore"
+                )
+            x = np.log1p(x)
+        if name == "zscore":
+            return cls(log, float(x.mean()), float(x.std()) or 1.0)
+        return cls(log, float(x.min()), float(np.ptp(x)) or 1.0)
+
+    def apply(self, labels):
+        values = np.asarray(labels, np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return ((np.log1p(values) if self.log else values) - self.shift) / self.scale
+
+    def invert(self, values):
+        """To the label's units."""
+        labels = np.asarray(values, np.float64) * self.scale + self.shift
+        return np.expm1(labels) if self.log else labels
 
 
 def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
@@ -130,3 +229,58 @@ def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
         columns = "; ".join(f"{name}: {', '.join(c) or 'no table'}" for name, c in seen.items())
         raise BrainLMError(f"no participants table has a column {target!r} ({columns})")
     return pd.concat(parts, names=["cohort", "participant_id"]).rename(target)
+
+
+def read_labels(cohorts: Sequence[Cohort], target: str, kind: str) -> Labels:
+    """The column of a task; classes keep their names (words, or numbers as written).
+
+    Raises
+    ------
+    BrainLMError
+        No cohort has the column, it is constant, or it is not of the kind.
+    """
+    if kind == "regression":
+        labels = Labels(read_target(cohorts, target))
+    else:
+        names = pd.concat(
+            [read_column(cohort, target) for cohort in cohorts]
+            or [pd.Series(dtype=object)]
+        )  # fmt: skip
+        classes = sorted(names.dropna().unique(), key=_as_written)
+        if len(classes) > _MOST_CLASSES:
+            raise BrainLMError(
+                f"{target} has {len(classes)} different values ({', '.join(classes[:4])}, ...), "
+                f"at most {_MOST_CLASSES} can be classes; use kind: regression"
+            )
+        numbers = {name: float(k) for k, name in enumerate(classes)}
+        labels = Labels(names.map(numbers).astype(float).rename(target), tuple(classes))
+    found = labels.values.dropna()
+    if found.nunique() < 2:
+        only = labels.classes[0] if labels.classes else next(iter(found), "n/a")
+        raise BrainLMError(
+            f"{target} is {only} for all {len(found)} people who have a value: there is nothing "
+            "to predict; leave its task out"
+        )
+    return labels
+
+
+def read_column(cohort: Cohort, column: str) -> pd.Series:
+    """One column as text by (cohort, participant_id); whole numbers without ``.0``."""
+    table = read_participants(cohort)
+    values = table[column] if column in table else pd.Series(dtype=object, index=table.index[:0])
+    if pd.api.types.is_numeric_dtype(values):
+        text = values.map(lambda x: f"{x:g}", na_action="ignore")
+    else:
+        text = values.map(lambda x: str(x).strip(), na_action="ignore")
+    index = pd.MultiIndex.from_product(
+        [[cohort.name], text.index], names=["cohort", "participant_id"]
+    )
+    return pd.Series(text.to_numpy(object), index, name=column)
+
+
+def _as_written(name: str) -> tuple[bool, float, str]:
+    """Numbers by size before words by letters."""
+    try:
+        return False, float(name), name
+    except ValueError:
+        return True, 0.0, name

@@ -1,57 +1,73 @@
-"""What a sceptical reviewer would try first: the mean, head motion, and connectivity.
+"""What a sceptical reviewer would try first, on the features of :mod:`brainlm.evaluation.views`.
 
-Everything that is fitted (imputation, centring, penalty) is fitted on training subjects only.
+A fit takes training and validation features with their targets and gives a predictor. Everything
+that is fitted (imputation, centring, weights) is fitted on training people; penalties are chosen
+by cross-validation among them or on validation people, never on test people. Regression targets
+are what a network learns (:class:`~brainlm.cohort.labels.LabelTransform`); classes are 0, 1, ...
+and come back as scores [N, C] that sum to 1, as if the classes were equally common, so that the
+largest is the decision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..shards import Corpus
-
 #: Penalties tried, as multiples of the mean eigenvalue of the training kernel.
 PENALTIES = np.logspace(-3, 3, 25)
+#: Costs of a support-vector machine tried, on a kernel of mean eigenvalue 1.
+COSTS = np.logspace(-3, 2, 6)
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+
+Predictor = Callable[[np.ndarray], np.ndarray]  # features [N, F] -> [N] or scores [N, C]
 
 
-def connectivity(series: np.ndarray) -> np.ndarray:
-    """Fisher z of the correlations between parcels.
+@dataclass(frozen=True)
+class Known:
+    """What a fit is given.
 
-    Parameters
+    Attributes
     ----------
-    series : ndarray [T, R]
-        NaN columns are parcels without data.
-
-    Returns
-    -------
-    ndarray [R (R - 1) / 2] float32
-        Upper triangle, row by row; NaN where either parcel is missing or constant.
+    train, validation : ndarray [S, F]
+    y, y_validation : ndarray [S]
+    classes : int
+        C; 0 for a regression.
+    seed : int
     """
-    values = np.asarray(series, np.float32)
-    values = values - values.mean(axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.linalg.norm(values, axis=0)
-        values = values / np.where(spread > 1e-6 * np.sqrt(len(values)), spread, np.nan)
-    r = values.T @ values
-    upper = r[np.triu_indices(len(r), 1)]
-    return np.arctanh(np.clip(upper, -0.999, 0.999))  # duplicate parcels stay finite
+
+    train: np.ndarray
+    y: np.ndarray
+    validation: np.ndarray
+    y_validation: np.ndarray
+    classes: int = 0
+    seed: int = 1
+
+    def best(self, predictors: list[Predictor]) -> Predictor:
+        """The one with the least loss on validation people; the middle one if there are none."""
+        if not len(self.y_validation):
+            return predictors[len(predictors) // 2]
+        return min(
+            predictors,
+            key=lambda p: prediction_loss(p(self.validation), self.y_validation, self.classes),
+        )
 
 
-def connectivity_of(corpus: Corpus, rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """[S, F] connectivity per subject, the mean over the recordings (rows of the corpus)."""
-    parcels = corpus.info.num_parcels
-    out = np.empty((len(rows), parcels * (parcels - 1) // 2), np.float32)
-    for subject, indices in enumerate(rows):
-        total, seen = np.zeros(out.shape[1]), np.zeros(out.shape[1])
-        for index in indices:
-            z = connectivity(corpus.series(index))
-            total += np.nan_to_num(z)
-            seen += np.isfinite(z)
-        with np.errstate(invalid="ignore"):
-            out[subject] = total / seen  # 0 / 0: no recording has this pair
-    return out
+def prediction_loss(predicted: np.ndarray, y: np.ndarray, classes: int) -> float:
+    """Squared error, or cross-entropy with the classes weighed equally."""
+    if not classes:
+        return float(np.mean((predicted - y) ** 2))
+    picked = predicted[np.arange(len(y)), y.astype(int)]
+    weight = 1 / np.bincount(y.astype(int), minlength=classes)[y.astype(int)]
+    return float(-(np.log(np.maximum(picked, 1e-6)) * weight).sum() / weight.sum())
+
+
+def balance(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Class probabilities [..., C] as if the classes of `y` had been equally common."""
+    share = np.bincount(y.astype(int), minlength=probabilities.shape[-1]) / len(y)
+    scores = probabilities / np.maximum(share, 1e-9)
+    return scores / scores.sum(-1, keepdims=True)
 
 
 @dataclass
@@ -80,8 +96,19 @@ class Kernel:
         """[N, S] kernel of other features [N, F] with the training ones."""
         return np.where(np.isfinite(features), features - self.mean, 0) @ self.features.T
 
+    @property
+    def unit(self) -> float:
+        """Mean eigenvalue."""
+        return float(self.eigenvalues.mean()) or 1.0
 
-Predictor = Callable[[np.ndarray], np.ndarray]  # features [N, F] -> predictions
+    def axes(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A rotation of features [N, F] to the axes of the training people, in unit scale.
+
+        Nothing of the training features is lost, and linear solutions are unchanged.
+        """
+        keep = self.eigenvalues > 1e-9 * self.eigenvalues.max()
+        turn = self.vectors[:, keep] / np.sqrt(self.eigenvalues[keep] * self.unit)
+        return lambda features: self.against(features) @ turn
 
 
 def fit_ridge(features: np.ndarray, target: np.ndarray) -> Predictor:
@@ -93,9 +120,8 @@ def fit_ridge(features: np.ndarray, target: np.ndarray) -> Predictor:
     kernel, n = Kernel.of(features), len(target)
     offset = target - target.mean()
     rotated = kernel.vectors.T @ offset
-    scale = kernel.eigenvalues.mean() or 1.0
     best_error, weights = np.inf, np.zeros(n)
-    for penalty in PENALTIES * scale:
+    for penalty in PENALTIES * kernel.unit:
         share = kernel.eigenvalues / (kernel.eigenvalues + penalty)
         leverage = kernel.vectors**2 @ share
         left_out = (offset - kernel.vectors @ (share * rotated)) / (1 - 1 / n - leverage)
@@ -109,8 +135,6 @@ def fit_ridge(features: np.ndarray, target: np.ndarray) -> Predictor:
 def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predictor:
     """Logistic regression with an L2 penalty chosen by inner 5-fold cross-validation.
 
-    Features are rotated to the axes of the training kernel, which leaves the solution unchanged.
-
     Returns
     -------
     callable
@@ -119,15 +143,62 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predict
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-    kernel = Kernel.of(features)
-    keep = kernel.eigenvalues > 1e-9 * kernel.eigenvalues.max()
-    scale = np.sqrt(kernel.eigenvalues[keep])
-    unit = np.sqrt(kernel.eigenvalues.mean() or 1.0)
-    axes = kernel.vectors[:, keep]
+    axes = Kernel.of(features).axes()
     folds = min(5, int(np.unique(labels, return_counts=True)[1].min()))
     model = LogisticRegression(max_iter=2000)
     if folds > 1:
         inner = StratifiedKFold(folds, shuffle=True, random_state=seed)
         model = GridSearchCV(model, {"C": np.logspace(-2, 2, 9)}, cv=inner, scoring="neg_log_loss")
-    model.fit(axes * scale / unit, labels)
-    return lambda others: model.predict_proba(kernel.against(others) @ axes / scale / unit)
+    model.fit(axes(features), labels)
+    return lambda others: model.predict_proba(axes(others))
+
+
+def fit_linear(known: Known) -> Predictor:
+    """Ridge, or logistic regression for classes."""
+    if not known.classes:
+        return fit_ridge(known.train, known.y)
+    model = fit_logistic(known.train, known.y, known.seed)
+    return lambda features: balance(model(features), known.y)
+
+
+def fit_svm(known: Known) -> Predictor:
+    """Linear support-vector machine in the dual, the cost chosen on validation people."""
+    from sklearn.svm import SVC, SVR
+
+    kernel = Kernel.of(known.train)
+    inner = kernel.against(known.train) / kernel.unit
+
+    def fit(cost: float) -> Predictor:
+        if not known.classes:
+            spread = float(known.y.std()) or 1.0
+            svr = SVR(kernel="precomputed", C=cost * spread, epsilon=0.1 * spread)
+            svr.fit(inner, known.y)
+            return lambda features: svr.predict(kernel.against(features) / kernel.unit)
+        svc = SVC(kernel="precomputed", C=cost, class_weight="balanced").fit(inner, known.y)
+
+        def score(features: np.ndarray) -> np.ndarray:
+            margin = svc.decision_function(kernel.against(features) / kernel.unit)
+            if known.classes == 2:
+                margin = np.stack([-margin, margin], 1) / 2
+            power = np.exp(margin - margin.max(1, keepdims=True))
+            return power / power.sum(1, keepdims=True)
+
+        return score
+
+    return known.best([fit(cost) for cost in COSTS])
+
+
+def fit_neighbours(known: Known) -> Predictor:
+    """k nearest training people by cosine, k chosen on validation people: nothing is trained."""
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    mean, spread = known.train.mean(0), known.train.std(0) + 1e-6
+
+    def fit(k: int) -> Predictor:
+        kind = KNeighborsClassifier if known.classes else KNeighborsRegressor
+        model = kind(k, metric="cosine").fit((known.train - mean) / spread, known.y)
+        if not known.classes:
+            return lambda features: model.predict((features - mean) / spread)
+        return lambda features: balance(model.predict_proba((features - mean) / spread), known.y)
+
+    return known.best([fit(k) for k in NEIGHBOURS if k <= len(known.y)])

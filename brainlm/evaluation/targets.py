@@ -1,277 +1,296 @@
-"""Predicting a column of the participants tables: the model beside the baselines.
+"""Predicting a column of the participants tables: the model beside every baseline.
 
 One prediction per subject (recordings averaged), the same subjects for every method, and in every
-row how many were left out and why.
+row how many were left out and why. A method that is random is fitted once a seed: its value is
+the mean over seeds of the metric (not the metric of averaged predictions, which is better than
+any one fit), resampled over subjects; each seed's own value stands beside it at level ``seed``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from ..cohort.labels import read_columns, read_target
-from ..config import Evaluate
+from ..cohort.labels import Labels, LabelTransform, describe_shortage, read_column, read_labels
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
-from .baselines import connectivity_of, fit_logistic, fit_ridge
+from .baselines import balance
 from .job import Job
-from .metrics import (
-    MIN_SUBJECTS,
-    POOLED,
-    auc,
-    balanced_accuracy,
-    bootstrap,
-    difference,
-    of_sums,
-    sum_values,
-)  # fmt: skip
+from .methods import DEMOGRAPHICS, MOST_PEOPLE, Fold, Method, list_methods
+from .metrics import MIN_SUBJECTS
+from .people import (
+    KEY,
+    Split,
+    count_left_out,
+    hold_out_groups,
+    hold_out_groups_of_everybody,
+    list_people,
+    read_motion,
+    read_questionnaires,
+    split_people,
+)
 from .reconstruction import cohort_parts
+from .scores import score
 from .tables import describe_left_out, write_results
 
-Kind = Literal["regression", "classification"]
-KEY = ["cohort", "participant_id"]
+#: Views that need no pretrained model, so that nobody must be kept from its training.
+_WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent", "cleaned")
 
 
 def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
-    from ..training.predict import why_skipped
+    from ..model import from_pretrained
 
-    task, options = job.task, job.config.evaluate
-    skipped = why_skipped(job.fits("finetune")[0])
-    if skipped:
-        row = {"task": task.kind, "target": task.target, "method": "fine-tuned", "level": "pooled"}
-        note = {"cohort": "all", "n": 0, "note": f"not evaluated: {skipped}"}
-        return write_results([row | note], job.out, options.seed, job.config.fingerprint())
-    cohorts = job.config.cohorts
-    motion = "mean_fd" in read_columns(cohorts)
-    return evaluate_target(
-        {"fine-tuned": job.fits("finetune"), "from scratch": job.fits("scratch")},
-        job.shards,
-        read_target(cohorts, task.target),
-        job.out,
-        target=task.target,
-        options=options,
-        kind=task.kind,
-        roles=job.roles,
-        motion=read_target(cohorts, "mean_fd") if motion else None,
-        config=job.config.fingerprint(),
-    )
+    task, cohorts = job.task, job.config.cohorts
+    study = Study(
+        job, Corpus(job.shards), read_labels(cohorts, task.target, task.kind),
+        from_pretrained(job.models / "pretrain"),
+    )  # fmt: skip
+    if study.shortage:
+        row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0,
+               "note": f"not evaluated: {study.shortage}"}  # fmt: skip
+        return write_results([study.where | row], job.out, study.seed, job.config.fingerprint())
+    parts = list(study.parts())
+    rows = [row for part in parts for row in score(part, study.where, job.config.evaluate)]
+    _save_predictions(job.out.with_suffix(".predictions.parquet"), parts, task)
+    return write_results(rows, job.out, study.seed, job.config.fingerprint())
 
 
-def evaluate_target(
-    predictions: Mapping[str, Sequence[Path]],
-    shards: Sequence[Path],
-    labels: pd.Series,
-    out: Path,
-    *,
-    target: str,
-    options: Evaluate,
-    kind: Kind = "regression",
-    splits: Sequence[str] = ("test",),
-    roles: Mapping[str, str] | None = None,
-    motion: pd.Series | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
-    """Compare predictions with baselines fitted on the same training subjects.
+@dataclass
+class Part:
+    """People of one cohort and split with what every method predicts of them.
 
-    Parameters
+    Attributes
     ----------
-    predictions : mapping of method to folders that hold a ``predictions.parquet``, one per seed
-        For example ``{"fine-tuned": ..., "from scratch": ...}``.
-    shards : sequence of Path
-    labels : Series
-        Indexed by (cohort, participant_id), original units; numbers name classes.
-    out : Path
-        Parquet table; one row per subject and method goes beside it as
-        ``<stem>.predictions.parquet``.
-    kind : {"regression", "classification"}
-    splits, roles
-        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
-    motion : Series, optional
-        Mean framewise displacement (mm) indexed as `labels`, for cohorts that enter as series;
-        default the shards' ``mean_fd_mm``.
-
-    Returns
-    -------
-    DataFrame
-        See :data:`brainlm.evaluation.tables.COLUMNS`.
-
-    Raises
-    ------
-    BrainLMError
-        No training subject has a label, or all have the same.
+    label, scaled : ndarray [N]
+        In the label's units (classes: 0, 1, ...), and as a network learns it.
+    predictions : dict
+        Method -> [N, seeds] in the label's units, or scores [N, seeds, C].
+    seeds : tuple of int
     """
-    corpus, roles = Corpus(shards), roles or {}
-    people = list_people(corpus, labels, motion)
-    is_reference = people.index.get_level_values("cohort").map(
-        lambda c: roles.get(c) != "external"
-    )
-    train = people[is_reference & (people["split"] == "train") & people["ready"]].copy()
-    if train["label"].nunique() < 2:
-        raise BrainLMError(
-            f"{target}: {len(train)} training subjects have a label and a usable recording, with "
-            f"{train['label'].nunique()} different values; at least two are needed"
-        )
-    classes = np.unique(train["label"])
-    if kind == "classification" and len(classes) == 2:  # predictions are of the larger label
-        for table in (people, train):
-            table["label"] = table["label"].map({classes[0]: 0.0, classes[1]: 1.0})
-    given = {name: _read_predictions(path) for name, path in predictions.items()}
-    rows, kept = [], []
-    parts = list(cohort_parts(people.reset_index(), splits, roles))
-    tested = pd.concat([part.set_index(KEY) for *_, part in parts]) if parts else people[:0]
-    given = _fit_baselines(corpus, train, tested[tested["ready"]], kind, options.seed) | given
-    for cohort, split, part in parts:
-        where: dict = {"task": kind, "target": target, "cohort": cohort, "split": split}
-        table, why = _common_subjects(part.set_index(KEY), given)
-        where |= {"n": len(table), "left_out": len(part) - len(table)}
-        where["note"] = describe_left_out(why)
-        if not len(table):
-            rows.append(where | {"method": "connectivity", "level": "pooled"})
-            continue
-        rows += _score(table, list(given), where, kind, train["label"], options)
-        kept.append(table.assign(split=split))
-    _save_predictions(out.with_suffix(".predictions.parquet"), kept, list(given))
-    return write_results(rows, out, options.seed, config)
+
+    cohort: str
+    split: str
+    people: pd.Index
+    label: np.ndarray
+    transforms: list[LabelTransform]
+    predictions: dict[str, np.ndarray]
+    left_out: dict[str, int]
+    n_train: int
+    seeds: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """Labels [N] or predictions [N, seeds] as a network learns them."""
+        return np.array([t.apply(v) for t, v in zip(self.transforms, values, strict=True)])
 
 
-def list_people(
-    corpus: Corpus, labels: pd.Series, motion: pd.Series | None = None
-) -> pd.DataFrame:
-    """One row per subject of the corpus, by (cohort, participant_id).
+@dataclass
+class Study:
+    """What is known before anything is fitted."""
 
-    Columns: ``split``, ``label``, ``mean_fd_mm``, ``rows`` (usable rows of the corpus) and
-    ``ready`` (has a label and a usable recording).
-    """
-    usable = corpus.table["status"] == "ok"
-    groups = corpus.table.groupby(KEY, sort=False)
-    people = groups["split"].first().to_frame()
-    people["rows"] = groups.apply(
-        lambda g: g.index[usable[g.index]].tolist(), include_groups=False
-    )
-    people["mean_fd_mm"] = corpus.table[usable].groupby(KEY)["mean_fd_mm"].mean()
-    if motion is not None:
-        people["mean_fd_mm"] = people["mean_fd_mm"].fillna(motion.reindex(people.index))
-    people["label"] = labels.reindex(people.index)
-    people["ready"] = people["label"].notna() & (people["rows"].str.len() > 0)
-    return people
+    job: Job
+    corpus: Corpus
+    labels: Labels
+    model: object
+    cache: dict = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.task, self.seed = self.job.task, self.job.config.evaluate.seed
+        self.corpus.check(self.model.scaling)
+        self.where = {"task": self.task.kind, "target": self.task.target}
+        self.window = self.model.config.window
+        roles = self.job.roles
+        people = list_people(self.corpus, self.labels.values, roles=roles)
+        train = people.index[people["ready"] & ~people["external"] & (people["split"] == "train")]
+        self.shortage = describe_shortage(self.labels, self.corpus.table)
+        self.labels, self.small = self.labels.drop_small_classes(train)
+        cohorts = self.job.config.cohorts
+        self.people = list_people(
+            self.corpus, self.labels.values, roles=roles, motion=read_motion(cohorts),
+            min_timepoints=self.window,
+        )  # fmt: skip
+        asked = [c for c in (*DEMOGRAPHICS, "site") if c not in (self.task.target, self.groups)]
+        self.people = read_questionnaires(cohorts, self.people, asked)
 
-def _read_predictions(folders: Sequence[Path]) -> pd.Series:
-    """Mean prediction per subject, by (cohort, participant_id)."""
-    paths = []  # per model: the release it was trained on, and external cohorts
-    for folder in folders:
-        paths += [folder / "predictions.parquet", *folder.glob("external.parquet")]
-    try:
-        tables = [pq.read_table(p, columns=[*KEY, "prediction"]).to_pandas() for p in paths]
-    except FileNotFoundError as error:
-        raise BrainLMError(f"{error.filename or paths[0]}: predictions not found; run: brainlm "
-                           "finetune") from None  # fmt: skip
-    return pd.concat(tables).groupby(KEY)["prediction"].mean()
+    @property
+    def groups(self) -> str | None:
+        return self.task.groups
 
-
-def _fit_baselines(
-    corpus: Corpus, train: pd.DataFrame, test: pd.DataFrame, kind: Kind, seed: int
-) -> dict[str, pd.Series]:
-    """Predictions of the baselines for `test`, each fitted on `train`; NaN where impossible."""
-    y = train["label"].to_numpy(float)
-    features = {
-        "connectivity": [connectivity_of(corpus, part["rows"]) for part in (train, test)],
-        "mean FD": [part[["mean_fd_mm"]].to_numpy(float) for part in (train, test)],
-    }
-    baseline = {"mean": np.full(len(test), y.mean())}
-    for name, (seen, unseen) in features.items():
-        if not len(test) or not np.isfinite(seen).any():
-            continue  # no motion estimate: the cohort came as parcel series
-        if kind == "regression":
-            values = fit_ridge(seen, y)(unseen)
-        else:
-            values = fit_logistic(seen, y, seed)(unseen)
-            values = values[:, 1] if values.shape[1] == 2 else np.unique(y)[values.argmax(1)]
-        label = f"{name} + {'ridge' if kind == 'regression' else 'logistic'}"
-        baseline[label if name == "connectivity" else name] = values
-    return {name: pd.Series(values, test.index) for name, values in baseline.items()}
-
-
-def _common_subjects(
-    part: pd.DataFrame, given: Mapping[str, pd.Series]
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Subjects that every method has a prediction for, with the predictions as columns."""
-    why = {
-        "without a usable recording": int((part["rows"].str.len() == 0).sum()),
-        "without a label": int((part["label"].isna() & (part["rows"].str.len() > 0)).sum()),
-    }
-    table = part.loc[part["ready"], ["label"]]
-    for name, values in given.items():
-        table[name] = values.reindex(table.index)
-        missing = table[name].isna()
-        why[f"without a prediction by {name}"] = int(missing.sum())
-        table = table[~missing]
-    return table, why
-
-
-def _score(
-    table: pd.DataFrame, methods: list[str], where: dict, kind: Kind, train: pd.Series,
-    options: Evaluate,
-) -> Iterator[dict]:  # fmt: skip
-    statistics = _statistics(table, methods, kind, train)
-    reference = next(name for name in methods if name.startswith("connectivity"))
-    for metric, by_method in statistics.items():
-        for name in methods:
-            if name not in ("mean", "mean FD", reference):
-                by_method[f"{name} minus {reference}"] = difference(
-                    by_method[name], by_method[reference]
-                )
-        for name, statistic in by_method.items():
-            row = where | {
-                "method": name,
-                "level": "pooled",
-                "metric": metric,
-                "n_train": len(train),
-            }
-            if len(table) < MIN_SUBJECTS and metric not in ("mae", "mse"):
-                yield row | {"value": None}  # a correlation of two people is always ±1
-                continue
-            value, interval = bootstrap(statistic, len(table), options.bootstrap, options.seed)
-            low, high = interval or (None, None)
-            yield row | {"value": value, "low": low, "high": high}
-
-
-def _statistics(
-    table: pd.DataFrame, methods: list[str], kind: Kind, train: pd.Series
-) -> dict[str, dict]:
-    """{metric: {method: statistic of counts}}."""
-    truth = table["label"].to_numpy(float)
-    if kind == "regression":
-        sums = {
-            name: np.array([sum_values(y, p) for y, p in zip(truth, table[name], strict=True)])
-            .reshape(-1, 8)
-            for name in methods
+    def parts(self) -> Iterator[Part]:
+        """The tables to score."""
+        if self.groups is None:
+            test = self._predict([split_people(self.people)], self._methods(), fits=True)
+            for cohort, split, table in cohort_parts(
+                self.people.reset_index(), ["test"], self.job.roles
+            ):
+                yield self._part(cohort, split, table.set_index(KEY), test)
+            return
+        known = [read_column(cohort, self.groups) for cohort in self.job.config.cohorts]
+        groups = pd.concat(known).reindex(self.people.index)
+        inside = self.people[~self.people["external"]]
+        kinds = {
+            f"test, {self.groups} held out": (hold_out_groups, self._methods(), True),
+            f"all, {self.groups} held out": (hold_out_groups_of_everybody, [
+                m for m in self._methods() if m.view in _WITHOUT_MODEL
+            ], False),
         }  # fmt: skip
-        return {m: {name: of_sums(m, values) for name, values in sums.items()} for m in POOLED}
-    scores = {name: table[name].to_numpy(float) for name in methods}
-    two = set(np.unique(train)) == {0.0, 1.0}
-    cut = train.mean()  # as many are called positive as in training: fair to the rarer class
-    out = {
-        "balanced_accuracy": {
-            name: lambda c, p=(s >= cut if two else s): balanced_accuracy(truth, p, c)
-            for name, s in scores.items()
+        for split, (hold_out, methods, fits) in kinds.items():
+            test = self._predict(list(hold_out(self.people, groups)), methods, fits=fits)
+            tested = inside if not fits else inside[inside["split"] == "test"]
+            lost = {f"without a {self.groups}": groups.reindex(tested.index).isna()}
+            for cohort, table in tested.groupby("cohort", sort=False):
+                yield self._part(str(cohort), split, table, test, lost)
+
+    def _methods(self) -> list[Method]:
+        from ..training.windows import Windows
+
+        rows = np.array([row for some in self.people["rows"] for row in some], int)
+        windows = Windows(self.corpus, self.model.scaling, self.window, rows)
+        self._windows = windows
+        return list_methods(self.task.kind, self.job.config.finetune, windows)
+
+    def _predict(self, splits: Sequence[Split], methods: list[Method], *, fits: bool) -> dict:
+        """Per person: transform and one prediction per seed by method; ``n_train`` of a fold."""
+        found: dict[str, list] = {"transform": [], "people": [], "n_train": []}
+        values: dict[str, list[np.ndarray]] = {}
+        for split in splits:
+            if not len(split.test) or not len(split.train):
+                continue
+            transform = self._transform(split)
+            train, validation, test = (
+                self.people.loc[keys].assign(
+                    y=lambda t: transform.apply(t["label"])  # noqa: B023
+                )
+                for keys in (split.train, split.validation, split.test)
+            )
+            cache = self.cache if len(splits) > 1 else None
+            fold = Fold(self.corpus, train, validation, self.model, self._windows, cache)
+            seeds = tuple(self.task.seeds)
+            for name, predicted in fold.predict(
+                methods, test, len(self.labels.classes), seeds
+            ).items():
+                values.setdefault(name, []).append(transform.invert(predicted))
+            found["people"].append(split.test)
+            found["transform"] += [transform] * len(split.test)
+            found["n_train"].append(len(fold.train))
+        if not found["people"]:
+            return {"people": self.people.index[:0], "transform": [], "n_train": 0, "methods": {}}
+        people = found["people"][0].append(found["people"][1:])
+        made = {  # a view may be known in some folds only
+            name: np.concatenate(v) for name, v in values.items() if sum(map(len, v)) == len(people)
         }
-    }
-    if two:
-        out["auc"] = {name: lambda c, s=s: auc(truth == 1, s, c) for name, s in scores.items()}
-    return out
+        if fits:
+            made = self._read_fits(people, splits) | made
+        return {"people": people, "transform": found["transform"],
+                "n_train": round(float(np.mean(found["n_train"]))), "methods": made}  # fmt: skip
+
+    def _transform(self, split: Split) -> LabelTransform:
+        name = getattr(self.task, "transform", "none")
+        return LabelTransform.fit(name, self.people.loc[split.train, "label"].to_numpy())
+
+    def _read_fits(self, people: pd.Index, splits: Sequence[Split]) -> dict[str, np.ndarray]:
+        starts = {"fine-tuned": "finetune", "from scratch": "scratch"}
+        train = splits[0].train
+        return {
+            name: read_predictions(
+                self.job.fits(start), people, self.labels, self.people.loc[train, "label"]
+            )
+            for name, start in starts.items()
+        }
+
+    def _part(self, cohort: str, split: str, table: pd.DataFrame, test: dict,
+              lost: Mapping[str, pd.Series] | None = None) -> Part:  # fmt: skip
+        """Subjects that every method has a prediction for."""
+        why = count_left_out(table, self.window)
+        ready = table["ready"]
+        for reason, missing in (lost or {}).items():
+            missing = missing.reindex(table.index) & ready
+            why[reason], ready = int(missing.sum()), ready & ~missing
+        keys = table.index[ready]
+        where = test["people"].get_indexer(keys)
+        of = {name: values[where] for name, values in test["methods"].items()}
+        whole = np.ones(len(keys), bool)
+        for name, values in of.items():
+            missing = ~np.isfinite(values).reshape(len(keys), -1).all(1) & whole
+            why[f"without a prediction by {name}"] = int(missing.sum())
+            whole &= ~missing
+        small = {
+            reason: int(count) for reason, count in self.small.items()
+        } if split == "test" else {}  # fmt: skip
+        note = "" if test["n_train"] < MOST_PEOPLE else (
+            f"baselines fitted on {MOST_PEOPLE} training people drawn at random"
+        )  # fmt: skip
+        return Part(
+            cohort, split, keys[whole], table.loc[keys[whole], "label"].to_numpy(float),
+            [test["transform"][i] for i in where[whole]],
+            {name: values[whole] for name, values in of.items()},
+            why | small, test["n_train"], tuple(self.task.seeds), self.labels.classes, note,
+        )  # fmt: skip
 
 
-def _save_predictions(path: Path, tables: list[pd.DataFrame], methods: list[str]) -> None:
-    wide = pd.concat(tables).reset_index() if tables else pd.DataFrame()
-    if len(wide):
-        wide = wide.melt([*KEY, "split", "label"], methods, "method", "prediction")
+def read_predictions(
+    folders: Sequence[Path], people: pd.Index, labels: Labels, train: pd.Series
+) -> np.ndarray:
+    """Mean over each person's recordings [N, seeds], or scores [N, seeds, C]; NaN where none."""
+    seeds = []
+    for folder in folders:
+        paths = [folder / "predictions.parquet", *folder.glob("external.parquet")]
+        try:
+            tables = [pq.read_table(path).to_pandas() for path in paths]
+        except FileNotFoundError:
+            raise BrainLMError(
+                f"{paths[0]}: predictions not found; run: brainlm finetune"
+            ) from None
+        table = pd.concat(tables)
+        if not labels.classes:
+            columns = ["prediction"]
+        else:
+            columns = [f"probability_{k}" for k in range(len(labels.classes))]
+            if len(columns) == 2:
+                table["probability_1"] = table["prediction"]
+                table["probability_0"] = 1 - table["prediction"]
+        seeds.append(table.groupby(KEY)[columns].mean().reindex(people).to_numpy(float))
+    out = np.stack(seeds, 1)
+    return balance(out, train.to_numpy()) if labels.classes else out[..., 0]
+
+
+def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:
+    """One row per person, method and seed: the value, or the class and its score."""
+    tables = []
+    for part in parts:
+        for name, values in part.predictions.items():
+            for k in range(values.shape[1]):
+                of = values[:, k]
+                columns = {"prediction": of}
+                if part.classes:
+                    guess = of.argmax(1)
+                    columns = {
+                        "prediction": of[:, 1] if len(part.classes) == 2 else guess.astype(float),
+                        "class": np.array(part.classes, object)[guess],
+                        "true_class": np.array(part.classes, object)[part.label.astype(int)],
+                    }
+                seed = part.seeds[k] if values.shape[1] > 1 else None
+                tables.append(
+                    part.people.to_frame(index=False).assign(
+                        split=part.split, label=part.label, method=name, seed=seed, **columns
+                    )
+                )
+    empty = pd.DataFrame(columns=[*KEY, "split", "label", "method", "seed", "prediction"])
+    long = pd.concat(tables) if tables else empty
+    long["seed"] = long["seed"].astype("Int64")
     with atomic_path(path) as temporary:
-        wide.to_parquet(temporary, index=False)
+        long.to_parquet(temporary, index=False)
+
+
+__all__ = ["MIN_SUBJECTS", "Part", "Study", "describe_left_out", "read_predictions", "run"]

@@ -56,8 +56,8 @@ class BrainLMConfig:
         divided units. 1 but for the published image models.
     pre_norm, convolution, learned_parcels, position_dropout, image_size, pad_value, loss
         Where the published layouts differ from ours.
-    head_outputs, pool, label_mean, label_std
-        Of a fine-tuned model: 0 outputs means no head.
+    head_outputs, pool, label_mean, label_std, label_log
+        Of a fine-tuned model: 0 outputs means no head; with `label_log` it learnt log(1 + label).
     """
 
     family: str
@@ -94,6 +94,7 @@ class BrainLMConfig:
     pool: str = "cls"
     label_mean: float = 0.0
     label_std: float = 1.0
+    label_log: bool = False
     preset: str = ""
 
 
@@ -282,7 +283,8 @@ class BrainLM(nn.Module):
         was_training = self.training
         out = self.eval().head(self.embed(signal, self.config.pool))
         self.train(was_training)
-        return out * self.config.label_std + self.config.label_mean
+        out = out * self.config.label_std + self.config.label_mean
+        return out.expm1() if self.config.label_log else out
 
     def save_pretrained(self, folder, scaling: Scaling, card: str) -> None:
         """Write config.json, model.safetensors, scaling.json and README.md; see hub.py."""

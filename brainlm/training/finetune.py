@@ -20,13 +20,14 @@ from torch.nn import functional as F
 
 from .. import __version__, config
 from ..atlas import Atlas
+from ..cohort.labels import LabelTransform
 from ..errors import BrainLMError
 from ..files import atomic_path, write_json
 from ..model import BrainLM, from_pretrained, preset
 from ..shards import Corpus, Scaling
 from .card import finetuned_card
 from .journal import Journal, figure
-from .predict import WINDOWS_PER_RECORDING, decode_output
+from .predict import WINDOWS_PER_RECORDING, decode_outputs
 from .schedule import make_optimizer
 from .windows import Batch, Prefetch, Windows
 
@@ -41,7 +42,8 @@ PATIENCE = 8
 
 def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels: pd.Series,
              out: Path, *, target: str, kind: str, options: config.Finetune, model: config.Model,
-             atlas: Atlas, seed: int = 1) -> pd.DataFrame:  # fmt: skip
+             atlas: Atlas, seed: int = 1, transform: str = "zscore",
+             class_names: tuple[str, ...] = ()) -> pd.DataFrame:  # fmt: skip
     """Train on labelled training subjects, predict everybody with a long enough recording.
 
     Parameters
@@ -51,9 +53,15 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
     labels : Series
         Indexed by (cohort, participant_id); float, NaN = unknown.
     kind : str
-        ``regression`` (z-scored labels, squared error) or ``classification`` (whole-number
-        classes, cross-entropy; with two classes the prediction is the probability of the larger
-        label, with more it is the most probable label).
+        ``regression`` (squared error) or ``classification`` (whole-number classes, cross-entropy;
+        with two classes the prediction is the probability of the larger label, with more it is
+        the most probable label, and ``probability_<label>`` stand beside it).
+    seed : int
+        Of the head's weights, the windows and the dropout.
+    transform : str
+        Of a regression's labels, see :class:`~brainlm.cohort.labels.LabelTransform`.
+    class_names : tuple of str
+        Kept in run.json.
 
     Returns
     -------
@@ -68,7 +76,7 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
         of another atlas, sample period or window.
     """
     task = Task(pretrained, shards, scaling, labels, Path(out), target, kind, options, model,
-                atlas, seed)  # fmt: skip
+                atlas, seed, transform, class_names)  # fmt: skip
     task.train()
     return task.finish()
 
@@ -77,7 +85,7 @@ class Task:
     """One fine-tuning; see :func:`finetune`."""
 
     def __init__(self, pretrained, shards, scaling, labels, out, target, kind, options, model,
-                 atlas, seed):  # fmt: skip
+                 atlas, seed, transform, class_names):  # fmt: skip
         if kind not in ("regression", "classification"):
             raise BrainLMError(f"{kind!r}: expected regression or classification")
         self.out, self.target, self.kind, self.options = out, target, kind, options
@@ -93,9 +101,10 @@ class Task:
         self.short = int((labelled & ~long_enough).sum())
         self.table = self.table[long_enough]
         self.fit_rows, self.check_rows = (self._labelled(s) for s in ("train", "validation"))
-        self._fit_labels(self.table["label"][self.fit_rows], base.config.window)
+        self.class_names = class_names
+        self._fit_labels(self.table["label"][self.fit_rows], base.config.window, transform)
         outputs = 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
-        self.model = _with_head(base, outputs, self.mean, self.std).to(self.device)
+        self.model = _with_head(base, outputs, self.transform).to(self.device)
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
                                seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
         self.journal = Journal(out / "metrics.jsonl", "", quiet=False)
@@ -105,7 +114,7 @@ class Task:
         keep = (self.table["split"] == split) & self.table["label"].notna()
         return self.table.index[keep].to_numpy()
 
-    def _fit_labels(self, train: pd.Series, window: int) -> None:
+    def _fit_labels(self, train: pd.Series, window: int, transform: str) -> None:
         """Label transform, from training subjects only."""
         if len(train) == 0:
             raise BrainLMError(
@@ -113,18 +122,18 @@ class Task:
                 f"{window} time points ({self.short} labelled recordings are shorter); check the "
                 "participants table and model.window"
             )
-        self.classes, self.mean, self.std = None, 0.0, 1.0
+        self.classes, self.transform = None, LabelTransform()
         if self.kind == "classification":
             self.classes = np.unique(train)
             if len(self.classes) < 2:
                 raise BrainLMError(f"{self.target}: all training subjects are of one class")
         else:
-            self.mean, self.std = float(train.mean()), float(train.std(ddof=0)) or 1.0
+            self.transform = LabelTransform.fit(transform, train.to_numpy())
 
     def _targets(self, rows) -> Tensor:
         labels = self.table["label"].loc[rows].to_numpy(np.float64)
         if self.classes is None:
-            return torch.tensor((labels - self.mean) / self.std, dtype=torch.float32)
+            return torch.tensor(self.transform.apply(labels), dtype=torch.float32)
         return torch.from_numpy(np.searchsorted(self.classes, labels))
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -226,9 +235,10 @@ class Task:
     def finish(self) -> pd.DataFrame:
         """Predict all recordings and write everything."""
         rows = self.table.index.to_numpy()
-        predictions = [self._predict(int(row)) for row in rows]
+        outputs = [self._output(int(row), WINDOWS_PER_RECORDING) for row in rows]
         columns = ["cohort", "participant_id", "recording_id", "split", "label"]
-        result = self.table[columns].assign(prediction=predictions).reset_index(drop=True)
+        predicted = decode_outputs(outputs, self.classes, self.transform)
+        result = self.table[columns].assign(**predicted).reset_index(drop=True)
         facts = self._facts(result)
         self.model.cpu().save_pretrained(self.out, self.scaling, finetuned_card(self.model, facts))
         with atomic_path(self.out / "predictions.parquet") as temporary:
@@ -236,10 +246,6 @@ class Task:
         write_json(self.out / "run.json", facts)
         write_json(self.out / "done.json", {"target": self.target, "kind": self.kind})
         return result
-
-    def _predict(self, row: int) -> float:
-        output = self._output(row, WINDOWS_PER_RECORDING)
-        return decode_output(output, self.classes, self.mean, self.std)
 
     def _facts(self, result: pd.DataFrame) -> dict:
         known = result.dropna(subset=["label"])
@@ -249,6 +255,7 @@ class Task:
         return {
             "target": self.target, "kind": self.kind, "start": self.start, "short": self.short,
             "classes": None if self.classes is None else self.classes.tolist(),
+            "class_names": list(self.class_names), "seed": self.seed,
             "versions": {"brainlm": __version__, "torch": torch.__version__},
             "recordings": {str(k): int(v) for k, v in known["split"].value_counts().items()},
             "scores": scores, "atlas": self.scaling.atlas,
@@ -276,10 +283,11 @@ def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> Brai
     return base
 
 
-def _with_head(base: BrainLM, outputs: int, mean: float, std: float) -> BrainLM:
+def _with_head(base: BrainLM, outputs: int, labels: LabelTransform) -> BrainLM:
     """The encoder of `base` with a new head and no decoder."""
     settings = dataclasses.replace(base.config, decoder_depth=0, head_outputs=outputs, pool="mean",
-                                   label_mean=mean, label_std=std)  # fmt: skip
+                                   label_mean=labels.shift, label_std=labels.scale,
+                                   label_log=labels.log)  # fmt: skip
     model = BrainLM(settings, base.coordinates if base.config.has_coordinates else None)
     kept = {k: v for k, v in base.state_dict().items() if k in model.state_dict()}
     kept = {k: v for k, v in kept.items() if not k.startswith("head.")}

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..cohort.labels import LabelTransform
 from ..files import atomic_path, read_json, write_json
 from ..model import from_pretrained
 from ..shards import Corpus
@@ -37,27 +38,35 @@ def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
     windows = Windows(
         corpus, model.scaling, model.config.window, rows, seed=0, num_tokens=model.num_tokens
     )
-    values = [
-        _value(model, windows.even(int(row), WINDOWS_PER_RECORDING), classes) for row in rows
-    ]
-    table = corpus.table.loc[rows, COLUMNS[:-1]].assign(prediction=np.array(values, float))
+    outputs = [_output(model, windows.even(int(row), WINDOWS_PER_RECORDING)) for row in rows]
+    settings = model.config
+    labels = LabelTransform(settings.label_log, settings.label_mean, settings.label_std)
+    table = corpus.table.loc[rows, COLUMNS[:-1]].assign(**decode_outputs(outputs, classes, labels))
     return _write(table.reset_index(drop=True), out)
 
 
 @torch.no_grad()
-def _value(model, signal, classes: list[float] | None) -> float:
-    """One recording's windows [K, R, T] to one number."""
-    output = model.head(model.embed(signal, model.config.pool)).mean(0)
-    return decode_output(output, classes, model.config.label_mean, model.config.label_std)
+def _output(model, signal) -> torch.Tensor:
+    """Head output [outputs], the mean over one recording's windows [K, R, T]."""
+    return model.head(model.embed(signal, model.config.pool)).mean(0)
 
 
-def decode_output(output, classes, mean: float, std: float) -> float:
-    """A head's output to the label's units, a probability (two classes) or a class."""
+def decode_outputs(
+    outputs: list[torch.Tensor], classes, labels: LabelTransform
+) -> dict[str, np.ndarray]:
+    """Columns of a table from a head's outputs: ``prediction`` in the label's units, as a
+    probability (two classes), or as a class with every class' probability beside it."""
+    if not outputs:
+        return {"prediction": np.zeros(0)}
+    raw = torch.stack(outputs).double()
     if classes is None:
-        return float(output[0]) * std + mean
+        return {"prediction": labels.invert(raw[:, 0].numpy())}
     if len(classes) == 2:
-        return float(output[0].sigmoid())
-    return float(classes[int(output.argmax())])
+        return {"prediction": raw[:, 0].sigmoid().numpy()}
+    shares = raw.softmax(1).numpy()
+    known = np.asarray(classes, float)
+    beside = {f"probability_{name:g}": shares[:, k] for k, name in enumerate(known)}
+    return {"prediction": known[shares.argmax(1)], **beside}
 
 
 def skip_target(folder: Path, reason: str) -> None:

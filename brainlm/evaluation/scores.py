@@ -1,0 +1,121 @@
+"""From predictions to rows: metrics with intervals, and paired differences to connectivity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..config import Evaluate
+from .metrics import (
+    MIN_SUBJECTS,
+    POOLED,
+    auc,
+    balanced_accuracy,
+    bootstrap,
+    bootstrap_p,
+    difference,
+    of_sums,
+)
+from .significance import holm
+from .tables import describe_left_out
+
+if TYPE_CHECKING:
+    from .targets import Part
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # counts [..., N] -> values [...]
+#: Methods that others are not compared with connectivity beside.
+_FLOOR = ("mean", "chance", "mean FD", "site", "demographics")
+
+
+def score(part: Part, where: dict, options: Evaluate) -> Iterator[dict]:
+    """Rows of one cohort and split."""
+    notes = [describe_left_out(part.left_out), part.note]
+    where = where | {
+        "cohort": part.cohort, "split": part.split, "n": len(part), "n_train": part.n_train,
+        "left_out": sum(part.left_out.values()), "note": "; ".join(filter(None, notes)) or None,
+    }  # fmt: skip
+    if not len(part):
+        yield where | {"method": "fine-tuned", "level": "pooled"}
+        return
+    reference = next(name for name in part.predictions if name.startswith("connectivity +"))
+    for metric, by_method in list_statistics(part).items():
+        yield from _rows(part, metric, by_method, reference, where | {"metric": metric}, options)
+
+
+def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], reference: str,
+          where: dict, options: Evaluate) -> Iterator[dict]:  # fmt: skip
+    count, lone = len(part), len(part) < MIN_SUBJECTS and "mae" not in metric
+    means = {name: mean_over_seeds(of) for name, of in by_method.items()}
+    compared = []
+    for name, statistic in means.items():
+        row = where | {"method": name, "level": "pooled"}
+        if lone and "mse" not in metric:
+            yield row | {"value": None}  # a correlation of two people is always ±1
+            continue
+        value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
+        low, high = interval or (None, None)
+        yield row | {"value": value, "low": low, "high": high}
+        if name != reference and name not in _FLOOR:
+            compared.append(name)
+        if len(by_method[name]) > 1:
+            for seed, of in zip(part.seeds, by_method[name], strict=True):
+                value = float(of(np.ones((1, count)))[0])
+                yield row | {"level": "seed", "unit": str(seed), "value": value}
+    differences = [difference(means[name], means[reference]) for name in compared]
+    p = holm(np.array([bootstrap_p(d, count, options.bootstrap, options.seed)
+                       for d in differences]))  # fmt: skip
+    for name, statistic, chance in zip(compared, differences, p, strict=True):
+        value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
+        low, high = interval or (None, None)
+        yield where | {"method": f"{name} minus {reference}", "level": "pooled", "value": value,
+                       "low": low, "high": high, "p": chance}  # fmt: skip
+
+
+def mean_over_seeds(statistics: list[Statistic]) -> Statistic:
+    return lambda counts: np.mean([of(counts) for of in statistics], axis=0)
+
+
+def list_statistics(part: Part) -> dict[str, dict[str, list[Statistic]]]:
+    """{metric: {method: a statistic of counts for each seed}}."""
+    if part.classes:
+        return _of_classes(part)
+    out: dict[str, dict[str, list[Statistic]]] = {}
+    scaled = part.scale(part.label)
+    for name, values in part.predictions.items():
+        units = [sums_of(part.label, column) for column in values.T]
+        learnt = [sums_of(scaled, column) for column in part.scale(values).T]
+        for metric in POOLED:
+            out.setdefault(metric, {})[name] = [of_sums(metric, sums) for sums in units]
+        for metric in ("mse", "r2"):
+            of = [of_sums(metric, sums) for sums in learnt]
+            out.setdefault(f"scaled_{metric}", {})[name] = of
+    return out
+
+
+def sums_of(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """[N, 8] as :func:`~brainlm.evaluation.metrics.sum_values`, of one value per person."""
+    y, p = np.asarray(truth, float), np.asarray(predicted, float)
+    return np.stack([np.ones_like(y), y, y * y, p, p * p, y * p, (y - p) ** 2, np.abs(y - p)], 1)
+
+
+def _of_classes(part: Part) -> dict[str, dict[str, list[Statistic]]]:
+    """Balanced accuracy of the most likely class; AUC, with several classes the mean of each
+    against the rest."""
+    truth = part.label.astype(int)
+    present = np.unique(truth)
+    out: dict[str, dict[str, list[Statistic]]] = {"auc": {}, "balanced_accuracy": {}}
+    for name, values in part.predictions.items():
+        out["balanced_accuracy"][name] = [
+            lambda c, guess=values[:, k].argmax(1): balanced_accuracy(truth, guess, c)
+            for k in range(values.shape[1])
+        ]
+        positive = present[1:] if len(part.classes) == 2 else present
+        out["auc"][name] = [
+            lambda c, of=values[:, k]: np.mean(
+                [auc(truth == label, of[:, label], c) for label in positive], axis=0
+            )
+            for k in range(values.shape[1])
+        ]
+    return out
