@@ -322,14 +322,12 @@ def _pretrain(args) -> None:
     )
 
 
-def _clinical_task(config: Config, name: str):
-    """The task of this name, which must be one that models are fine-tuned for."""
-    from .evaluation.tasks import CLINICAL, find_task
+def _job(config: Config, name: str):
+    """A task of the study with what its evaluator needs."""
+    from .evaluation.job import Job
+    from .evaluation.tasks import find_task
 
-    task = find_task(config.tasks, name)
-    if not isinstance(task, CLINICAL):
-        raise BrainLMError(f"task {name} is of kind {task.kind}: nothing is fine-tuned for it")
-    return task
+    return Job(find_task(config.tasks, name), config, _shards(config, "external"))
 
 
 def _fit_folder(config: Config, args) -> Path:
@@ -338,55 +336,32 @@ def _fit_folder(config: Config, args) -> Path:
 
 
 def _finetune(args) -> None:
-    from .cohort.labels import describe_shortage, read_target
-    from .shards import Corpus
-    from .shards.release import read_release
+    from .evaluation.fits import fit_task
+    from .evaluation.tasks import CLINICAL
 
     config = _load(args)
-    task, out = _clinical_task(config, args.task), _fit_folder(config, args)
-    release = _release_folder(config)
-    shards, labels = read_release(release), read_target(config.cohorts, task.target)
-    shortage = describe_shortage(labels, Corpus(shards).table)
-    if shortage:
-        from .training.predict import skip_target
-
-        print(f"{task.name}: not fine-tuned: {shortage}")
-        skip_target(out, shortage)
-        return
-    from .training.finetune import finetune
-
-    finetune(
-        None if args.from_scratch else _models(config) / "pretrain",
-        shards,
-        release / "scaling.json",
-        labels,
-        out,
-        target=task.target,
-        kind=task.kind,
-        options=config.finetune,
-        model=config.model,
-        atlas=_atlas(config),
-        seed=args.seed,
-    )
+    job = _job(config, args.task)
+    if not isinstance(job.task, CLINICAL):
+        raise BrainLMError(f"task {args.task} is of kind {job.task.kind}: nothing is fine-tuned")
+    fit_task(
+        job, _fit_folder(config, args), _atlas(config),
+        seed=args.seed, from_scratch=args.from_scratch,
+    )  # fmt: skip
 
 
 def _predict(args) -> None:
     from .training.predict import predict
 
     config = _load(args)
-    _clinical_task(config, args.task)
     folder = _fit_folder(config, args)
     table = predict(folder, _shards(config, "external"), folder / "external.parquet")
     print(f"{folder / 'external.parquet'}: {len(table)} recordings")
 
 
 def _evaluate(args) -> None:
-    from .evaluation.job import Job, evaluate
-    from .evaluation.tasks import find_task
+    from .evaluation.job import evaluate
 
-    config = _load(args)
-    task = find_task(config.tasks, args.task)
-    _print_results(evaluate(Job(task, config, _shards(config, "external"))))
+    _print_results(evaluate(_job(_load(args), args.task)))
 
 
 def _print_results(table) -> None:

@@ -96,7 +96,7 @@ def predictions(wildcards):
     if not is_clinical(task):
         return []
     made = ["predictions.parquet"] + (
-        ["external.parquet"] if shards("external") else []
+        ["external.parquet"] if shards("external") and not task.groups else []
     )
     return expand(
         f"{MODELS}/{{start}}-{task.name}/seed-{{seed}}/{{made}}",

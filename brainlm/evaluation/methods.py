@@ -136,6 +136,11 @@ class Fold:
             return views.raw_series(self.corpus, scaling, window, rows)
         return self._per_person(name, people)
 
+    def _known(self, name: str, people: pd.DataFrame) -> np.ndarray:
+        features = self.view(name, people)
+        assert features is not None  # it was known of the training people
+        return features
+
     def _per_person(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
         """Features that are dear and belong to a person whatever the fold: kept."""
         missing = [i for i, key in enumerate(people.index) if (name, key) not in self._cache]
@@ -169,9 +174,9 @@ class Fold:
             step = lambda f, people: f  # noqa: E731
         features = step(features, self.train)
         if features.dtype == object or features.shape[1] <= len(features):
-            return lambda people: step(self.view(name, people), people)
+            return lambda people: step(self._known(name, people), people)
         axes = Kernel.of(features).axes()
-        return lambda people: axes(step(self.view(name, people), people))
+        return lambda people: axes(step(self._known(name, people), people))
 
     def _confounds(self, people: pd.DataFrame) -> np.ndarray:
         sites = self.view("site", people)

@@ -93,11 +93,13 @@ def auc(truth: np.ndarray, score: np.ndarray, counts: np.ndarray | None = None) 
     counts : ndarray [..., S], optional
         How often each subject was drawn; one AUC per leading index. Default once each.
     """
-    truth = np.asarray(truth, bool)
+    truth, score = np.asarray(truth, bool), np.asarray(score)
     counts = np.ones(len(truth)) if counts is None else np.asarray(counts, np.float64)
-    above = np.sign(score[truth][:, None] - score[~truth][None, :]) / 2 + 0.5
-    positive, negative = counts[..., truth], counts[..., ~truth]
-    wins = ((positive @ above) * negative).sum(-1)
+    order = np.argsort(score, kind="stable")
+    ties = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0) if len(order) else order
+    positive = np.add.reduceat(counts[..., order] * truth[order], ties, -1)
+    negative = np.add.reduceat(counts[..., order] * ~truth[order], ties, -1)
+    wins = (positive * (negative.cumsum(-1) - negative / 2)).sum(-1)
     return _ratio(wins, positive.sum(-1) * negative.sum(-1))
 
 
@@ -159,6 +161,23 @@ def bootstrap(
     if num_subjects < MIN_SUBJECTS or not np.isfinite(value):
         return value, None
     return value, percentile_interval(statistic(draw_counts(num_subjects, resamples, seed)))
+
+
+def bootstrap_p(
+    statistic: Callable[[np.ndarray], np.ndarray], num_subjects: int, resamples: int, seed: int
+) -> float:
+    """Two-sided p of a difference of 0, from resampled subjects; NaN where there is no interval.
+
+    Twice the smaller share of resamples on either side of 0, the sample itself counted as one.
+    """
+    if num_subjects < MIN_SUBJECTS:
+        return float("nan")
+    values = statistic(draw_counts(num_subjects, resamples, seed))
+    values = values[np.isfinite(values)]
+    if len(values) <= resamples / 2:
+        return float("nan")
+    smaller = min((values <= 0).sum(), (values >= 0).sum())
+    return float(min(1.0, 2 * (1 + smaller) / (1 + len(values))))
 
 
 def of_sums(metric: str, sums: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

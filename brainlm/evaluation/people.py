@@ -93,9 +93,10 @@ class Split:
 def split_people(people: pd.DataFrame) -> Split:
     """The stable split of reference cohorts; external cohorts are tested whole."""
     inside = people["ready"] & ~people["external"]
-    parts = [people.index[inside & (people["split"] == s)] for s in ("train", "validation")]
+    train = people.index[inside & (people["split"] == "train")]
+    validation = people.index[inside & (people["split"] == "validation")]
     tested = people["ready"] & (people["external"] | (people["split"] == "test"))
-    return Split(*parts, people.index[tested])
+    return Split(train, validation, people.index[tested])
 
 
 def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:

@@ -126,7 +126,7 @@ def _train(net: nn.Module, batches: Callable, predict: Callable, known: Known,
     """Epochs until the validation loss stops falling; a predictor with the best weights."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=_DECAY)
     device = next(net.parameters()).device
-    target = torch.from_numpy(known.y).to(device)
+    target = torch.from_numpy(known.y.copy()).to(device)
     shift, scale = (0.0, 1.0) if known.classes else (known.y.mean(), known.y.std() or 1.0)
 
     def decode(features) -> np.ndarray:

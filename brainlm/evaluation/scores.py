@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,17 +106,14 @@ def _of_classes(part: Part) -> dict[str, dict[str, list[Statistic]]]:
     against the rest."""
     truth = part.label.astype(int)
     present = np.unique(truth)
+    positive = present[1:] if len(part.classes) == 2 else present
     out: dict[str, dict[str, list[Statistic]]] = {"auc": {}, "balanced_accuracy": {}}
     for name, values in part.predictions.items():
         out["balanced_accuracy"][name] = [
-            lambda c, guess=values[:, k].argmax(1): balanced_accuracy(truth, guess, c)
-            for k in range(values.shape[1])
+            partial(balanced_accuracy, truth, guess) for guess in values.argmax(2).T
         ]
-        positive = present[1:] if len(part.classes) == 2 else present
         out["auc"][name] = [
-            lambda c, of=values[:, k]: np.mean(
-                [auc(truth == label, of[:, label], c) for label in positive], axis=0
-            )
-            for k in range(values.shape[1])
+            mean_over_seeds([partial(auc, truth == k, of[:, k]) for k in positive])
+            for of in values.swapaxes(0, 1)
         ]
     return out

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ..cohort.labels import Labels, LabelTransform, describe_shortage, read_column, read_labels
 from ..errors import BrainLMError
 from ..files import atomic_path
+from ..model import BrainLM
 from ..shards import Corpus
 from .baselines import balance
 from .job import Job
@@ -102,12 +103,13 @@ class Study:
     job: Job
     corpus: Corpus
     labels: Labels
-    model: object
+    model: BrainLM
     cache: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.task, self.seed = self.job.task, self.job.config.evaluate.seed
-        self.corpus.check(self.model.scaling)
+        if self.model.scaling is not None:
+            self.corpus.check(self.model.scaling)
         self.where = {"task": self.task.kind, "target": self.task.target}
         self.window = self.model.config.window
         roles = self.job.roles
@@ -156,6 +158,7 @@ class Study:
         from ..training.windows import Windows
 
         rows = np.array([row for some in self.people["rows"] for row in some], int)
+        assert self.model.scaling is not None
         windows = Windows(self.corpus, self.model.scaling, self.window, rows)
         self._windows = windows
         return list_methods(self.task.kind, self.job.config.finetune, windows)
@@ -188,7 +191,9 @@ class Study:
             return {"people": self.people.index[:0], "transform": [], "n_train": 0, "methods": {}}
         people = found["people"][0].append(found["people"][1:])
         made = {  # a view may be known in some folds only
-            name: np.concatenate(v) for name, v in values.items() if sum(map(len, v)) == len(people)
+            name: np.concatenate(v)
+            for name, v in values.items()
+            if sum(map(len, v)) == len(people)
         }
         if fits:
             made = self._read_fits(people, splits) | made

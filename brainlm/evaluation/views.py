@@ -152,12 +152,20 @@ def embed(model, corpus: Corpus, rows) -> dict[str, np.ndarray]:
     people = []
     for some in rows:
         parts = [_summarise(model, windows.even(int(row), WINDOWS).to(device)) for row in some]
-        people.append([np.nanmean(same, 0) for same in zip(*parts, strict=True)])
+        people.append([_mean_of_known(same) for same in zip(*parts, strict=True)])
     names = ("CLS", "mean token", "latent connectivity")
     return {
         name: np.stack(values).astype(np.float32)
         for name, values in zip(names, zip(*people, strict=True), strict=False)
     }
+
+
+def _mean_of_known(arrays) -> np.ndarray:
+    """Mean [F] over recordings of what is known; NaN where no recording knows it."""
+    values = np.stack(arrays)
+    seen = np.isfinite(values)
+    total = np.where(seen, values, 0).sum(0)
+    return np.where(seen.any(0), total / np.maximum(seen.sum(0), 1), np.nan)
 
 
 def _summarise(model, signal) -> list[np.ndarray]:
@@ -167,7 +175,7 @@ def _summarise(model, signal) -> list[np.ndarray]:
     from ..model.masking import Masking, raster_noise
 
     patches, _, missing = model.grid.cut(signal / model.config.divisor)
-    noise = raster_noise(*missing.shape, missing.device).masked_fill(missing, 2.0)
+    noise = raster_noise(len(missing), missing.shape[1], missing.device).masked_fill(missing, 2.0)
     with torch.inference_mode():
         latent = model.encode(patches, Masking.draw(noise, int((~missing[0]).sum()))).float()
     out = [latent[:, 0].mean(0).cpu().numpy(), latent[:, 1:].mean((0, 1)).cpu().numpy()]

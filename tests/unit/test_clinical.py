@@ -1,0 +1,323 @@
+"""Clinical tasks on a small study whose truth is known: every method, the protocol, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from brainlm.atlas import Atlas
+from brainlm.cohort.labels import LabelTransform, read_labels
+from brainlm.cohort.splits import split_of
+from brainlm.config import parse_config
+from brainlm.errors import BrainLMError
+from brainlm.evaluation import views
+from brainlm.evaluation.fits import fit_task
+from brainlm.evaluation.job import Job, evaluate
+from brainlm.evaluation.people import fold_groups
+from brainlm.evaluation.rivals import correlation_graph
+from brainlm.evaluation.tasks import parse_task
+from brainlm.model import preset
+from brainlm.shards import ParcelQuantiles, Recording, ShardInfo, write_shard
+from brainlm.shards.release import freeze_release
+
+SHA, PARCELS, WINDOW = "0" * 64, 6, 40
+ATLAS = Atlas("six", None, PARCELS, None, SHA, np.random.default_rng(0).uniform(-60, 60, (6, 3)),
+              tuple("abcdef"), "", "")  # fmt: skip
+INFO = ShardInfo("six", SHA, PARCELS, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two cohorts: age shows in the correlation of two parcels; 4 sites; a pretrained model."""
+    folder = tmp_path_factory.mktemp("clinical")
+    for cohort, count in (("home", 130), ("away", 12)):
+        _write_cohort(folder, cohort, count)
+    shard = folder / "results/shards/home/00000.parquet"
+    scaling = freeze_release("r1", [shard], [shard.with_suffix(".quantiles.parquet")],
+                             folder / "results/releases/r1")  # fmt: skip
+    model = preset("tiny", num_parcels=PARCELS, window=WINDOW, patch=10,
+                   coordinates=ATLAS.coordinates)  # fmt: skip
+    model.save_pretrained(folder / "results/models/r1/pretrain", scaling, "a card")
+    return folder
+
+
+def _write_cohort(folder, cohort: str, count: int) -> None:
+    rng = np.random.default_rng(count)
+    recordings, people = [], []
+    for number in range(count):
+        person = f"sub-{cohort}{number:03d}"
+        age = float(rng.uniform(20, 80))
+        people.append(
+            {
+                "participant_id": person,
+                "age": age,
+                "sex": "FM"[number % 2],
+                "old": "yes" if age > 50 else "no",
+                "site": f"s{number % 4}",
+                "third": ["low", "middle", "high"][min(2, int((age - 20) // 20))],
+                "rare": "odd" if number == 5 else "FM"[age > 50],
+                "same": 3,
+                "score": np.expm1(age / 20),
+                "mostly": age if number % 40 == 0 else None,
+            }
+        )
+        series = rng.normal(size=(WINDOW + 20, PARCELS))
+        series[:, 1] += (age - 20) / 20 * series[:, 0]
+        if number == 7:
+            series[:, 4] = np.nan
+        recordings.append(Recording(person, person, cohort, split_of(person), series=series,
+                                    mean_fd_mm=float(rng.gamma(2, 0.1))))  # fmt: skip
+    where = "test" if cohort == "home" else "train"
+    recordings += [
+        Recording("sub-x", "sub-x", cohort, where, status="too_short", reason="9 s"),
+        Recording("sub-y", "sub-y", cohort, where, series=series[:20]),
+        Recording("sub-z", "sub-z", cohort, where, series=series),
+    ]
+    path = folder / f"results/shards/{cohort}/00000.parquet"
+    path.parent.mkdir(parents=True)
+    write_shard(path, recordings, INFO)
+    train = [r.series for r in recordings if r.split == "train" and r.series is not None]
+    ParcelQuantiles.of(train, PARCELS).save(path.with_suffix(".quantiles.parquet"))
+    (folder / cohort).mkdir()
+    pd.DataFrame([*people, {"participant_id": "sub-nobody", "age": 33}]).to_csv(
+        folder / cohort / "participants.tsv", sep="\t", index=False, na_rep="n/a"
+    )
+
+
+def job(folder, kind="regression", target="age", external=False, **task) -> Job:
+    cohorts = [{"name": "home", "folder": str(folder / "home")}]
+    if external:
+        cohorts.append({"name": "away", "folder": str(folder / "away"), "role": "external"})
+    config = parse_config({
+        "results": str(folder / "results"), "cohorts": cohorts, "evaluate": {"bootstrap": 200},
+        "finetune": {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3},
+        "model": {"preset": "tiny", "window": WINDOW, "patch": 10},
+    })  # fmt: skip
+    values = {"kind": kind, "target": target, "seeds": [1], **task}
+    name = f"{target}-{len(task)}"
+    shards = [folder / "results/shards/away/00000.parquet"] if external else []
+    return Job(parse_task(values, name, name), config, shards)
+
+
+def run(this: Job) -> pd.DataFrame:
+    from brainlm.training.predict import predict
+
+    for start in ("finetune", "scratch"):
+        for seed, out in zip(this.task.seeds, this.fits(start), strict=True):
+            fit_task(this, out, ATLAS, seed=seed, from_scratch=start == "scratch")
+            if this.external:
+                predict(out, this.external, out / "external.parquet")
+    return evaluate(this)
+
+
+def value(table, method, metric, cohort="home", level="pooled"):
+    row = table[(table["method"] == method) & (table["metric"] == metric)
+                & (table["cohort"] == cohort) & (table["level"] == level)]  # fmt: skip
+    assert len(row) == 1
+    return row.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def age(folder):
+    return run(job(folder, external=True, seeds=[1, 2]))
+
+
+def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
+    methods = set(age["method"][~age["method"].str.contains(" minus ")])
+    assert methods == {
+        "fine-tuned", "from scratch", "mean", "mean FD", "site", "demographics",
+        "connectivity + ridge", "connectivity + SVR", "connectivity + MLP",
+        "tangent connectivity + ridge", "connectivity less motion and site + ridge",
+        "raw series + SVR", "raw series + MLP", "LSTM", "GCN",
+        "k-NN on CLS, zero-shot", "k-NN on mean token, zero-shot", "linear probe on CLS",
+        "linear probe on mean token", "linear probe on latent connectivity",
+    }  # fmt: skip
+    tested = sum(split_of(f"sub-home{i:03d}") == "test" for i in range(130))
+    assert age.groupby("cohort")["n"].unique().map(list).to_dict() == {
+        "home": [tested], "away": [12]
+    }  # fmt: skip
+    for cohort in ("home", "away"):
+        notes = set(age[age["cohort"] == cohort]["note"])
+        assert notes == {"1 without a usable recording; 1 with fewer than 40 time points; "
+                         "1 without a label"}  # fmt: skip
+    people = pd.read_parquet(folder / "results/evaluation/r1/age-1.predictions.parquet")
+    assert (people.groupby(["method", "seed"], dropna=False).size() == tested + 12).all()
+
+
+def test_what_predicts_age_is_found_and_what_does_not_is_not(age):
+    for method in ("connectivity + ridge", "connectivity + SVR", "tangent connectivity + ridge"):
+        assert value(age, method, "r")["value"] > 0.5
+        assert value(age, method, "r", "away")["value"] > 0.3
+    assert value(age, "mean", "r2")["value"] <= 0
+    assert not age["method"].str.startswith("mean FD minus").any()
+    paired = value(age, "k-NN on CLS, zero-shot minus connectivity + ridge", "mae")
+    assert paired["low"] < paired["value"] < paired["high"]
+    assert 0 < paired["p"] <= 1
+
+
+def test_a_random_method_is_the_mean_of_its_seeds_which_stand_beside_it(age):
+    rows = age[(age["method"] == "fine-tuned") & (age["metric"] == "mae")
+               & (age["cohort"] == "home")].set_index("level")  # fmt: skip
+    assert sorted(rows.loc["seed", "unit"]) == ["1", "2"]
+    assert rows.loc["pooled", "value"] == pytest.approx(rows.loc["seed", "value"].mean())
+    fixed = age[age["method"] == "connectivity + ridge"]
+    assert set(fixed["level"]) == {"pooled"}
+    assert age["command"].notna().all()
+    assert age["config"].nunique() == 1
+
+
+def test_labels_are_learnt_scaled_and_scored_in_their_units_too(age, folder):
+    train = [
+        x
+        for x in pd.read_csv(folder / "home/participants.tsv", sep="\t").itertuples()
+        if split_of(x.participant_id) == "train" and x.participant_id != "sub-nobody"
+    ]
+    spread = np.std([x.age for x in train])
+    units, scaled = (value(age, "LSTM", name)["value"] for name in ("mse", "scaled_mse"))
+    assert units == pytest.approx(scaled * spread**2, rel=1e-6)
+
+
+def test_a_logarithm_is_learnt_and_undone(folder):
+    this = job(folder, target="score", transform="log_minmax")
+    table = run(this)
+    assert value(table, "connectivity + ridge", "r")["value"] > 0.5
+    one = pd.read_parquet(this.fits("finetune")[0] / "predictions.parquet")
+    train = one[one["split"] == "train"]
+    assert train["prediction"].between(-1, 2 * train["label"].max()).all()
+    assert value(table, "mean", "scaled_r2")["value"] <= 0
+
+
+@pytest.mark.parametrize(
+    ("target", "classes"), [("old", ("no", "yes")), ("third", ("high", "low", "middle"))]
+)
+def test_classes_keep_their_names(folder, target, classes):
+    this = job(folder, "classification", target)
+    table = run(this)
+    assert value(table, "connectivity + logistic", "auc")["value"] > 0.65
+    assert value(table, "chance", "balanced_accuracy")["value"] == pytest.approx(1 / len(classes))
+    assert value(table, "chance", "auc")["value"] == 0.5
+    people = pd.read_parquet(this.out.with_suffix(".predictions.parquet"))
+    assert set(people["true_class"]) == set(classes)
+    right = people[people["method"] == "connectivity + SVC"]
+    accuracy = (right["class"] == right["true_class"]).groupby(right["true_class"]).mean().mean()
+    found = value(table, "connectivity + SVC", "balanced_accuracy")["value"]
+    assert accuracy == pytest.approx(found)
+
+
+def test_a_class_of_one_person_is_left_out_and_counted(folder):
+    table = run(job(folder, "classification", "rare"))
+    assert "1 of class odd, which has fewer than 5 training people" in table["note"].iloc[0]
+    assert value(table, "connectivity + logistic", "auc")["value"] > 0.65
+
+
+def test_whole_sites_are_held_out(folder):
+    this = job(folder, groups="site")
+    table = run(this)
+    assert set(table["split"]) == {"test, site held out", "all, site held out"}
+    everybody = table[table["split"].str.startswith("all")]
+    assert set(everybody["n"]) == {130}
+    assert not everybody["method"].str.contains("fine-tuned|CLS|LSTM").any()
+    assert "site" not in set(table["method"])  # nobody of the site was seen
+    row = everybody[(everybody["method"] == "connectivity + ridge") & (everybody["metric"] == "r")]
+    assert row["value"].item() > 0.5
+    fits = pd.read_parquet(this.fits("finetune")[0] / "predictions.parquet")
+    assert set(fits["split"]) == {"test"}
+    assert len(fits) == len(set(fits["participant_id"]))
+    assert len(list(this.fits("finetune")[0].glob("fold-*"))) == 4
+
+
+def test_too_few_labels_are_said_in_the_table(folder):
+    table = run(job(folder, target="mostly"))
+    assert table["value"].isna().all()
+    assert "training people with a usable recording have a value" in table["note"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "words"),
+    [
+        ("regression", "iq", "no participants table has a column 'iq'"),
+        ("regression", "same", "same is 3.0 for all 130 people"),
+        ("regression", "sex", "'F', expected a number"),
+        ("classification", "age", "131 different values .* use kind: regression"),
+        ("classification", "same", "same is 3 for all"),
+    ],
+)
+def test_bad_columns_are_refused_in_words(folder, kind, target, words):
+    with pytest.raises(BrainLMError, match=words):
+        read_labels(job(folder).config.cohorts, target, kind)
+
+
+def test_an_external_cohort_of_another_atlas_is_refused(folder, age, tmp_path):
+    path = tmp_path / "00000.parquet"
+    write_shard(path, [Recording("sub-a", "sub-a", "away", "train", series=np.ones((60, 6)))],
+                ShardInfo("other", "1" * 64, PARCELS, 1.0))  # fmt: skip
+    this = dataclasses.replace(job(folder, external=True, seeds=[1, 2]), external=[path])
+    with pytest.raises(BrainLMError, match=r"00000.parquet: atlas_sha256 is 111"):
+        evaluate(this)
+
+
+def test_transforms_come_from_training_people_and_go_back():
+    train, other = np.array([1.0, 3.0, 8.0]), np.array([2.0, 20.0])
+    for name in ("zscore", "minmax", "log_minmax", "none"):
+        transform = LabelTransform.fit(name, train)
+        np.testing.assert_allclose(transform.invert(transform.apply(other)), other)
+    assert LabelTransform.fit("minmax", train).apply(train).tolist()[::2] == [0, 1]
+    with pytest.raises(BrainLMError, match="log_minmax needs labels >= 0, found -1"):
+        LabelTransform.fit("log_minmax", np.array([-1.0, 2.0]))
+
+
+def test_tangent_is_the_logarithm_around_the_training_mean():
+    from scipy.linalg import logm, sqrtm
+
+    rng = np.random.default_rng(0)
+    z = np.array([views.connectivity(rng.normal(size=(50, 5)) + rng.normal(size=(50, 1)))
+                  for _ in range(8)])  # fmt: skip
+    full = []
+    for row in z:
+        c = np.zeros((5, 5))
+        c[np.triu_indices(5, 1)] = 0.8 * np.tanh(row)
+        full.append(c + c.T + np.eye(5))
+    whiten = np.linalg.inv(sqrtm(np.mean(full, 0)))
+    expected = logm(whiten @ full[3] @ whiten)[np.triu_indices(5, 1)]
+    np.testing.assert_allclose(views.Tangent(z)(z[3:4])[0], expected, atol=1e-5)
+
+
+def test_cleaned_features_know_nothing_of_the_confounds():
+    rng = np.random.default_rng(1)
+    confounds = rng.normal(size=(40, 2))
+    features = confounds @ rng.normal(size=(2, 7)) + 0.1 * rng.normal(size=(40, 7))
+    clean = views.Cleaned(features, confounds)
+    left = clean(features, confounds)
+    assert np.abs(np.corrcoef(left.T, confounds.T)[:7, 7:]).max() < 1e-6
+    unseen = rng.normal(size=(5, 2))
+    assert np.abs(clean(features[:5], unseen)).max() > 1
+
+
+def test_the_graph_is_normalised_and_keeps_the_strongest_edges():
+    signal = torch.randn(2, 10, 30)
+    graph = correlation_graph(signal, share=0.2)
+    degree = (graph[0] > 0).sum(1)
+    assert torch.allclose(graph, graph.transpose(1, 2), atol=1e-6)
+    assert (degree - 1).sum() == 20  # a fifth of the 100 entries
+    assert graph[0, 0, 0] == pytest.approx(1 / float(degree[0]))
+
+
+def test_groups_are_kept_whole_in_a_few_even_folds():
+    groups = pd.Series(np.repeat([f"g{i:02d}" for i in range(12)], np.arange(1, 13)))
+    folds = fold_groups(groups)
+    assert len(folds) == 5
+    assert sorted(set().union(*folds)) == sorted(set(groups))
+    sizes = [int(groups.isin(fold).sum()) for fold in folds]
+    assert max(sizes) - min(sizes) <= 4
