@@ -176,6 +176,9 @@ def _index(args) -> None:
                 cohort, config.results, config.chunks.recordings,
                 accept_removed=args.accept_removed,
             )  # fmt: skip
+            if not change.total:
+                print(f"{cohort.name}: sealed, not looked at")
+                continue
             print(
                 f"{cohort.name}: {change.total} recordings in {change.chunks} chunks "
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .atlas import check_registered
-from .config import Config, Pretrain, parse_config
+from .config import Cohort, Config, Pretrain, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Task, load_tasks
 from .files import write_text
@@ -56,10 +56,49 @@ def _update(config: Config) -> None:
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)",
                 file=sys.stderr,
             )
+        _seal(config, cohort)
     path = config.results / "config.json"
     text = config.model_dump_json(indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
+
+
+def _seal(config: Config, cohort: Cohort) -> None:
+    from .cohort.seal import seal, unseal
+
+    if cohort.watch != "sealed":
+        unseal(config.results, cohort.name)
+    elif missing := seal(config.results, cohort.name):
+        print(f"{cohort.name}: sealed once its last {missing} chunks are made", file=sys.stderr)
+
+
+def open_chunks(config: Config) -> dict[str, list[str]]:
+    """Chunks of every cohort that is not sealed: what the graph is made of."""
+    from .cohort.index import list_chunks
+    from .cohort.seal import is_sealed
+
+    return {
+        cohort.name: list_chunks(config.results, cohort.name)
+        for cohort in config.cohorts
+        if not is_sealed(config.results, cohort.name)
+    }
+
+
+def shard_files(config: Config, role: str | None = None) -> list[str]:
+    """Every shard of the cohorts with this role; of a sealed cohort the one file that stands for
+    them."""
+    from .cohort.seal import seal_path
+
+    files, chunks = [], open_chunks(config)
+    for cohort in config.cohorts:
+        if role not in (None, cohort.role):
+            continue
+        folder = f"{config.results}/shards/{cohort.name}"
+        if cohort.name in chunks:
+            files += [f"{folder}/{chunk}.parquet" for chunk in chunks[cohort.name]]
+        else:
+            files.append(str(seal_path(config.results, cohort.name)))
+    return files
 
 
 def _locked() -> bool:
@@ -176,7 +215,9 @@ __all__ = [
     "is_clinical",
     "launch_line",
     "load_tasks",
+    "open_chunks",
     "prepare",
+    "shard_files",
     "stage_parameters",
     "training_resources",
 ]

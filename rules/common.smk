@@ -6,13 +6,14 @@ from pathlib import Path
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from brainlm.cohort.index import list_chunks
 from brainlm.workflow import (
     cancel_orphans,
     is_clinical,
     launch_line,
     load_tasks,
+    open_chunks,
     prepare,
+    shard_files,
     stage_parameters,
     training_resources,
 )
@@ -33,19 +34,9 @@ shell.prefix(
     f' PATH="$PATH:{Path(sys.executable).parent}"; '
 )
 
-CHUNKS = {cohort.name: list_chunks(RESULTS, cohort.name) for cohort in CONFIG.cohorts}
-
-
-def shards(role=None):
-    return [
-        f"{RESULTS}/shards/{cohort.name}/{chunk}.parquet"
-        for cohort in CONFIG.cohorts
-        if role in (None, cohort.role)
-        for chunk in CHUNKS[cohort.name]
-    ]
-
-
-SHARDS = shards()
+CHUNKS = open_chunks(CONFIG)  # of cohorts that are not sealed
+SHARDS = shard_files(CONFIG)
+EXTERNAL = shard_files(CONFIG, "external")
 PAGES = [
     f"{RESULTS}/work/{cohort}/{chunk}/pages.tsv"
     for cohort, chunks in CHUNKS.items()
@@ -86,7 +77,7 @@ def last_stage(wildcards):
 def unfrozen(wildcards):
     if Path(f"{RELEASE}/scaling.json").exists():
         return []
-    found = shards("reference")
+    found = shard_files(CONFIG, "reference")
     return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
 
 
@@ -95,9 +86,8 @@ def predictions(wildcards):
     task = TASKS[wildcards.task]
     if not is_clinical(task):
         return []
-    made = ["predictions.parquet"] + (
-        ["external.parquet"] if shards("external") and not task.groups else []
-    )
+    external = EXTERNAL and not task.groups
+    made = ["predictions.parquet"] + (["external.parquet"] if external else [])
     return expand(
         f"{MODELS}/{{start}}-{task.name}/seed-{{seed}}/{{made}}",
         start=["finetune", "scratch"],

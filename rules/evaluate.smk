@@ -3,7 +3,7 @@ rule evaluate:
     input:
         model=rules.pretrain.output[0],
         predictions=predictions,
-        external=shards("external"),
+        external=EXTERNAL,
     output:
         f"{EVALUATION}/{{task}}.parquet",
     log:

@@ -25,7 +25,7 @@ rule finetune:
 rule predict:
     input:
         rules.finetune.output,
-        shards("external"),
+        EXTERNAL,
     output:
         f"{MODELS}/{{start}}-{{task}}/seed-{{seed}}/external.parquet",
     log:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,13 @@ COLUMNS = (
     "recording_id", "participant_id", "session_id", "task", "run",
     "source", "t1w", "size", "mtime_ns", "chunk",
 )  # fmt: skip
-_LARGEST_CHUNK = 100
+Row = tuple[str, ...]  # the cells of a row, in the order of COLUMNS
+_LARGEST_CHUNK = 200
+_FEWEST_CHUNKS = 8
+#: Preprocessing time by the size of the compressed image, one core; only sizes chunks and asks
+#: for run time (docs/scaling.md, "Chunks").
+SECONDS_PER_MB = 0.5
+_WORK_S = 30 * 60 * 8  # half an hour on eight cores
 #: More vanished recordings than this share (and than ten) look like an unmounted disk.
 _VANISHED = 0.05
 
@@ -64,10 +72,13 @@ def read_entries(table: Path, folder: Path) -> list[Entry]:
     """
     folder = Path(folder).absolute()
     entries = []
-    for row in _read_rows(table):
+    for cells in _read_rows(table):
+        row = dict(zip(COLUMNS, cells, strict=True))
         for key in ("source", "t1w"):
             if ".." in Path(row[key]).parts or Path(row[key]).is_absolute():
                 raise BrainLMError(f"{table}: {key} {row[key]!r} points outside {folder}")
+        if "/" in row["recording_id"] or row["recording_id"].startswith("."):
+            raise BrainLMError(f"{table}: {row['recording_id']!r} cannot name a recording's files")
         entries.append(
             Entry(
                 recording_id=row["recording_id"],
@@ -89,10 +100,12 @@ def read_entries(table: Path, folder: Path) -> list[Entry]:
 def update_index(
     cohort: Cohort, results: Path, chunk_size: int | str, *, accept_removed: bool = False
 ) -> IndexChange:
-    """Scan a cohort's folder once and bring its tables up to date.
+    """Bring a cohort's tables up to date with its folder, as far as ``cohort.watch`` looks.
 
-    Tables are rewritten only where a row changed; recordings.tsv goes last, so a kill in between
-    is repaired by the next update.
+    ``full`` looks at every recording (three file operations each); ``new`` lists the folder once
+    and looks at participants that are not in the index; ``sealed`` does not look at all. Tables
+    are rewritten only where a row changed; recordings.tsv goes last, and a mark stands while they
+    are being written, so a kill in between is repaired by the next update.
 
     Raises
     ------
@@ -101,90 +114,168 @@ def update_index(
         ten) of the known recordings are gone and `accept_removed` is false.
     """
     state = index_folder(results, cohort.name) / "recordings.tsv"
-    known = {row["recording_id"]: row for row in _read_rows(state)} if state.exists() else {}
+    if cohort.watch == "sealed" and state.exists():
+        return IndexChange(0, 0, 0, 0, 0)
+    if cohort.watch == "new" and state.exists() and not _mark(state).exists():
+        change = _add_new(cohort, state, chunk_size)
+        if change:
+            return change
+    known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
     found = find_recordings(cohort.folder, cohort.layout, cohort.task)
     gone = known.keys() - {item.recording_id for item in found}
-    if len(gone) > max(10, _VANISHED * len(known)) and not accept_removed:
-        raise BrainLMError(
-            f"{cohort.folder}: {len(gone)} of {len(known)} known recordings are gone (first: "
-            f"{min(gone)}); is the disk mounted? If they were removed on purpose run: "
-            f"brainlm index --cohort {cohort.name} --accept-removed"
-        )
+    if not accept_removed:
+        _check_vanished(cohort, len(gone), len(known), min(gone, default=""))
     rows = _assign_chunks(found, known, chunk_size)
-    _write_tables(results, cohort.name, rows)
-    if list(known.values()) != rows:
+    chunks = {row[-1] for row in rows}
+    if list(known.values()) != rows or _broken(state, chunks):
+        _write_tables(state, rows, known)
         write_text(state, _as_tsv(rows))
-    changed = sum(
-        row["recording_id"] in known and row != known[row["recording_id"]] for row in rows
-    )
+        _mark(state).unlink()
+    changed = sum(row[0] in known and row != known[row[0]] for row in rows)
     return IndexChange(
         total=len(rows),
         added=len(rows) - (len(known) - len(gone)),
         changed=changed,
         removed=len(gone),
-        chunks=len({row["chunk"] for row in rows}),
+        chunks=len(chunks),
     )
 
 
+def _mark(state: Path) -> Path:
+    """There while the tables are being written."""
+    return state.with_name(".updating")
+
+
+def _broken(state: Path, chunks: set[str]) -> bool:
+    """An update was killed, or chunk tables were deleted."""
+    there = set(list_chunks(state.parents[2], state.parent.name))
+    return _mark(state).exists() or there != chunks
+
+
+def _check_vanished(cohort: Cohort, gone: int, known: int, first: str) -> None:
+    if gone > max(10, _VANISHED * known):
+        raise BrainLMError(
+            f"{cohort.folder}: {gone} of {known} known recordings are gone (first: {first}); is "
+            "the disk mounted? If they were removed on purpose run: "
+            f"brainlm index --cohort {cohort.name} --accept-removed"
+        )
+
+
+def _add_new(cohort: Cohort, state: Path, chunk_size: int | str) -> IndexChange | None:
+    """Recordings of participants that the index does not know; nothing known is touched.
+
+    None if the tables need repair, for which everything must be looked at.
+    """
+    participants, chunks, total = set(), set(), 0
+    for row in _stream_rows(state):
+        participants.add(row[1])
+        chunks.add(row[-1])
+        total += 1
+    if _broken(state, chunks):
+        return None
+    if not cohort.folder.is_dir() or len(os.listdir(cohort.folder)) < len(participants) / 2:
+        _check_vanished(cohort, total, total, min(participants, default=""))
+    found = find_recordings(cohort.folder, cohort.layout, cohort.task, participants)
+    if found:
+        first = 1 + max(map(int, chunks), default=-1)
+        rows = _assign_chunks(found, {}, chunk_size, first)
+        chunks |= {row[-1] for row in rows}
+        _write_tables(state, rows, {})
+        write_text(state, state.read_text(encoding="utf-8") + _as_tsv(rows, header=False))
+        _mark(state).unlink()
+    return IndexChange(total + len(found), len(found), 0, 0, len(chunks))
+
+
 def _assign_chunks(
-    found: list[Found], known: dict[str, dict[str, str]], chunk_size: int | str
-) -> list[dict[str, str]]:
+    found: list[Found], known: dict[str, Row], chunk_size: int | str, first: int | None = None
+) -> list[Row]:
     new = [item for item in found if item.recording_id not in known]
-    size = chunk_size
-    if size == "auto":  # eight jobs for a small cohort, a hundred recordings in a large one
-        size = min(_LARGEST_CHUNK, max(1, math.ceil(len(new) / 8)))
-    first = 1 + max((int(row["chunk"]) for row in known.values()), default=-1)
-    chunk_of = {item.recording_id: f"{first + k // int(size):05d}" for k, item in enumerate(new)}
-    rows = []
+    size = choose_chunk_size(new) if chunk_size == "auto" else int(chunk_size)
+    if first is None:
+        first = 1 + max((int(row[-1]) for row in known.values()), default=-1)
+    chunk_of = {item.recording_id: f"{first + k // size:05d}" for k, item in enumerate(new)}
+    rows: list[Row] = []
     for item in found:
         old = known.get(item.recording_id)
         entities = item.entities
-        rows.append({
-            "recording_id": item.recording_id,
-            "participant_id": f"sub-{entities.get('sub', '')}",
-            "session_id": f"ses-{entities['ses']}" if "ses" in entities else "",
-            "task": entities.get("task", ""),
-            "run": entities.get("run", ""),
-            "source": item.source,
-            "t1w": item.t1w or "",
-            "size": str(item.size),
-            "mtime_ns": str(item.mtime_ns),
-            "chunk": old["chunk"] if old else chunk_of[item.recording_id],
-        })  # fmt: skip
+        row = (
+            item.recording_id,
+            f"sub-{entities.get('sub', '')}",
+            f"ses-{entities['ses']}" if "ses" in entities else "",
+            entities.get("task", ""),
+            entities.get("run", ""),
+            item.source,
+            item.t1w or "",
+            str(item.size),
+            str(item.mtime_ns),
+            old[-1] if old else chunk_of[item.recording_id],
+        )
+        rows.append(old if row == old else row)
     return rows
 
 
-def _write_tables(results: Path, cohort: str, rows: list[dict[str, str]]) -> None:
-    chunks: dict[str, list[dict[str, str]]] = {}
+def choose_chunk_size(new: list[Found]) -> int:
+    """Recordings per chunk: enough chunks for every core, else about half an hour of work.
+
+    The work is judged from the files' sizes (see :data:`SECONDS_PER_MB`).
+    """
+    cores = max(_FEWEST_CHUNKS, os.cpu_count() or 1)
+    each_mb = sum(max(0, item.size) for item in new) / 1e6 / max(1, len(new))
+    by_work = _WORK_S / max(1.0, SECONDS_PER_MB * each_mb)
+    return max(1, min(math.ceil(len(new) / cores), _LARGEST_CHUNK, int(by_work)))
+
+
+def _write_tables(state: Path, rows: list[Row], known: dict[str, Row]) -> None:
+    """Write the tables of chunks in which a row changed or that are not there (all after a kill).
+
+    The mark is set first; the caller takes it away when recordings.tsv is written too.
+    """
+    results, cohort = state.parents[2], state.parent.name
+    there = set(list_chunks(results, cohort))
+    interrupted = _mark(state).exists()
+    write_text(_mark(state), "")
+    chunks: dict[str, list[Row]] = {}
     for row in rows:
-        chunks.setdefault(row["chunk"], []).append(row)
+        chunks.setdefault(row[-1], []).append(row)
+    before: dict[str, list[Row]] = {}
+    for row in known.values():
+        before.setdefault(row[-1], []).append(row)
     for chunk, members in chunks.items():
-        path, text = chunk_table(results, cohort, chunk), _as_tsv(members)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_text(path, text)
-    for chunk in set(list_chunks(results, cohort)) - chunks.keys():
-        chunk_table(results, cohort, chunk).unlink()  # every recording of it was removed
+        if interrupted or chunk not in there or before.get(chunk) != members:
+            path, text = chunk_table(results, cohort, chunk), _as_tsv(members)
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
+    if known or interrupted:  # all rows are here: the other chunks lost their last recording
+        for chunk in there - chunks.keys():
+            chunk_table(results, cohort, chunk).unlink(missing_ok=True)
 
 
-def _as_tsv(rows: list[dict[str, str]]) -> str:
+def _as_tsv(rows: list[Row], *, header: bool = True) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, delimiter="\t", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    if header:
+        writer.writerow(COLUMNS)
     writer.writerows(rows)
     return out.getvalue()
 
 
-def _read_rows(table: Path) -> list[dict[str, str]]:
+def _read_rows(table: Path) -> list[Row]:
+    return list(_stream_rows(table))
+
+
+def _stream_rows(table: Path) -> Iterator[Row]:
     try:
         with open(table, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
+            rows = csv.reader(handle, delimiter="\t")
+            columns = tuple(next(rows, COLUMNS))
+            for row in rows:
+                if columns != COLUMNS or len(row) != len(COLUMNS):
+                    raise BrainLMError(
+                        f"{table}: expected columns {', '.join(COLUMNS)}; remove it and reindex"
+                    )
+                yield tuple(row)
     except FileNotFoundError:
         raise BrainLMError(f"{table}: not found; run: brainlm index") from None
-    if rows and set(rows[0]) != set(COLUMNS):
-        raise BrainLMError(
-            f"{table}: expected columns {', '.join(COLUMNS)}; remove it and reindex"
-        )
-    return rows
 
 
 def simulate_index(folder: Path, num_recordings: int, chunk_size: int = 100) -> None:
@@ -203,5 +294,7 @@ def simulate_index(folder: Path, num_recordings: int, chunk_size: int = 100) -> 
         source = f"sub-{subject}/func/{name}_bold.nii.gz"
         found.append(Found(name, {"sub": subject, "task": "rest"}, source, 1, 1))
     rows = _assign_chunks(found, {}, chunk_size)
-    _write_tables(folder.parent.parent, folder.name, rows)
-    write_text(folder / "recordings.tsv", _as_tsv(rows))
+    state = folder / "recordings.tsv"
+    _write_tables(state, rows, {})
+    write_text(state, _as_tsv(rows))
+    _mark(state).unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..errors import BrainLMError
 
 _ENTITY = re.compile(r"([a-zA-Z0-9]+)-([^_]+)")
 _THREADS = 16
+_BATCH = 64  # subjects per thread's turn: handing over one by one costs more than listing it
 #: Entities that say what was done to a recording, not which recording it is.
 _DERIVED = ("space", "res", "den", "atlas", "seg", "stat", "desc")
 
@@ -45,27 +46,29 @@ def parse_name(name: str) -> tuple[dict[str, str], str]:
     return entities, parts[-1]
 
 
-def find_bids(folder: Path, task: str | None) -> list[Found]:
+def find_bids(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
     """Raw BIDS: ``sub-*/[ses-*/]func/*_bold.nii[.gz]``."""
-    return _per_subject(folder, lambda subject: _bids_subject(folder, subject, task))
+    return _per_subject(folder, known, lambda subject: _bids_subject(folder, subject, task))
 
 
-def find_parcels(folder: Path, task: str | None) -> list[Found]:
+def find_parcels(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
     """Parcel series: BIDS-named ``*_timeseries.{npy,tsv}``, or a flat folder of .dat/.npy/.tsv."""
-    found = _per_subject(folder, lambda subject: _series_subject(folder, subject, task))
+    found = _per_subject(folder, known, lambda subject: _series_subject(folder, subject, task))
     if found or any(name.startswith("sub-") for name in os.listdir(folder) if "." not in name):
         return found
-    return _flat_series(folder)
+    return _flat_series(folder, known)
 
 
-LAYOUTS: dict[str, Callable[[Path, str | None], list[Found]]] = {
+LAYOUTS: dict[str, Callable[[Path, str | None, Set[str]], list[Found]]] = {
     "bids": find_bids,
     "parcels": find_parcels,
 }
 
 
-def find_recordings(folder: Path, layout: str, task: str | None = None) -> list[Found]:
-    """All recordings of a folder, sorted by name.
+def find_recordings(
+    folder: Path, layout: str, task: str | None = None, known: Set[str] = frozenset()
+) -> list[Found]:
+    """All recordings of a folder, sorted by name; those of `known` participants are not looked at.
 
     Raises
     ------
@@ -79,10 +82,15 @@ def find_recordings(folder: Path, layout: str, task: str | None = None) -> list[
             "mounted?)"
         )
     try:
-        found = sorted(LAYOUTS[layout](folder, task), key=lambda item: item.recording_id)
+        found = sorted(LAYOUTS[layout](folder, task, known), key=lambda item: item.recording_id)
     except PermissionError as error:
         raise BrainLMError(f"{error.filename}: no permission to read this folder") from None
-    if not found:
+    except OSError as error:
+        raise BrainLMError(
+            f"{error.filename or folder}: {error.strerror} while the cohort was being listed; is "
+            "the disk still mounted?"
+        ) from None
+    if not found and not known:
         wanted = {"bids": "sub-*/[ses-*/]func/*_bold.nii.gz", "parcels": "*_timeseries.npy"}
         raise BrainLMError(
             f"{folder}: no recording found; layout {layout!r} expects {wanted[layout]}"
@@ -97,11 +105,17 @@ def find_recordings(folder: Path, layout: str, task: str | None = None) -> list[
     return found
 
 
-def _per_subject(folder: Path, scan: Callable[[str], list[Found]]) -> list[Found]:
+def _per_subject(folder: Path, known: Set[str], scan: Callable[[str], list[Found]]) -> list[Found]:
     with os.scandir(folder) as items:
-        subjects = sorted(i.name for i in items if i.name.startswith("sub-") and i.is_dir())
+        subjects = sorted(
+            i.name
+            for i in items
+            if i.name.startswith("sub-") and i.name not in known and i.is_dir()
+        )
+    batches = [subjects[k : k + _BATCH] for k in range(0, len(subjects), _BATCH)]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [found for part in pool.map(scan, subjects, chunksize=64) for found in part]
+        parts = pool.map(lambda batch: [f for name in batch for f in scan(name)], batches)
+        return [found for part in parts for found in part]
 
 
 def _sessions(folder: Path, subject: str) -> Iterator[tuple[str, os.DirEntry]]:
@@ -176,11 +190,13 @@ def _series_subject(folder: Path, subject: str, task: str | None) -> list[Found]
     return found
 
 
-def _flat_series(folder: Path) -> list[Found]:
+def _flat_series(folder: Path, known: Set[str]) -> list[Found]:
     found = []
     for item in _files(str(folder)):
         if item.name.endswith((".dat", ".npy")) and item.is_file():
             stem = re.sub(r"[^a-zA-Z0-9]+", "", item.name.rsplit(".", 1)[0])
+            if f"sub-{stem}" in known:
+                continue
             status = item.stat()
             found.append(
                 Found(f"sub-{stem}", {"sub": stem}, item.name, status.st_size, status.st_mtime_ns)

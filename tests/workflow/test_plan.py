@@ -3,6 +3,7 @@ files that Snakemake's own ``--touch`` marks as made."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -53,17 +54,19 @@ class Clone:
         assert old in text
         path.write_text(text.replace(old, new) if old else text)
 
-    def snakemake(self, *options: str) -> str:
+    def snakemake(self, *options: str, paths=()) -> str:
+        paths = [*map(str, paths), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
             [sys.executable, "-m", "snakemake", "--cores", "2", *options],
             cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    def plan(self, *options: str) -> set[tuple[str, str]]:
+    def plan(self, *options: str, paths=()) -> set[tuple[str, str]]:
         """(rule, cohort/chunk or target) of every planned job but `all`."""
-        text = self.snakemake("--dry-run", *options)
+        text = self.snakemake("--dry-run", *options, paths=paths)
         jobs = set()
         for block in re.split(r"\n\s*(?=rule \w+:\n)", text)[1:]:
             rule = re.match(r"rule (\w+):", block)[1]
@@ -146,6 +149,49 @@ def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
         "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: reference}\natlas:"
     )
     assert clone.plan() == chunk_jobs("b/00000") | REPORTING
+
+
+def test_a_sealed_cohort_is_one_node_and_is_not_looked_at(clone):
+    before = bytes_and_times(clone.folder / "results/shards")
+    clone.configure("role: reference", "role: reference, watch: sealed")
+    assert clone.plan() == set()
+    make_subjects(clone.folder / "bids_a", [5])
+    (clone.folder / "bids_a/sub-16/func/sub-16_task-rest_bold.nii.gz").write_bytes(b"another")
+    clone.configure("chunks:", "preprocess: {min_coverage: 0.7}\nchunks:")
+    assert clone.plan() == set()
+    assert bytes_and_times(clone.folder / "results/shards") == before
+    everything = {rule for rule, _ in clone.plan("--forceall")}
+    assert everything.isdisjoint(CHUNK_STAGES)
+    clone.configure("preprocess: {min_coverage: 0.7}\n", "")
+    clone.configure(", watch: sealed", "")  # unsealed: what came meanwhile is found
+    assert clone.plan() == chunk_jobs("a/00001", "a/00002") | REPORTING
+
+
+def test_a_cohort_is_sealed_when_its_last_chunk_is_made(clone):
+    make_subjects(clone.folder / "bids_a", [5])
+    assert clone.plan() == chunk_jobs("a/00002") | REPORTING
+    clone.configure("role: reference", "role: reference, watch: sealed")
+    assert clone.plan() == chunk_jobs("a/00002") | REPORTING
+    clone.pretend_done()
+    assert (clone.folder / "results/shards/a/sealed.tsv").read_text().count("\n") == 4
+
+
+def test_watching_for_new_participants_only(clone):
+    clone.configure("role: reference", "role: reference, watch: new")
+    (clone.folder / "bids_a/sub-16/func/sub-16_task-rest_bold.nii.gz").write_bytes(b"another")
+    assert clone.plan() == set()
+    make_subjects(clone.folder / "bids_a", [5])
+    assert clone.plan() == chunk_jobs("a/00002") | REPORTING
+
+
+def test_a_raised_version_reruns_its_stage_and_what_follows(clone):
+    path = clone.folder / "sitecustomize.py"
+    path.write_text(
+        "from brainlm.preprocess import registry\nregistry.STAGE_VERSIONS['denoise'] += 1\n"
+    )
+    jobs = clone.plan(paths=[clone.folder])
+    stages = {(s, f"a/{c}") for s in CHUNK_STAGES[2:] for c in ("00000", "00001")}
+    assert jobs == stages | REPORTING
 
 
 def test_a_new_release_trains_and_preprocesses_nothing(clone):

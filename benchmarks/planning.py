@@ -1,0 +1,182 @@
+"""What planning costs: seconds, memory and file operations of `snakemake -n` by cohort size.
+
+    python benchmarks/planning.py [--recordings 77000] [--cohorts 5] [--chunk 100]
+
+Makes a study of empty raw BIDS files in a temporary folder (a million recordings need 15 million
+inodes' worth of patience: minutes), lets Snakemake index it, stands in for every output with an
+empty file, and has Snakemake's own ``--touch`` write its metadata. Then it times plans of the
+finished study and of one with more in it, each in a process of its own. File operations inside
+the study are counted by strace in a further run where strace is installed.
+
+A plan's jobs are compared with what they must be; the seconds are printed, not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("motion", "normalise", "denoise", "parcellate", "shard", "pages")
+FAST_TOUCH = (
+    "import sys; from snakemake.executors import touch; touch.Executor.SLEEPING_TIME = 0; "
+    "from snakemake.cli import main; main()"
+)
+_FILE_CALLS = (
+    "open,openat,stat,lstat,newfstatat,statx,access,faccessat,faccessat2,readlink,readlinkat,"
+    "unlink,unlinkat,rename,mkdir,utimensat"
+)
+
+
+class Study:
+    """Cohorts c1, c2, ... of empty recordings in a folder that looks like a clone."""
+
+    def __init__(self, folder: Path, cohorts: int, chunk: int):
+        self.folder, self.chunk = folder, chunk
+        self.watch = {f"c{k + 1}": "full" for k in range(cohorts)}
+        for name in ("workflow", "rules", "slurm", "envs"):
+            shutil.copytree(ROOT / name, folder / name)
+        self.configure()
+
+    def configure(self, **watch: str) -> None:
+        self.watch |= watch
+        cohorts = "".join(
+            f"  - {{name: {name}, folder: data/{name}, watch: {how}}}\n"
+            for name, how in self.watch.items()
+        )
+        (self.folder / "config.yaml").write_text(
+            f"results: results\ncohorts:\n{cohorts}atlas: {{name: demo424, folder: atlas}}\n"
+            f"chunks: {{recordings: {self.chunk}}}\ntasks: []\n"
+        )
+
+    def add(self, cohort: str, count: int, first: int = 0) -> None:
+        for number in range(first, first + count):
+            func = self.folder / f"data/{cohort}/sub-{number:07d}/func"
+            func.mkdir(parents=True)
+            (func / f"sub-{number:07d}_task-rest_bold.nii.gz").touch()
+
+    def snakemake(self, *options: str, code: str | None = None) -> subprocess.CompletedProcess:
+        start = ["-c", code] if code else ["-m", "snakemake"]
+        return subprocess.run(
+            [sys.executable, *start, "--cores", "2", *options],
+            cwd=self.folder, env=_environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+
+    def pretend_done(self) -> None:
+        """Every output as an empty file, with Snakemake's metadata."""
+        for table in self.folder.glob("results/index/*/chunks/*.tsv"):
+            cohort, chunk = table.parts[-3], table.stem
+            work = self.folder / "results/work" / cohort / chunk
+            work.mkdir(parents=True, exist_ok=True)
+            for stage in (*STAGES[:-2], "pages"):
+                (work / f"{stage}.tsv").touch()
+            shards = self.folder / "results/shards" / cohort
+            shards.mkdir(parents=True, exist_ok=True)
+            (shards / f"{chunk}.parquet").touch()
+            (shards / f"{chunk}.quantiles.parquet").touch()
+        for name in (
+            "releases/r1/shards.tsv", "releases/r1/scaling.json",
+            "models/r1/pretrain/model.safetensors", "summary.tsv", "report/index.html",
+        ):  # fmt: skip
+            path = self.folder / "results" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        self.snakemake("--touch", "--quiet", "all", code=FAST_TOUCH)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def measure(study: Study, total: int, expected: dict[str, int]) -> str:
+    """One row: wall and processor s, peak MB, file operations per recording."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "--quiet", "rules"]
+    process = subprocess.Popen(
+        command, cwd=study.folder, env=_environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, text
+    jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
+    jobs = {k: n for k, n in jobs.items() if k not in ("all", "total", "summary", "report")}
+    assert jobs == expected, f"{text}planned {jobs}, expected {expected}"
+    cpu = usage.ru_utime + usage.ru_stime
+    operations = count_operations(study, command)
+    each = "–" if operations is None else f"{operations / total:.2f}"
+    planned = sum(jobs.values())
+    return f"{wall:.1f} | {cpu:.1f} | {usage.ru_maxrss / 1024:.0f} | {each} | {planned}"
+
+
+def count_operations(study: Study, command: list[str]) -> int | None:
+    """Calls on paths inside the study and listings, by strace; None where it is missing."""
+    if shutil.which("strace") is None:
+        return None
+    log = study.folder / "strace.log"
+    subprocess.run(
+        ["strace", "-f", "--seccomp-bpf", "-y", "-o", log, "-e", f"trace={_FILE_CALLS}", *command],
+        cwd=study.folder, env=_environment(), capture_output=True, check=True,
+    )  # fmt: skip
+    inside = f"{study.folder}/"
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        count = sum(_is_operation(line, inside) for line in lines)
+    log.unlink()
+    return count
+
+
+def _is_operation(line: str, inside: str) -> bool:
+    """A call on a path of the study; what asks an open file about itself costs no round trip."""
+    if '"", ' in line or " resumed>" in line:
+        return False
+    return any(part in line for part in (inside, '"results/', '".snakemake', '"data/'))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recordings", type=int, default=77_000)
+    parser.add_argument("--cohorts", type=int, default=5)
+    parser.add_argument("--chunk", type=int, default=100, help="recordings per chunk")
+    parser.add_argument("--folder", type=Path, help="where to make the study (a local disk)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        print(f"{args.recordings} recordings in {args.cohorts} cohorts, chunks of {args.chunk}")
+        print("| plan | wall s | CPU s | peak MB | file operations per recording | jobs |")
+        print("|---|---|---|---|---|---|")
+        for name, row in cases(Path(folder), args):
+            print(f"| {name} | {row} |", flush=True)
+
+
+def cases(folder: Path, args: argparse.Namespace):
+    study = Study(folder, args.cohorts, args.chunk)
+    each, total = args.recordings // args.cohorts, args.recordings
+    for cohort in study.watch:
+        study.add(cohort, each)
+    chunks = args.cohorts * -(-each // args.chunk)
+    everything = dict.fromkeys(STAGES, chunks) | {"release": 1, "pretrain": 1}
+    yield "first contact: everything", measure(study, total, everything)
+    study.pretend_done()
+    yield "up to date, watch: full", measure(study, total, {})
+    study.configure(**dict.fromkeys(study.watch, "new"))
+    yield "up to date, watch: new", measure(study, total, {})
+    study.add("c1", 100, first=each)
+    added = dict.fromkeys(STAGES, -(-100 // args.chunk))
+    yield "100 recordings more, watch: new", measure(study, total, added)
+    study.pretend_done()
+    study.configure(**dict.fromkeys(study.watch, "sealed"))
+    study.configure(**{list(study.watch)[-1]: "new"})
+    study.snakemake("-n", "-q")  # seals
+    yield "all but one sealed", measure(study, total, {})
+
+
+if __name__ == "__main__":
+    main()

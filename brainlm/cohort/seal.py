@@ -1,0 +1,56 @@
+"""A finished cohort that is not looked at any more: one file stands for all of its shards.
+
+``watch: sealed`` in config.yaml seals a cohort as it is once all its shards are made; its chunks
+then leave the graph, whatever becomes of its folder, of the settings or of the code. Any other
+value unseals it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..files import atomic_path
+from .index import chunk_table, list_chunks
+
+
+def seal_path(results: Path, cohort: str) -> Path:
+    return Path(results) / "shards" / cohort / "sealed.tsv"
+
+
+def is_sealed(results: Path, cohort: str) -> bool:
+    return seal_path(results, cohort).exists()
+
+
+def seal(results: Path, cohort: str) -> int:
+    """Write the list of the cohort's shards and return 0, or the number of chunks not made yet.
+
+    The file gets the newest shard's time, so that nothing made from the shards is outdated by it.
+    """
+    if is_sealed(results, cohort):
+        return 0
+    path = seal_path(results, cohort)
+    lines, newest, missing = ["shard\tsize\tmtime_ns\n"], 0, 0
+    for chunk in list_chunks(results, cohort):
+        shard = path.with_name(f"{chunk}.parquet")
+        pages = Path(results) / "work" / cohort / chunk / "pages.tsv"
+        table = chunk_table(results, cohort, chunk)
+        if not (_is_current(shard, table) and _is_current(pages, table)):
+            missing += 1
+            continue
+        status = shard.stat()
+        lines.append(f"{shard.name}\t{status.st_size}\t{status.st_mtime_ns}\n")
+        newest = max(newest, status.st_mtime_ns)
+    if not missing:
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(lines), encoding="utf-8")
+            os.utime(temporary, ns=(newest, newest))
+    return missing
+
+
+def unseal(results: Path, cohort: str) -> None:
+    seal_path(results, cohort).unlink(missing_ok=True)
+
+
+def _is_current(made: Path, table: Path) -> bool:
+    return made.exists() and made.stat().st_mtime_ns >= table.stat().st_mtime_ns
