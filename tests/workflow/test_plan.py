@@ -305,3 +305,31 @@ def test_how_training_is_launched(options, line, resources):
     assert resources.items() <= given.items()
     if training.nodes == 1:
         assert "mpi" not in given  # a single node must leave it out
+
+
+def test_eight_nodes_are_planned_and_launched_as_one_step(clone, tmp_path):
+    """An 8-node job, planned but not run; srun and scontrol are stand-ins that say their words."""
+    clone.configure("finetune:", "pretrain: {nodes: 8, gpus: 8, cpus: 64}\nfinetune:")
+    text = clone.snakemake("--dry-run", "--printshellcmds", "--forcerun", "pretrain", "--",
+                           "results/models/r1/pretrain/model.safetensors")  # fmt: skip
+    launch = re.search(r"Shell command: (bash slurm/torchrun\.sh .*?) 2>&1", text)[1]
+    assert launch == "bash slurm/torchrun.sh 8 8 64 gpu pretrain"
+    resources = re.search(r"resources: (.*nodes=.*)", text)[1].split(", ")
+    assert {"nodes=8", "tasks=8", "mpi=srun", "cpus_per_task=64"} <= set(resources)
+    words = {
+        "scontrol": 'case "$2" in job) echo "   NodeList=n[1-8]";; '
+        'hostnames) printf "n%s\\n" 1 2 3 4 5 6 7 8;; node) echo "NodeAddr=10.0.0.1 x";; esac',
+        "srun": 'echo "$@"',
+    }
+    for name, body in words.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "SLURM_JOB_ID": "777", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(launch.split(), cwd=clone.folder, env=environment, text=True,
+                          capture_output=True, check=True)  # fmt: skip
+    expected = (
+        "--nodes=8 --ntasks=8 --ntasks-per-node=1 --cpus-per-task=64 --gpus-per-node=8 "
+        "--kill-on-bad-exit=1 torchrun --nnodes=8 --nproc-per-node=8 --rdzv-backend=c10d "
+        "--rdzv-endpoint=10.0.0.1:20777 --rdzv-id=777 -m brainlm pretrain"
+    )
+    assert done.stdout.strip() == expected
