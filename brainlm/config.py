@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BrainLMError
 
@@ -68,6 +68,12 @@ class Atlas(Section):
     )
 
 
+#: What can be removed from the series, alone or together.
+DenoiseStep = Literal[
+    "ica", "ica-aggressive", "motion6", "motion24", "wm-csf", "acompcor", "global"
+]
+
+
 class Preprocess(Section):
     engine: Literal["builtin", "fsl"] = Field(
         "builtin",
@@ -80,14 +86,39 @@ class Preprocess(Section):
     )
     low_pass_hz: Positive | None = Field(None, description="Hz; none by default")
     slice_timing: bool = Field(False, description="shift slices to the middle of the volume")
-    denoise: Literal["ica", "ica-aggressive", "motion24", "none"] = Field(
-        "ica", description="ica: ICA-AROMA rules, non-aggressive"
+    denoise: Literal["none"] | DenoiseStep | tuple[DenoiseStep, ...] = Field(
+        "ica",
+        description="one or a list, removed together: ica (ICA-AROMA rules, non-aggressive), "
+        "ica-aggressive, motion6, motion24, wm-csf, acompcor, global; or none",
     )
     use_t1w: bool = Field(False, description="normalise through the T1w image where there is one")
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a parcel inside the field of view, below which it is NaN"
     )
     time_limit_min: Positive = Field(30.0, description="min; a recording that takes longer fails")
+
+    outputs: tuple[Literal["timeseries", "volumes", "fsl-matrices"], ...] = Field(
+        (),
+        description="written beside the shards: timeseries (.tsv), volumes (denoised, in template "
+        "space: about 1 GB a recording), fsl-matrices (one .mat a volume, as MCFLIRT's)",
+    )
+
+    @property
+    def denoise_steps(self) -> tuple[str, ...]:
+        """What is removed, as a list: empty for none."""
+        if isinstance(self.denoise, tuple):
+            return self.denoise
+        return () if self.denoise == "none" else (self.denoise,)
+
+    @property
+    def uses_ica(self) -> bool:
+        return any(step.startswith("ica") for step in self.denoise_steps)
+
+    @model_validator(mode="after")
+    def _one_ica(self) -> Preprocess:
+        if {"ica", "ica-aggressive"} <= set(self.denoise_steps):
+            raise ValueError("denoise: choose ica or ica-aggressive, not both")
+        return self
 
 
 class Chunks(Section):

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RecordingError
-from .filter import clean_columns, cosine_basis
+from .filter import clean_columns, filter_basis
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,8 @@ MAX_COMPONENTS = 60
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-4
 NUM_SPLITS = 1000
+#: Components of each tissue.
+COMPCOR = 5
 #: Published thresholds: fraction in CSF, high-frequency content, and the hyperplane
 #: offset + a * max_rp_corr + b * edge_fraction > 0.
 CSF_FRACTION = 0.10
@@ -188,7 +190,7 @@ def fit_ica(
     RecordingError
         ``denoise_failed``: too few points or volumes to decompose.
     """
-    basis = cosine_basis(len(samples), tr_s, high_pass_hz)
+    basis = filter_basis(len(samples), tr_s, high_pass_hz)
     usable = usable_points(samples, basis)
     data = clean_columns(samples[:, usable], basis)
     data /= np.maximum(data.std(0), 1e-12)
@@ -496,13 +498,79 @@ def motion_columns(parameters: np.ndarray) -> dict[str, np.ndarray]:
     return out
 
 
+def tissue_columns(samples: np.ndarray, grid: Grid, basis: np.ndarray) -> dict[str, np.ndarray]:
+    """Signals that are not of neurons: means over tissues, and CompCor's components.
+
+    aCompCor: the first five principal components of the filtered samples in the ventricles and in
+    deep white matter, each point scaled to unit variance (Behzadi et al. 2007, NeuroImage 37:90),
+    by nilearn. NaN where a tissue is outside the field of view.
+
+    Parameters
+    ----------
+    samples : ndarray [T, N]
+        On `grid`, not smoothed further; NaN columns are outside the field of view.
+    basis : ndarray [T, F]
+        The filter, as in :func:`brainlm.preprocess.filter.filter_basis`.
+    """
+    from nilearn.signal import high_variance_confounds
+
+    usable = np.isfinite(samples).all(0)
+    out = {}
+    for name, where in (
+        ("csf", grid.csf), ("white_matter", grid.white), ("global_signal", grid.brain),
+    ):  # fmt: skip
+        inside = samples[:, where & usable]
+        missing = np.full(len(samples), np.nan)
+        out[name] = inside.mean(1, dtype=np.float64) if inside.size else missing
+        if name == "global_signal":
+            continue
+        components = np.tile(missing[:, None], COMPCOR)
+        if inside.shape[1] > 2 * COMPCOR:
+            filtered = clean_columns(inside.astype(np.float64), basis)
+            filtered /= np.maximum(filtered.std(0), 1e-12)
+            components = high_variance_confounds(
+                filtered, n_confounds=COMPCOR, percentile=100.0, detrend=False
+            )
+            largest = np.abs(components).argmax(0)  # a sign that no library chooses
+            components = components * np.sign(components[largest, range(COMPCOR)])
+        out |= {f"{name[0]}_comp_cor_{k:02d}": components[:, k] for k in range(COMPCOR)}
+    return out
+
+
+def nuisance_names(step: str) -> list[str]:
+    """Columns of the confounds table that a step of ``denoise`` removes; ICA's are elsewhere."""
+    return {
+        "motion6": list(MOTION_NAMES),
+        "motion24": list(motion_columns(np.zeros((1, 6)))),
+        "wm-csf": ["csf", "white_matter"],
+        "acompcor": [f"{t}_comp_cor_{k:02d}" for t in "cw" for k in range(COMPCOR)],
+        "global": ["global_signal"],
+    }.get(step, [])
+
+
 def choose_nuisance(
-    option: str, confounds: dict[str, np.ndarray], mixing: np.ndarray, noise: np.ndarray
+    steps: tuple[str, ...], confounds: dict[str, np.ndarray], mixing: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(nuisance [T, C], signal [T, S]) columns for :func:`brainlm.preprocess.filter.clean`."""
-    if option == "motion24":
-        names = motion_columns(np.zeros((1, 6)))
-        return np.nan_to_num(np.column_stack([confounds[name] for name in names])), None
-    if option == "none" or not noise.any():
-        return None, None
-    return mixing[:, noise], mixing[:, ~noise] if option == "ica" else None
+    """(nuisance [T, C], signal [T, S]) columns for :func:`brainlm.preprocess.filter.clean`.
+
+    All steps are one model: what one removes, another cannot put back.
+
+    Raises
+    ------
+    RecordingError
+        ``denoise_failed``: a column that is asked for could not be measured.
+    """
+    names = list(dict.fromkeys(name for step in steps for name in nuisance_names(step)))
+    lost = [name for name in names if not np.isfinite(confounds[name][1:]).all()]
+    if lost:
+        raise RecordingError(
+            "denoise_failed",
+            f"{', '.join(lost)}: not measured, the tissue is outside the field of view; leave "
+            "these confounds out of preprocess.denoise",
+        )
+    columns = [np.nan_to_num(confounds[name])[:, None] for name in names]  # differences: first 0
+    signal = None
+    if noise.any() and ("ica" in steps or "ica-aggressive" in steps):
+        columns.append(mixing[:, noise])
+        signal = mixing[:, ~noise] if "ica" in steps else None
+    return (np.hstack(columns) if columns else None), signal

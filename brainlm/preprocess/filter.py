@@ -38,6 +38,32 @@ def cosine_basis(
     return basis
 
 
+def filter_basis(
+    num_timepoints: int, tr_s: float, high_pass_hz: float = 0.0, low_pass_hz: float | None = None
+) -> np.ndarray:
+    """What a filter removes: :func:`cosine_basis`, and with a high-pass a line and a parabola.
+
+    Cosines are flat at the ends of a run, a drift is not: cosines alone leave its ends standing.
+
+    Returns
+    -------
+    basis : ndarray [T, F]
+        Orthonormal; the line and the parabola last.
+    """
+    basis = cosine_basis(num_timepoints, tr_s, high_pass_hz, low_pass_hz)
+    if high_pass_hz <= 0:
+        return basis
+    time = np.linspace(-1, 1, num_timepoints)
+    for trend in (time, time**2):
+        rest = trend
+        for _ in range(2):  # twice: the first pass leaves rounding
+            rest = clean_columns(rest[:, None], basis)[:, 0]
+        size = np.linalg.norm(rest)
+        if size > 1e-6 * np.linalg.norm(trend):
+            basis = np.column_stack([basis, rest / size])
+    return basis
+
+
 def clean_columns(columns: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Remove an orthonormal basis [T, F] from columns [T, K]."""
     basis = basis.astype(columns.dtype, copy=False)
@@ -78,7 +104,7 @@ def clean(
         ``denoise_failed``: fewer than ten degrees of freedom would be left.
     """
     count = len(series)
-    basis = cosine_basis(count, tr_s, high_pass_hz, low_pass_hz)
+    basis = filter_basis(count, tr_s, high_pass_hz, low_pass_hz)
     used = basis.shape[1] + (0 if nuisance is None else nuisance.shape[1])
     if count - used < 10:
         raise RecordingError(

@@ -33,7 +33,7 @@ from . import motion as own_motion
 from . import normalise as own_normalise
 from .denoise import Components, Grid, classify, measure_features, threshold_map, usable_points
 from .derivatives import write_volume
-from .filter import clean_columns, cosine_basis
+from .filter import clean_columns, filter_basis
 from .mask import brain_mask
 from .motion import Motion
 from .template import Template
@@ -55,7 +55,7 @@ RIM_MM = 6.0
 def commands_for(config: Preprocess) -> list[str]:
     """Names of the programs that a configuration calls."""
     through_t1w = ["bet"] if config.use_t1w else []
-    ica = ["melodic"] if config.denoise.startswith("ica") else []
+    ica = ["melodic"] if config.uses_ica else []
     return ["mcflirt", "flirt", "fnirt", "convertwarp", *through_t1w, *ica]
 
 
@@ -408,7 +408,7 @@ def fit_ica(
     RecordingError
         ``denoise_failed``: too few points or volumes, or MELODIC failed.
     """
-    basis = cosine_basis(len(samples), tr_s, high_pass_hz)
+    basis = filter_basis(len(samples), tr_s, high_pass_hz)
     usable = usable_points(samples, basis)
     level = samples[:, usable].mean(0)
     data = clean_columns(samples[:, usable], basis)

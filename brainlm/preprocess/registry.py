@@ -12,7 +12,7 @@ from typing import Any
 from ..config import Preprocess
 
 STAGE_VERSIONS = {
-    "motion": 3, "normalise": 1, "denoise": 1, "parcellate": 3, "series": 1, "pages": 1,
+    "motion": 4, "normalise": 1, "denoise": 2, "parcellate": 4, "series": 1, "pages": 1,
 }  # fmt: skip
 
 
@@ -24,7 +24,9 @@ PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
     "motion": _pick("engine", "min_duration_s", "slice_timing"),
     "normalise": _pick("engine", "use_t1w"),
     "denoise": _pick("engine", "denoise", "high_pass_hz"),
-    "parcellate": _pick("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage"),
+    "parcellate": _pick(
+        "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs"
+    ),
     "pages": _pick(),  # what changes a recording's results draws its page anew
     "series": _pick("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz"),
 }

@@ -239,8 +239,8 @@ def denoise(
         ``denoise_failed``.
     """
     from . import denoise as builtin
-    from .denoise import MOTION_NAMES, load_grid
-    from .filter import cosine_basis
+    from .denoise import MOTION_NAMES, load_grid, tissue_columns
+    from .filter import cosine_basis, filter_basis
 
     engine = _engine(config, builtin)
     figures: Figures = {}
@@ -252,11 +252,13 @@ def denoise(
         samples = _sample_grid(bold, paths, grid)
     confounds = _motion_part(read_table(paths.confounds))
     parameters = np.column_stack([confounds[name] for name in MOTION_NAMES])
-    confounds |= _tissue_signals(samples, grid)
+    whole = filter_basis(len(samples), bold.tr_s, config.high_pass_hz)
+    confounds |= tissue_columns(samples, grid, whole)
     basis = cosine_basis(len(samples), bold.tr_s, config.high_pass_hz)
     confounds |= {f"cosine{k:02d}": basis[:, k + 1] for k in range(basis.shape[1] - 1)}
-    if config.denoise.startswith("ica"):
+    if config.uses_ica:
         with _timed(figures, "ica"):
+            samples = _smooth_for_ica(samples, bold.affine, grid)
             fit = engine.fit_ica(
                 samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz
             )
@@ -542,7 +544,7 @@ def _check_brain(mask: np.ndarray, affine: np.ndarray, acquired: dict) -> None:
 def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures, tuple]:
     """Confound columns, figures and the tSNR map with its affine that motion correction yields."""
     from .denoise import motion_columns
-    from .filter import cosine_basis
+    from .filter import filter_basis
     from .motion import framewise_displacement_jenkinson, framewise_displacement_power
     from .quality import choose_lattice, measure_dvars, measure_tsnr
     from .sampling import sample
@@ -565,7 +567,7 @@ def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures
         "dvars": 10 * dvars,
         "std_dvars": std_dvars,
     }
-    tsnr = measure_tsnr(series, cosine_basis(len(series), bold.tr_s, 0.008))
+    tsnr = measure_tsnr(series, filter_basis(len(series), bold.tr_s, 0.008))
     tsnr_map = np.zeros(lattice.shape, np.float32)
     tsnr_map[lattice] = np.round(np.nan_to_num(tsnr), 1)
     figures = {
@@ -609,6 +611,8 @@ _CONFOUNDS = {
     "global_signal": ("Mean over the template's brain mask", "arbitrary"),
     "csf": ("Mean over the ventricles", "arbitrary"),
     "white_matter": ("Mean over deep white matter", "arbitrary"),
+    "c_comp_cor": ("aCompCor: principal component of the ventricles, filtered", "arbitrary"),
+    "w_comp_cor": ("aCompCor: principal component of deep white matter, filtered", "arbitrary"),
     "cosine": ("Discrete cosine of the high-pass filter", "arbitrary"),
     "aroma_motion": ("Time course of a component classified as artefact", "arbitrary"),
 }
@@ -629,6 +633,7 @@ def _describe_confounds(columns: dict) -> dict[str, dict[str, str]]:
 def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns of the motion stage: those of an earlier denoise stage are made anew."""
     made_later = ("global_signal", "csf", "white_matter", "cosine", "aroma_motion")
+    made_later += ("c_comp_cor", "w_comp_cor")
     return {k: v for k, v in confounds.items() if not k.startswith(made_later)}
 
 
@@ -636,8 +641,7 @@ def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _sample_grid(bold: Bold, paths: Derivatives, grid: Any) -> np.ndarray:
-    """Motion-corrected, smoothed samples [T, N] on a grid of template space."""
-    from .denoise import SMOOTH_FWHM_MM, smooth_grid
+    """Motion-corrected samples [T, N] on a grid of template space; NaN outside the brain."""
     from .sampling import sample_smooth
     from .warp import load_normalisation
 
@@ -646,21 +650,16 @@ def _sample_grid(bold: Bold, paths: Derivatives, grid: Any) -> np.ndarray:
     brain, affine = read_volume(paths.mask)
     with np.errstate(invalid="ignore"):
         samples[:, ~(sample_smooth(brain[None], affine, world)[0] > 0.5)] = np.nan
-    # the unfiltered spline smooths by 1.36 voxels; a Gaussian adds what is missing
-    voxel = abs(np.linalg.det(bold.affine[:3, :3])) ** (1 / 3)
+    return samples
+
+
+def _smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: Any) -> np.ndarray:
+    """The unfiltered spline smooths by 1.36 voxels; a Gaussian adds what is missing."""
+    from .denoise import SMOOTH_FWHM_MM, smooth_grid
+
+    voxel = abs(np.linalg.det(affine[:3, :3])) ** (1 / 3)
     missing = max(SMOOTH_FWHM_MM**2 - (1.36 * voxel) ** 2, 0) ** 0.5
     return smooth_grid(samples, grid, missing)
-
-
-def _tissue_signals(samples: np.ndarray, grid: Any) -> dict[str, np.ndarray]:
-    usable = np.isfinite(samples).all(0)
-    out = {}
-    for name in ("csf", "white", "brain"):
-        chosen = getattr(grid, name) & usable
-        label = {"white": "white_matter", "brain": "global_signal"}.get(name, name)
-        values = samples[:, chosen].mean(1, dtype=np.float64) if chosen.any() else np.nan
-        out[label] = np.broadcast_to(values, len(samples))
-    return out
 
 
 def _write_components(paths: Derivatives, fit: Any, grid: Any, tr_s: float) -> None:
@@ -717,10 +716,10 @@ def _nuisance(paths: Derivatives, config: Preprocess) -> tuple:
 
     confounds = read_table(paths.confounds)
     mixing, noise = np.empty((0, 0)), np.zeros(0, bool)
-    if config.denoise.startswith("ica"):
+    if config.uses_ica:
         mixing = np.column_stack(list(read_table(paths.mixing).values()))
         noise = read_table(paths.metrics)["classification"] == "rejected"
-    return choose_nuisance(config.denoise, confounds, mixing, noise)
+    return choose_nuisance(config.denoise_steps, confounds, mixing, noise)
 
 
 def _acquired(paths: Derivatives) -> Figures:

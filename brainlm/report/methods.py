@@ -13,6 +13,7 @@ from ..preprocess.derivatives import Derivatives, sidecar
 
 REFERENCES = {
     "friston": "Friston et al. 1996, Magnetic Resonance in Medicine 35:346",
+    "behzadi": "Behzadi et al. 2007, NeuroImage 37:90",
     "power": "Power et al. 2012, NeuroImage 59:2142",
     "nichols": "Nichols 2013, Notes on creating a standardized version of DVARS",
     "ashburner": "Ashburner & Friston 1999, Human Brain Mapping 7:254",
@@ -94,20 +95,34 @@ def _normalisation(
 def _denoising(files: Derivatives, settings: Preprocess, atlas: Atlas) -> tuple[str, list[str]]:
     if not files.filtered.exists():
         return "", []
-    if settings.denoise == "none":
-        return "No artefacts were regressed out.", []
-    if settings.denoise == "motion24":
-        return "24 motion parameters were regressed out (Friston et al. 1996).", ["friston"]
+    regressed = [step for step in settings.denoise_steps if step in _CONFOUNDS]
+    words = " and ".join(_CONFOUNDS[step][0] for step in regressed)
+    names = [name for step in regressed for name in _CONFOUNDS[step][1]]
+    if not settings.uses_ica:
+        return (
+            f"{words} were regressed out." if words else "No artefacts were regressed out."
+        ), names
     made = _read(files.metrics)
     fsl = settings.engine == "fsl"
     ica = "MELODIC (Beckmann & Smith 2004)" if fsl else "symmetric FastICA (Hyvärinen 1999)"
     end = "" if made.get("Converged", True) else ", which did not converge"
-    way = "aggressively" if settings.denoise == "ica-aggressive" else "non-aggressively"
+    way = "aggressively" if "ica-aggressive" in settings.denoise_steps else "non-aggressively"
     return (
         f"Artefacts were found by spatial ICA at 4 mm after 6 mm smoothing ({ica}, "
         f"{made.get('Iterations', 'unknown')} iterations{end}), judged by the four features and "
-        f"published thresholds of ICA-AROMA (Pruim et al. 2015), and regressed out {way}."
-    ), ["melodic" if fsl else "fastica", "aroma"]
+        "published thresholds of ICA-AROMA (Pruim et al. 2015), and regressed out "
+        f"{way}{', together with ' + words if words else ''}."
+    ), ["melodic" if fsl else "fastica", "aroma", *names]
+
+
+#: What the confound steps are called, and the works to cite.
+_CONFOUNDS: dict[str, tuple[str, list[str]]] = {
+    "motion6": ("6 motion parameters", []),
+    "motion24": ("24 motion parameters (Friston et al. 1996)", ["friston"]),
+    "wm-csf": ("mean signals of deep white matter and ventricles", []),
+    "acompcor": ("ten aCompCor components (Behzadi et al. 2007)", ["behzadi"]),
+    "global": ("the global signal", []),
+}
 
 
 def _parcellation(files: Derivatives, settings: Preprocess, atlas: Atlas) -> tuple[str, list[str]]:

@@ -503,7 +503,7 @@ def describe_provenance(facts: Facts) -> list[Any]:
         ("sample period (s)", info.sample_period_s if info else None),
         ("scaling", f"{scaling.release or config.release}, {scaling.units}" if scaling else None),
         ("engine", config.preprocess.engine),
-        ("denoising", config.preprocess.denoise),
+        ("denoising", " + ".join(config.preprocess.denoise_steps) or "none"),
     ]
     versions = pd.DataFrame(software_versions().items(), columns=["software", "version"])
     facts_table = pd.DataFrame(rows, columns=["what", "value"])

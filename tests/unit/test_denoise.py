@@ -25,7 +25,7 @@ from brainlm.preprocess.denoise import (
     smooth_grid,
     threshold_map,
 )
-from brainlm.preprocess.filter import clean_columns, cosine_basis
+from brainlm.preprocess.filter import clean_columns, cosine_basis, filter_basis
 from brainlm.preprocess.template import Template
 
 TR_S, T = 2.0, 150
@@ -87,7 +87,7 @@ def fit(grid, run):
 
 def explained(courses: np.ndarray, by: np.ndarray) -> np.ndarray:
     """Share of each course's high-passed variance in the span of some columns."""
-    courses = clean_columns(courses, cosine_basis(T, TR_S, 0.008))
+    courses = clean_columns(courses, filter_basis(T, TR_S, 0.008))
     rest = courses - by @ np.linalg.lstsq(by, courses, rcond=None)[0]
     return 1 - (rest**2).sum(0) / (courses**2).sum(0)
 
@@ -111,7 +111,7 @@ def test_planted_artefacts_are_found_and_networks_kept(fit, run):
 
 
 def test_each_artefact_is_caught_by_its_own_rule(fit, run):
-    artefacts = clean_columns(run[3], cosine_basis(T, TR_S, 0.008))
+    artefacts = clean_columns(run[3], filter_basis(T, TR_S, 0.008))
     r = np.abs(np.corrcoef(fit.mixing.T, artefacts.T)[len(fit.noise) :, : len(fit.noise)])
     rules = fit.features["rule"].to_numpy()[r.argmax(1)]
     assert (r.max(1) > 0.9).all()
@@ -287,11 +287,11 @@ def test_nuisance_by_option():
     rng = np.random.default_rng(0)
     columns, mixing = motion_columns(rng.normal(size=(T, 6))), rng.normal(size=(T, 5))
     noise = np.array([True, False, False, True, False])
-    assert choose_nuisance("none", columns, mixing, noise) == (None, None)
-    nuisance, signal = choose_nuisance("motion24", columns, mixing, noise)
+    assert choose_nuisance((), columns, mixing, noise) == (None, None)
+    nuisance, signal = choose_nuisance(("motion24",), columns, mixing, noise)
     assert nuisance.shape == (T, 24) and np.isfinite(nuisance).all() and signal is None
-    nuisance, signal = choose_nuisance("ica", columns, mixing, noise)
+    nuisance, signal = choose_nuisance(("ica",), columns, mixing, noise)
     np.testing.assert_array_equal(nuisance, mixing[:, [0, 3]])
     np.testing.assert_array_equal(signal, mixing[:, [1, 2, 4]])
-    assert choose_nuisance("ica-aggressive", columns, mixing, noise)[1] is None
-    assert choose_nuisance("ica", columns, mixing, noise & False) == (None, None)
+    assert choose_nuisance(("ica-aggressive",), columns, mixing, noise)[1] is None
+    assert choose_nuisance(("ica",), columns, mixing, noise & False) == (None, None)

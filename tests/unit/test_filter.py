@@ -7,7 +7,7 @@ import pytest
 from nilearn.glm.first_level.design_matrix import create_cosine_drift
 
 from brainlm.errors import RecordingError
-from brainlm.preprocess.filter import clean, cosine_basis
+from brainlm.preprocess.filter import clean, cosine_basis, filter_basis
 
 T, TR_S = 180, 2.0
 
@@ -27,7 +27,7 @@ def band_power(series: np.ndarray, low_hz: float, high_hz: float) -> float:
 
 @pytest.mark.parametrize(("high_pass", "low_pass"), [(0, None), (0.008, None), (0.01, 0.1)])
 def test_basis_is_orthonormal_with_the_constant_first(high_pass, low_pass):
-    basis = cosine_basis(T, TR_S, high_pass, low_pass)
+    basis = filter_basis(T, TR_S, high_pass, low_pass)
     np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
     assert np.ptp(basis[:, 0]) == 0
 
@@ -41,7 +41,7 @@ def test_high_pass_spans_the_usual_drift_model():
 
 def test_equals_least_squares_with_drift_and_confounds_in_one_model(rng):
     series, nuisance = rng.normal(size=(T, 7)), rng.normal(size=(T, 4))
-    model = np.hstack([cosine_basis(T, TR_S, 0.008), nuisance])
+    model = np.hstack([filter_basis(T, TR_S, 0.008), nuisance])
     expected = series - model @ np.linalg.lstsq(model, series, rcond=None)[0]
     found = clean(series, TR_S, high_pass_hz=0.008, nuisance=nuisance)
     np.testing.assert_allclose(found, expected, atol=1e-10)
