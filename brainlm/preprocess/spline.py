@@ -23,7 +23,7 @@ from numba import njit
 
 # Lets the compiler turn neighbouring scalar sums into vector registers (off in numba by default):
 # the 64-term sum takes half the time.
-numba.config.SLP_VECTORIZE = True
+numba.config.SLP_VECTORIZE = True  # type: ignore[attr-defined]
 
 # No "nnan"/"ninf": NaN marks what could not be read.
 FAST = {"contract", "reassoc", "nsz", "arcp"}

@@ -632,8 +632,10 @@ def _describe_confounds(columns: dict) -> dict[str, dict[str, str]]:
 
 def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Columns of the motion stage: those of an earlier denoise stage are made anew."""
-    made_later = ("global_signal", "csf", "white_matter", "cosine", "aroma_motion")
-    made_later += ("c_comp_cor", "w_comp_cor")
+    made_later = (
+        "global_signal", "csf", "white_matter", "c_comp_cor", "w_comp_cor", "cosine",
+        "aroma_motion",
+    )  # fmt: skip
     return {k: v for k, v in confounds.items() if not k.startswith(made_later)}
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from brainlm.config import Config, load_config, parse_config
+from brainlm.config import Config, Preprocess, load_config, parse_config
 from brainlm.errors import BrainLMError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,3 +68,16 @@ def test_files_that_are_not_configurations(tmp_path):
     (tmp_path / "b.yaml").write_text("- 1\n")
     with pytest.raises(BrainLMError, match="expected keys and values"):
         load_config(tmp_path / "b.yaml")
+
+
+def test_denoising_is_one_step_or_a_list():
+    steps = {"ica": ("ica",), "none": (), "motion24": ("motion24",)}
+    for value, expected in steps.items():
+        assert Preprocess(denoise=value).denoise_steps == expected
+    both = Preprocess.model_validate({"denoise": ["ica", "wm-csf"]})
+    assert both.denoise_steps == ("ica", "wm-csf") and both.uses_ica
+    for bad in ("icaa", ["none", "ica"], ["ica", "ica-aggressive"]):
+        with pytest.raises(BrainLMError, match=r"preprocess.*denoise"):
+            parse_config(
+                {"cohorts": [{"name": "a", "folder": "b"}], "preprocess": {"denoise": bad}}
+            )

@@ -21,11 +21,13 @@ from brainlm.preprocess.denoise import (
     high_frequency_content,
     make_grid,
     motion_columns,
+    nuisance_names,
     separate,
     smooth_grid,
     threshold_map,
+    tissue_columns,
 )
-from brainlm.preprocess.filter import clean_columns, cosine_basis, filter_basis
+from brainlm.preprocess.filter import clean, clean_columns, cosine_basis, filter_basis
 from brainlm.preprocess.template import Template
 
 TR_S, T = 2.0, 150
@@ -295,3 +297,52 @@ def test_nuisance_by_option():
     np.testing.assert_array_equal(signal, mixing[:, [1, 2, 4]])
     assert choose_nuisance(("ica-aggressive",), columns, mixing, noise)[1] is None
     assert choose_nuisance(("ica",), columns, mixing, noise & False) == (None, None)
+
+
+def test_confounds_combine_in_one_model():
+    rng = np.random.default_rng(5)
+    columns, mixing = motion_columns(rng.normal(size=(T, 6))), rng.normal(size=(T, 5))
+    columns |= {name: rng.normal(size=T) for name in nuisance_names("wm-csf")}
+    noise = np.array([True, False, False, True, False])
+    nuisance, signal = choose_nuisance(("ica", "wm-csf"), columns, mixing, noise)
+    expected = np.column_stack([columns["csf"], columns["white_matter"], mixing[:, noise]])
+    np.testing.assert_array_equal(nuisance, expected)
+    np.testing.assert_array_equal(signal, mixing[:, ~noise])
+    both = choose_nuisance(("motion6", "motion24"), columns, mixing, noise)[0]
+    assert both.shape == (T, 24)
+    columns["csf"] = np.full(T, np.nan)
+    with pytest.raises(RecordingError, match="csf: not measured"):
+        choose_nuisance(("wm-csf",), columns, mixing, noise)
+
+
+@pytest.mark.filterwarnings("ignore:.*confounds will be standardized:DeprecationWarning")
+def test_regression_equals_nilearn():
+    """The same model as nilearn.signal.clean's, with what our filter removes as confounds too."""
+    from nilearn.signal import clean as clean_by_nilearn
+
+    rng = np.random.default_rng(6)
+    series, confounds = rng.normal(size=(T, 9)).cumsum(0), rng.normal(size=(T, 24)).cumsum(0)
+    ours = clean(series, TR_S, high_pass_hz=0.008, nuisance=confounds)
+    model = np.hstack([filter_basis(T, TR_S, 0.008)[:, 1:], confounds])
+    theirs = clean_by_nilearn(
+        series, confounds=model, detrend=False, standardize=None, standardize_confounds=True
+    )
+    np.testing.assert_allclose(ours, theirs - theirs.mean(0), atol=1e-8)
+
+
+def test_compcor_finds_what_a_tissue_shares(grid):
+    rng = np.random.default_rng(7)
+    noise = rng.normal(size=(T, 2)).cumsum(0)
+    samples = 1000 + rng.normal(size=(T, len(grid.points)))
+    samples[:, grid.csf] += 3 * noise[:, :1]
+    samples[:, grid.white] += 3 * noise[:, 1:]
+    basis = filter_basis(T, TR_S, 0.008)
+    found = tissue_columns(samples.astype(np.float32), grid, basis)
+    for name, column in (("c_comp_cor_00", 0), ("w_comp_cor_00", 1)):
+        planted = clean_columns(noise[:, column : column + 1], basis)[:, 0]
+        assert abs(np.corrcoef(found[name], planted)[0, 1]) > 0.95
+    assert all(np.isfinite(found[name]).all() for name in nuisance_names("acompcor"))
+    samples[:, grid.csf] = np.nan
+    found = tissue_columns(samples.astype(np.float32), grid, basis)
+    assert np.isnan(found["c_comp_cor_00"]).all() and np.isnan(found["csf"]).all()
+    assert np.isfinite(found["w_comp_cor_00"]).all()

@@ -104,3 +104,15 @@ def test_too_few_degrees_of_freedom(rng):
     with pytest.raises(RecordingError) as caught:
         clean(rng.normal(size=(T, 2)), TR_S, high_pass_hz=0.2, nuisance=rng.normal(size=(T, 30)))
     assert caught.value.status == "denoise_failed"
+
+
+def test_drifts_are_gone_at_the_ends_too(rng):
+    """A line and a parabola, which cosines alone leave standing at both ends of the run."""
+    time = np.linspace(-1, 1, T)
+    drift = 20 * time[:, None] + 10 * time[:, None] ** 2
+    noise = rng.normal(size=(T, 4))
+    found = clean(noise + drift, TR_S, high_pass_hz=0.008)
+    np.testing.assert_allclose(found, clean(noise, TR_S, high_pass_hz=0.008), atol=1e-9)
+    left = drift - cosine_basis(T, TR_S, 0.008) @ (cosine_basis(T, TR_S, 0.008).T @ drift)
+    assert np.abs(left[[0, -1]]).max() > 1
+    np.testing.assert_allclose(clean(drift, TR_S, high_pass_hz=0), drift - drift.mean(0))
