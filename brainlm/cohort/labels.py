@@ -93,17 +93,15 @@ def _header(cohort: Cohort) -> list[str]:
         raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
 
 
-def describe_shortage(labels: Labels, table: pd.DataFrame, least: int = 10) -> str | None:
+def describe_shortage(labels: Labels, train: pd.Index, least: int = 10) -> str | None:
     """Why `labels` cannot be learnt, or None: too few training people have one, or one class.
 
-    `table` is a corpus' table of recordings.
+    `train` is who could be trained on: (cohort, participant_id) with a usable recording.
     """
-    usable = table[(table["status"] == "ok") & (table["split"] == "train")]
-    people = pd.MultiIndex.from_frame(usable[["cohort", "participant_id"]].drop_duplicates())
-    values = labels.values.reindex(people).dropna()
+    values = labels.values.reindex(train).dropna()
     if len(values) < least:
         return (
-            f"{len(values)} of {len(people)} training people with a usable recording have a "
+            f"{len(values)} of {len(train)} training people with a usable recording have a "
             f"value; at least {least} are needed"
         )
     if labels.classes:

@@ -14,7 +14,7 @@ from ..shards import Corpus
 from ..training.finetune import finetune
 from ..training.predict import skip_target
 from .job import Job
-from .people import hold_out_groups, list_people
+from .people import hold_out_groups, list_people, list_trainable
 
 
 def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool) -> None:
@@ -25,13 +25,14 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
     """
     task, cohorts = job.task, job.config.cohorts
     labels, corpus = read_labels(cohorts, task.target, task.kind), Corpus(job.release_shards)
-    shortage = describe_shortage(labels, corpus.table)
+    people = list_people(corpus, labels.values)
+    train = list_trainable(people)
+    shortage = describe_shortage(labels, train)
     if shortage:
         print(f"{task.name}: not fine-tuned: {shortage}")
         skip_target(out, shortage)
         return
-    people = list_people(corpus, labels.values)
-    labels, _ = labels.drop_small_classes(people.index[people["split"] == "train"])
+    labels, _ = labels.drop_small_classes(train)
     if task.groups is None:
         _fit(job, labels, out, atlas, seed, from_scratch)
         return

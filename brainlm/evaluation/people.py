@@ -48,6 +48,12 @@ def list_people(
     return people
 
 
+def list_trainable(people: pd.DataFrame) -> pd.Index:
+    """Training people of reference cohorts who have a usable recording, labelled or not."""
+    inside = people["recorded"] & ~people["external"]
+    return people.index[inside & (people["split"] == "train")]
+
+
 def read_motion(cohorts: Sequence[Cohort]) -> pd.Series | None:
     """Mean framewise displacement (mm) of cohorts that enter as series, if a table has it."""
     known = "mean_fd" in read_columns(cohorts)

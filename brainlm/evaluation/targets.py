@@ -32,6 +32,7 @@ from .people import (
     hold_out_groups,
     hold_out_groups_of_everybody,
     list_people,
+    list_trainable,
     read_motion,
     read_questionnaires,
     split_people,
@@ -114,8 +115,8 @@ class Study:
         self.window = self.model.config.window
         roles = self.job.roles
         people = list_people(self.corpus, self.labels.values, roles=roles)
-        train = people.index[people["ready"] & ~people["external"] & (people["split"] == "train")]
-        self.shortage = describe_shortage(self.labels, self.corpus.table)
+        train = list_trainable(people)
+        self.shortage = describe_shortage(self.labels, train)
         self.labels, self.small = self.labels.drop_small_classes(train)
         cohorts = self.job.config.cohorts
         self.people = list_people(
