@@ -173,6 +173,9 @@ class Pretrain(Section):
 
 
 class Finetune(Section):
+    pool: Literal["mean", "cls"] = Field(
+        "mean", description="what the head sees: the mean of the tokens, or CLS (the paper)"
+    )
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Positive = 3e-4

@@ -86,6 +86,7 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
         Method("linear probe on CLS", "CLS", baselines.fit_linear),
         Method("linear probe on mean token", "mean token", baselines.fit_linear),
         Method("linear probe on latent connectivity", "latent connectivity", baselines.fit_linear),
+        Method(f"connectivity and latent connectivity + {linear}", "both", baselines.fit_linear),
     ]
     return methods
 
@@ -130,6 +131,10 @@ class Fold:
             return views.one_hot(people[named], self.train[named]) if some else None
         if name in ("connectivity", "tangent", "cleaned"):
             return self._per_person("connectivity", people)
+        if name == "both":  # does the model add to what connectivity knows?
+            latent = self._per_person("latent connectivity", people)
+            plain = self._per_person("connectivity", people)
+            return None if latent is None else np.concatenate([plain, latent], 1)  # type: ignore[list-item]
         if name == "raw series":
             assert self.windows is not None
             scaling, window = self.model.scaling, self.model.config.window
@@ -170,6 +175,11 @@ class Fold:
         elif name == "cleaned":
             cleaned = views.Cleaned(features, self._confounds(self.train))
             step = lambda f, people: cleaned(f, self._confounds(people))  # noqa: E731
+        elif name == "both":
+            scale = np.repeat(
+                [np.nanstd(half) for half in np.split(features, 2, axis=1)], features.shape[1] // 2
+            )
+            step = lambda f, people: f / scale.astype(f.dtype)  # noqa: E731
         else:
             step = lambda f, people: f  # noqa: E731
         features = step(features, self.train)

@@ -76,6 +76,7 @@ class Tangent:
         self._upper = np.triu_indices(self.parcels, 1)
         mean = sum(self._matrix(row) for row in z) / len(z)
         values, vectors = np.linalg.eigh(mean)
+        values = np.maximum(values, self.SHRINKAGE / 2)  # of correlations: at least SHRINKAGE
         self._whiten = (vectors / np.sqrt(values)) @ vectors.T
 
     def _matrix(self, z: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ class Task:
         self.class_names = class_names
         self._fit_labels(self.table["label"][self.fit_rows], base.config.window, transform)
         outputs = 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
-        self.model = _with_head(base, outputs, self.transform).to(self.device)
+        self.model = _with_head(base, outputs, self.transform, options.pool).to(self.device)
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
                                seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
         self.journal = Journal(out / "metrics.jsonl", "", quiet=False)
@@ -283,9 +283,9 @@ def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> Brai
     return base
 
 
-def _with_head(base: BrainLM, outputs: int, labels: LabelTransform) -> BrainLM:
+def _with_head(base: BrainLM, outputs: int, labels: LabelTransform, pool: str) -> BrainLM:
     """The encoder of `base` with a new head and no decoder."""
-    settings = dataclasses.replace(base.config, decoder_depth=0, head_outputs=outputs, pool="mean",
+    settings = dataclasses.replace(base.config, decoder_depth=0, head_outputs=outputs, pool=pool,
                                    label_mean=labels.shift, label_std=labels.scale,
                                    label_log=labels.log)  # fmt: skip
     model = BrainLM(settings, base.coordinates if base.config.has_coordinates else None)

@@ -377,11 +377,15 @@ def test_test_labels_change_nothing(study, finished, tmp_path):
 
 def test_classification(study, finished, tmp_path):
     labels = (study.labels > study.labels.median()).astype(float)
-    table = tune(study, tmp_path / "two", finished, labels, kind="classification", epochs=2)
+    table = tune(study, tmp_path / "two", finished, labels, kind="classification", epochs=2,
+                 pool="cls")  # fmt: skip
+    assert from_pretrained(tmp_path / "two").config.pool == "cls"
     assert table["prediction"].between(0, 1).all()
     labels = pd.Series(np.arange(20) % 3, study.labels.index, dtype=float)
     table = tune(study, tmp_path / "three", finished, labels, kind="classification", epochs=1)
     assert set(table["prediction"]) <= {0.0, 1.0, 2.0}
+    shares = table[["probability_0", "probability_1", "probability_2"]]
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
 
 
 def test_nobody_has_a_label(study, finished, tmp_path):
