@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .config import Config, load_config
+from .config import Config, load_config, sweep_point
 from .errors import BrainLMError
 
 if TYPE_CHECKING:
@@ -123,8 +123,11 @@ def _add_data_verbs(verb) -> None:
 
 
 def _add_model_verbs(verb) -> None:
-    verb("pretrain", _pretrain, "train the masked autoencoder on the release; resumes by itself",
-         "torchrun --standalone --nproc-per-node 8 -m brainlm pretrain")  # fmt: skip
+    sub = verb("pretrain", _pretrain,
+               "train the masked autoencoder on the release; resumes by itself",
+               "torchrun --standalone --nproc-per-node 8 -m brainlm pretrain")  # fmt: skip
+    sub.add_argument("--sweep", nargs=3, metavar=("PRESET", "SHARE", "SEED"),
+                     help="a point of a scaling task instead of the model")  # fmt: skip
     fit = argparse.ArgumentParser(add_help=False)
     fit.add_argument("--task", required=True, help="a regression or classification task")
     fit.add_argument("--seed", type=int, default=1, help="one of the task's seeds")
@@ -313,12 +316,14 @@ def _pretrain(args) -> None:
     from .shards.release import read_release
     from .training.pretrain import pretrain
 
-    config = _load(args)
+    config, out = _load(args), "pretrain"
+    if args.sweep:
+        config, out = sweep_point(config, *args.sweep)
     release = _release_folder(config)
     pretrain(
         read_release(release),
         release / "scaling.json",
-        _models(config) / "pretrain",
+        _models(config) / out,
         model=config.model,
         options=config.pretrain,
         atlas=_atlas(config),

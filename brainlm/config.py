@@ -152,6 +152,9 @@ class Pretrain(Section):
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of all updates")
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     mask: Literal["random", "future"] = "random"
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="of the training people, for scaling studies; updates stay as many"
+    )
     seed: int = 1234
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="auto: bf16 autocast on CUDA, float32 elsewhere"
@@ -288,6 +291,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BrainLMError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
+
+
+def sweep_point(config: Config, preset: str, share: str, seed: str) -> tuple[Config, str]:
+    """The configuration of one pretraining of a scaling task, and its folder among the models."""
+    values = config.model_dump(mode="json")
+    values["model"]["preset"] = preset
+    values["pretrain"] |= {"share": share, "seed": seed}
+    return parse_config(values, "--sweep"), f"sweep/{preset}-{share}-{seed}"
 
 
 def load_config(*paths: str | Path) -> Config:

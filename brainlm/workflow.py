@@ -13,7 +13,7 @@ from typing import Any
 from .atlas import check_registered
 from .config import Cohort, Config, Pretrain, parse_config
 from .errors import BrainLMError
-from .evaluation.tasks import CLINICAL, Task, load_tasks
+from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
 from .files import write_text
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
@@ -142,6 +142,12 @@ def is_clinical(task: Task) -> bool:
     return isinstance(task, CLINICAL)
 
 
+def sweep_models(task: Task) -> list[str]:
+    """Folders, among the models of a release, of the pretrainings that a task needs."""
+    points = task.points() if isinstance(task, Scaling) else []
+    return [f"sweep/{preset}-{share:g}-{seed}" for preset, share, seed in points]
+
+
 def stage_parameters(config: Config, stage: str, task: Task | None = None) -> str:
     """The code version of a rule and the settings that change its result, as one string.
 
@@ -219,5 +225,6 @@ __all__ = [
     "prepare",
     "shard_files",
     "stage_parameters",
+    "sweep_models",
     "training_resources",
 ]

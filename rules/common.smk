@@ -15,6 +15,7 @@ from brainlm.workflow import (
     prepare,
     shard_files,
     stage_parameters,
+    sweep_models,
     training_resources,
 )
 
@@ -52,6 +53,8 @@ wildcard_constraints:
     start="finetune|scratch",
     task="|".join(TASKS) or "none",
     seed=r"\d+",
+    preset=r"[a-z0-9]+",
+    share=r"[\d.]+",
 
 
 def more(amount):
@@ -81,11 +84,11 @@ def unfrozen(wildcards):
     return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
 
 
-def predictions(wildcards):
-    """What a clinical task is evaluated from besides the pretrained model: every seed's fit."""
+def fits(wildcards):
+    """What a task is evaluated from besides the pretrained model: a sweep, or every seed's fit."""
     task = TASKS[wildcards.task]
     if not is_clinical(task):
-        return []
+        return [f"{MODELS}/{name}/model.safetensors" for name in sweep_models(task)]
     external = EXTERNAL and not task.groups
     made = ["predictions.parquet"] + (["external.parquet"] if external else [])
     return expand(

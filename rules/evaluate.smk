@@ -2,7 +2,7 @@
 rule evaluate:
     input:
         model=rules.pretrain.output[0],
-        predictions=predictions,
+        fits=fits,
         external=EXTERNAL,
     output:
         f"{EVALUATION}/{{task}}.parquet",

@@ -24,3 +24,24 @@ rule pretrain:
         launch=launch_line(TRAINING),
     shell:
         "{params.launch} pretrain 2>&1 | tee -a {log:q}"
+
+
+# One point of a scaling task: another size, a share of the training people, as many updates.
+rule sweep:
+    input:
+        rules.pretrain.input,
+    output:
+        f"{MODELS}/sweep/{{preset}}-{{share}}-{{seed}}/model.safetensors",
+    log:
+        f"{RESULTS}/logs/pretrain/{CONFIG.release}-{{preset}}-{{share}}-{{seed}}.log",
+    conda:
+        "../envs/training-cuda.yaml"
+    threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts
+    resources:
+        **training_resources(TRAINING),
+    params:
+        settings("pretrain"),
+        launch=launch_line(TRAINING),
+    shell:
+        "{params.launch} pretrain --sweep {wildcards.preset} {wildcards.share} {wildcards.seed}"
+        " 2>&1 | tee -a {log:q}"

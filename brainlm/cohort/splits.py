@@ -15,6 +15,15 @@ def split_of(participant_id: str) -> str:
     The same person in two sessions or two cohorts falls on the same side, and adding people
     never moves one.
     """
-    digest = hashlib.sha256(f"{_SALT}:{participant_id}".encode()).digest()
-    share = int.from_bytes(digest[:8], "big") / 2**64
+    share = _hash(f"{_SALT}:{participant_id}")
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
+
+
+def in_share(participant_id: str, share: float) -> bool:
+    """Whether a person belongs to this share (0..1] of all; smaller shares lie inside larger."""
+    return _hash(f"brainlm share:{participant_id}") < share
+
+
+def _hash(text: str) -> float:
+    """A number in 0..1 that is the same everywhere and always."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

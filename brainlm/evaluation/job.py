@@ -22,6 +22,7 @@ EVALUATORS = {
     "attention": "attention",
     "networks": "networks",
     "latent": "latent",
+    "scaling": "scaling",
 }
 
 

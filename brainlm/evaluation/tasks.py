@@ -117,7 +117,14 @@ class Scaling(_Task):
 
     kind: Literal["scaling"]
     presets: Annotated[tuple[str, ...], Field(min_length=1)] = ("tiny", "13m")
-    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.1, 0.3, 1.0)
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.1, 0.3, 1.0), description="of the training people; smaller shares lie inside larger"
+    )
+    seeds: Seeds = (1,)
+
+    def points(self) -> list[tuple[str, float, int]]:
+        """(preset, share, seed) of every pretraining."""
+        return [(p, s, seed) for p in self.presets for s in self.shares for seed in self.seeds]
 
 
 Task = Union[  # noqa: UP007  mypy wants it spelt so

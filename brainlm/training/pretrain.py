@@ -21,6 +21,7 @@ import torch
 
 from .. import __version__, config
 from ..atlas import Atlas
+from ..cohort.splits import in_share
 from ..errors import BrainLMError
 from ..files import read_json, sha256, write_json
 from ..model import BrainLM, kernel_name, preset
@@ -90,7 +91,7 @@ class Run:
         self.model: BrainLM = preset(model.preset, num_parcels=corpus.info.num_parcels,
                                      window=model.window, patch=model.patch,
                                      coordinates=atlas.coordinates)  # fmt: skip
-        self.train_set = self._windows(corpus, train)
+        self.train_set = self._windows(corpus, _choose_share(corpus, train, options.share))
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
         self.validation_set = self._windows(corpus, held_out)
         self.micro = _micro_batch(options, ranks.world)
@@ -340,6 +341,15 @@ def _settings(shards, scaling, model: config.Model, options: config.Pretrain) ->
         **model.model_dump(), **decisive, "scaling": sha256(scaling),
         "shards": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
     }, sort_keys=True)  # fmt: skip
+
+
+def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
+    """Rows of a share of the people: the same people whatever the seed."""
+    people = corpus.table["participant_id"]
+    chosen = rows[[in_share(people[row], share) for row in rows]]
+    if len(chosen) == 0:
+        raise BrainLMError(f"pretrain.share: {share:g} of the training people is nobody; raise it")
+    return chosen
 
 
 def _difference(old: dict, new: dict) -> str:

@@ -143,6 +143,14 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
     }  # fmt: skip
 
 
+def test_a_scaling_task_plans_a_pretraining_for_each_of_its_points(clone):
+    task = "{kind: scaling, presets: [tiny, 13m], shares: [0.5, 1], seeds: [3]}"
+    (clone.folder / "sizes.yaml").write_text(task)
+    clone.configure("age.yaml]", "age.yaml, sizes.yaml]")
+    sweep = {("sweep", f"{p}/{s}/3") for p in ("tiny", "13m") for s in ("0.5", "1")}
+    assert clone.plan() == sweep | {("evaluate", "sizes"), ("report", "")}
+
+
 def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
     make_subjects(clone.folder / "bids_b", range(3))
     clone.configure(

@@ -1,0 +1,128 @@
+"""Scaling: does a larger model, or do more people, reconstruct people not seen better?
+
+Paper, Fig. 4. One pretraining per size, share of the training people and seed, all of as many
+updates of as many windows; each is evaluated on the same hidden tokens of the same test people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..cohort.splits import in_share
+from ..config import Evaluate, sweep_point
+from ..files import read_json
+from ..shards import Corpus
+from .job import Job
+from .metrics import MIN_SUBJECTS, POOLED, add_by_subject, draw_counts, percentiles
+from .reconstruction import _evaluate_masking, _long_enough, cohort_parts
+from .tables import describe_left_out, write_results
+
+#: (preset, share, seed) -> folder
+Sweep = Mapping[tuple[str, float, int], Path]
+
+
+def run(job: Job) -> pd.DataFrame:
+    """A scaling task of a study."""
+    models = {
+        point: job.models / sweep_point(job.config, point[0], f"{point[1]:g}", str(point[2]))[1]
+        for point in job.task.points()
+    }
+    return evaluate_scaling(
+        models,
+        job.shards,
+        job.out,
+        options=job.config.evaluate,
+        mask_ratio=job.config.pretrain.mask_ratio,
+        roles=job.roles,
+        config=job.config.fingerprint(),
+    )
+
+
+def evaluate_scaling(
+    models: Sweep,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    options: Evaluate,
+    mask_ratio: float = 0.75,
+    splits: Sequence[str] = ("test",),
+    roles: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> pd.DataFrame:
+    """Masked R² (and r, MSE, MAE) of every model of a sweep.
+
+    Parameters
+    ----------
+    models : mapping of (preset, share, seed) to a model folder
+    mask_ratio : float
+        Share of tokens that are hidden, at random.
+    splits, roles, config
+        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
+
+    Returns
+    -------
+    DataFrame
+        Method: the preset; target: the share; ``n_train`` people. Pooled rows take all seeds
+        together, with an interval over people; ``seed`` rows have one R² per seed.
+    """
+    from ..model import from_pretrained
+
+    corpus, roles = Corpus(shards), roles or {}
+    opened = {point: from_pretrained(folder) for point, folder in models.items()}
+    for model in opened.values():
+        corpus.check(model.scaling)  # type: ignore[arg-type]
+    window = next(iter(opened.values())).config.window
+    rows: list[dict] = []
+    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+        indices, why = _long_enough(part, window)
+        people = corpus.table["participant_id"][indices].to_numpy()
+        for preset, share in dict.fromkeys(point[:2] for point in models):
+            seeds = {p[2]: p for p in models if p[:2] == (preset, share)}
+            first = next(iter(seeds.values()))
+            note = [describe_left_out(why), _describe(opened[first], models[first])]
+            where: dict = {"task": "scaling", "cohort": cohort, "split": split, "method": preset}
+            where |= {"target": f"{share:g}", "left_out": sum(why.values()), "level": "pooled"}
+            where |= {"n_train": _count_people(corpus, share, roles)}
+            where |= {"note": "; ".join(filter(None, note)), "n": len(set(people))}
+            if not len(indices):
+                rows.append(where)
+                continue
+            sums = {
+                seed: _evaluate_masking(
+                    opened[point], corpus, indices, "random", mask_ratio, options.seed
+                )[0]["model"][0]
+                for seed, point in seeds.items()
+            }
+            rows += _rows(sums, people, where, options)
+    return write_results(rows, out, options.seed, config)
+
+
+def _rows(sums: dict[int, np.ndarray], people, where: dict, options: Evaluate) -> Iterator[dict]:
+    """One size and share: all seeds together, then one by one."""
+    by_subject = add_by_subject(np.sum(list(sums.values()), axis=0), people)
+    draws = draw_counts(len(by_subject), options.bootstrap, options.seed)
+    for metric, formula in POOLED.items():
+        low, high = np.nan, np.nan
+        if len(by_subject) >= MIN_SUBJECTS:
+            low, high = percentiles(formula(draws @ by_subject))
+        value = float(formula(by_subject.sum(0)))
+        yield where | {"metric": metric, "value": value, "low": low, "high": high}
+    for seed, one in sums.items():
+        value = float(POOLED["r2"](one.sum(0)))
+        yield where | {"level": "seed", "unit": str(seed), "metric": "r2", "value": value}
+
+
+def _count_people(corpus: Corpus, share: float, roles: Mapping[str, str]) -> int:
+    table = corpus.table
+    train = table[(table["split"] == "train") & (table["status"] == "ok")]
+    people = train[train["cohort"].map(lambda c: roles.get(c) != "external")]["participant_id"]
+    return sum(in_share(person, share) for person in people.unique())
+
+
+def _describe(model, folder: Path) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    return f"{count:,} parameters, {read_json(folder / 'run.json')['updates']:,} updates"

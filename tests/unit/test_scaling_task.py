@@ -1,0 +1,79 @@
+"""The scaling sweep: shares of people, equal updates, one table."""
+
+from __future__ import annotations
+
+import pytest
+from synthetic import make_study
+
+from brainlm.cohort.splits import in_share
+from brainlm.config import Config, Evaluate, Model, Pretrain, sweep_point
+from brainlm.errors import BrainLMError
+from brainlm.evaluation.job import Job
+from brainlm.evaluation.scaling import evaluate_scaling
+from brainlm.evaluation.tasks import parse_task
+from brainlm.files import read_json
+from brainlm.training.pretrain import pretrain
+from brainlm.workflow import sweep_models
+
+
+def test_shares_are_nested_and_of_their_size():
+    people = [f"sub-{n:05d}" for n in range(4000)]
+    tenth, third = ({p for p in people if in_share(p, share)} for share in (0.1, 0.3))
+    assert tenth < third
+    assert len(tenth) == pytest.approx(400, abs=60)
+    assert len(third) == pytest.approx(1200, abs=90)
+    assert all(in_share(p, 1.0) for p in people)
+
+
+def test_rules_and_evaluation_agree_on_the_folders():
+    task = parse_task(
+        {"kind": "scaling", "presets": ["tiny", "13m"], "shares": [0.25, 1]}, "s", "s"
+    )
+    config = Config(cohorts=({"name": "a", "folder": "a"},))
+    folders = [sweep_point(config, p, f"{s:g}", str(seed))[1] for p, s, seed in task.points()]
+    assert folders == sweep_models(task) == [
+        "sweep/tiny-0.25-1", "sweep/tiny-1-1", "sweep/13m-0.25-1", "sweep/13m-1-1"]  # fmt: skip
+    changed, _ = sweep_point(config, "tiny", "0.25", "7")
+    assert (changed.model.preset, changed.pretrain.share, changed.pretrain.seed) == (
+        "tiny",
+        0.25,
+        7,
+    )
+    assert changed.pretrain.epochs == config.pretrain.epochs
+    with pytest.raises(BrainLMError, match=r"pretrain\.share"):
+        sweep_point(config, "tiny", "1.5", "1")
+    assert Job(task, config, []).out.name == "s.parquet"
+
+
+def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_same(tmp_path):
+    study = make_study(tmp_path, people=60)
+    models = {}
+    for share, seed in [(0.3, 1), (0.3, 2), (1.0, 1)]:
+        options = Pretrain(
+            epochs=2, batch_size=8, micro_batch_size=8, cpus=1, share=share, seed=seed
+        )
+        out = tmp_path / f"{share}-{seed}"
+        pretrain(study.shards, study.scaling, out, model=Model(preset="tiny", window=40, patch=10),
+                 options=options, atlas=study.atlas)  # fmt: skip
+        models["tiny", share, seed] = out
+    facts = [read_json(folder / "run.json") for folder in models.values()]
+    assert len({fact["updates"] for fact in facts}) == 1
+    few, _, all_of_them = (fact["recordings"]["train"] for fact in facts)
+    assert few < all_of_them == 42
+    table = evaluate_scaling(models, study.shards, tmp_path / "scaling.parquet",
+                             options=Evaluate(bootstrap=100))  # fmt: skip
+    pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")].set_index("target")
+    assert set(pooled.index) == {"0.3", "1"} and set(pooled["n"]) == {6}
+    assert pooled["n_train"].to_dict() == {"0.3": few, "1": 42}
+    assert (pooled["low"] < pooled["value"]).all() and (pooled["value"] < pooled["high"]).all()
+    seeds = table[(table["level"] == "seed") & (table["target"] == "0.3")]
+    assert seeds["unit"].tolist() == ["1", "2"]
+    assert seeds["value"].min() <= pooled["value"]["0.3"] <= seeds["value"].max()
+
+
+def test_a_share_of_nobody_is_an_error(tmp_path):
+    study = make_study(tmp_path, people=10)
+    options = Pretrain(epochs=1, batch_size=2, micro_batch_size=2, cpus=1, share=1e-9)
+    with pytest.raises(BrainLMError, match="is nobody"):
+        pretrain(study.shards, study.scaling, tmp_path / "out", options=options,
+                 model=Model(preset="tiny", window=40, patch=10), atlas=study.atlas)  # fmt: skip
