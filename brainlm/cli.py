@@ -117,6 +117,11 @@ def _add_data_verbs(verb) -> None:
                "brainlm summary")  # fmt: skip
     sub.add_argument("--check", action="store_true",
                      help="exit 3 when more than max_failed_fraction failed")  # fmt: skip
+    sub = verb("status", _status, "how far the run is, what failed and what is next",
+               "brainlm status --watch")  # fmt: skip
+    sub.add_argument("--watch", action="store_true", help="redraw until the run ends")
+    verb("doctor", _doctor, "check what this configuration needs of this machine",
+         "brainlm doctor --config config.yaml")  # fmt: skip
     sub = verb("config", _config, "check the configuration and print it in full",
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
@@ -294,6 +299,26 @@ def _summary(args) -> int:
         file=sys.stderr,
     )
     return 3
+
+
+def _status(args) -> None:
+    from .status import read_status, watch
+
+    config = _load(args)
+    if args.watch:
+        watch(config)
+    else:
+        print(read_status(config).text())
+
+
+def _doctor(args) -> int:
+    from .doctor import examine
+
+    findings = []
+    for finding in examine(_load(args)):
+        print(finding, flush=True)
+        findings.append(finding)
+    return int(any(finding.ok is False for finding in findings))
 
 
 def _config(args) -> None:

@@ -211,6 +211,9 @@ class Config(Section):
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
+    retry_failed: Annotated[int, Field(ge=0)] = Field(
+        0, description="raise it by one to try every failed recording once more"
+    )
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         0.2, description="a run with more failed recordings than this ends with an error"
     )

@@ -5,8 +5,10 @@ Imported at every parse, once per cluster job, so it imports nothing heavy.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,27 @@ def _update(config: Config) -> None:
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)",
                 file=sys.stderr,
             )
+        _retry(config, cohort)
         _seal(config, cohort)
     path = config.results / "config.json"
     text = config.model_dump_json(indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
+
+
+def _retry(config: Config, cohort: Cohort) -> None:
+    """Once for every new value of ``retry_failed``: failed recordings are tried again."""
+    done = config.results / "index" / cohort.name / "retried"
+    last = int(done.read_text()) if done.exists() else 0
+    if cohort.watch == "sealed" or config.retry_failed <= last:
+        return
+    from .cohort.index import mark_retries
+    from .preprocess.summary import find_failed
+
+    failed = find_failed(config, cohort)
+    count = mark_retries(config.results, cohort.name, failed, config.retry_failed)
+    write_text(done, f"{config.retry_failed}\n")
+    print(f"{cohort.name}: {count} failed recordings are tried again", file=sys.stderr)
 
 
 def _seal(config: Config, cohort: Cohort) -> None:
@@ -148,6 +166,33 @@ def sweep_models(task: Task) -> list[str]:
     return [f"sweep/{preset}-{share:g}-{seed}" for preset, share, seed in points]
 
 
+def report_progress(config: Config, every_s: float = 30.0) -> None:
+    """A line on standard error now and then until this process ends, from the files alone."""
+    import threading
+
+    from .status import read_status
+
+    def tell() -> None:
+        while True:
+            started = time.monotonic()
+            with contextlib.suppress(BrainLMError, OSError, ValueError):  # files come and go
+                print(f"progress: {read_status(config).line()}", file=sys.stderr, flush=True)
+            took = time.monotonic() - started
+            time.sleep(max(every_s, 20 * took))
+
+    threading.Thread(target=tell, daemon=True).start()
+
+
+def finish(config: Config) -> None:
+    """The end of a run: what became of every recording, and where the failures are listed."""
+    from .preprocess.summary import summarise
+
+    try:
+        print(summarise(config).text(), file=sys.stderr)
+    except (BrainLMError, OSError) as error:
+        print(f"brainlm: no summary: {error}", file=sys.stderr)
+
+
 def stage_parameters(config: Config, stage: str, task: Task | None = None) -> str:
     """The code version of a rule and the settings that change its result, as one string.
 
@@ -218,11 +263,13 @@ def launch_line(options: Pretrain) -> str:
 
 __all__ = [
     "cancel_orphans",
+    "finish",
     "is_clinical",
     "launch_line",
     "load_tasks",
     "open_chunks",
     "prepare",
+    "report_progress",
     "shard_files",
     "stage_parameters",
     "sweep_models",

@@ -8,11 +8,13 @@ sys.path.insert(0, str(ROOT))
 
 from brainlm.workflow import (
     cancel_orphans,
+    finish,
     is_clinical,
     launch_line,
     load_tasks,
     open_chunks,
     prepare,
+    report_progress,
     shard_files,
     stage_parameters,
     sweep_models,

@@ -11,7 +11,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,9 @@ from .recordings import Entry
 
 COLUMNS = (
     "recording_id", "participant_id", "session_id", "task", "run",
-    "source", "t1w", "size", "mtime_ns", "chunk",
+    "source", "t1w", "size", "mtime_ns", "retry", "chunk",
 )  # fmt: skip
+_RETRY = COLUMNS.index("retry")
 Row = tuple[str, ...]  # the cells of a row, in the order of COLUMNS
 _LARGEST_CHUNK = 200
 _FEWEST_CHUNKS = 8
@@ -91,6 +92,7 @@ def read_entries(table: Path, folder: Path) -> list[Entry]:
                 t1w=folder / row["t1w"] if row["t1w"] else None,
                 size=int(row["size"]),
                 mtime_ns=int(row["mtime_ns"]),
+                retry=int(row["retry"]),
                 chunk=row["chunk"],
             )
         )
@@ -139,6 +141,27 @@ def update_index(
         removed=len(gone),
         chunks=len(chunks),
     )
+
+
+def mark_retries(results: Path, cohort: str, failed: Set[str], number: int) -> int:
+    """Give failed recordings another try: their rows change, so their chunks are planned again.
+
+    A recording is tried once for each `number`; returns how many are tried now.
+    """
+    state = index_folder(results, cohort) / "recordings.tsv"
+    known = {row[0]: row for row in _read_rows(state)}
+    rows = [
+        (*row[:_RETRY], str(number), *row[_RETRY + 1 :])
+        if row[0] in failed and int(row[_RETRY]) < number
+        else row
+        for row in known.values()
+    ]
+    changed = sum(row != known[row[0]] for row in rows)
+    if changed:
+        _write_tables(state, rows, known)
+        write_text(state, _as_tsv(rows))
+        _mark(state).unlink()
+    return changed
 
 
 def _mark(state: Path) -> Path:
@@ -208,6 +231,7 @@ def _assign_chunks(
             item.t1w or "",
             str(item.size),
             str(item.mtime_ns),
+            old[_RETRY] if old else "0",
             old[-1] if old else chunk_of[item.recording_id],
         )
         rows.append(old if row == old else row)

@@ -22,6 +22,8 @@ class Entry:
         A T1-weighted image of the same subject (same session first), absolute.
     size, mtime_ns : int
         Of the file when it was indexed: the recording's fingerprint.
+    retry : int
+        The ``retry_failed`` of config.yaml for which it was last tried again.
     """
 
     recording_id: str
@@ -35,3 +37,4 @@ class Entry:
     size: int
     mtime_ns: int
     chunk: str
+    retry: int = 0

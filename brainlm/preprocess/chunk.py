@@ -92,7 +92,8 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     recipe = json.dumps(made_by, sort_keys=True, default=str)
 
     def key(entry: Entry) -> str:
-        parts = (recipe, entry.source, str(entry.size), str(entry.mtime_ns), str(entry.t1w))
+        parts = [recipe, entry.source, str(entry.size), str(entry.mtime_ns), str(entry.t1w)]
+        parts += [f"retry {entry.retry}"] if entry.retry else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     results = config.results
@@ -220,6 +221,7 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
     # parent runs no kernels, so it has no threads that a fork would leave behind.
     context = multiprocessing.get_context("fork")
     if entries:
+        _import_kernels()
         task.prepare()
     waiting = list(reversed(entries))
     running: dict[Any, tuple[Entry, Any, float]] = {}
@@ -296,10 +298,16 @@ def _child(task: Task, entry: Entry, sender) -> None:
         os._exit(0)
 
 
+def _import_kernels() -> None:
+    """In the parent, so that no child spends its time on it."""
+    import numba  # noqa: F401
+    import scipy.linalg  # noqa: F401 (carries a BLAS of its own, which is bound only once loaded)
+    import threadpoolctl  # noqa: F401
+
+
 def _use_one_thread() -> None:
     """Recordings are what runs in parallel; a recording is one thread."""
     import numba
-    import scipy.linalg  # noqa: F401 (carries a BLAS of its own, which is bound only once loaded)
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1)

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cohort.index import chunk_table, list_chunks, read_entries
-from ..config import Config
+from ..config import Cohort, Config
 from ..files import write_text
 from .chunk import read_stage_table, stage_table, stages_of
+
+#: A recording that ended so did not fail: it is as it should be, or nothing can be done about it.
+HARMLESS = ("ok", "too_short", "excluded")
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,8 @@ class Summary:
         done: Counter = Counter()
         for counter in self.counts.values():
             done.update(counter)
-        harmless = ("ok", "too_short", "excluded")
         total = sum(n for status, n in done.items() if status != "pending")
-        failed = sum(n for s, n in done.items() if s not in (*harmless, "pending"))
+        failed = sum(n for s, n in done.items() if s not in (*HARMLESS, "pending"))
         return failed / total if total else 0.0
 
     def text(self) -> str:
@@ -46,7 +48,7 @@ def summarise(config: Config) -> Summary:
     for cohort in config.cohorts:
         counter: Counter = Counter()
         for chunk in list_chunks(config.results, cohort.name):
-            outcomes = _last_outcomes(config.results, cohort.name, chunk, cohort.layout)
+            outcomes = last_outcomes(config.results, cohort.name, chunk, cohort.layout)
             for entry in read_entries(
                 chunk_table(config.results, cohort.name, chunk), cohort.folder
             ):
@@ -69,7 +71,19 @@ def summarise(config: Config) -> Summary:
     return Summary(counts, path)
 
 
-def _last_outcomes(results: Path, cohort: str, chunk: str, layout: str) -> dict[str, dict]:
+def find_failed(config: Config, cohort: Cohort) -> set[str]:
+    """Recordings of a cohort that failed at some stage."""
+    return {
+        recording
+        for chunk in list_chunks(config.results, cohort.name)
+        for recording, row in last_outcomes(
+            config.results, cohort.name, chunk, cohort.layout
+        ).items()
+        if row["status"] not in HARMLESS
+    }
+
+
+def last_outcomes(results: Path, cohort: str, chunk: str, layout: str) -> dict[str, dict]:
     """Outcome of the latest stage that has run, or of the one where a recording failed."""
     outcomes: dict[str, dict] = {}
     order = stages_of(layout)

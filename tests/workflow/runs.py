@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parents[2]
 DAMAGE = {"03": "truncated", "05": "short", "07": "no_tr", "08": "nan_volume"}
 CONFIG = """
@@ -52,3 +54,21 @@ def snakemake(folder: Path, *options: str, timeout: int = 900) -> subprocess.Com
 def link_data(simulated: Path, clone: Path) -> None:
     for name in ("bids", "series"):
         shutil.copytree(simulated / name, clone / name)
+
+
+def make_series(folder: Path, count: int, *, first: int = 1, seed: int = 7) -> Path:
+    """A cohort of parcel series of the demo atlas: smooth noise with networks, seconds to make."""
+    random = np.random.default_rng(seed)
+    networks = random.standard_normal((8, 424))
+    for number in range(first, first + count):
+        sources = np.cumsum(random.standard_normal((240, 8)), axis=0)
+        sources -= np.linspace(sources[0], sources[-1], 240)
+        series = sources @ networks + 3 * random.standard_normal((240, 424))
+        name = f"sub-{number:02d}"
+        func = folder / name / "func"
+        func.mkdir(parents=True)
+        np.save(func / f"{name}_task-rest_atlas-demo424_timeseries.npy", series.astype(np.float32))
+        (func / f"{name}_task-rest_atlas-demo424_timeseries.json").write_text(
+            '{"RepetitionTime": 1.0}'
+        )
+    return folder

@@ -192,6 +192,22 @@ def test_watching_for_new_participants_only(clone):
     assert clone.plan() == chunk_jobs("a/00002") | REPORTING
 
 
+def test_retry_failed_plans_the_chunks_with_failures_once(clone):
+    table = clone.folder / "results/work/a/00001/motion.tsv"
+    status = table.stat()
+    table.write_text(
+        "recording_id\tstatus\treason\tseconds\nsub-15_task-rest\tcrashed\ta bug\t1.0\n"
+        "sub-16_task-rest\ttoo_short\t20 s\t1.0\n"
+    )
+    os.utime(table, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert clone.plan() == set()
+    clone.configure("tasks:", "retry_failed: 1\ntasks:")
+    assert clone.plan() == chunk_jobs("a/00001") | REPORTING
+    rows = (clone.folder / "results/index/a/chunks/00001.tsv").read_text().splitlines()
+    assert [row.split("\t")[0] for row in rows if "\t1\t00001" in row] == ["sub-15_task-rest"]
+    assert clone.plan() == chunk_jobs("a/00001") | REPORTING  # until they are made
+
+
 def test_a_raised_version_reruns_its_stage_and_what_follows(clone):
     path = clone.folder / "sitecustomize.py"
     path.write_text(

@@ -1,0 +1,208 @@
+"""How far a run is, from the files alone: no daemon, no database, no question to a scheduler."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cohort.index import chunk_table, list_chunks
+from .cohort.seal import is_sealed
+from .config import Config
+from .evaluation.tasks import load_tasks
+from .preprocess.chunk import read_stage_table, stage_table, stages_of
+from .preprocess.summary import HARMLESS
+from .training.journal import clock
+
+_COUNT = re.compile(r"^  (\d+)/(\d+) ", re.MULTILINE)
+_TAIL = 4096  # bytes of a log in which its last count stands
+
+
+@dataclass
+class CohortStatus:
+    """Recordings and chunks of one cohort.
+
+    Attributes
+    ----------
+    found : int
+        Recordings in the index.
+    statuses : Counter
+        Of recordings that are through, or that an early stage gave up on.
+    steps, steps_done : float
+        A step is one stage of one recording; steps in running jobs count.
+    running : dict
+        Chunk → "stage k/n", for chunks whose log grew after their last table.
+    """
+
+    name: str
+    found: int = 0
+    chunks: int = 0
+    chunks_done: int = 0
+    statuses: Counter = field(default_factory=Counter)
+    steps: int = 0
+    steps_done: int = 0
+    steps_now: int = 0
+    running: dict[str, str] = field(default_factory=dict)
+    sealed: bool = False
+
+    @property
+    def failed(self) -> Counter:
+        return Counter({s: n for s, n in self.statuses.items() if s not in HARMLESS})
+
+
+@dataclass(frozen=True)
+class Status:
+    """The whole run; `since` is when the Snakemake that holds the folder started, or None."""
+
+    cohorts: list[CohortStatus]
+    later: dict[str, bool]
+    since: float | None
+    failures: Path
+
+    def rate(self) -> float | None:
+        """Steps per second of this run so far."""
+        done = sum(cohort.steps_now for cohort in self.cohorts)
+        return done / max(1.0, time.time() - self.since) if self.since and done else None
+
+    def line(self) -> str:
+        """One line: chunks, recordings, failures, rate and time left, and what is going on."""
+        cohorts = self.cohorts
+        failed = sum((cohort.failed for cohort in cohorts), Counter())
+        words = [
+            f"chunks {sum(c.chunks_done for c in cohorts)}/{sum(c.chunks for c in cohorts)}",
+            f"recordings {sum(c.statuses.total() for c in cohorts)}/"
+            f"{sum(c.found for c in cohorts)}",
+            f"{failed.total()} failed",
+        ]
+        rate = self.rate()
+        left = sum(c.steps - c.steps_done for c in cohorts)
+        if rate and left:
+            stages = max(
+                1.0, sum(c.steps for c in cohorts) / max(1, sum(c.found for c in cohorts))
+            )
+            words.append(f"{rate / stages * 3600:.0f} recordings/h")
+            words.append(f"preprocessing done in {clock(left / rate)}")
+        running = [text for cohort in cohorts for text in cohort.running.values()]
+        if running:
+            stages_now = Counter(text.split()[0] for text in running)
+            words.append("now " + ", ".join(f"{n} {stage}" for stage, n in stages_now.items()))
+        elif not left:
+            words.append("next: " + (next((n for n, made in self.later.items() if not made), "–")))
+        return " · ".join(words)
+
+    def text(self) -> str:
+        """Found, done, running, failed by reason, next: several lines."""
+        lines = list(self._cohort_lines())
+        made = [name for name, there in self.later.items() if there]
+        open_ = [name for name, there in self.later.items() if not there]
+        lines.append("made: " + (", ".join(made) or "nothing after the shards yet"))
+        todo = sum(c.chunks - c.chunks_done for c in self.cohorts)
+        steps = [f"{todo} chunks"] if todo else []
+        lines.append("next: " + (", ".join(steps + open_) or "nothing; new recordings are found by"
+                     " the next snakemake --cores all"))  # fmt: skip
+        if self.failures.exists():
+            lines.append(f"what failed and why: {self.failures}")
+        lines.append(self.line() if self.since else "no snakemake is running in this folder")
+        return "\n".join(lines)
+
+    def _cohort_lines(self) -> Iterator[str]:
+        for cohort in self.cohorts:
+            ok, failed = cohort.statuses["ok"], cohort.failed
+            seal = ", sealed" if cohort.sealed else ""
+            yield (
+                f"{cohort.name}: found {cohort.found}, done {cohort.statuses.total()} "
+                f"(ok {ok}), chunks {cohort.chunks_done}/{cohort.chunks}{seal}"
+            )
+            other = {s: n for s, n in cohort.statuses.items() if s in HARMLESS and s != "ok"}
+            for title, counts in (("failed", failed), ("left out", other)):
+                if counts:
+                    yield f"  {title}: " + ", ".join(f"{n} {s}" for s, n in counts.items())
+            for chunk, text in cohort.running.items():
+                yield f"  running: {chunk} {text}"
+
+
+def read_status(config: Config, folder: Path = Path()) -> Status:
+    """Look at the results; `folder` is where Snakemake runs.
+
+    A chunk costs a few file operations; nothing is written.
+    """
+    locks = [path.stat().st_mtime for path in (folder / ".snakemake/locks").glob("*.lock")]
+    since = min(locks, default=None)
+    cohorts = [_cohort_status(config, cohort, since) for cohort in config.cohorts]
+    release, results = config.release, config.results
+    later = {
+        f"release {release}": results / "releases" / release / "scaling.json",
+        "pretrain": results / "models" / release / "pretrain/model.safetensors",
+        **{
+            f"evaluate {task}": results / "evaluation" / release / f"{task}.parquet"
+            for task in load_tasks(config.tasks)
+        },
+        "report": results / "report/index.html",
+    }
+    made = {name: path.exists() for name, path in later.items()}
+    return Status(cohorts, made, since, results / "failures.tsv")
+
+
+def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
+    results, stages = config.results, stages_of(cohort.layout)
+    status = CohortStatus(cohort.name, sealed=is_sealed(results, cohort.name))
+    for chunk in list_chunks(results, cohort.name):
+        table = chunk_table(results, cohort.name, chunk)
+        count = table.read_bytes().count(b"\n") - 1
+        status.found += count
+        status.chunks += 1
+        status.steps += count * len(stages)
+        indexed = table.stat().st_mtime
+        rows: dict[str, str] = {}
+        for stage in stages:
+            path = stage_table(results, cohort.name, chunk, stage)
+            log = results / "logs" / stage / cohort.name / f"{chunk}.log"
+            made = path.stat().st_mtime if path.exists() else 0.0
+            if made < indexed:  # not there, or of the chunk as it was
+                done = _count_in_log(log, since)
+                if done is not None:
+                    status.running[chunk] = f"{stage} {done[0]}/{done[1]}"
+                    status.steps_done += done[0]
+                    status.steps_now += done[0]
+                rows = {key: s for key, s in rows.items() if s != "ok"}
+                break
+            indexed = made
+            rows.update((row["recording_id"], row["status"]) for row in read_stage_table(path))
+            status.steps_done += count
+            status.steps_now += count if since and made > since else 0
+        else:
+            shard = results / "shards" / cohort.name / f"{chunk}.parquet"
+            status.chunks_done += shard.exists() and shard.stat().st_mtime >= indexed
+        status.statuses.update(rows.values())
+    return status
+
+
+def _count_in_log(log: Path, since: float | None) -> tuple[int, int] | None:
+    """(done, of) in a running stage's log; None unless it was written during this run."""
+    if since is None or not log.exists() or log.stat().st_mtime < since:
+        return None
+    with open(log, "rb") as handle:
+        handle.seek(max(0, log.stat().st_size - _TAIL))
+        found = _COUNT.findall(handle.read().decode(errors="replace"))
+    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+
+
+def watch(config: Config, every_s: float = 2.0, folder: Path = Path()) -> None:
+    """Redraw the status until the run ends; on a terminal in place, elsewhere line by line."""
+    lines = 0
+    while True:
+        status = read_status(config, folder)
+        if sys.stdout.isatty():
+            text = status.text()
+            up = f"\x1b[{lines}A" if lines else ""
+            print(up + "\n".join(f"{line}\x1b[K" for line in text.split("\n")), "\x1b[J", end="\n")
+            lines = text.count("\n") + 1
+        else:
+            print(status.line(), flush=True)
+        if status.since is None:
+            return
+        time.sleep(every_s)

@@ -1,0 +1,154 @@
+"""What the person who runs it every night sees: progress, summaries, exit codes, and hostile
+conditions. A small cohort of parcel series goes through for real."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import make_clone, make_series, snakemake
+
+from brainlm.config import load_config
+from brainlm.doctor import examine
+from brainlm.status import read_status
+
+CONFIG = """
+results: results
+cohorts:
+  - {name: c, folder: "ein Ordner ü/c", layout: parcels}
+atlas: {name: demo424, folder: atlas}
+chunks: {recordings: 6}
+tasks: []
+max_failed_fraction: 0.2
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Twelve people in two chunks, one of them with NaN; up to the shards and the summary."""
+    clone = make_clone(tmp_path_factory.mktemp("operations") / "clone")
+    (clone / "config.yaml").write_text(CONFIG)
+    make_series(clone / "ein Ordner ü/c", 12)
+    spoil(clone, "sub-03")
+    done = run(clone)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return clone, done.stderr
+
+
+def spoil(clone: Path, name: str) -> None:
+    path = next((clone / f"ein Ordner ü/c/{name}").rglob("*.npy"))
+    series = np.load(path)
+    series[50, 7] = np.nan
+    np.save(path, series)
+
+
+def run(clone: Path, *options: str):
+    return snakemake(clone, "--", "results/summary.tsv") if not options else snakemake(
+        clone, *options)  # fmt: skip
+
+
+@pytest.fixture
+def clone(finished, tmp_path) -> Path:
+    folder = tmp_path / "clone"
+    shutil.copytree(finished[0], folder)  # copy2: times are kept
+    return folder
+
+
+def status_of(clone: Path):
+    config = load_config(clone / "config.yaml")
+    absolute = config.model_copy(update={"results": clone / "results"})
+    return read_status(absolute, clone)
+
+
+def test_a_run_ends_with_counts_and_the_table_of_failures(finished):
+    clone, said = finished
+    assert "c: 12 recordings: 11 ok, 1 bad_data" in said
+    assert "what failed and why: results/failures.tsv" in said
+    assert "progress: chunks " in said
+    assert "sub-03_task-rest\tbad_data" in (clone / "results/failures.tsv").read_text()
+
+
+def test_status_answers_from_the_files(finished):
+    status = status_of(finished[0])
+    text = status.text()
+    assert "c: found 12, done 12 (ok 11), chunks 2/2" in text
+    assert "failed: 1 bad_data" in text
+    assert "next: release r1, pretrain, report" in text
+    assert "no snakemake is running" in text
+
+
+def test_status_of_a_run_that_is_under_way(clone):
+    results = clone / "results"
+    (results / "work/c/00001/series.tsv").unlink()
+    (results / "shards/c/00001.parquet").unlink()
+    (clone / ".snakemake/locks").mkdir(exist_ok=True)
+    lock = clone / ".snakemake/locks/0.input.lock"
+    lock.touch()
+    ago = time.time() - 60
+    os.utime(lock, (ago, ago))
+    log = results / "logs/series/c/00001.log"
+    log.write_text("series c/00001: 6 recordings, 6 to do\n  4/6 sub-10_task-rest 0.2 s ok\n")
+    status = status_of(clone)
+    assert "running: 00001 series 4/6" in status.text()
+    assert "recordings 6/12" in status.line()
+    assert "now 1 series" in status.line()
+    # 4 steps of this run, and the other chunk's 6 if its table is newer than the lock
+    assert status.rate() == pytest.approx(sum(c.steps_now for c in status.cohorts) / 60, rel=0.1)
+
+
+def test_more_failures_than_allowed_end_with_an_error_and_everything_else_done(clone):
+    for name in ("sub-01", "sub-02", "sub-04"):
+        spoil(clone, name)
+    done = run(clone)
+    assert done.returncode != 0
+    assert "4 bad_data" in done.stderr
+    assert "33% of the recordings failed, max_failed_fraction is 20%" in done.stdout + done.stderr
+    assert len(list((clone / "results/shards/c").glob("?????.parquet"))) == 2
+
+
+def test_clock_skew_and_touched_tables_repeat_nothing(clone):
+    ahead = time.time() + 86_400
+    for path in clone.glob("results/index/c/chunks/*.tsv"):
+        os.utime(path, (ahead, ahead))
+    assert "Nothing to be done" in run(clone).stderr
+
+
+def test_a_second_snakemake_says_so_and_leaves(clone):
+    spoil(clone, "sub-05")
+    command = [sys.executable, "-m", "snakemake", "--cores", "2", "results/summary.tsv"]
+    first = subprocess.Popen(
+        command, cwd=clone, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        locks = clone / ".snakemake/locks"
+        until(lambda: first.poll() is not None or any(locks.glob("*.lock")))
+        assert first.poll() is None
+        second = run(clone)
+        assert second.returncode != 0
+        assert "cannot be locked" in second.stdout + second.stderr
+    finally:
+        assert first.wait(120) == 0
+
+
+def until(ready, seconds: float = 60.0) -> None:
+    for _ in range(int(20 * seconds)):
+        if ready():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def test_doctor_says_what_is_missing_and_what_to_do(clone):
+    config = load_config(clone / "config.yaml")
+    results = config.model_copy(update={"results": clone / "results"})
+    found = {finding.name: finding for finding in examine(results, clone)}
+    assert found["environment"].ok
+    assert found["results"].ok
+    assert found["cohort c"].ok is False
+    assert "is the disk mounted" in str(found["cohort c"])  # relative to another folder: not there
