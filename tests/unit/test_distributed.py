@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,7 @@ def alone(study, tmp_path_factory):
     return run(study, tmp_path_factory.mktemp("alone"))
 
 
-def two_processes(study, out: Path, sharding: str, **changes) -> str:
+def start(study, out: Path, sharding: str, **changes) -> subprocess.Popen:
     script = out.parent / f"{out.name}.py"
     script.write_text(SCRIPT.format(
         here=str(Path(__file__).parent), study=str(study.scaling.parent),
@@ -50,14 +53,22 @@ def two_processes(study, out: Path, sharding: str, **changes) -> str:
                "--nproc-per-node", "2", str(script)]  # fmt: skip
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment)  # fmt: skip
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-def test_same_losses_as_one_process(study, alone, tmp_path, sharding):
-    two_processes(study, tmp_path / "out", sharding)
+def two_processes(study, out: Path, sharding: str, **changes) -> str:
+    process = start(study, out, sharding, **changes)
+    text, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return text
+
+
+@pytest.mark.parametrize(("sharding", "changes"), [
+    ("ddp", {}), ("fsdp", {"activation_checkpointing": True}),
+])  # fmt: skip
+def test_same_losses_as_one_process(study, alone, tmp_path, sharding, changes):
+    two_processes(study, tmp_path / "out", sharding, **changes)
     one, two = metrics(alone), metrics(tmp_path / "out")
     assert [(x["step"], x["split"]) for x in one] == [(x["step"], x["split"]) for x in two]
     for a, b in zip(one, two, strict=True):
@@ -83,6 +94,21 @@ def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypat
     assert "going on from update 7 of 21" in text
     assert "with 2 processes instead of 1" in text
     assert metrics(out)[-1]["loss"] == pytest.approx(metrics(alone)[-1]["loss"], rel=1e-3)
+
+
+def test_preemption_of_two_processes_saves(study, tmp_path):
+    """torchrun passes SIGTERM on; its own code is not 75, but what was learnt is kept."""
+    out = tmp_path / "out"
+    process = start(study, out, "ddp", epochs=100_000)
+    journal = out / "metrics.jsonl"
+    while not (journal.exists() and '"split": "validation"' in journal.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    saved = int(re.search(r"SIGTERM: saved at update (\d+)", text)[1])
+    assert (out / "checkpoints" / f"step-{saved:08d}.pt").exists()
 
 
 def test_a_batch_that_cannot_be_shared():
