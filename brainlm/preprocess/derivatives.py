@@ -26,6 +26,7 @@ _IGNORE = (
     "*_desc-aroma_metrics.*",
     "*_desc-filtered_timeseries.*",
     "*_stat-coverage_bold.*",
+    "*_stat-mean_timeseries.*",
     "*_stat-tsnr_boldmap.*",
 )
 #: ITK's world is LPS, ours is RAS.
@@ -47,6 +48,8 @@ class Derivatives:
         The ICA: time courses, features with verdicts, thresholded maps.
     coverage, filtered : Path
         Per parcel: share in the field of view; the series before denoising.
+    timeseries, volumes, fsl_matrices : Path
+        Only where ``preprocess.outputs`` asks for them.
     """
 
     def __init__(self, out: Path, recording_id: str, atlas: Atlas):
@@ -67,6 +70,9 @@ class Derivatives:
         self.metrics = path("metrics", ".tsv", desc="aroma")
         self.maps = path("components", ".nii.gz", space=space, desc="ica")
         self.coverage = path("bold", ".tsv", **parcels, stat="coverage")
+        self.timeseries = path("timeseries", ".tsv", **parcels, stat="mean")
+        self.volumes = path("bold", ".nii.gz", space=space, desc="denoised")
+        self.fsl_matrices = self.transforms.with_suffix(".mat")
         self.filtered = path("timeseries", ".npz", **parcels, stat="mean", desc="filtered")
 
 

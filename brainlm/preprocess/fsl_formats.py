@@ -83,6 +83,11 @@ def to_transforms(mats: np.ndarray, scaled: np.ndarray) -> np.ndarray:
     return np.stack([nearest_rigid(to_world(mat, scaled, scaled)) for mat in mats])
 
 
+def to_mats(transforms: np.ndarray, scaled: np.ndarray) -> np.ndarray:
+    """MCFLIRT's matrices [T, 4, 4] of our transforms: the inverse of :func:`to_transforms`."""
+    return scaled @ np.linalg.inv(transforms) @ np.linalg.inv(scaled)
+
+
 def read_par(path: str | Path) -> np.ndarray:
     """MCFLIRT's parameters [T, 6]: three rotations in rad, three translations in mm."""
     values = np.loadtxt(path, ndmin=2)

@@ -94,3 +94,31 @@ def correlate_columns(series: np.ndarray) -> np.ndarray:
     kept = series[:, np.isfinite(series).all(0) & (series.std(0) > 0)]
     matrix = np.corrcoef(kept.T)
     return matrix[np.triu_indices(len(matrix), 1)]
+
+
+def fd_connectivity(series: np.ndarray, displacement: np.ndarray) -> float:
+    """How much connectivity follows head motion within a run: 0 not at all, 1 wholly.
+
+    The product of two standardised series is how much each time point adds to their correlation
+    (co-fluctuation, Faskowitz et al. 2020, Nature Neuroscience 23:1644). Its correlation with
+    framewise displacement is taken over time for every pair of parcels; the mean of the absolute
+    values is returned. Independent series give about 0.8 / sqrt(T).
+
+    Parameters
+    ----------
+    series : ndarray [T, R]
+        Columns without data are left out.
+    displacement : ndarray [T]
+        mm; time points where it is NaN are left out.
+    """
+    known = np.isfinite(displacement)
+    columns = series[known][:, np.isfinite(series).all(0) & (series.std(0) > 0)].astype(np.float64)
+    motion = displacement[known] - displacement[known].mean()
+    if columns.shape[1] < 2 or not motion.any():
+        return float("nan")
+    count = len(columns)
+    scaled = (columns - columns.mean(0)) / columns.std(0)
+    moved = (scaled * (motion / motion.std())[:, None]).T @ scaled / count
+    spread = (scaled**2).T @ scaled**2 / count - (scaled.T @ scaled / count) ** 2
+    pairs = np.triu_indices(len(moved), 1)
+    return float(np.abs(moved[pairs] / np.sqrt(np.maximum(spread[pairs], 1e-12))).mean())

@@ -12,7 +12,7 @@ from typing import Any
 from ..config import Preprocess
 
 STAGE_VERSIONS = {
-    "motion": 4, "normalise": 1, "denoise": 2, "parcellate": 4, "series": 1, "pages": 1,
+    "motion": 4, "normalise": 1, "denoise": 2, "parcellate": 5, "series": 1, "pages": 1,
 }  # fmt: skip
 
 

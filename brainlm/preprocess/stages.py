@@ -318,12 +318,15 @@ def parcellate(
         "num_timepoints": len(series),
         "parcels_with_data": int(alive.sum()),
         "mean_coverage": float(coverage.mean()),
-        **_compare(filtered, percent[:, alive]),
+        **_compare(filtered, percent[:, alive], read_table(paths.confounds)),
     }
     _write_coverage(paths.coverage, atlas, coverage, baseline)
     before = np.full(percent.shape, np.nan)
     before[:, alive] = filtered
     _write_filtered(paths.filtered, resample(before, bold.tr_s, config.sample_period_s), config)
+    with _timed(figures, "outputs"):
+        cleaner = partial(band_pass, nuisance=nuisance, signal=signal)
+        _write_outputs(entry, out, paths, config, atlas, bold, series, cleaner)
     _write_series(
         series_dir,
         entry,
@@ -731,15 +734,18 @@ def _acquired(paths: Derivatives) -> Figures:
     return {key: np.nan if written[key] is None else float(written[key]) for key in kept}
 
 
-def _compare(before: np.ndarray, after: np.ndarray) -> Figures:
+def _compare(before: np.ndarray, after: np.ndarray, confounds: dict) -> Figures:
     """What denoising changed, from filtered and denoised percent series [T, covered parcels]."""
-    from .quality import correlate_columns
+    from .quality import correlate_columns, fd_connectivity
 
+    displacement = confounds["framewise_displacement"]
     return {
         "parcel_tsnr_before": float(np.median(100 / before.std(0))),
         "parcel_tsnr_after": float(np.median(100 / after.std(0))),
         "mean_abs_r_before": float(np.abs(correlate_columns(before)).mean()),
         "mean_abs_r_after": float(np.abs(correlate_columns(after)).mean()),
+        "fd_connectivity_before": fd_connectivity(before, displacement),
+        "fd_connectivity_after": fd_connectivity(after, displacement),
         "variance_kept": float(np.sum(after**2) / np.sum(before**2)),
     }
 
@@ -761,6 +767,24 @@ def _write_coverage(path: Path, atlas: Atlas, coverage: np.ndarray, baseline: np
             "baseline": {"Description": "Temporal mean, scanner units; n/a without data"},
         },
     )
+
+
+def _write_outputs(entry, out, paths, config, atlas, bold, series, cleaner) -> None:
+    """What ``outputs`` asks for, and nothing that an earlier run was asked for."""
+    from . import outputs
+    from .template import load_template
+
+    outputs.remove_outputs(paths)
+    sources = [f"bids:raw:{entry.source}", _uri(out, paths.normalisation)]
+    if "timeseries" in config.outputs:
+        names, period_s = list(atlas.names), config.sample_period_s
+        outputs.write_timeseries(paths.timeseries, series, names, period_s, sources)
+    if "volumes" in config.outputs:
+        template = load_template(_space(atlas))
+        outputs.write_denoised_volumes(paths, bold, template, cleaner, sources)
+    if "fsl-matrices" in config.outputs:
+        transforms, shape = read_transforms(paths.transforms), bold.volumes.shape
+        outputs.write_fsl_matrices(paths.fsl_matrices, transforms, bold.affine, shape)
 
 
 def _write_filtered(path: Path, series: np.ndarray, config: Preprocess) -> None:

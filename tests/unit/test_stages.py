@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from brainlm.atlas import load_atlas
@@ -32,6 +35,7 @@ from brainlm.preprocess.normalise import Normalisation
 from brainlm.preprocess.quality import (
     choose_lattice,
     count_non_steady,
+    fd_connectivity,
     measure_dvars,
     measure_tsnr,
 )
@@ -253,14 +257,71 @@ def test_same_input_same_bytes(chain, tmp_path):
 
 
 def test_stages_can_be_rerun_alone_and_leave_nothing_stale(chain, tmp_path):
-    import shutil
-
     shutil.copytree(chain.out, tmp_path / "out")
     other = Chain(chain.root, chain.atlas, tmp_path / "out")
     other.run("denoise", Preprocess(denoise="motion24"))
     assert not other.paths.mixing.exists() and not other.paths.metrics.exists()
     assert not any(n.startswith("aroma") for n in read_table(other.paths.confounds))
     other.run("denoise")
+    assert other.hashes() == chain.hashes()
+
+
+@pytest.fixture(scope="module")
+def with_outputs(chain, tmp_path_factory) -> Chain:
+    out = tmp_path_factory.mktemp("outputs") / "out"
+    shutil.copytree(chain.out, out)
+    other = Chain(chain.root, chain.atlas, out)
+    every = ("timeseries", "volumes", "fsl-matrices")
+    other.run("parcellate", Preprocess(outputs=every, sample_period_s=2.0))
+    return other
+
+
+def test_outputs_on_request(chain, with_outputs):
+    """The volumes hold what the series hold: their parcel means are the denoised series."""
+    from brainlm.preprocess import fsl_formats
+    from brainlm.preprocess.parcellate import parcel_points
+
+    other = with_outputs
+    stored = other.series()["series"]
+    table = read_table(other.paths.timeseries)
+    assert list(table) == list(chain.atlas.names)
+    np.testing.assert_allclose(np.column_stack(list(table.values())), stored, rtol=1e-5)
+
+    image = nib.load(other.paths.volumes)
+    assert image.shape[3] == 120 and image.header.get_zooms()[3] == 2.0
+    points, labels = parcel_points(chain.atlas)
+    index = np.rint((points - image.affine[:3, 3]) / np.diag(image.affine)[:3]).astype(int)
+    np.testing.assert_allclose(index * np.diag(image.affine)[:3] + image.affine[:3, 3], points)
+    voxels = np.asarray(image.dataobj)[tuple(index.T)]
+    for parcel in (1, 200, 424):
+        inside = voxels[(labels == parcel) & (voxels > 0).all(1)].mean(0)
+        percent = 100 * (inside / inside.mean() - 1)
+        assert np.corrcoef(percent, stored[:, parcel - 1])[0, 1] > 0.999
+
+    bold = read_bold(chain.entry.path)
+    scaled = fsl_formats.world_to_scaled_mm(bold.affine, bold.volumes.shape)
+    mats = fsl_formats.read_mats(sorted(other.paths.fsl_matrices.iterdir()))
+    again = fsl_formats.to_transforms(mats, scaled)
+    np.testing.assert_allclose(again, read_transforms(other.paths.transforms), atol=1e-6)
+
+
+@pytest.mark.skipif(shutil.which("bids-validator-deno") is None, reason="no BIDS validator here")
+def test_derivatives_pass_the_bids_validator(with_outputs, tmp_path):
+    """Names that the standard lacks are in .bidsignore, which test_names_are... keeps honest."""
+    shutil.copytree(
+        with_outputs.out, tmp_path / "out", ignore=shutil.ignore_patterns("series"),
+    )  # fmt: skip
+    command = ["bids-validator-deno", "--format", "json", str(tmp_path / "out")]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    issues = [(i["severity"], i["code"], i.get("location")) for i in found["issues"]["issues"]]
+    assert [issue for issue in issues if issue[0] == "error"] == []
+    assert found["summary"]["totalFiles"] >= 5  # mask, denoised volumes and their sidecars
+
+
+def test_outputs_that_are_no_longer_asked_for_go(chain, with_outputs, tmp_path):
+    shutil.copytree(with_outputs.out, tmp_path / "out")
+    other = Chain(chain.root, chain.atlas, tmp_path / "out")
+    other.run("parcellate")
     assert other.hashes() == chain.hashes()
 
 
@@ -446,6 +507,18 @@ def test_a_lattice_is_as_isotropic_as_the_voxels_allow():
     z, y, x = choose_lattice(mask, thick, 20_000)
     assert mask[::z, ::y, ::x].sum() <= 20_000
     assert 0.5 <= z * 4 / (y * 2) <= 2 and 0.5 <= y / x <= 2
+
+
+def test_connectivity_that_follows_motion_is_seen():
+    rng = np.random.default_rng(2)
+    motion = rng.gamma(2.0, 0.1, 300)
+    series = rng.normal(size=(300, 40))
+    assert fd_connectivity(series, motion) == pytest.approx(0.8 / np.sqrt(300), rel=0.15)
+    burst = (motion > 0.4)[:, None] * rng.normal(size=(300, 1)) * 3
+    assert fd_connectivity(series + burst, motion) > 0.3
+    by_hand = np.corrcoef(stats.zscore(series[:, 0]) * stats.zscore(series[:, 1]), motion)[0, 1]
+    assert fd_connectivity(series[:, :2], motion) == pytest.approx(abs(by_hand))
+    assert np.isnan(fd_connectivity(series, np.zeros(300)))
 
 
 def test_transforms_survive_the_file_exactly(tmp_path):
