@@ -28,7 +28,6 @@ from .tables import describe_left_out, write_results
 
 #: name of the contrast between conditions: the BIDS entity of a recording
 TASK = "task"
-_WINDOWS = 3  # per recording, spread evenly
 _PERSON = ["cohort", "participant_id"]
 
 
@@ -132,7 +131,7 @@ def attention_maps(model_folder: Path, shards: Sequence[Path]) -> pd.DataFrame:
     rows = corpus.usable(min_timepoints=model.config.window)
     windows = Windows(corpus, model.scaling, model.config.window, rows)
     maps = [
-        cls_attention(model, windows.even(int(row), _WINDOWS).to(device)).mean(0).cpu().numpy()
+        cls_attention(model, windows.cover(int(row)).to(device)).mean(0).cpu().numpy()
         for row in rows
     ]
     return corpus.table.loc[rows].assign(map=maps).reset_index(drop=True)

@@ -28,7 +28,6 @@ TOKENS = {"cls": "CLS token", "mean": "mean of the tokens"}
 NEIGHBOURS = 10
 #: fewer points make no map
 LEAST_POINTS = 8
-_WINDOWS = 3  # per recording, spread evenly
 _SHUFFLES = 20  # of people, for chance
 
 
@@ -118,14 +117,13 @@ def _embed(model_folder: Path, shards, splits, roles):
     table = table[columns].reset_index(drop=True)
     windows = Windows(corpus, model.scaling, model.config.window, table["row"])
     device = next(model.parameters()).device
-    tokens = {
-        token: np.array([
-            model.embed(windows.even(int(row), _WINDOWS).to(device), token).mean(0).cpu().numpy()
-            for row in table["row"]
-        ]).reshape(len(table), -1)
-        for token in TOKENS
-    }  # fmt: skip
-    return table.drop(columns="row"), tokens, rows
+    tokens: dict[str, list[np.ndarray]] = {token: [] for token in TOKENS}
+    for row in table["row"]:
+        both = model.embed(windows.cover(int(row)).to(device), "cls+mean").mean(0).cpu()
+        for values, half in zip(tokens.values(), both.chunk(2), strict=True):
+            values.append(half.numpy())
+    arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
+    return table.drop(columns="row"), arrays, rows
 
 
 def _describe(points: pd.DataFrame, cohorts: Sequence[Cohort], columns) -> dict[str, pd.Series]:

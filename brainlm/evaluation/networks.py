@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 MODEL = "attention rows"
 SHUFFLED, MAJORITY = "shuffled labels", "majority class"
 NEIGHBOURS = 5
-_WINDOWS = 3  # per recording, spread evenly
 
 
 def run(job: Job) -> pd.DataFrame:
@@ -195,7 +194,7 @@ def _features(model, corpus: Corpus, index: int) -> tuple[dict[str, np.ndarray],
     from ..training.windows import Windows
 
     windows = Windows(corpus, model.scaling, model.config.window, [index])
-    signal = windows.even(int(index), _WINDOWS).to(next(model.parameters()).device)
+    signal = windows.cover(int(index)).to(next(model.parameters()).device)
     series = np.nan_to_num(corpus.scaled(int(index), model.scaling)).T
     rows = parcel_attention(model, signal).cpu().numpy()
     return {

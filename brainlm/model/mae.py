@@ -23,7 +23,7 @@ from .decoder import Decoder, stack
 from .grids import ImageGrid, ParcelGrid
 from .masking import Masking, draw_masking, raster_noise, take
 
-POOLS = ("cls", "mean", "all")
+POOLS = ("cls", "mean", "all", "cls+mean")
 
 
 @dataclass(frozen=True)
@@ -311,10 +311,14 @@ class BrainLM(nn.Module):
 
 
 def _pool(latent: Tensor, pool: str) -> Tensor:
-    """cls: the CLS token; mean: of the others; all: of all (the published fine-tuning head)."""
+    """cls: the CLS token; mean: of the others; all: of all (the published fine-tuning
+    head); cls+mean: side by side."""
     if pool not in POOLS:
         raise BrainLMError(f"no pooling {pool!r}; one of: {', '.join(POOLS)}")
-    return {"cls": latent[:, 0], "mean": latent[:, 1:].mean(1), "all": latent.mean(1)}[pool]
+    cls, mean = latent[:, 0], latent[:, 1:].mean(1)
+    if pool == "cls+mean":
+        return torch.cat([cls, mean], -1)
+    return {"cls": cls, "mean": mean, "all": latent.mean(1)}[pool]
 
 
 def _flops(depth: int, tokens: int, context: int, width: int, ffn: int) -> float:

@@ -55,7 +55,7 @@ class Fitted(Generic[Network]):
     learning_rate : float
         The one that was chosen.
     epoch : int
-        The epoch whose weights were kept, from 1; 0: the initial ones.
+        The epoch whose weights were kept, from 1.
     """
 
     network: Network
@@ -94,7 +94,7 @@ def _train(network: Network, objective: Objective, train: Windows, check: Window
     optimizer = make_optimizer(network, rate, 0.05)
     total = budget.epochs * math.ceil(len(train) / budget.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, total))
-    best, kept_epoch, kept = _validate(network, objective, check), 0, _copy(network)
+    best, kept_epoch, kept = math.inf, 0, _copy(network)
     for epoch in range(budget.epochs):
         network.train()
         torch.manual_seed(hash((budget.seed, epoch)))

@@ -18,8 +18,8 @@ from ..errors import BrainLMError
 from ..model import BrainLM
 from .fit import squared_error
 
-#: share of the older given tokens that the transformer keeps while it trains: as in pretraining,
-#: it regularises and is several times as fast; forecasts are made from every token
+#: share of the given tokens that the transformer sees while it trains, the newest first: as in
+#: pretraining, it regularises and is several times as fast; forecasts are made from every token
 TOKEN_KEEP = 0.25
 
 
@@ -74,7 +74,7 @@ class TransformerForecaster(Forecaster):
         if not self.training:
             return (raster + 3 * self.ahead).expand(B, -1), count
         newest = int((~missing & self.newest).sum(1).min())
-        visible = newest + max(1, int(TOKEN_KEEP * (count - newest)))
+        visible = min(count, max(newest + 1, int(TOKEN_KEEP * count)))
         random = torch.rand(B, N, device=window.device)
         noise = torch.where(older, 1 + random, raster)  # newest < 1, older in 1..2
         noise = torch.where(self.ahead, self._behind(noise, missing | self.ahead, visible), noise)
@@ -89,6 +89,14 @@ class TransformerForecaster(Forecaster):
         return (order[:, visible - 1 : visible] + order[:, visible : visible + 1]) / 2
 
 
+def _readout(width: int, parcels: int) -> nn.Linear:
+    """The last layer of a baseline; its first forecast is zero, the median."""
+    layer = nn.Linear(width, parcels)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class LSTMForecaster(Forecaster):
     """An LSTM reads what is given, then forecasts step by step from its own output."""
 
@@ -96,7 +104,7 @@ class LSTMForecaster(Forecaster):
         super().__init__()
         self.horizon = horizon
         self.cell = nn.LSTM(parcels, width, batch_first=True)
-        self.out = nn.Linear(width, parcels)
+        self.out = _readout(width, parcels)
 
     def forward(self, past: Tensor) -> Tensor:
         series = past.nan_to_num(0.0).transpose(1, 2)  # [B, G, R]
@@ -131,7 +139,7 @@ class NeuralODEForecaster(Forecaster):
         super().__init__()
         self.horizon = horizon
         self.into, self.flow = nn.Linear(parcels, width), _Flow(width)
-        self.out = nn.Linear(width, parcels)
+        self.out = _readout(width, parcels)
 
     def forward(self, past: Tensor) -> Tensor:
         path = self.flow(self.into(past[..., -1].nan_to_num(0.0)), self.horizon)
@@ -150,7 +158,7 @@ class LatentODEForecaster(Forecaster):
         self.horizon, self.weight = horizon, weight
         self.read = nn.GRU(parcels, width, batch_first=True)
         self.state, self.flow = nn.Linear(width, 2 * width), _Flow(width)
-        self.out = nn.Linear(width, parcels)
+        self.out = _readout(width, parcels)
 
     def forward(self, past: Tensor) -> Tensor:
         _, last = self.read(past.nan_to_num(0.0).transpose(1, 2))

@@ -181,6 +181,10 @@ class Windows:
             self._fill(signal[slot], row, int(start))
         return signal
 
+    def cover(self, row: int, most: int = 3) -> Tensor:
+        """[K, R, T] as many windows as fit without overlap, `most` at most, spread evenly."""
+        return self.even(row, min(most, int(self.series.num_timepoints[row]) // self.window))
+
     def _fill(self, out: Tensor, row: int, start: int) -> None:
         """Scale one window into `out` [R, T]."""
         stored = self.series[row][start : start + self.window]
