@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from brainlm.evaluation.autoregression import fit_linear
 from brainlm.evaluation.forecasting import MODEL, evaluate_forecasting, trivial
 from brainlm.evaluation.significance import holm, max_statistic_p, paired_p
 from brainlm.model import preset
-from brainlm.shards import Corpus, Scaling
+from brainlm.shards import Corpus, Scaling, read_info, read_shard, write_shard
 from brainlm.training.fit import Budget, fit
 from brainlm.training.forecasters import (
     LatentODEForecaster,
@@ -211,6 +212,20 @@ def test_all_methods_are_compared_on_the_same_people(study):
     examples = pd.read_parquet(study.out.with_suffix(".examples.parquet"))
     assert set(examples["method"]) == methods | {"truth"}
     assert examples["step"].min() == -(WINDOW - AHEAD) + 1 and examples["step"].max() == AHEAD
+
+
+def test_external_cohorts_are_forecast_whole_and_never_trained_on(study, tmp_path):
+    away = tmp_path / "away.parquet"
+    recordings = [replace(r, cohort="away") for r in read_shard(study.shards[0])]
+    write_shard(away, recordings, read_info(study.shards[0]))
+    more = {"options": Evaluate(bootstrap=100), "epochs": 1, "learning_rates": (1e-3,)}
+    table = evaluate_forecasting(study.model, [*study.shards, away], study.out,
+                                 roles={"away": "external"}, **more)  # fmt: skip
+    pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")]
+    found = {(r.cohort, r.split, r.n, r.n_train) for r in pooled.itertuples()}
+    assert found == {("toy", "test", 6, 42), ("away", "all", 8, 42)}
+    with pytest.raises(BrainLMError, match="no training recording"):
+        evaluate_forecasting(study.model, [away], study.out, roles={"away": "external"}, **more)
 
 
 def test_a_horizon_that_the_model_cannot_forecast_is_refused(study):
