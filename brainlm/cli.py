@@ -27,6 +27,7 @@ _STAGES = {
     "normalise": "fit the transform from the template to the recording",
     "denoise": "fit the ICA and decide which components are artefacts",
     "parcellate": "sample the voxels once into parcels; filter, denoise, resample",
+    "volumes": "parcellate images that are in template space already; filter, denoise, resample",
     "series": "take parcel series that are already there",
 }
 

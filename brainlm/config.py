@@ -29,6 +29,14 @@ def _plain_name(name: str) -> str:
 Name = Annotated[str, AfterValidator(_plain_name)]
 
 
+LayoutName = Literal[
+    "bids", "fmriprep", "xcpd", "ukb", "hcp", "hcp-fix", "parcels", "adni", "embarc", "tops",
+    "yooattn",
+]  # fmt: skip
+#: Confounds that other programs' tables hold, under the names of `preprocess.denoise`.
+ConfoundStep = Literal["motion6", "motion24", "wm-csf", "acompcor", "global"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,8 +46,10 @@ class Cohort(Section):
 
     name: Name = Field(description="names the cohort's folders in results/")
     folder: Path = Field(description="where the recordings are")
-    layout: Literal["bids", "parcels"] = Field(
-        "bids", description="bids: raw BOLD images; parcels: parcel time series (.npy, .tsv, .dat)"
+    layout: LayoutName = Field(
+        "bids",
+        description="how recordings lie in the folder (docs/layouts.md); bids: raw images; "
+        "parcels: parcel series (.npy, .tsv, .dat)",
     )
     role: Literal["reference", "external"] = Field(
         "reference", description="reference: fits the scaling and trains; external: evaluated only"
@@ -59,6 +69,26 @@ class Cohort(Section):
         None, description="s; only for series that come without a sidecar"
     )
     task: str | None = Field(None, description="use only this BIDS task; default all")
+    space: str | None = Field(
+        None,
+        description="template space of images that enter in one (MNI152NLin6Asym:res-2); needed "
+        "where there are several, or to accept one that is not the atlas's (it is recorded)",
+    )
+    confounds: Literal["none"] | ConfoundStep | tuple[ConfoundStep, ...] = Field(
+        "motion24",
+        description="removed from images that enter in template space (never from FIX-cleaned "
+        "ones), one or a list: motion6, motion24, wm-csf, acompcor, global; or none",
+    )
+    segmentation: str | None = Field(
+        None, description="which parcellation's series, where a folder has several (XCP-D)"
+    )
+
+    @property
+    def confound_steps(self) -> tuple[str, ...]:
+        """What is removed, as a list: empty for none."""
+        if isinstance(self.confounds, tuple):
+            return self.confounds
+        return () if self.confounds == "none" else (self.confounds,)
 
 
 class Atlas(Section):

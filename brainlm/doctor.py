@@ -16,7 +16,7 @@ from .errors import BrainLMError
 from .files import write_text
 
 #: What a recording leaves in results/, MB (docs/scaling.md, "Disk"); to judge the free space.
-MB_PER_RECORDING = {"bids": 8.0, "parcels": 2.0}
+MB_PER_RECORDING = {"motion": 8.0, "volumes": 2.0, "series": 2.0}
 _PACKAGES = ("snakemake", "snakemake-executor-plugin-slurm", "numpy", "numba", "nibabel",
              "pyarrow", "torch")  # fmt: skip
 
@@ -89,6 +89,7 @@ def _atlas(config: Config) -> Iterator[Finding]:
 
 def _results(config: Config) -> Iterator[Finding]:
     from .cohort.index import index_folder
+    from .cohort.layouts import LAYOUTS
 
     probe = config.results / ".doctor"
     try:
@@ -102,7 +103,7 @@ def _results(config: Config) -> Iterator[Finding]:
     for cohort in config.cohorts:
         state = index_folder(config.results, cohort.name) / "recordings.tsv"
         count = state.read_bytes().count(b"\n") - 1 if state.exists() else 0
-        need += count * MB_PER_RECORDING[cohort.layout] / 1000
+        need += count * MB_PER_RECORDING[LAYOUTS[cohort.layout].enters] / 1000
         known += count
     free = shutil.disk_usage(config.results).free / 1e9
     text = f"{config.results}: writable, {free:.1f} GB free, about {need:.1f} GB for {known} "

@@ -14,7 +14,8 @@ from .cohort.index import chunk_table, list_chunks
 from .cohort.seal import is_sealed
 from .config import Config
 from .evaluation.tasks import load_tasks
-from .preprocess.chunk import read_stage_table, stage_table, stages_of
+from .preprocess.chunk import read_stage_table, stage_table
+from .preprocess.registry import stages_of
 from .preprocess.summary import HARMLESS
 from .training.journal import clock
 

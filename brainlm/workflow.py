@@ -193,7 +193,9 @@ def finish(config: Config) -> None:
         print(f"brainlm: no summary: {error}", file=sys.stderr)
 
 
-def stage_parameters(config: Config, stage: str, task: Task | None = None) -> str:
+def stage_parameters(
+    config: Config, stage: str, task: Task | None = None, cohort: str | None = None
+) -> str:
     """The code version of a rule and the settings that change its result, as one string.
 
     Snakemake reruns a job when this changes; settings that do not change results (workers, time
@@ -203,13 +205,22 @@ def stage_parameters(config: Config, stage: str, task: Task | None = None) -> st
 
     if stage in STAGE_VERSIONS:
         made_by: Any = [STAGE_VERSIONS[stage], PARAMETERS[stage](config.preprocess)]
-        if stage in ("parcellate", "series"):
+        if stage in ("parcellate", "volumes", "series"):
             made_by.append(config.atlas.name)
+        if cohort:  # what the cohort says of its own files; nothing where it says nothing
+            made_by += _said(config.cohort(cohort))
     else:
         made_by = [VERSIONS[stage], _model_parameters(config, stage)]
         if task is not None:
             made_by.append(task.model_dump(exclude={"seeds"} if stage == "finetune" else None))
     return json.dumps(made_by, sort_keys=True, default=str)
+
+
+def _said(cohort: Cohort) -> list[Any]:
+    keys = ("repetition_time_s", "space", "confounds")
+    default = {key: Cohort.model_fields[key].default for key in keys}
+    said = {key: getattr(cohort, key) for key in keys if getattr(cohort, key) != default[key]}
+    return [said] if said else []
 
 
 def _model_parameters(config: Config, stage: str) -> dict[str, Any]:

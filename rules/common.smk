@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
+from brainlm.preprocess.registry import stages_of
 from brainlm.workflow import (
     cancel_orphans,
     finish,
@@ -69,6 +70,11 @@ def settings(stage):
     return stage_parameters(CONFIG, stage)
 
 
+def cohort_settings(stage):
+    """As settings, with what the cohort's entry says of its files."""
+    return lambda wildcards: stage_parameters(CONFIG, stage, cohort=wildcards.cohort)
+
+
 def task_settings(stage):
     """As settings, with the declaration of the job's task."""
     return lambda wildcards: stage_parameters(CONFIG, stage, TASKS[wildcards.task])
@@ -76,7 +82,7 @@ def task_settings(stage):
 
 def last_stage(wildcards):
     layout = CONFIG.cohort(wildcards.cohort).layout
-    return f"{WORK}/{'series' if layout == 'parcels' else 'parcellate'}.tsv"
+    return f"{WORK}/{stages_of(layout)[-1]}.tsv"
 
 
 def unfrozen(wildcards):

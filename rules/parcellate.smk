@@ -23,7 +23,32 @@ rule parcellate:
         " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"
 
 
-# Cohorts that enter as parcel series skip everything before.
+# Cohorts that enter as images in template space (fMRIPrep, HCP, UK Biobank) skip what is before.
+rule volumes:
+    input:
+        f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
+    output:
+        f"{WORK}/volumes.tsv",
+    log:
+        f"{RESULTS}/logs/volumes/{{cohort}}/{{chunk}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/volumes/{{cohort}}/{{chunk}}.tsv"
+    group:
+        "chunk"
+    conda:
+        "../envs/pipeline.yaml"
+    resources:
+        cpus_per_task=1,
+        mem_mb=more(4000),
+        runtime=more(60),
+    params:
+        cohort_settings("volumes"),
+    shell:
+        "brainlm volumes --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"
+
+
+# Cohorts that enter as parcel series skip everything.
 rule series:
     input:
         f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
@@ -40,7 +65,7 @@ rule series:
         mem_mb=more(2000),
         runtime=more(30),
     params:
-        settings("series"),
+        cohort_settings("series"),
     shell:
         "brainlm series --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

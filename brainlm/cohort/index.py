@@ -123,7 +123,7 @@ def update_index(
         if change:
             return change
     known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
-    found = find_recordings(cohort.folder, cohort.layout, cohort.task)
+    found = find_recordings(cohort)
     gone = known.keys() - {item.recording_id for item in found}
     if not accept_removed:
         _check_vanished(cohort, len(gone), len(known), min(gone, default=""))
@@ -198,7 +198,7 @@ def _add_new(cohort: Cohort, state: Path, chunk_size: int | str) -> IndexChange 
         return None
     if not cohort.folder.is_dir() or len(os.listdir(cohort.folder)) < len(participants) / 2:
         _check_vanished(cohort, total, total, min(participants, default=""))
-    found = find_recordings(cohort.folder, cohort.layout, cohort.task, participants)
+    found = find_recordings(cohort, participants)
     if found:
         first = 1 + max(map(int, chunks), default=-1)
         rows = _assign_chunks(found, {}, chunk_size, first)

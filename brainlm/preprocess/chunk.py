@@ -32,6 +32,7 @@ from ..cohort.recordings import Entry
 from ..config import Cohort, Config
 from ..errors import BrainLMError, RecordingError
 from ..files import read_json, write_json, write_text
+from .registry import PARAMETERS, STAGE_VERSIONS, stages_of
 
 Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage's figures
 
@@ -61,11 +62,6 @@ class Task:
         )
 
 
-def stages_of(layout: str) -> list[str]:
-    """Stage names in order, for a cohort that enters by this layout."""
-    return ["series"] if layout == "parcels" else ["motion", "normalise", "denoise", "parcellate"]
-
-
 def derivatives_folder(results: Path, cohort: str) -> Path:
     return Path(results) / "derivatives" / cohort
 
@@ -80,15 +76,19 @@ def stage_table(results: Path, cohort: str, chunk: str, stage: str) -> Path:
 
 def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     """Bind a stage of :data:`brainlm.preprocess.stages.STAGES` to a cohort."""
-    from . import stages
+    from . import delivered, stages
 
     order = stages_of(cohort.layout)
-    before = [stages.STAGES[name] for name in order[: order.index(stage) + 1]]
-    made_by = {
-        "stages": [[s.name, s.version, s.parameters(config.preprocess)] for s in before],
-        "atlas": atlas.image_sha256 if stage in ("parcellate", "series") else atlas.space,
+    made_by: dict[str, Any] = {
+        "stages": [
+            [name, STAGE_VERSIONS[name], PARAMETERS[name](config.preprocess)]
+            for name in order[: order.index(stage) + 1]
+        ],
+        "atlas": atlas.space if stage in order[:-1] else atlas.image_sha256,
         "repetition_time_s": cohort.repetition_time_s,
     }
+    if stage == "volumes":
+        made_by |= {"space": cohort.space, "confounds": cohort.confounds}
     recipe = json.dumps(made_by, sort_keys=True, default=str)
 
     def key(entry: Entry) -> str:
@@ -102,8 +102,10 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
         derivatives = derivatives_folder(results, cohort.name)
         series = series_folder(results, cohort.name)
         if stage == "series":
-            return stages.parcels_layout(
-                entry, series, config.preprocess, atlas, cohort.repetition_time_s
+            return delivered.take_series(entry, series, cohort, config.preprocess, atlas)
+        if stage == "volumes":
+            return delivered.take_volumes(
+                entry, derivatives, series, cohort, config.preprocess, atlas
             )
         return stages.STAGES[stage].function(entry, derivatives, series, config.preprocess, atlas)
 

@@ -14,7 +14,8 @@ from ..cohort.splits import split_of
 from ..config import Cohort, Config
 from ..errors import BrainLMError
 from ..shards import ParcelQuantiles, Recording, ShardInfo, write_shard
-from .chunk import read_stage_table, series_folder, stage_table, stages_of
+from .chunk import read_stage_table, series_folder, stage_table
+from .registry import stages_of
 
 
 def shard_path(results: Path, cohort: str, chunk: str) -> Path:

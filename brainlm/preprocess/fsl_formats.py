@@ -15,8 +15,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from .warp import WarpField
 
 #: How far a matrix of six printed digits may be from a rotation.
 RIGID_TOLERANCE = 1e-3
@@ -161,6 +164,42 @@ def read_warp(
     moved = index @ scaled[:3, :3].T + scaled[:3, 3] + displacement
     back = np.linalg.inv(source)
     return moved @ back[:3, :3].T + back[:3, 3]
+
+
+def load_warp(path: str | Path, source: np.ndarray) -> WarpField:
+    """A whole warp of FNIRT or convertwarp, relative or absolute: template mm -> source's world.
+
+    Parameters
+    ----------
+    path : str or Path
+        NIfTI [X, Y, Z, 3] on the template's grid. As in fslpy, a field is absolute (coordinates,
+        not displacements) when it varies less once the coordinates are subtracted.
+    source : [4, 4]
+        World -> FSL's coordinates of the source image.
+
+    Raises
+    ------
+    ValueError
+        Not a warp field (FNIRT's coefficients are none: convertwarp makes a field of them).
+    """
+    import nibabel as nib
+
+    image: Any = nib.load(path)
+    if len(image.shape) != 4 or image.shape[3] != 3 or 2000 < image.header["intent_code"] < 2020:
+        raise ValueError(f"expected a warp field [x, y, z, 3], found shape {image.shape}")
+    shape = image.shape[2::-1]
+    affine = np.asarray(image.affine, np.float64)
+    values = np.asarray(image.dataobj, np.float64).transpose(2, 1, 0, 3)
+    if not np.isfinite(values).all():
+        raise ValueError("the field has values that are not finite")
+    index = np.moveaxis(np.indices(shape)[::-1], 0, -1)
+    scaled = world_to_scaled_mm(affine, shape) @ affine
+    coordinates = index @ scaled[:3, :3].T + scaled[:3, 3]
+    absolute = (values - coordinates).std((0, 1, 2)).sum() < values.std((0, 1, 2)).sum()
+    moved = values if absolute else coordinates + values
+    back = np.linalg.inv(source)
+    positions = moved @ back[:3, :3].T + back[:3, 3]
+    return WarpField.from_positions(positions, affine, np.eye(4))
 
 
 @dataclass(frozen=True)

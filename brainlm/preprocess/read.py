@@ -11,6 +11,7 @@ import gzip
 import itertools
 import json
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,6 +69,74 @@ def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bo
         ``unreadable`` (truncated, corrupt, not 4-D), ``bad_metadata`` (repetition time,
         orientation, sidecar), ``too_short`` (one volume) or ``bad_data`` (NaN, constant volumes).
     """
+    run = open_bold(path, repetition_time_s=repetition_time_s)
+    volumes, ranges = _read_volumes(run.path, run.image, run.shape)
+    run.check_unchanged()
+    _check_volumes(run.path, volumes, ranges, run.warnings)
+    return Bold(volumes, run.affine, run.tr_s, run.sidecar, run.warnings)
+
+
+@dataclass(frozen=True)
+class OpenBold:
+    """A recording whose header and metadata are checked, and whose voxels are still to be read.
+
+    Attributes
+    ----------
+    image : nibabel image
+    shape : tuple
+        (X, Y, Z, T).
+    affine, tr_s, sidecar, warnings
+        As in :class:`Bold`.
+    """
+
+    path: Path
+    image: Any
+    shape: tuple[int, int, int, int]
+    affine: np.ndarray
+    tr_s: float
+    sidecar: dict[str, Any]
+    warnings: list[str]
+    fingerprint: tuple[int, int]
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The volumes in order, float32 [t, Z, Y, X] at a time (some 32 MB), to the last byte.
+
+        Voxels that are not finite in the first volume are background, and 0 in all of them.
+
+        Raises
+        ------
+        RecordingError
+            ``unreadable`` or ``bad_data``, as :func:`read_bold`.
+        """
+        background: np.ndarray | None = None
+        start = 0
+        for block in _read_blocks(self.path, self.image, self.shape):
+            if background is None:
+                background = ~np.isfinite(block[0])
+            block[:, background] = 0
+            low, high = block.min((1, 2, 3)), block.max((1, 2, 3))
+            odd = np.flatnonzero(~np.isfinite(low + high) | (low == high)) + start
+            if len(odd):
+                raise RecordingError(
+                    "bad_data",
+                    f"{self.path}: volumes that are empty, constant or hold NaN or infinite "
+                    f"values ({_indices(odd)}); cut them off or repair the file",
+                )
+            start += len(block)
+            yield block
+        self.check_unchanged()
+
+    def check_unchanged(self) -> None:
+        """RecordingError if the file is not the one that was opened."""
+        if _fingerprint(self.path) != self.fingerprint:
+            raise RecordingError(
+                "unreadable",
+                f"{self.path}: changed while it was read; run again when the copy is complete",
+            )
+
+
+def open_bold(path: str | Path, *, repetition_time_s: float | None = None) -> OpenBold:
+    """Check everything of a recording but its voxels; parameters and errors as `read_bold`."""
     path = Path(path)
     warnings: list[str] = []
     before = _fingerprint(path)
@@ -77,13 +146,7 @@ def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bo
     sidecar = read_sidecar(path)
     _check_sidecar(path, sidecar, warnings)
     tr_s = _repetition_time(path, image.header, sidecar, repetition_time_s, warnings)
-    volumes, ranges = _read_volumes(path, image, shape)
-    if _fingerprint(path) != before:
-        raise RecordingError(
-            "unreadable", f"{path}: changed while it was read; run again when the copy is complete"
-        )
-    _check_volumes(path, volumes, ranges, warnings)
-    return Bold(volumes, affine, tr_s, sidecar, warnings)
+    return OpenBold(path, image, shape, affine, tr_s, sidecar, warnings, before)
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -385,21 +448,36 @@ def _read_volumes(
     ranges : ndarray [T, 2]
         Smallest and largest value of every volume; NaN where a volume is not finite.
     """
-    proxy, dtype = image.dataobj, image.get_data_dtype()
     x, y, z, count = shape
     volumes = np.empty((count, z, y, x), np.float32)
     ranges = np.empty((count, 2))
+    start = 0
+    for block in _read_blocks(path, image, shape, volumes):
+        stop = start + len(block)
+        with np.errstate(invalid="ignore"):
+            ranges[start:stop, 0] = block.min((1, 2, 3))
+            ranges[start:stop, 1] = block.max((1, 2, 3))
+        start = stop
+    return volumes, ranges
+
+
+def _read_blocks(
+    path: Path, image: Any, shape: tuple[int, int, int, int], out: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Some volumes [t, Z, Y, X] at a time, in order, into `out` if it is given."""
+    proxy, dtype = image.dataobj, image.get_data_dtype()
+    x, y, z, count = shape
     step = max(1, _BLOCK_BYTES // (dtype.itemsize * x * y * z))
     try:
         with path.open("rb") as handle:
             stream: BinaryIO = gzip.GzipFile(fileobj=handle) if path.suffix == ".gz" else handle  # type: ignore[assignment]
             _skip(stream, int(proxy.offset))
             for start in range(0, count, step):
-                block = volumes[start : start + step]
+                size = min(step, count - start)
+                empty = out is None
+                block = np.empty((size, z, y, x), np.float32) if empty else out[start:][:size]  # type: ignore[index]
                 _fill(stream, block, dtype, proxy.slope, proxy.inter)
-                with np.errstate(invalid="ignore"):
-                    ranges[start : start + step, 0] = block.min((1, 2, 3))
-                    ranges[start : start + step, 1] = block.max((1, 2, 3))
+                yield block
             while stream.read(_BLOCK_BYTES):
                 pass
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
@@ -408,7 +486,6 @@ def _read_volumes(
             f"{path}: expected {count} volumes of {x} x {y} x {z}, the file ends early or is "
             f"corrupt ({error}); copy it again",
         ) from None
-    return volumes, ranges
 
 
 def _skip(stream: BinaryIO, count: int) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..cohort.layouts import LAYOUTS
 from ..config import Preprocess
 
 STAGE_VERSIONS = {
-    "motion": 4, "normalise": 1, "denoise": 2, "parcellate": 5, "series": 1, "pages": 1,
+    "motion": 4, "normalise": 1, "denoise": 2, "parcellate": 5, "volumes": 1, "series": 1,
+    "pages": 1,
 }  # fmt: skip
 
 
@@ -27,6 +29,15 @@ PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
     "parcellate": _pick(
         "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs"
     ),
+    "volumes": _pick(
+        "min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage"
+    ),
     "pages": _pick(),  # what changes a recording's results draws its page anew
     "series": _pick("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz"),
 }
+
+
+def stages_of(layout: str) -> list[str]:
+    """Stage names in order, for a cohort that enters by this layout."""
+    enters = LAYOUTS[layout].enters
+    return ["motion", "normalise", "denoise", "parcellate"] if enters == "motion" else [enters]

@@ -1,8 +1,9 @@
 """The stages of one recording. Each reads what the one before wrote, so each can be rerun alone.
 
-motion -> normalise -> denoise -> parcellate, for raw images; series, for parcel series. A stage
-writes small fits as BIDS derivatives and returns figures for the stage table. What it writes
-depends on its input and its parameters only, byte for byte; times are in the figures alone.
+motion -> normalise -> denoise -> parcellate, for raw images; `delivered` has those of cohorts
+that enter later. A stage writes small fits as BIDS derivatives and returns figures for the stage
+table. What it writes depends on its input and its parameters only, byte for byte; times are in
+the figures alone.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .derivatives import (
     write_transforms,
     write_volume,
 )
-from .read import Bold, read_bold, read_image, read_series
+from .read import Bold, read_bold, read_image
 from .registry import PARAMETERS, STAGE_VERSIONS
 
 Figures = dict[str, Any]
@@ -104,7 +105,7 @@ def prepare(stage: str, config: Preprocess, atlas: Atlas) -> None:
         template.load_template(_space(atlas))
     elif stage == "denoise":
         denoise.load_grid(_space(atlas))
-    elif stage == "parcellate":
+    elif stage in ("parcellate", "volumes"):
         parcellate.parcel_points(atlas)
 
 
@@ -341,98 +342,6 @@ def parcellate(
     return figures
 
 
-def parcels_layout(
-    entry: Entry,
-    series_dir: Path,
-    config: Preprocess,
-    atlas: Atlas,
-    repetition_time_s: float | None = None,
-) -> Figures:
-    """Parcel series as delivered: checked, dead columns marked, resampled; nothing else.
-
-    They were filtered and denoised, or not, by whoever made them, and their mean may be their
-    baseline: neither filter nor scale is applied here. ``high_pass_hz``, ``low_pass_hz`` and
-    ``denoise`` concern raw images.
-
-    Raises
-    ------
-    RecordingError
-        ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``parcellation_failed``.
-    """
-    from .resample import resample
-
-    raw, tr_s = read_series(entry.path, repetition_time_s=repetition_time_s)
-    acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
-    try:
-        dead = _check_parcels(raw, acquired["duration_s"], config, atlas)
-    except RecordingError as error:
-        raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
-    live = np.where(dead, np.nan, raw)
-    series = resample(live, tr_s, config.sample_period_s).astype(np.float32)
-    _write_series(
-        series_dir,
-        entry,
-        series=series,
-        baseline=live.mean(0, dtype=np.float64).astype(np.float32),
-        coverage=(~dead).astype(np.float32),
-        tr_s=tr_s,
-        sample_period_s=config.sample_period_s,
-        units="as delivered",
-        duration_s=acquired["duration_s"],
-        mean_fd_mm=np.nan,
-        mean_dvars=np.nan,
-        tsnr=np.nan,
-    )
-    return acquired | {
-        "num_timepoints": len(series),
-        "parcels_with_data": int((~dead).sum()),
-        "mean_coverage": float((~dead).mean()),
-    }
-
-
-def _check_parcels(
-    raw: np.ndarray, duration_s: float, config: Preprocess, atlas: Atlas
-) -> np.ndarray:
-    """Which columns are dead [R]; an error if the series cannot be used."""
-    if raw.shape[1] != atlas.num_parcels:
-        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
-        raise RecordingError(
-            "bad_data",
-            f"expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
-            f"{raw.shape[1]}{turned}",
-        )
-    if duration_s < config.min_duration_s:
-        raise RecordingError(
-            "too_short",
-            f"{duration_s:.1f} s usable ({len(raw)} time points), at least "
-            f"{config.min_duration_s:g} s needed",
-        )
-    infinite = np.isinf(raw).any(0)
-    missing = np.isnan(raw)
-    partly = infinite | (missing.any(0) & ~missing.all(0))
-    if partly.any():
-        rows = np.flatnonzero(~np.isfinite(raw[:, partly]).all(1))
-        raise RecordingError(
-            "bad_data",
-            f"NaN or infinite values at {len(rows)} of {len(raw)} time points (first {rows[0]}) "
-            f"in {int(partly.sum())} parcels that have data elsewhere",
-        )
-    dead = missing.all(0)
-    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
-    if dead.mean() > 0.5:
-        raise RecordingError(
-            "parcellation_failed",
-            f"{int(dead.sum())} of {len(dead)} parcels are empty or constant, at most half may be",
-        )
-    return dead
-
-
-def _series(
-    entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas: Atlas
-) -> Figures:
-    return parcels_layout(entry, series_dir, config, atlas)
-
-
 STAGES: dict[str, Stage] = {
     name: Stage(name, function, STAGE_VERSIONS[name], PARAMETERS[name])
     for name, function in {
@@ -440,7 +349,6 @@ STAGES: dict[str, Stage] = {
         "normalise": normalise,
         "denoise": denoise,
         "parcellate": parcellate,
-        "series": _series,
     }.items()
 }
 

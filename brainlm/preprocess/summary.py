@@ -11,7 +11,8 @@ from pathlib import Path
 from ..cohort.index import chunk_table, list_chunks, read_entries
 from ..config import Cohort, Config
 from ..files import write_text
-from .chunk import read_stage_table, stage_table, stages_of
+from .chunk import read_stage_table, stage_table
+from .registry import stages_of
 
 #: A recording that ended so did not fail: it is as it should be, or nothing can be done about it.
 HARMLESS = ("ok", "too_short", "excluded")

@@ -8,14 +8,14 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+import yaml
 
 from .. import __version__
-from ..atlas import load_atlas
+from ..atlas import REGISTRY
 from ..config import Config
 from ..errors import BrainLMError
 from ..evaluation.reconstruction import load_traces
@@ -47,12 +47,8 @@ class Facts:
         metrics.jsonl of the pretraining; empty if there is none.
     results : dict
         Task -> tidy table.
-    sides : dict
-        Further tables of a task, by (task, what), such as ("age", "predictions").
-    card : str
-        README.md of the pretrained model.
-    places : ndarray [R, 3] or None
-        Coordinates of the atlas, MNI mm.
+    predictions : dict
+        Task -> one row per subject and method.
     """
 
     config: Config
@@ -64,21 +60,22 @@ class Facts:
     run: dict
     model: dict
     results: dict[str, pd.DataFrame]
-    sides: dict[tuple[str, str], pd.DataFrame]
+    predictions: dict[str, pd.DataFrame]
     traces: dict[str, np.ndarray]
     release: pd.DataFrame
-    card: str
-    tasks: dict[str, Any]
-    places: np.ndarray | None
+    shards: dict[str, list[Path]]
 
     @property
     def clinical(self) -> list[str]:
         """Names of the study's regression and classification tasks."""
-        return [name for name, task in self.tasks.items() if isinstance(task, CLINICAL)]
+        tasks = load_tasks(self.config.tasks)
+        return [name for name, task in tasks.items() if isinstance(task, CLINICAL)]
 
-    def side(self, task: str, what: str) -> pd.DataFrame | None:
-        """A further table of a task; None if it has none."""
-        return self.sides.get((task, what))
+    @property
+    def space(self) -> str | None:
+        """Template space of the atlas; None for one that is known by its series only."""
+        entry = REGISTRY / f"{self.config.atlas.name}.yaml"
+        return yaml.safe_load(entry.read_text(encoding="utf-8"))["space"]
 
 
 def read_facts(results: Path, config: Config) -> Facts:
@@ -89,12 +86,15 @@ def read_facts(results: Path, config: Config) -> Facts:
     BrainLMError
         A file is there and cannot be read.
     """
-    shards = [
-        path
+    shards_of = {
+        cohort.name: [
+            path
+            for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
+            if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
+        ]
         for cohort in config.cohorts
-        for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
-        if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
-    ]
+    }
+    shards = [path for paths in shards_of.values() for path in paths]
     release = results / "releases" / config.release
     models = results / "models" / config.release / "pretrain"
     evaluation = results / "evaluation" / config.release
@@ -110,31 +110,15 @@ def read_facts(results: Path, config: Config) -> Facts:
         run=_read_optional(models / "run.json"),
         model=_read_optional(models / "config.json"),
         results={name: _read_parquet(path) for name, path in tables.items() if "." not in name},
-        sides={
-            (name.rpartition(".")[0], name.rpartition(".")[2]): _read_parquet(path)
+        predictions={
+            name.removesuffix(".predictions"): _read_parquet(path)
             for name, path in tables.items()
-            if "." in name
+            if name.endswith(".predictions")
         },
         traces=load_traces(evaluation / "reconstruction.traces.npz"),
         release=_read_tsv(release / "shards.tsv"),
-        card=_read_card(models / "README.md"),
-        tasks=dict(load_tasks(config.tasks)),
-        places=_read_places(config),
+        shards=shards_of,
     )
-
-
-def _read_card(path: Path) -> str:
-    """Text of a model's README.md behind its header for hubs."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return text.split("---\n", 2)[-1].strip()
-
-
-def _read_places(config: Config) -> np.ndarray | None:
-    """Coordinates of the atlas, if its files are here already."""
-    try:
-        return load_atlas(config.atlas.name, config.atlas.folder, download=False).coordinates
-    except BrainLMError:
-        return None  # the pages show parcels by number
 
 
 def read_recordings(

@@ -21,10 +21,9 @@ from ..preprocess.chunk import (
     read_stage_table,
     run_task,
     stage_table,
-    stages_of,
 )
 from ..preprocess.collect import shard_path
-from ..preprocess.registry import STAGE_VERSIONS
+from ..preprocess.registry import STAGE_VERSIONS, stages_of
 from ..shards import Corpus
 from .pictures import load_slices
 from .recording import make_recording_page, page_path

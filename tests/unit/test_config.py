@@ -41,7 +41,7 @@ def test_schema_is_current():
         ({"cohorts": [COHORT, COHORT]}, ["used twice", "a"]),
         ({"cohorts": [{**COHORT, "name": "../x"}]}, ["letters, digits"]),
         ({"cohorts": [COHORT], "model": {"window": 190}}, ["multiple of model.patch"]),
-        ({"cohorts": [{**COHORT, "layout": "bid"}]}, ["layout", "'bids' or 'parcels'"]),
+        ({"cohorts": [{**COHORT, "layout": "bid"}]}, ["layout", "'bids', 'fmriprep'"]),
     ],
 )
 def test_bad_values_are_named(values, words):

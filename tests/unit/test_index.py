@@ -31,6 +31,10 @@ def make_bids(folder: Path, subjects, sessions=("",)) -> Path:
     return folder
 
 
+def find(folder: Path, layout: str, **more):
+    return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
+
+
 def states(results: Path, cohort: str = "c") -> dict[str, tuple[bytes, int]]:
     folder = index_folder(results, cohort)
     return {
@@ -49,14 +53,14 @@ def test_bids_names_sessions_anatomy_and_what_is_left_out(tmp_path):
     (func / "sub-01_ses-1_task-rest_sbref.nii.gz").touch()
     (func / ".hidden_bold.nii.gz").touch()
     (tmp_path / "derivatives/sub-01/func").mkdir(parents=True)
-    found = {f.recording_id: f for f in find_recordings(tmp_path, "bids")}
+    found = {f.recording_id: f for f in find(tmp_path, "bids")}
     assert sorted(found) == [
         f"sub-{s}_ses-{k}_task-rest" for s in ("01", "02") for k in (1, 2)
     ]  # fmt: skip
     assert found["sub-01_ses-1_task-rest"].t1w == "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz"
     assert found["sub-02_ses-1_task-rest"].t1w is None
     with pytest.raises(BrainLMError, match="task-nback"):
-        find_recordings(tmp_path, "bids", "nback")
+        find(tmp_path, "bids", task="nback")
 
 
 def test_parse_name():
@@ -68,25 +72,25 @@ def test_parse_name():
 
 def test_missing_and_empty_folders_are_clear(tmp_path):
     with pytest.raises(BrainLMError, match="folder not found"):
-        find_recordings(tmp_path / "none", "bids")
+        find(tmp_path / "none", "bids")
     with pytest.raises(BrainLMError, match=r"no recording found.*sub-"):
-        find_recordings(tmp_path, "bids")
+        find(tmp_path, "bids")
     (tmp_path / "file").touch()
     with pytest.raises(BrainLMError, match="folder not found"):
-        find_recordings(tmp_path / "file", "bids")
+        find(tmp_path / "file", "bids")
 
 
 def test_the_same_recording_twice_is_refused(tmp_path):
     make_bids(tmp_path, ["01"])
     (tmp_path / "sub-01/func/sub-01_task-rest_bold.nii").touch()
     with pytest.raises(BrainLMError, match="same recording"):
-        find_recordings(tmp_path, "bids")
+        find(tmp_path, "bids")
 
 
 def test_a_broken_link_is_still_a_recording(tmp_path):
     make_bids(tmp_path, ["01"])
     (tmp_path / "sub-01/func/sub-01_task-other_bold.nii.gz").symlink_to("nowhere")
-    found = find_recordings(tmp_path, "bids")
+    found = find(tmp_path, "bids")
     assert [f.size for f in found] == [-1, 1]
 
 
@@ -162,11 +166,11 @@ def test_parcel_series_layouts(tmp_path):
     func.mkdir(parents=True)
     (func / "sub-1_task-rest_atlas-CC200_timeseries.npy").touch()
     (func / "sub-1_task-rest_desc-confounds_timeseries.tsv").touch()
-    assert [f.recording_id for f in find_recordings(tmp_path, "parcels")] == ["sub-1_task-rest"]
+    assert [f.recording_id for f in find(tmp_path, "parcels")] == ["sub-1_task-rest"]
     flat = tmp_path / "flat"
     flat.mkdir()
     (flat / "A424_example.dat").touch()
-    assert [f.recording_id for f in find_recordings(flat, "parcels")] == ["sub-A424example"]
+    assert [f.recording_id for f in find(flat, "parcels")] == ["sub-A424example"]
 
 
 def test_77000_recordings_in_the_index(tmp_path):

@@ -18,9 +18,10 @@ from threadpoolctl import threadpool_limits
 
 from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
-from brainlm.config import Preprocess
+from brainlm.config import Cohort, Preprocess
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess import stages
+from brainlm.preprocess.delivered import take_series
 from brainlm.preprocess.derivatives import (
     Derivatives,
     derivative_path,
@@ -40,7 +41,8 @@ from brainlm.preprocess.quality import (
     measure_tsnr,
 )
 from brainlm.preprocess.read import read_bold
-from brainlm.preprocess.stages import STAGES, parcels_layout
+from brainlm.preprocess.registry import PARAMETERS, STAGE_VERSIONS
+from brainlm.preprocess.stages import STAGES
 from brainlm.simulate.bids import simulate_cohort
 from brainlm.simulate.truth import load_truth
 
@@ -388,6 +390,8 @@ def test_atlas_without_an_image_cannot_take_raw_recordings(chain):
 
 # ---- parcel series
 
+PARCELS = Cohort(name="c", folder=Path(), layout="parcels")
+
 
 def write_series(folder: Path, series: np.ndarray, tr_s: float = 2.0) -> Entry:
     path = folder / "sub-07" / "func" / "sub-07_task-rest_atlas-demo424_timeseries.npy"
@@ -401,7 +405,7 @@ def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path)
     series = 500 + np.random.default_rng(0).normal(size=(100, 424)).cumsum(0)
     series[:, 5], series[:, 6], series[:, 7] = 0, np.nan, 12.5
     entry = write_series(tmp_path, series)
-    figures = parcels_layout(entry, tmp_path / "out", CONFIG, chain.atlas)
+    figures = take_series(entry, tmp_path / "out", PARCELS, CONFIG, chain.atlas)
     stored = np.load(tmp_path / "out" / f"{entry.recording_id}.npz")
     dead = np.isin(np.arange(424), [5, 6, 7])
     assert figures["parcels_with_data"] == 421 and str(stored["units"]) == "as delivered"
@@ -429,7 +433,7 @@ def test_bad_parcel_series(chain, tmp_path, change, status, words):
     series = np.random.default_rng(0).normal(size=(100, 424))
     entry = write_series(tmp_path, change(series))
     with pytest.raises(RecordingError) as caught:
-        parcels_layout(entry, tmp_path / "out", CONFIG, chain.atlas)
+        take_series(entry, tmp_path / "out", PARCELS, CONFIG, chain.atlas)
     assert caught.value.status == status and words in caught.value.reason
     assert not list((tmp_path / "out").glob("*"))
 
@@ -438,7 +442,7 @@ def test_real_parcel_series(shared, tmp_path):
     atlas = load_atlas("cc200", tmp_path)
     root = shared / "data" / "abide_cc200"
     path = root / "sub-0050102/func/sub-0050102_task-rest_atlas-CC200_timeseries.npy"
-    figures = parcels_layout(make_entry(root, path), tmp_path, CONFIG, atlas)
+    figures = take_series(make_entry(root, path), tmp_path, PARCELS, CONFIG, atlas)
     assert figures["num_timepoints"] == 308 and figures["duration_s"] == 309
 
 
@@ -451,9 +455,10 @@ def test_an_engine_that_is_not_there_is_not_replaced_in_silence(chain):
 
 
 def test_registry_names_keys_that_exist():
-    for name, stage in STAGES.items():
-        assert stage.name == name and stage.version >= 1
-        assert set(stage.parameters(CONFIG)) <= set(Preprocess.model_fields)
+    assert set(STAGES) < set(STAGE_VERSIONS) == set(PARAMETERS)
+    for name, parameters in PARAMETERS.items():
+        assert STAGE_VERSIONS[name] >= 1
+        assert set(parameters(CONFIG)) <= set(Preprocess.model_fields)
 
 
 def test_slices_are_moved_to_the_middle_of_the_volume():

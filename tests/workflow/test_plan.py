@@ -151,6 +151,27 @@ def test_a_scaling_task_plans_a_pretraining_for_each_of_its_points(clone):
     assert clone.plan() == sweep | {("evaluate", "sizes"), ("report", "")}
 
 
+def test_cohorts_that_enter_later_skip_the_rules_before(clone):
+    func = clone.folder / "done/sub-01/func"
+    func.mkdir(parents=True)
+    for name in (
+        "space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz",
+        "space-MNI152NLin6Asym_seg-demo424_stat-mean_timeseries.tsv",
+    ):
+        (func / f"sub-01_task-rest_{name}").write_bytes(b"x")
+    cohorts = """
+  - {name: b, folder: done, layout: fmriprep}
+  - {name: c, folder: done, layout: xcpd}
+"""
+    clone.configure("\natlas:", f"{cohorts}atlas:")
+    entered = {(s, "b/00000") for s in ("volumes", "shard", "pages")}
+    series = {(s, "c/00000") for s in ("series", "shard", "pages")}
+    assert clone.plan() == entered | series | REPORTING
+    clone.pretend_done()
+    clone.configure("layout: fmriprep", "layout: fmriprep, space: MNI152NLin6Asym")
+    assert clone.plan() == entered | REPORTING  # what a cohort says of its files counts
+
+
 def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
     make_subjects(clone.folder / "bids_b", range(3))
     clone.configure(

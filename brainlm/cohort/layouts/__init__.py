@@ -1,0 +1,76 @@
+"""Where recordings are in a folder: one small file per layout, listed here.
+
+Adding a layout is adding a file and its name to the list (and to `Cohort.layout` in config.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Set
+
+from ...config import Cohort
+from ...errors import BrainLMError
+from .adni import ADNI
+from .base import Beside, Found, Layout, choose_variant, parse_name
+from .bids import BIDS
+from .embarc import EMBARC
+from .fmriprep import FMRIPREP
+from .hcp import HCP, HCP_FIX
+from .parcels import PARCELS
+from .tops import TOPS
+from .ukb import UKB
+from .xcpd import XCPD
+from .yooattn import YOOATTN
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        BIDS, FMRIPREP, XCPD, UKB, HCP, HCP_FIX, PARCELS, ADNI, EMBARC, TOPS, YOOATTN,
+    )
+}  # fmt: skip
+
+
+def find_recordings(cohort: Cohort, known: Set[str] = frozenset()) -> list[Found]:
+    """A cohort's recordings, sorted by name; those of `known` participants are not looked at.
+
+    Raises
+    ------
+    BrainLMError
+        The folder is missing, unreadable or has no recording of this layout; recordings come in
+        several forms and none is chosen; or two files are the same recording.
+    """
+    folder, layout = cohort.folder, LAYOUTS[cohort.layout]
+    if not folder.is_dir():
+        raise BrainLMError(
+            f"{folder}: folder not found; set the cohort's folder in config.yaml (is the disk "
+            "mounted?)"
+        )
+    try:
+        found = layout.find(folder, cohort.task, known)
+    except PermissionError as error:
+        raise BrainLMError(f"{error.filename}: no permission to read this folder") from None
+    except OSError as error:
+        raise BrainLMError(
+            f"{error.filename or folder}: {error.strerror} while the cohort was being listed; is "
+            "the disk still mounted?"
+        ) from None
+    if not found and not known:
+        raise BrainLMError(
+            f"{folder}: no recording found; layout {layout.name!r} expects {layout.tree}"
+            + (f" with task-{cohort.task}" if cohort.task else "")
+        )
+    try:
+        found = choose_variant(found, getattr(cohort, layout.variants), layout.variants)
+    except BrainLMError as error:
+        raise BrainLMError(f"{folder}: {error}") from None
+    found.sort(key=lambda item: item.recording_id)
+    for first, second in itertools.pairwise(found):
+        if first.recording_id == second.recording_id:
+            raise BrainLMError(
+                f"{folder}: {first.source} and {second.source} are the same recording "
+                f"({first.recording_id}); remove one"
+            )
+    return found
+
+
+__all__ = ["LAYOUTS", "Beside", "Found", "Layout", "find_recordings", "parse_name"]

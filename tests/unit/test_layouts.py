@@ -1,0 +1,221 @@
+"""Every layout finds its recordings in a tree as the layout's source writes it."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from brainlm.cohort.layouts import LAYOUTS, find_recordings
+from brainlm.config import Cohort, LayoutName
+from brainlm.errors import BrainLMError
+
+ROOT = Path(__file__).resolve().parents[2]
+FMRIPREP = "sub-01/ses-1/func/sub-01_ses-1_task-rest_run-1"
+UKB = "1000223_20227_2_0/fMRI/rfMRI.ica"
+HCP = "100307/MNINonLinear/Results/rfMRI_REST1_LR"
+TREES = {
+    "bids": [
+        "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+        "sub-01/ses-1/func/sub-01_ses-1_task-rest_run-1_bold.nii.gz",
+        "sub-01/ses-1/func/sub-01_ses-1_task-rest_run-1_sbref.nii.gz",
+    ],
+    "fmriprep": [
+        "dataset_description.json",
+        "sub-01.html",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_res-2_desc-brain_mask.nii.gz",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_res-2_boldref.nii.gz",
+        f"{FMRIPREP}_space-T1w_desc-preproc_bold.nii.gz",
+        f"{FMRIPREP}_desc-preproc_bold.nii.gz",
+        f"{FMRIPREP}_desc-confounds_timeseries.tsv",
+        "sub-01/ses-1/func/sub-01_ses-1_task-nback_space-MNI152NLin6Asym_res-2_desc-preproc_bold"
+        ".nii.gz",
+    ],
+    "xcpd": [
+        f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Glasser_stat-mean_timeseries.tsv",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Glasser_stat-mean_timeseries.json",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Glasser_stat-coverage_bold.tsv",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Glasser_stat-alff_bold.tsv",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_res-2_desc-denoised_bold.nii.gz",
+        f"{FMRIPREP}_motion.tsv",
+        f"{FMRIPREP}_outliers.tsv",
+    ],
+    "ukb": [
+        f"{UKB}/filtered_func_data_clean.nii.gz",
+        f"{UKB}/filtered_func_data.ica/melodic_IC.nii.gz",
+        f"{UKB}/reg/example_func2standard_warp.nii.gz",
+        f"{UKB}/mc/prefiltered_func_data_mcf.par",
+        "1000223_20249_2_0/fMRI/tfMRI.feat/filtered_func_data.nii.gz",
+        "1000999_20227_3_0/rfMRI.ica/filtered_func_data_clean.nii.gz",
+    ],
+    "hcp": [
+        f"{HCP}/rfMRI_REST1_LR.nii.gz",
+        f"{HCP}/rfMRI_REST1_LR_hp2000_clean.nii.gz",
+        f"{HCP}/Movement_Regressors.txt",
+        f"{HCP}/rfMRI_REST1_LR_SBRef.nii.gz",
+        f"{HCP}/rfMRI_REST1_LR_Atlas_MSMAll.dtseries.nii",
+        "100307/MNINonLinear/Results/tfMRI_WM_RL/tfMRI_WM_RL.nii.gz",
+        "100307/MNINonLinear/T1w.nii.gz",
+    ],
+    "hcp-fix": [
+        f"{HCP}/rfMRI_REST1_LR.nii.gz",
+        f"{HCP}/rfMRI_REST1_LR_hp2000_clean.nii.gz",
+        f"{HCP}/rfMRI_REST1_LR_hp2000_clean_vclean.txt",
+        "HCA6002236_V1_MR/MNINonLinear/Results/rfMRI_REST2_AP/rfMRI_REST2_AP_hp0_clean.nii.gz",
+    ],
+    "parcels": [
+        "sub-01/func/sub-01_task-rest_atlas-A424_timeseries.npy",
+        "sub-02/func/sub-02_task-rest_atlas-A424_timeseries.tsv",
+        "sub-02/func/sub-02_task-rest_desc-confounds_timeseries.tsv",
+    ],
+    "adni": ["sub-ADNI002S0295/ses-M048/func/sub-ADNI002S0295_ses-M048_task-rest_bold.nii.gz"],
+    "embarc": ["sub-CU0009/ses-1/func/sub-CU0009_ses-1_task-rest_run-1_bold.nii.gz"],
+    "tops": [
+        "sub-tops001/func/wdcrsub-tops001_task-caps_run-02_bold.nii",
+        "sub-tops001/func/swdcrsub-tops001_task-caps_run-02_bold.nii",
+        "sub-tops001/func/dcrsub-tops001_task-caps_run-02_bold.nii",
+        "sub-tops001/func/swdcrsub-tops001_task-rest_bold.nii",
+        "sub-tops001/func/sub-tops001_task-rest_bold.nii",
+    ],
+    "yooattn": [
+        "sub-001/func/sub-001_task-MOT_run-1_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz"
+    ],
+}
+FOUND = {
+    "bids": ["sub-01_ses-1_task-rest_run-1"],
+    "fmriprep": ["sub-01_ses-1_task-nback", "sub-01_ses-1_task-rest_run-1"],
+    "xcpd": ["sub-01_ses-1_task-rest_run-1"],
+    "ukb": [
+        "sub-1000223_ses-2_task-facesshapesemotion",
+        "sub-1000223_ses-2_task-rest",
+        "sub-1000999_ses-3_task-rest",
+    ],
+    "hcp": ["sub-100307_task-REST_dir-LR_run-1", "sub-100307_task-WM_dir-RL"],
+    "hcp-fix": [
+        "sub-100307_task-REST_dir-LR_run-1",
+        "sub-HCA6002236_ses-V1_task-REST_dir-AP_run-2",
+    ],
+    "parcels": ["sub-01_task-rest", "sub-02_task-rest"],
+    "adni": ["sub-ADNI002S0295_ses-M048_task-rest"],
+    "embarc": ["sub-CU0009_ses-1_task-rest_run-1"],
+    "tops": ["sub-tops001_task-caps_run-02", "sub-tops001_task-rest"],
+    "yooattn": ["sub-001_task-MOT_run-1"],
+}  # fmt: skip
+
+
+def plant(folder: Path, paths: list[str]) -> None:
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(b"x")
+
+
+def find(folder: Path, layout: str, **more):
+    return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
+
+
+def beside(folder: Path, layout: str, number: int = 0):
+    source = find(folder, layout)[number].source
+    return LAYOUTS[layout].beside(folder / source)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_finds_what_its_tree_holds(tmp_path, name):
+    plant(tmp_path, TREES[name])
+    found = find(tmp_path, name)
+    assert [item.recording_id for item in found] == FOUND[name]
+    assert all((tmp_path / item.source).is_file() for item in found)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_folder_without_recordings_says_what_was_expected(tmp_path, name):
+    (tmp_path / "sub-01").mkdir()
+    with pytest.raises(BrainLMError) as error:
+        find(tmp_path, name)
+    assert LAYOUTS[name].tree in str(error.value)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_is_in_the_configuration_and_in_the_documentation(name):
+    assert name in get_args(LayoutName) and len(get_args(LayoutName)) == len(LAYOUTS)
+    assert f"## `{name}`" in (ROOT / "docs/layouts.md").read_text()
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_known_participants_are_not_looked_at(tmp_path, name):
+    plant(tmp_path, TREES[name])
+    cohort = Cohort(name="c", folder=tmp_path, layout=name)
+    people = {f"sub-{item.entities['sub']}" for item in find(tmp_path, name)}
+    gone = min(people)
+    left = find_recordings(cohort, {gone})
+    assert {f"sub-{item.entities['sub']}" for item in left} == people - {gone}
+
+
+def test_one_task_alone(tmp_path):
+    for name, task in (("hcp", "WM"), ("ukb", "rest"), ("fmriprep", "nback"), ("tops", "rest")):
+        plant(tmp_path / name, TREES[name])
+        assert {item.entities["task"] for item in find(tmp_path / name, name, task=task)} == {task}
+
+
+def test_one_of_several_spaces_is_chosen_by_name(tmp_path):
+    plant(tmp_path, TREES["fmriprep"])
+    plant(tmp_path, [f"{FMRIPREP}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"])
+    with pytest.raises(BrainLMError, match=r"several forms .*choose one.*space:"):
+        find(tmp_path, "fmriprep")
+    found = find(tmp_path, "fmriprep", space="MNI152NLin2009cAsym")
+    assert ["2009c" in item.source for item in found] == [True]
+    assert len(find(tmp_path, "fmriprep", space="MNI152NLin6Asym:res-2")) == 2
+    assert len(find(tmp_path, "fmriprep", space="MNI152NLin6Asym")) == 2
+    with pytest.raises(BrainLMError, match=r"expected one of .*NLin6Asym"):
+        find(tmp_path, "fmriprep", space="MNI152")
+
+
+def test_one_of_several_parcellations_is_chosen_by_name(tmp_path):
+    plant(tmp_path, TREES["xcpd"])
+    plant(tmp_path, [f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Tian_stat-mean_timeseries.tsv"])
+    with pytest.raises(BrainLMError, match=r"Glasser, Tian.*segmentation: Glasser"):
+        find(tmp_path, "xcpd")
+    assert ["Tian" in r.source for r in find(tmp_path, "xcpd", segmentation="Tian")] == [True]
+
+
+def test_what_lies_beside(tmp_path):
+    for name in ("fmriprep", "ukb", "hcp", "hcp-fix", "xcpd"):
+        plant(tmp_path / name, TREES[name])
+    image = beside(tmp_path / "fmriprep", "fmriprep", 1)
+    assert image.space == "MNI152NLin6Asym"
+    assert image.motion.name.endswith("run-1_desc-confounds_timeseries.tsv")
+    assert beside(tmp_path / "fmriprep", "fmriprep", 0).motion is None  # nback has none
+    rest, task = (beside(tmp_path / "ukb", "ukb", k) for k in (1, 0))
+    assert rest.denoised and rest.warp.is_file() and rest.motion.name.endswith(".par")
+    assert not task.denoised
+    assert not beside(tmp_path / "hcp", "hcp").denoised
+    assert beside(tmp_path / "hcp", "hcp").motion.name == "Movement_Regressors.txt"
+    fix = LAYOUTS["hcp-fix"].beside(tmp_path / "hcp-fix" / HCP / "x.nii.gz")
+    assert fix.denoised and fix.space == "MNI152NLin6Asym" and fix.motion is None
+    assert beside(tmp_path / "xcpd", "xcpd").motion.name.endswith("_motion.tsv")
+
+
+def test_packed_and_empty_bulk_folders_are_counted(tmp_path):
+    plant(tmp_path, TREES["ukb"])
+    for name in ("1000223_20227_2_0.zip", "1000333_20227_2_0.zip"):  # the first is unpacked
+        with zipfile.ZipFile(tmp_path / name, "w") as packed:
+            packed.writestr("fMRI/rfMRI.nii.gz", b"x")
+    (tmp_path / "1000444_20227_2_0/fMRI").mkdir(parents=True)
+    found = {item.entities["sub"]: item for item in find(tmp_path, "ukb", task="rest")}
+    assert set(found) == {"1000223", "1000999", "1000333", "1000444"}
+    assert found["1000333"].source == "1000333_20227_2_0.zip"
+    assert found["1000444"].size == -1  # fails as unreadable when it is read
+
+
+def test_a_flat_folder_of_series(tmp_path):
+    plant(tmp_path, ["A424_example.dat", "b.npy", "c.tsv", "participants.tsv", "notes.txt"])
+    assert [r.recording_id for r in find(tmp_path, "parcels")] == ["sub-A424example", "sub-b",
+                                                                  "sub-c"]  # fmt: skip
+
+
+def test_ids_of_tables_become_labels():
+    assert LAYOUTS["adni"].label("002_S_0295") == LAYOUTS["adni"].label("sub-ADNI002S0295")
+    assert LAYOUTS["ukb"].label("1000223") == "1000223"
+    assert LAYOUTS["embarc"].label("NDAR_INV01") == "NDARINV01"
