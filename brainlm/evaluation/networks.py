@@ -188,20 +188,16 @@ def connectivity_rows(series: np.ndarray) -> np.ndarray:
     return unit @ unit.T
 
 
-def _features(model, corpus: Corpus, index: int) -> tuple[dict[str, np.ndarray], Tensor]:
-    """{method: [R, F]} of one recording, of the methods without training here; its windows."""
+def _features(model, signal: Tensor, series: np.ndarray) -> dict[str, np.ndarray]:
+    """{method: [R, F]} of one recording, of the methods without training here."""
     from ..model.rows import parcel_attention
-    from ..training.windows import Windows
 
-    windows = Windows(corpus, model.scaling, model.config.window, [index])
-    signal = windows.cover(int(index)).to(next(model.parameters()).device)
-    series = np.nan_to_num(corpus.scaled(int(index), model.scaling)).T
     rows = parcel_attention(model, signal).cpu().numpy()
     return {
         MODEL: without_diagonal(rows),
         "raw series": series,
         "connectivity rows": without_diagonal(connectivity_rows(series)),
-    }, signal
+    }
 
 
 def _codes(network, signal: Tensor) -> np.ndarray:
@@ -252,11 +248,16 @@ def classify(features: np.ndarray, labels: np.ndarray, train, test, metric="corr
 
 def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, seeds) -> dict:
     """{method: [N, C, 2]} right and all classified parcels by network, summed over seeds."""
+    from ..training.windows import Windows
+
+    windows = Windows(corpus, model.scaling, model.config.window, indices)
+    device = next(model.parameters()).device
     out: dict[str, np.ndarray] = {}
     for row, index in enumerate(indices):
-        known = np.isfinite(corpus.scaled(int(index), model.scaling)).any(0) & (labels >= 0)
-        truth = labels[known]
-        own, signal = _features(model, corpus, index)
+        series = corpus.scaled(int(index), model.scaling).T
+        known = np.isfinite(series).any(1) & (labels >= 0)
+        truth, signal = labels[known], windows.cover(int(index)).to(device)
+        own = _features(model, signal, np.nan_to_num(series))
         for seed, trained in zip(seeds, kinds, strict=True):
             features = own | {name: _codes(network, signal) for name, network in trained.items()}
             train, test = divide_parcels(truth, seed * 100_003 + row)

@@ -8,8 +8,9 @@ import torch
 from synthetic import R, make_study, toy_atlas
 
 from brainlm.atlas import load_atlas, read_networks
-from brainlm.config import Evaluate
+from brainlm.config import Config, Evaluate
 from brainlm.errors import BrainLMError
+from brainlm.evaluation.job import Job
 from brainlm.evaluation.networks import (
     MAJORITY,
     MODEL,
@@ -17,7 +18,9 @@ from brainlm.evaluation.networks import (
     classify,
     divide_parcels,
     evaluate_networks,
+    run,
 )
+from brainlm.evaluation.tasks import parse_task
 from brainlm.model import preset
 from brainlm.shards import Scaling
 from brainlm.training.parcels import ParcelGCN, ParcelVAE, masked_error, nearest_graph
@@ -45,6 +48,16 @@ def test_a_table_of_networks_is_read_by_number_or_by_row(tmp_path):
 def test_the_demo_atlas_has_seven_networks_and_cc200_none(tmp_path):
     assert len(set(load_atlas("demo424", tmp_path).networks)) == 7
     assert load_atlas("cc200", tmp_path).networks is None
+
+
+def test_an_atlas_without_networks_is_refused_with_what_to_do(tmp_path):
+    task = parse_task({"kind": "networks"}, "networks", "networks.yaml")
+    config = Config(cohorts=({"name": "a", "folder": "a"},),
+                    atlas={"name": "cc200", "folder": tmp_path})  # fmt: skip
+    with pytest.raises(
+        BrainLMError, match=r"cc200 has no table of networks.*name one in the task"
+    ):
+        run(Job(task, config, []))
 
 
 def test_raw_series_of_a_real_recording_give_the_known_accuracy(shared):
