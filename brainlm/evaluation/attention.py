@@ -43,6 +43,7 @@ def run(job: Job) -> pd.DataFrame:
         contrast=task.contrast,
         groups=task.groups,
         within=task.within,
+        adjust=task.adjust,
         permutations=task.permutations,
         config=job.config.fingerprint(),
     )
@@ -58,6 +59,7 @@ def evaluate_attention(
     contrast: str | None = None,
     groups: Sequence[str] | None = None,
     within: str | None = None,
+    adjust: Sequence[str] = (),
     permutations: int = 2000,
     config: str | None = None,
 ) -> pd.DataFrame:
@@ -75,6 +77,9 @@ def evaluate_attention(
     within : str, optional
         A column, such as site, within whose values labels are permuted: what differs between
         sites can then not pass for a difference between groups.
+    adjust : sequence of str
+        Columns of numbers, such as motion, that are regressed out of the maps of all people
+        before groups are compared.
     permutations : int
 
     Returns
@@ -98,7 +103,7 @@ def evaluate_attention(
         if not len(part):
             rows.append(where | {"n": 0, "note": "no recording holds a window"})
             continue
-        people = _assign(part, cohort, contrast, groups, within)
+        people = _assign(part, cohort, contrast, groups, within, adjust)
         if people is None:
             rows.append(where | {"n": 0, "note": f"its participants table has no {contrast!r}"})
             continue
@@ -166,7 +171,7 @@ class People:
     left_out: dict[str, int]
 
 
-def _assign(part: pd.DataFrame, cohort: Cohort, contrast, groups, within) -> People | None:
+def _assign(part, cohort: Cohort, contrast, groups, within, adjust) -> People | None:
     """Groups of one cohort's people; None when its table lacks the column."""
     if contrast == TASK:
         return _conditions(part, groups)
@@ -178,17 +183,32 @@ def _assign(part: pd.DataFrame, cohort: Cohort, contrast, groups, within) -> Peo
     table = read_participants(cohort).reindex(people.index)
     if contrast not in table:
         return None
+    for column in (within, *adjust):
+        if column is not None and column not in table:
+            raise BrainLMError(f"attention: {cohort.name} has no column {column!r}")
     labels, names = split_in_two(table[contrast], groups, f"{cohort.name}: {contrast}")
-    strata = np.zeros(len(labels), int)
-    if within is not None:
-        if within not in table:
-            raise BrainLMError(f"attention: within: {cohort.name} has no column {within!r}")
-        strata = pd.factorize(table[within])[0]
-    keep = labels.notna().to_numpy() & (strata >= 0)
-    left_out = {f"without {contrast} (or of another group)": int(labels.isna().sum())}
-    left_out[f"without {within}"] = int((labels.notna() & (strata < 0)).sum())
-    second = (labels == names[1]).to_numpy()
-    return People(maps[keep], second[keep], names, strata[keep], False, left_out)
+    strata = pd.factorize(table[within])[0] if within else np.zeros(len(labels), int)
+    known = labels.notna().to_numpy()
+    complete = (strata >= 0) & table[list(adjust)].notna().all(axis=1).to_numpy()
+    keep = known & complete
+    left_out = {f"without {contrast} (or of another group)": int((~known).sum())}
+    left_out["without " + " or ".join(filter(None, [within, *adjust]))] = int(
+        (known & ~keep).sum()
+    )
+    second = (labels == names[1]).to_numpy()[keep]
+    cleaned = regress_out(maps[keep], table.loc[keep, list(adjust)].to_numpy(float))
+    return People(cleaned, second, names, strata[keep], False, left_out)
+
+
+def regress_out(maps: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Maps [S, R] without what is linear in the columns [S, C]; means are kept."""
+    if not columns.shape[1]:
+        return maps
+    mean = _mean(maps)
+    filled = np.where(np.isfinite(maps), maps, mean) - mean
+    centred = columns - columns.mean(0)
+    weights = np.linalg.lstsq(centred, filled, rcond=None)[0]
+    return maps - centred @ weights
 
 
 def split_in_two(

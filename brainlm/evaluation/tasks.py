@@ -86,6 +86,9 @@ class Attention(_Task):
     within: str | None = Field(
         None, description="column, such as site, within whose values labels are permuted"
     )
+    adjust: tuple[str, ...] = Field(
+        (), description="columns of numbers, such as motion, that are regressed out of the maps"
+    )
     permutations: Annotated[int, Field(ge=100)] = 2000
 
 

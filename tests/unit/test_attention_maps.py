@@ -144,6 +144,23 @@ def test_permuting_within_sites_does_not_take_a_site_for_a_group(planted):
         evaluate(contrast="site", within="scanner")
 
 
+def test_what_follows_a_covariate_is_regressed_out(planted):
+    evaluate, folder = planted
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    table["motion"] = (table["diagnosis"] == "yes") + 0.01 * table["score"]
+    table.loc[5, "motion"] = None
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    assert _parcels(evaluate(contrast="diagnosis", adjust=["score"])) == {"6"}
+    adjusted = evaluate(contrast="diagnosis", adjust=["motion"])
+    assert _parcels(adjusted) == set()
+    assert "1 without motion" in adjusted["note"].iloc[0] and set(adjusted["n"]) == {58}
+    maps = np.random.default_rng(0).normal(size=(50, 3)) + 5
+    column = maps[:, :1] * 2 - 1
+    cleaned = module.regress_out(maps, column)
+    np.testing.assert_allclose(cleaned[:, 0], maps[:, 0].mean())
+    np.testing.assert_allclose(cleaned.mean(0), maps.mean(0))
+
+
 def test_conditions_are_compared_within_people(planted):
     evaluate, _ = planted
     table = evaluate(contrast="task")
