@@ -238,45 +238,10 @@ def _model_parameters(config: Config, stage: str) -> dict[str, Any]:
     }
 
 
-def training_resources(options: Pretrain, nodes: int | None = None) -> dict[str, Any]:
-    """Snakemake resources of a training job.
-
-    ``cpus_per_task``, because ``threads:`` is cut to the login node's cores. Several nodes need
-    ``mpi`` so that the executor leaves the step's geometry to ``srun`` (one torchrun a node); a
-    single node must not have it.
-    """
-    nodes = nodes or options.nodes
-    resources: dict[str, Any] = {
-        "cpus_per_task": options.cpus,
-        "mem_mb": 32_000 * options.gpus or max(6_000, 2_000 * options.cpus),
-        "runtime": 24 * 60,
-    }
-    if nodes > 1:
-        extra = "--ntasks-per-node=1"
-        if options.gpus:
-            extra += f" --gpus-per-node={options.gpus}"
-        resources |= {"nodes": nodes, "tasks": nodes, "mpi": "srun", "slurm_extra": f"'{extra}'"}
-    elif options.gpus:
-        resources["gpu"] = options.gpus
-    return resources
-
-
-def launch_line(options: Pretrain) -> str:
-    """How the pretraining rule starts: one process, one torchrun, or one torchrun per node."""
-    if options.nodes > 1:
-        return f"bash slurm/torchrun.sh {options.nodes} {max(1, options.gpus)} {options.cpus}" + (
-            " gpu" if options.gpus else " cpu"
-        )
-    if options.gpus > 1:
-        return f"torchrun --standalone --nproc-per-node {options.gpus} -m brainlm"
-    return "brainlm"
-
-
 __all__ = [
     "cancel_orphans",
     "finish",
     "is_clinical",
-    "launch_line",
     "load_tasks",
     "open_chunks",
     "prepare",
@@ -284,5 +249,4 @@ __all__ = [
     "shard_files",
     "stage_parameters",
     "sweep_models",
-    "training_resources",
 ]

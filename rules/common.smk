@@ -7,11 +7,16 @@ ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
 from brainlm.preprocess.registry import stages_of
+from brainlm.resources import (
+    chunk_resources,
+    launch_line,
+    site_commands,
+    training_resources,
+)
 from brainlm.workflow import (
     cancel_orphans,
     finish,
     is_clinical,
-    launch_line,
     load_tasks,
     open_chunks,
     prepare,
@@ -19,7 +24,6 @@ from brainlm.workflow import (
     shard_files,
     stage_parameters,
     sweep_models,
-    training_resources,
 )
 
 # The main process validates, scans the cohorts once and keeps the resolved configuration for
@@ -34,7 +38,9 @@ WORK = f"{RESULTS}/work/{{cohort}}/{{chunk}}"
 # Jobs read the stored configuration, and find `brainlm` beside this Python (a conda environment's
 # own comes first).
 shell.prefix(
-    f"set -euo pipefail; export BRAINLM_CONFIG='{RESULTS}/config.json'"
+    "set -euo pipefail; "
+    + site_commands()
+    + f"export BRAINLM_CONFIG='{RESULTS}/config.json'"
     f' PATH="$PATH:{Path(sys.executable).parent}"; '
 )
 

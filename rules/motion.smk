@@ -13,9 +13,7 @@ rule motion:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
+        **chunk_resources(CONFIG, "motion"),
     params:
         settings("motion"),
     shell:

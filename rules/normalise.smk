@@ -13,9 +13,7 @@ rule normalise:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(3000),
-        runtime=more(60),
+        **chunk_resources(CONFIG, "normalise"),
     params:
         settings("normalise"),
     shell:

@@ -11,9 +11,7 @@ rule pages:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(2000),
-        runtime=more(30),
+        **chunk_resources(CONFIG, "pages"),
     params:
         settings("pages"),
     shell:

@@ -13,9 +13,7 @@ rule parcellate:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
+        **chunk_resources(CONFIG, "parcellate"),
     params:
         settings("parcellate"),
     shell:
@@ -61,9 +59,7 @@ rule series:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(2000),
-        runtime=more(30),
+        **chunk_resources(CONFIG, "series"),
     params:
         cohort_settings("series"),
     shell:

@@ -14,9 +14,7 @@ rule shard:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(2000),
-        runtime=more(20),
+        **chunk_resources(CONFIG, "shard"),
     params:
         settings("shard"),
     shell:

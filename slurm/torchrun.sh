@@ -4,8 +4,8 @@
 set -euo pipefail
 nodes=$1 processes=$2 cpus=$3 kind=$4
 shift 4
-list=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *NodeList=//p' | head -n 1)
-first=$(scontrol show hostnames "$list" | head -n 1)
+list=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *NodeList=//p' | sed -n 1p)
+first=$(scontrol show hostnames "$list" | sed -n 1p)
 address=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
 port=$((20000 + SLURM_JOB_ID % 20000))
 gpus=()

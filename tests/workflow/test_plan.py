@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from brainlm.config import Pretrain
-from brainlm.workflow import launch_line, training_resources
+from brainlm.resources import launch_line, training_resources
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -378,3 +378,29 @@ def test_eight_nodes_are_planned_and_launched_as_one_step(clone, tmp_path):
         "--rdzv-endpoint=10.0.0.1:20777 --rdzv-id=777 -m brainlm pretrain"
     )
     assert done.stdout.strip() == expected
+
+
+def test_memory_and_time_follow_the_chunk_and_the_attempt(tmp_path):
+    from types import SimpleNamespace
+
+    from brainlm.cohort.index import update_index
+    from brainlm.config import parse_config
+    from brainlm.resources import CHUNK_CPUS, chunk_resources, site_commands
+
+    make_subjects(tmp_path / "bids", range(8))
+    for number in range(4, 8):  # the second chunk's images have 2 GB (sparse files)
+        image = next((tmp_path / f"bids/sub-{number:02d}").rglob("*_bold.nii.gz"))
+        os.truncate(image, 2_000_000_000)
+    cohort = {"name": "a", "folder": str(tmp_path / "bids")}
+    config = parse_config({"results": str(tmp_path / "results"), "cohorts": [cohort]})
+    update_index(config.cohorts[0], config.results, 4)
+    small, large = (SimpleNamespace(cohort="a", chunk=chunk) for chunk in ("00000", "00001"))
+    given = chunk_resources(config, "motion")
+    more = given["mem_mb"](large, 1) - given["mem_mb"](small, 1)
+    assert more == pytest.approx(12 * 2000 * CHUNK_CPUS, rel=0.01)
+    assert given["mem_mb"](large, 2) == 2 * given["mem_mb"](large, 1)
+    assert given["runtime"](large, 3) == 4 * given["runtime"](large, 1)
+    assert given["runtime"](large, 1) > given["runtime"](small, 1)
+    assert site_commands({}) == ""
+    words = site_commands({"BRAINLM_MODULES": "fsl cuda", "BRAINLM_SCRATCH": "/scratch/$USER"})
+    assert words == "module load fsl cuda; mkdir -p /scratch/$USER; export TMPDIR=/scratch/$USER; "
