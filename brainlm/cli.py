@@ -176,7 +176,8 @@ def _simulate(args) -> None:
 
 
 def _index(args) -> None:
-    from .cohort.index import update_index
+    from .cohort.index import read_people, update_index
+    from .cohort.labels import describe_match
 
     config = _load(args)
     for cohort in config.cohorts:
@@ -192,6 +193,9 @@ def _index(args) -> None:
                 f"{cohort.name}: {change.total} recordings in {change.chunks} chunks "
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)"
             )
+            match = describe_match(cohort, read_people(config.results, cohort.name))
+            if match:
+                print(f"{cohort.name}: {match}")
 
 
 def _load(args) -> Config:

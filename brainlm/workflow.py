@@ -48,7 +48,8 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
 
 
 def _update(config: Config) -> None:
-    from .cohort.index import update_index
+    from .cohort.index import read_people, update_index
+    from .cohort.labels import describe_match
 
     for cohort in config.cohorts:
         change = update_index(cohort, config.results, config.chunks.recordings)
@@ -58,6 +59,9 @@ def _update(config: Config) -> None:
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)",
                 file=sys.stderr,
             )
+            match = describe_match(cohort, read_people(config.results, cohort.name))
+            if match:
+                print(f"index {cohort.name}: {match}", file=sys.stderr)
         _retry(config, cohort)
         _seal(config, cohort)
     path = config.results / "config.json"

@@ -63,6 +63,11 @@ def list_chunks(results: Path, cohort: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.tsv") if not path.name.startswith("."))
 
 
+def read_people(results: Path, cohort: str) -> set[str]:
+    """Participants (``sub-01``) of an indexed cohort."""
+    return {row[1] for row in _stream_rows(index_folder(results, cohort) / "recordings.tsv")}
+
+
 def read_entries(table: Path, folder: Path) -> list[Entry]:
     """Recordings of a chunk table or of recordings.tsv.
 

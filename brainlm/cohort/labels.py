@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import csv
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,13 @@ import pandas as pd
 
 from ..config import Cohort
 from ..errors import BrainLMError
+from .layouts import LAYOUTS
 
+#: Columns that may hold the ids of people, the first that is there: of BIDS, UK Biobank, HCP, NIMH
+#: Data Archive, ADNI, and what people write.
+ID_COLUMNS = (
+    "participant_id", "eid", "Subject", "src_subject_id", "PTID", "subject_id", "subject", "sub",
+)  # fmt: skip
 #: A class with fewer training people is left out, and counted.
 SMALLEST_CLASS = 5
 #: More different values than this are numbers, not classes.
@@ -27,24 +34,40 @@ def participants_path(cohort: Cohort) -> Path | None:
     return path if path.exists() else None
 
 
-def read_participants(cohort: Cohort) -> pd.DataFrame:
-    """The participants table indexed by participant_id (``sub-`` added where it is missing).
+def read_participants(cohort: Cohort, columns: Collection[str] | None = None) -> pd.DataFrame:
+    """The participants table indexed by participant_id (``sub-<label>``).
 
-    ``n/a`` is missing, as BIDS says. Without a table the frame is empty.
+    Ids are in the first of :data:`ID_COLUMNS` that the table has; the cohort's layout knows how
+    they become labels. ``n/a`` is missing, as BIDS says. Without a table the frame is empty.
+
+    Parameters
+    ----------
+    columns : collection of str, optional
+        Only these are read, where the table has them: a table of 500,000 people may be wide.
 
     Raises
     ------
     BrainLMError
-        The named table is missing, has no participant_id column, or names somebody twice.
+        The named table is missing, has no column of ids, a row without one, or names somebody
+        twice.
     """
     path = participants_path(cohort)
     if path is None:
         return pd.DataFrame(index=pd.Index([], name="participant_id"))
+    header = _header(cohort)
+    column = next((name for name in ID_COLUMNS if name in header), None)
+    if header and column is None:
+        raise BrainLMError(
+            f"{path}: expected a column participant_id (or {', '.join(ID_COLUMNS[1:])}), found: "
+            + ", ".join(header)
+        )
+    wanted = None if columns is None else {column, *columns}
     try:
         table = pd.read_csv(
             path,
-            sep="," if path.suffix == ".csv" else "\t",
-            dtype={"participant_id": str},
+            sep=_separator(path),
+            dtype={column: str},
+            usecols=None if wanted is None else lambda name: name in wanted,
             na_values=["n/a"],
             encoding="utf-8-sig",
         )
@@ -52,17 +75,44 @@ def read_participants(cohort: Cohort) -> pd.DataFrame:
         raise BrainLMError(f"{path}: participants table not found") from None
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise BrainLMError(f"{path}: not a readable table ({error})") from None
-    if "participant_id" not in table:
-        raise BrainLMError(
-            f"{path}: expected a column participant_id, found: "
-            + ", ".join(map(str, table.columns))
-        )
-    ids = table["participant_id"].astype(str)
-    table["participant_id"] = ids.where(ids.str.startswith("sub-"), "sub-" + ids)
-    twice = table["participant_id"][table["participant_id"].duplicated()]
+    ids = table.pop(column)
+    if ids.isna().any():
+        raise BrainLMError(f"{path}: row {int(ids.isna().argmax()) + 2} has no {column}")
+    if column == "participant_id":
+        table.index = pd.Index(ids.where(ids.str.startswith("sub-"), "sub-" + ids))
+    else:
+        table.index = pd.Index("sub-" + ids.map(LAYOUTS[cohort.layout].label))
+    table.index.name = "participant_id"
+    twice = table.index[table.index.duplicated()]
     if len(twice):
-        raise BrainLMError(f"{path}: {twice.iloc[0]} stands in {len(twice) + 1} rows; keep one")
-    return table.set_index("participant_id")
+        rows = int((table.index == twice[0]).sum())
+        raise BrainLMError(f"{path}: {twice[0]} stands in {rows} rows; keep one")
+    return table
+
+
+def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
+    """How many of `people` (``sub-01``, with recordings) have a row, and the reverse; None without
+    a table.
+
+    Raises
+    ------
+    BrainLMError
+        Nobody has a row: the ids are of another kind.
+    """
+    path = participants_path(cohort)
+    if path is None:
+        return None
+    rows = set(read_participants(cohort, ()).index)
+    without = sorted(people - rows)
+    if rows and people and len(without) == len(people):
+        raise BrainLMError(
+            f"{path}: no row is of anybody with a recording (rows: {min(rows)}, ...; recordings: "
+            f"{min(people)}, ...); correct the ids"
+        )
+    text = f"{len(people) - len(without)} of {len(people)} people with recordings are in {path}"
+    if without:
+        text += f" (not: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''})"
+    return text + f"; {len(rows - people)} of its {len(rows)} rows have no recording"
 
 
 def check_targets(cohorts: Sequence[Cohort], targets: Mapping[str, str]) -> None:
@@ -82,13 +132,17 @@ def read_columns(cohorts: Sequence[Cohort]) -> set[str]:
     return {name for cohort in cohorts for name in _header(cohort)}
 
 
+def _separator(path: Path) -> str:
+    return "," if path.suffix == ".csv" else "\t"
+
+
 def _header(cohort: Cohort) -> list[str]:
     path = participants_path(cohort)
-    if path is None:
+    if path is None or not path.exists():
         return []
     try:
-        with open(path, encoding="utf-8-sig") as handle:
-            return handle.readline().rstrip("\n").split("," if path.suffix == ".csv" else "\t")
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            return next(csv.reader(handle, delimiter=_separator(path)), [])
     except (OSError, UnicodeDecodeError) as error:
         raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
 
@@ -212,8 +266,8 @@ def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
     """
     parts, seen = {}, {}
     for cohort in cohorts:
-        table = read_participants(cohort)
-        seen[cohort.name] = list(map(str, table.columns))
+        table = read_participants(cohort, [target])
+        seen[cohort.name] = [name for name in _header(cohort) if name not in ID_COLUMNS]
         if target in table:
             values = pd.to_numeric(table[target], errors="coerce")
             bad = table[target].notna() & values.isna()
@@ -264,7 +318,7 @@ def read_labels(cohorts: Sequence[Cohort], target: str, kind: str) -> Labels:
 
 def read_column(cohort: Cohort, column: str) -> pd.Series:
     """One column as text by (cohort, participant_id); whole numbers without ``.0``."""
-    table = read_participants(cohort)
+    table = read_participants(cohort, [column])
     values = table[column] if column in table else pd.Series(dtype=object, index=table.index[:0])
     if pd.api.types.is_numeric_dtype(values):
         text = values.map(lambda x: f"{x:g}", na_action="ignore")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cohort.index import chunk_table, list_chunks, read_entries
+from ..cohort.labels import describe_match
 from ..config import Cohort, Config
 from ..files import write_text
 from .chunk import read_stage_table, stage_table
@@ -20,10 +21,14 @@ HARMLESS = ("ok", "too_short", "excluded")
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of recordings by (cohort, status); ``pending`` are not through yet."""
+    """Counts of recordings by (cohort, status); ``pending`` are not through yet.
+
+    `people` says of each cohort with a participants table who is in it.
+    """
 
     counts: dict[str, Counter]
     failures: Path
+    people: dict[str, str]
 
     @property
     def failed_fraction(self) -> float:
@@ -40,20 +45,23 @@ class Summary:
         for cohort, counter in self.counts.items():
             parts = [f"{n} {status}" for status, n in counter.most_common()]
             lines.append(f"{cohort}: {sum(counter.values())} recordings: {', '.join(parts)}")
+            lines += [f"{cohort}: {self.people[cohort]}"] * (cohort in self.people)
         return "\n".join([*lines, f"what failed and why: {self.failures}"])
 
 
 def summarise(config: Config) -> Summary:
     """Read the stage tables of all chunks; write ``failures.tsv`` and ``summary.tsv``."""
-    counts, failures = {}, []
+    counts, failures, people = {}, [], {}
     for cohort in config.cohorts:
         counter: Counter = Counter()
+        seen = set()
         for chunk in list_chunks(config.results, cohort.name):
             outcomes = last_outcomes(config.results, cohort.name, chunk, cohort.layout)
             for entry in read_entries(
                 chunk_table(config.results, cohort.name, chunk), cohort.folder
             ):
                 row = outcomes.get(entry.recording_id)
+                seen.add(entry.participant_id)
                 status = row["status"] if row else "pending"
                 counter[status] += 1
                 if row and status != "ok":
@@ -61,6 +69,9 @@ def summarise(config: Config) -> Summary:
                         (cohort.name, entry.recording_id, status, row["reason"], entry.source)
                     )
         counts[cohort.name] = counter
+        match = describe_match(cohort, seen)
+        if match:
+            people[cohort.name] = match
     path = config.results / "failures.tsv"
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t", lineterminator="\n")
@@ -69,7 +80,7 @@ def summarise(config: Config) -> Summary:
     write_text(path, out.getvalue())
     lines = [f"{c}\t{s}\t{n}\n" for c, counter in counts.items() for s, n in counter.items()]
     write_text(config.results / "summary.tsv", "".join(["cohort\tstatus\trecordings\n", *lines]))
-    return Summary(counts, path)
+    return Summary(counts, path, people)
 
 
 def find_failed(config: Config, cohort: Cohort) -> set[str]:

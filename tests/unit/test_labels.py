@@ -1,7 +1,9 @@
+import time
+
 import numpy as np
 import pytest
 
-from brainlm.cohort.labels import read_participants, read_target
+from brainlm.cohort.labels import describe_match, read_participants, read_target
 from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
 
@@ -31,7 +33,7 @@ def test_a_cohort_without_the_column_contributes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("id\tage\n1\t2\n", "expected a column participant_id, found: id, age"),
+        ("id\tage\n1\t2\n", "expected a column participant_id .or eid.*found: id, age"),
         ("participant_id\tage\nsub-1\told\n", "'old', expected a number"),
         ("participant_id\tage\nsub-1\t1\nsub-1\t2\n", "stands in 2 rows"),
         ("", "not a readable table"),
@@ -46,3 +48,51 @@ def test_bad_tables_are_named(tmp_path, text, words):
 def test_a_named_table_must_exist(tmp_path):
     with pytest.raises(BrainLMError, match="participants table not found"):
         read_participants(Cohort(name="c", folder=tmp_path, participants="none.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("layout", "column", "written", "label"),
+    [
+        ("ukb", "eid", "1000223", "sub-1000223"),
+        ("hcp", "Subject", "100307", "sub-100307"),
+        ("bids", "participant_id", "07", "sub-07"),
+        ("embarc", "src_subject_id", "NDAR_INV01", "sub-NDARINV01"),
+        ("adni", "PTID", "002_S_0295", "sub-ADNI002S0295"),
+    ],
+)
+def test_any_table_joins_by_its_own_column_of_ids(tmp_path, layout, column, written, label):
+    table = tmp_path / "phenotypes.csv"
+    table.write_text(f'"Notes, free",age,{column}\n"a, b",61,{written}\n')
+    c = Cohort(name="c", folder=tmp_path, layout=layout, participants=table)
+    assert read_target([c], "age")[("c", label)] == 61
+    assert list(read_participants(c, ["age"]).columns) == ["age"]
+
+
+def test_people_without_recordings_and_the_reverse_are_counted(tmp_path):
+    c = cohort(tmp_path / "a", "participant_id\tage\nsub-1\t3\nsub-2\t4\nsub-3\t5\n")
+    found = describe_match(c, {"sub-1", "sub-9"})
+    assert found.startswith("1 of 2 people with recordings are in")
+    assert found.endswith("(not: sub-9); 2 of its 3 rows have no recording")
+    with pytest.raises(BrainLMError, match=r"no row is of anybody.*rows: sub-1.*sub-8"):
+        describe_match(c, {"sub-8"})
+    assert describe_match(Cohort(name="c", folder=tmp_path), {"sub-1"}) is None
+
+
+def test_a_row_without_an_id_is_named(tmp_path):
+    c = cohort(tmp_path / "a", "participant_id\tage\nsub-1\t3\nn/a\t4\n")
+    with pytest.raises(BrainLMError, match="row 3 has no participant_id"):
+        read_participants(c)
+
+
+def test_half_a_million_rows(tmp_path):
+    """Only the columns that are needed are read: seconds, and no more memory than they take."""
+    table = tmp_path / "ukb.csv"
+    with open(table, "w") as handle:
+        handle.write("eid,31-0.0," + ",".join(f"{k}-2.0" for k in range(10)) + "\n")
+        for k in range(500_000):
+            handle.write(f"{1_000_000 + k},{k % 2},1,2,3,4,5,6,7,8,9,0\n")
+    c = Cohort(name="c", folder=tmp_path, layout="ukb", participants=table)
+    start = time.perf_counter()
+    values = read_target([c], "31-0.0")
+    assert len(values) == 500_000 and values[("c", "sub-1000001")] == 1
+    assert time.perf_counter() - start < 20  # about 2 s
