@@ -76,7 +76,7 @@ def stage_table(results: Path, cohort: str, chunk: str, stage: str) -> Path:
 
 def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     """Bind a stage of :data:`brainlm.preprocess.stages.STAGES` to a cohort."""
-    from . import delivered, stages
+    from . import stages
 
     order = stages_of(cohort.layout)
     made_by: dict[str, Any] = {
@@ -98,16 +98,22 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
 
     results = config.results
 
-    def run(entry: Entry) -> dict[str, Any]:
-        derivatives = derivatives_folder(results, cohort.name)
-        series = series_folder(results, cohort.name)
-        if stage == "series":
-            return delivered.take_series(entry, series, cohort, config.preprocess, atlas)
-        if stage == "volumes":
+    derivatives = derivatives_folder(results, cohort.name)
+    series = series_folder(results, cohort.name)
+    if stage in ("volumes", "series"):
+        from . import delivered
+
+        def run(entry: Entry) -> dict[str, Any]:
+            if stage == "series":
+                return delivered.take_series(entry, series, cohort, config.preprocess, atlas)
             return delivered.take_volumes(
                 entry, derivatives, series, cohort, config.preprocess, atlas
             )
-        return stages.STAGES[stage].function(entry, derivatives, series, config.preprocess, atlas)
+    else:
+
+        def run(entry: Entry) -> dict[str, Any]:
+            function = stages.STAGES[stage].function
+            return function(entry, derivatives, series, config.preprocess, atlas)
 
     return Task(
         name=stage,
