@@ -84,3 +84,11 @@ def test_presets_beside_the_published_forms(tmp_path, monkeypatch):
     names = [row[0] for row in found if row[0] not in ("contestant", "---")]
     assert names == ["visible keys", "all keys", "published layers", "rectangular grid",
                      "padded square"]  # fmt: skip
+
+
+def test_scaling_on_paper_is_what_the_command_prints():
+    module = load("scaling")
+    page = (FOLDER.parent / "docs" / "scaling.md").read_text()
+    for line in [*module.hours({}), *module.memory()]:
+        assert line in page
+    assert any("measured" in line for line in module.hours({"111m": 5000.0}))

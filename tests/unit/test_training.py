@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,9 +219,9 @@ def test_spread_of_summaries():
     assert pretraining._spread([apart], 200, ranks) == pytest.approx(1, abs=0.05)
 
 
-def make_run(study, out, **changes):
+def make_run(study, out, device="cpu", **changes):
     made = pretraining.Run(study.shards, study.scaling, out, MODEL, options(**changes),
-                           study.atlas, Ranks(0, 1, torch.device("cpu")))  # fmt: skip
+                           study.atlas, Ranks(0, 1, torch.device(device)))  # fmt: skip
     made.open_journal(None)
     return made
 
@@ -386,6 +387,14 @@ def test_classification(study, finished, tmp_path):
     assert set(table["prediction"]) <= {0.0, 1.0, 2.0}
     shares = table[["probability_0", "probability_1", "probability_2"]]
     np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_a_model_of_another_sample_period(study, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "model")
+    path = tmp_path / "model" / "scaling.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_period_s": 2.0}))
+    with pytest.raises(BrainLMError, match=r"sample_period_s is 1\.0, the model's scaling has 2"):
+        tune(study, tmp_path / "out", tmp_path / "model", study.labels)
 
 
 def test_nobody_has_a_label(study, finished, tmp_path):
