@@ -168,6 +168,17 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def seconds(self, steps: int, rounds: int, clock) -> float:
+        """Median seconds per step; a device is waited for only after `steps` of them."""
+
+        def several() -> None:
+            for _ in range(steps):
+                self.step()
+
+        return (
+            float(np.median([timed(several, self.device, clock) for _ in range(rounds)])) / steps
+        )
+
 
 def allocated(device: str) -> int:
     return torch.cuda.memory_allocated() if device == "cuda" else 0
@@ -254,7 +265,7 @@ def ratio(base: list[float] | None, own: list[float]) -> str:
 
 def alone(size: str, device: str, args, clock) -> list[list[str]]:
     """Our preset at a batch that fills a GPU."""
-    batch = args.batch or BATCHES[device].get(size, (2, 2))[1]
+    batch, half = args.batch or BATCHES[device].get(size, (2, 2))[1], device == "cuda"
     with torch.device("meta"):
         flops = ours(size).flops_per_window(RATIO)
     makers = {"auto": functools.partial(ours, size), "math": functools.partial(ours, size, "math")}
@@ -263,11 +274,10 @@ def alone(size: str, device: str, args, clock) -> list[list[str]]:
     rows = []
     for name, make in makers.items():
         free()
-        row = [size, "bf16" if device == "cuda" else "float32", name, str(batch)]
+        row = [size, "bf16" if half else "float32", name, str(batch)]
         try:
-            trainer = Trainer(Contestant(name, make, device == "cuda", flops), batch, device)
-            took = [timed(trainer.step, device, clock) for _ in range(args.rounds)]
-            rate = batch / float(np.median(took))
+            trainer = Trainer(Contestant(name, make, half, flops), batch, device)
+            rate = batch / trainer.seconds(5 if device == "cuda" else 1, args.rounds, clock)
             rows.append([*row, f"{rate:.3g}", mfu(rate, flops, device),
                          gib(trainer.peak, device)])  # fmt: skip
             del trainer

@@ -200,6 +200,13 @@ def test_micro_batches_do_not_change_the_result(study, finished, tmp_path):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
+def test_half_precision_gives_nearly_the_same_losses(study, finished, tmp_path):
+    out = run(study, tmp_path / "out", precision="bf16")
+    for one, two in zip(metrics(finished), metrics(out), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=0.02)
+    assert json.loads((out / "run.json").read_text())["precision"] == "bf16"
+
+
 def test_future_mask_trains(study, tmp_path):
     out = run(study, tmp_path / "out", mask="future", mask_ratio=0.25, epochs=1)
     assert metrics(out)[-1]["split"] == "validation"
