@@ -53,7 +53,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
         A frozen release. Rows of the training split that hold a window are trained on.
     out : Path
         Gets config.json, model.safetensors, scaling.json, README.md, metrics.jsonl, run.json,
-        done.json, and checkpoints/.
+        done.json, checkpoints/, and tensorboard/ where `options.trackers` asks for it.
 
     Raises
     ------
@@ -100,11 +100,7 @@ class Run:
         self.validate_every = epoch_steps * options.validate_every_epochs
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         self.host_grid = copy.deepcopy(self.model.grid)  # batches are asked before they go
-        self.loader = Loader(
-            self.train_set, options.batch_size, self.micro, ranks.rank, ranks.world,
-            count_visible=self.count_visible, pin=ranks.device.type == "cuda",
-            threads=1 if ranks.device.type == "cpu" else max(1, options.cpus // 2),
-        )  # fmt: skip
+        self.loader = self._loader()
         self.wrapped = prepare(self.model, options, ranks)
         self.optimizer = make_optimizer(self.wrapped, options.learning_rate, options.weight_decay)
         self.half = options.precision == "bf16" or (
@@ -119,6 +115,15 @@ class Run:
     def _windows(self, corpus: Corpus, rows) -> Windows:
         return Windows(corpus, self.scaling, self.model.config.window, rows,
                        seed=self.options.seed, num_tokens=self.model.num_tokens)  # fmt: skip
+
+    def _loader(self) -> Loader:
+        options, ranks = self.options, self.ranks
+        on_gpu = ranks.device.type == "cuda"
+        return Loader(
+            self.train_set, options.batch_size, self.micro, ranks.rank, ranks.world,
+            count_visible=self.count_visible, pin=on_gpu,
+            threads=max(1, options.cpus // 2) if on_gpu else 1,
+        )  # fmt: skip
 
     def count_visible(self, batch: Batch) -> int:
         """How many tokens of a batch the encoder sees."""

@@ -17,8 +17,10 @@ from brainlm.training.trackers import open_trackers
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    return make_study(tmp_path_factory.mktemp("study"))
+    yield make_study(tmp_path_factory.mktemp("study"))
+    torch.set_num_threads(before)
 
 
 def scalars(folder) -> dict[str, list[tuple[int, float]]]:
