@@ -154,9 +154,27 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predict
 
 
 def fit_linear(known: Known) -> Predictor:
-    """Ridge, or logistic regression for classes."""
+    """Ridge; for classes on an indicator of each (a least-squares classifier)."""
     if not known.classes:
         return fit_ridge(known.train, known.y)
+    indicators = np.eye(known.classes)[known.y.astype(int)]
+    fits = [fit_ridge(known.train, column) for column in indicators.T]
+    share = indicators.mean(0)
+
+    def score(features: np.ndarray) -> np.ndarray:
+        return soften(4 * (np.stack([fit(features) for fit in fits], 1) - share))
+
+    return score
+
+
+def soften(values: np.ndarray) -> np.ndarray:
+    """Scores [N, C] that sum to 1, the order of the values kept."""
+    power = np.exp(values - values.max(1, keepdims=True))
+    return power / power.sum(1, keepdims=True)
+
+
+def fit_logit(known: Known) -> Predictor:
+    """Logistic regression."""
     model = fit_logistic(known.train, known.y, known.seed)
     return lambda features: balance(model(features), known.y)
 
@@ -180,8 +198,7 @@ def fit_svm(known: Known) -> Predictor:
             margin = svc.decision_function(kernel.against(features) / kernel.unit)
             if known.classes == 2:
                 margin = np.stack([-margin, margin], 1) / 2
-            power = np.exp(margin - margin.max(1, keepdims=True))
-            return power / power.sum(1, keepdims=True)
+            return soften(margin)
 
         return score
 

@@ -58,7 +58,7 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
     """All methods; those on windows need recordings as long as the model's window."""
     from . import rivals
 
-    linear = "ridge" if kind == "regression" else "logistic"
+    logistic = [Method("connectivity + logistic", "connectivity", baselines.fit_logit)]
     svm = "SVR" if kind == "regression" else "SVC"
     mlp = partial(rivals.fit_mlp, options=options)
     methods = [
@@ -66,11 +66,12 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
         Method("mean FD", "mean FD", baselines.fit_linear),
         Method("site", "site", baselines.fit_linear),
         Method("demographics", "demographics", baselines.fit_linear),
-        Method(f"connectivity + {linear}", "connectivity", baselines.fit_linear),
+        Method("connectivity + ridge", "connectivity", baselines.fit_linear),
+        *(logistic if kind == "classification" else []),
         Method(f"connectivity + {svm}", "connectivity", baselines.fit_svm),
         Method("connectivity + MLP", "connectivity", mlp, random=True),
-        Method(f"tangent connectivity + {linear}", "tangent", baselines.fit_linear),
-        Method(f"connectivity less motion and site + {linear}", "cleaned", baselines.fit_linear),
+        Method("tangent connectivity + ridge", "tangent", baselines.fit_linear),
+        Method("connectivity less motion and site + ridge", "cleaned", baselines.fit_linear),
     ]
     if windows is None:
         return methods
@@ -86,7 +87,7 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
         Method("linear probe on CLS", "CLS", baselines.fit_linear),
         Method("linear probe on mean token", "mean token", baselines.fit_linear),
         Method("linear probe on latent connectivity", "latent connectivity", baselines.fit_linear),
-        Method(f"connectivity and latent connectivity + {linear}", "both", baselines.fit_linear),
+        Method("connectivity and latent connectivity + ridge", "both", baselines.fit_linear),
     ]
     return methods
 

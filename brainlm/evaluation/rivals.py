@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..config import Finetune
 from ..model.blocks import Head
 from ..training.windows import Windows
-from .baselines import Known, Predictor, balance, prediction_loss
+from .baselines import Known, Predictor, balance, prediction_loss, soften
 from .views import WINDOWS
 
 PATIENCE = 8
@@ -133,8 +133,7 @@ def _train(net: nn.Module, batches: Callable, predict: Callable, known: Known,
         output = predict(features)
         if not known.classes:
             return output[:, 0] * scale + shift
-        power = np.exp(output - output.max(1, keepdims=True))
-        return balance(power / power.sum(1, keepdims=True), known.y)
+        return balance(soften(output), known.y)
 
     best, best_epoch, kept = np.inf, 0, {k: v.clone() for k, v in net.state_dict().items()}
     for epoch in range(options.epochs):

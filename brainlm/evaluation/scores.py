@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from .targets import Part
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # counts [..., N] -> values [...]
-#: Methods that others are not compared with connectivity beside.
+#: What every method is compared with.
+REFERENCE = "connectivity + ridge"
+#: Methods that are not: one need not show that motion is worse.
 _FLOOR = ("mean", "chance", "mean FD", "site", "demographics")
 
 
@@ -40,37 +42,36 @@ def score(part: Part, where: dict, options: Evaluate) -> Iterator[dict]:
     if not len(part):
         yield where | {"method": "fine-tuned", "level": "pooled"}
         return
-    reference = next(name for name in part.predictions if name.startswith("connectivity +"))
     for metric, by_method in list_statistics(part).items():
-        yield from _rows(part, metric, by_method, reference, where | {"metric": metric}, options)
+        yield from _rows(part, metric, by_method, where | {"metric": metric}, options)
 
 
-def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], reference: str,
-          where: dict, options: Evaluate) -> Iterator[dict]:  # fmt: skip
+def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where: dict,
+          options: Evaluate) -> Iterator[dict]:  # fmt: skip
     count, lone = len(part), len(part) < MIN_SUBJECTS and "mae" not in metric
     means = {name: mean_over_seeds(of) for name, of in by_method.items()}
     compared = []
     for name, statistic in means.items():
         row = where | {"method": name, "level": "pooled"}
-        if lone and "mse" not in metric:
-            yield row | {"value": None}  # a correlation of two people is always ±1
+        if (lone and "mse" not in metric) or (name == "mean" and metric == "r"):
+            yield row | {"value": None}  # two people always correlate ±1, means of folds below 0
             continue
         value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
         low, high = interval or (None, None)
         yield row | {"value": value, "low": low, "high": high}
-        if name != reference and name not in _FLOOR:
+        if name != REFERENCE and name not in _FLOOR:
             compared.append(name)
         if len(by_method[name]) > 1:
             for seed, of in zip(part.seeds, by_method[name], strict=True):
                 value = float(of(np.ones((1, count)))[0])
                 yield row | {"level": "seed", "unit": str(seed), "value": value}
-    differences = [difference(means[name], means[reference]) for name in compared]
+    differences = [difference(means[name], means[REFERENCE]) for name in compared]
     p = holm(np.array([bootstrap_p(d, count, options.bootstrap, options.seed)
                        for d in differences]))  # fmt: skip
     for name, statistic, chance in zip(compared, differences, p, strict=True):
         value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
         low, high = interval or (None, None)
-        yield where | {"method": f"{name} minus {reference}", "level": "pooled", "value": value,
+        yield where | {"method": f"{name} minus {REFERENCE}", "level": "pooled", "value": value,
                        "low": low, "high": high, "p": chance}  # fmt: skip
 
 
