@@ -6,10 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that atomic_path makes
 
 
 @contextlib.contextmanager
@@ -31,6 +34,21 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Remove temporary files that processes killed outright left under `folder`; how many.
+
+    For when nothing writes there: it walks the whole folder.
+    """
+    count = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if _LEFTOVER.match(name):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(parent, name))
+                    count += 1
+    return count
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -19,7 +19,7 @@ from .config import Config, Pretrain
 #: Recordings at a time in a chunk's job on a cluster; slurm/config.yaml asks for as many CPUs.
 CHUNK_CPUS = int(os.environ.get("BRAINLM_CHUNK_CPUS", 8))
 #: Stages of a raw recording by their share of its seconds (0.35 motion ... rounded up)
-_SHARE = {"motion": 0.4, "normalise": 0.35, "denoise": 0.3, "parcellate": 0.25}
+_SHARE = {"motion": 0.4, "normalise": 0.35, "denoise": 0.3, "parcellate": 0.25, "volumes": 0.5}
 #: Seconds per recording of what does not depend on the image's size
 _SECONDS = {"series": 1.0, "pages": 2.0, "shard": 0.1}
 _SPARE = 2.0  # of run time: nodes differ

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .atlas import check_registered
-from .config import Cohort, Config, Pretrain, parse_config
+from .config import Cohort, Config, Pretrain, load_config, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
-from .files import write_text
+from .files import remove_leftovers, write_text
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
 #: brainlm.preprocess.registry.
@@ -25,11 +27,15 @@ VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 1, "evaluate": 1}
 
 def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     """Validate Snakemake's merged configuration and, in the main process, bring the index up to
-    date and store the resolved configuration beside the results.
+    date and store the resolved configuration beside the results. Jobs read what was stored: a
+    config.yaml that is edited during a run counts for the next one.
 
     A run that holds the folder's lock is left alone: a second process reads what it wrote.
     """
     try:
+        stored = os.environ.get("BRAINLM_CONFIG", "")
+        if not is_main_process and Path(stored).is_file():
+            return load_config(stored)
         config = parse_config(dict(values), "config.yaml")
         check_registered(config.atlas.name)
         tasks = load_tasks(config.tasks)
@@ -38,6 +44,7 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
 
             if not _locked():
                 _update(config)
+            os.environ["BRAINLM_CONFIG"] = str((config.results / "config.json").absolute())
             check_targets(
                 config.cohorts,
                 {name: task.target for name, task in tasks.items() if isinstance(task, CLINICAL)},
@@ -187,14 +194,40 @@ def report_progress(config: Config, every_s: float = 30.0) -> None:
     threading.Thread(target=tell, daemon=True).start()
 
 
-def finish(config: Config) -> None:
-    """The end of a run: what became of every recording, and where the failures are listed."""
+def start(config: Config) -> None:
+    """The start of a run: end what a killed one left behind, and say how it goes from now on."""
+    cancel_orphans()
+    mark = config.results / ".running"
+    if mark.exists():
+        _remove_leftovers(config)
+    write_text(mark, "")
+    report_progress(config)
+
+
+def finish(config: Config, logs: Iterable[str] = ()) -> None:
+    """The end of a run: what became of every recording, and where the failures are listed.
+
+    `logs` are Snakemake's; where they tell of a job that did not end well, temporary files of
+    killed processes are looked for.
+    """
     from .preprocess.summary import summarise
 
     try:
         print(summarise(config).text(), file=sys.stderr)
+        if any(_FAILED_JOB in Path(log).read_text(errors="replace") for log in logs):
+            _remove_leftovers(config)
+        (config.results / ".running").unlink(missing_ok=True)
     except (BrainLMError, OSError) as error:
         print(f"brainlm: no summary: {error}", file=sys.stderr)
+
+
+_FAILED_JOB = "Error in "
+
+
+def _remove_leftovers(config: Config) -> None:
+    count = remove_leftovers(config.results)
+    if count:
+        print(f"removed {count} temporary files of killed processes", file=sys.stderr)
 
 
 def stage_parameters(
@@ -243,14 +276,13 @@ def _model_parameters(config: Config, stage: str) -> dict[str, Any]:
 
 
 __all__ = [
-    "cancel_orphans",
     "finish",
     "is_clinical",
     "load_tasks",
     "open_chunks",
     "prepare",
-    "report_progress",
     "shard_files",
     "stage_parameters",
+    "start",
     "sweep_models",
 ]

@@ -14,15 +14,14 @@ from brainlm.resources import (
     training_resources,
 )
 from brainlm.workflow import (
-    cancel_orphans,
     finish,
     is_clinical,
     load_tasks,
     open_chunks,
     prepare,
-    report_progress,
     shard_files,
     stage_parameters,
+    start,
     sweep_models,
 )
 

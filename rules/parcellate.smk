@@ -36,9 +36,7 @@ rule volumes:
     conda:
         "../envs/pipeline.yaml"
     resources:
-        cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
+        **chunk_resources(CONFIG, "volumes"),
     params:
         cohort_settings("volumes"),
     shell:

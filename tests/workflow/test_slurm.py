@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +17,21 @@ from pathlib import Path
 
 import pytest
 from local_slurm import LocalSlurm, why_not
-from runs import link_data, make_clone, snakemake
+from runs import link_data, make_clone, make_series, snakemake
 
 pytestmark = pytest.mark.slurm
+
+MODEL = "results/models/r1/pretrain/model.safetensors"
+SERIES = """
+results: results
+cohorts:
+  - {name: c, folder: series, layout: parcels}
+atlas: {name: demo424, folder: atlas}
+chunks: {recordings: 12}
+model: {preset: tiny, window: 100}
+pretrain: {epochs: 4, batch_size: 8, micro_batch_size: 4, cpus: 1}
+tasks: []
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,68 +47,185 @@ def slurm():
             yield cluster
 
 
-def digests(folder: Path, pattern: str) -> dict[str, str]:
+def digests(folder: Path, *patterns: str) -> dict[str, str]:
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for pattern in patterns
         for p in sorted(folder.rglob(pattern))
     }
 
 
-def small_clone(folder: Path, simulated: Path) -> Path:
-    """The study with four people: enough to go through every rule."""
-    clone = make_clone(folder)
-    link_data(simulated, clone)
-    for path in (clone / "bids").glob("sub-*"):
-        if path.name not in ("sub-01", "sub-02", "sub-03", "sub-04"):
-            subprocess.run(["rm", "-r", str(path)], check=True)
-    config = clone / "config.yaml"
-    config.write_text(config.read_text().replace("recordings: 8", "recordings: 2"))
+def made(clone: Path) -> dict[str, str]:
+    return digests(clone / "results", "shards/**/*.parquet", "models/**/*.safetensors")
+
+
+def start(clone: Path, *options: str) -> subprocess.Popen:
+    (clone / "home").mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "snakemake", "--cores", "all", *options, "--profile", "slurm"],
+        cwd=clone, env={**os.environ, "HOME": str(clone / "home")},
+        stdout=open(clone / "said", "ab"), stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def said(clone: Path) -> str:
+    return (clone / "said").read_text(errors="replace")
+
+
+def jobs(clone: Path) -> list[dict[str, str]]:
+    """What SLURM knows of the jobs of a folder, the oldest first."""
+    text = subprocess.run(["scontrol", "-o", "show", "job"], capture_output=True, text=True,
+                          check=False).stdout  # fmt: skip
+    found = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in text.splitlines()]
+    mine = [job for job in found if job.get("WorkDir") == str(clone)]
+    return sorted(mine, key=lambda job: int(job["JobId"]))
+
+
+def until(ready, seconds: float = 240.0):
+    for _ in range(int(5 * seconds)):
+        found = ready()
+        if found:
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+# ---- raw images to the report
+
+
+def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(slurm, simulated, tmp_path):
+    """Four people through every rule, with a cluster and without."""
+    clones = []
+    for name in ("cluster", "local"):
+        clone = make_clone(tmp_path / name)
+        link_data(simulated, clone)
+        for path in (clone / "bids").glob("sub-*"):
+            if path.name not in ("sub-01", "sub-02", "sub-03", "sub-04"):
+                shutil.rmtree(path)
+        config = clone / "config.yaml"
+        config.write_text(config.read_text().replace("recordings: 8", "recordings: 2"))
+        clones.append(clone)
+    process = start(clones[0])
+    done = snakemake(clones[1])
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    assert process.wait(400) == 0, said(clones[0])[-5000:]
+    assert made(clones[0]) == made(clones[1])
+    assert (clones[0] / "results/report/index.html").exists()
+
+
+# ---- parcel series to a model: what is done to the jobs is the test
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory) -> Path:
+    """A clone with two chunks of people, not run yet."""
+    clone = make_clone(tmp_path_factory.mktemp("series") / "clone")
+    (clone / "config.yaml").write_text(SERIES)
+    make_series(clone / "series", 24)
     return clone
 
 
 @pytest.fixture(scope="module")
-def undisturbed(simulated, tmp_path_factory) -> Path:
-    """The same study without a cluster."""
-    clone = small_clone(tmp_path_factory.mktemp("local") / "clone", simulated)
-    done = snakemake(clone)
+def undisturbed(series, tmp_path_factory) -> Path:
+    clone = tmp_path_factory.mktemp("undisturbed") / "clone"
+    shutil.copytree(series, clone)
+    done = snakemake(clone, MODEL)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     return clone
 
 
-def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(
-    slurm, simulated, undisturbed, tmp_path_factory
-):
-    clone = small_clone(tmp_path_factory.mktemp("cluster") / "clone", simulated)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "snakemake", "--cores", "all", "--profile", "slurm"],
-        cwd=clone, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    _kill_when_jobs_run(process, clone)
-    unlock = snakemake(clone, "--unlock")
-    assert unlock.returncode == 0, unlock.stderr
-    done = snakemake(clone, "--profile", "slurm")
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    ours, theirs = clone / "results/shards", undisturbed / "results/shards"
-    assert digests(ours, "*.parquet") == digests(theirs, "*.parquet")
-    assert digests(clone / "results/models", "*.safetensors") == digests(
-        undisturbed / "results/models", "*.safetensors"
+def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp_path):
+    clone = tmp_path / "clone"
+    shutil.copytree(series, clone)
+    (clone / "sitecustomize.py").write_text(
+        "import brainlm.resources\nbrainlm.resources._memory = lambda stage, largest: 250\n"
     )
+    paths = os.pathsep.join([str(clone), os.environ.get("PYTHONPATH", "")])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", paths)
+        process = start(clone, "results/shards/c/00000.parquet")
+        assert process.wait(240) == 0, said(clone)[-5000:]
+    asked = [job["MinMemoryNode"] for job in jobs(clone)]
+    states = [job["JobState"] for job in jobs(clone)]
+    assert asked[:2] == ["250M", "500M"]
+    assert states[0] in ("FAILED", "OUT_OF_MEMORY") and states[-1] == "COMPLETED"
+    assert (clone / "results/shards/c/00000.parquet").exists()
+
+
+def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturbed, tmp_path):
+    clones = [tmp_path / "whole", tmp_path / "preempted"]
+    for clone in clones:
+        shutil.copytree(undisturbed, clone)
+        shutil.rmtree(clone / "results/models")
+        text = (clone / "config.yaml").read_text()
+        (clone / "config.yaml").write_text(
+            text.replace("epochs: 4", "nodes: 2, epochs: 60, checkpoint_every_min: 60")
+        )
+    running = [start(clone, MODEL) for clone in clones]
+    log = clones[1] / "results/models/r1/pretrain/metrics.jsonl"
+    until(lambda: log.exists() and log.read_text().count("train") > 2)
+    (job,) = [job["JobId"] for job in jobs(clones[1]) if job["JobState"] == "RUNNING"]
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    until(lambda: jobs(clones[1])[-1]["JobState"] == "PENDING")
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    for clone, process in zip(clones, running, strict=True):
+        assert process.wait(300) == 0, said(clone)[-5000:]
+    text = (clones[1] / "results/logs/pretrain/r1.log").read_text()
+    assert "SIGTERM: saved at update" in text
+    assert [job["Restarts"] for job in jobs(clones[1])][-1] == "1"
+    assert jobs(clones[0])[-1]["NumNodes"] == "2"
+    whole, preempted = (digests(c / "results", "models/**/*.safetensors") for c in clones)
+    assert whole == preempted
+
+
+def test_twenty_kills_at_random_moments_change_nothing(slurm, series, undisturbed, tmp_path):
+    """SIGKILL of Snakemake, of a job's step and of a worker; then it ends as if undisturbed."""
+    clone = tmp_path / "clone"
+    shutil.copytree(series, clone)
+    dice, kills, process = random.Random(7), dict.fromkeys(("main", "step", "worker"), 0), None
+    while sum(kills.values()) < 20:
+        if process is None:
+            process = start(clone, MODEL)
+        time.sleep(dice.uniform(0.5, 5.0))
+        if process.poll() is not None:  # it gave a job up, or came to its end: once more
+            if (clone / MODEL).exists():
+                assert made(clone) == made(undisturbed)
+                shutil.rmtree(clone / "results/models")
+            process = None
+            continue
+        kind = dice.choice(list(kills))
+        victims = [process.pid] if kind == "main" else find_processes(clone, kind)
+        if not victims:
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(dice.choice(victims), signal.SIGKILL)
+            kills[kind] += 1
+        if kind == "main":
+            process.wait()
+            process = None
+            assert snakemake(clone, "--unlock").returncode == 0
+    assert min(kills.values()) > 0
+    while process is not None and process.poll() is None:
+        time.sleep(0.5)
+    if process is None or process.returncode != 0:
+        assert start(clone, MODEL).wait(300) == 0, said(clone)[-5000:]
+    assert made(clone) == made(undisturbed)
     assert not list((clone / "results").rglob("*.tmp*"))
-    assert (clone / "results/report/index.html").exists()
-    queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout
-    assert queue == ""
+    assert not find_processes(clone, "step") + find_processes(clone, "worker")
+    assert subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout == ""
 
 
-def _kill_when_jobs_run(process: subprocess.Popen, clone: Path) -> None:
-    """SIGKILL Snakemake while its cluster jobs are running: they live on as orphans."""
-    for _ in range(600):
-        running = subprocess.run(
-            ["squeue", "-h", "-t", "R"], capture_output=True, text=True, check=False
-        ).stdout
-        if running.strip():
-            break
-        assert process.poll() is None, process.stdout.read()[-3000:]
-        time.sleep(0.2)
-    time.sleep(3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def find_processes(clone: Path, kind: str) -> list[int]:
+    """Snakemake processes inside jobs ("step") or the programs they run ("worker")."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if not entry.name.isdigit() or os.readlink(entry / "cwd") != str(clone):
+                continue
+            command = (entry / "cmdline").read_text().split("\0")
+            in_job = b"SLURM_JOB_ID=" in (entry / "environ").read_bytes()
+            engine = "snakemake" in command
+            program = any(part.endswith("/brainlm") for part in command[:2])
+            if in_job and (engine if kind == "step" else program):
+                found.append(int(entry.name))
+    return found
