@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from . import __version__
 from .config import Config, load_config, sweep_point
 from .errors import BrainLMError
+from .files import describe_disk_error, is_disk_error
 
 if TYPE_CHECKING:
     from .atlas import Atlas
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if args.debug or not is_disk_error(error):
+            raise
+        print(f"brainlm {args.verb}: {describe_disk_error(error)}", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -34,6 +35,17 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def is_disk_error(error: OSError) -> bool:
+    """The disk is full, over quota or read-only."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def describe_disk_error(error: OSError) -> str:
+    """What to tell the user about an error of writing."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}; free some space or give the right to write there"
 
 
 def remove_leftovers(folder: Path) -> int:

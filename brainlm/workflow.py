@@ -18,7 +18,7 @@ from .atlas import check_registered
 from .config import Cohort, Config, Pretrain, load_config, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
-from .files import remove_leftovers, write_text
+from .files import describe_disk_error, remove_leftovers, write_text
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
 #: brainlm.preprocess.registry.
@@ -51,6 +51,8 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
             )
     except BrainLMError as error:
         _stop(str(error))
+    except OSError as error:  # of writing the index: the folder is read-only, full or no folder
+        _stop(describe_disk_error(error))
     return config
 
 

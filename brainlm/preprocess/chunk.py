@@ -31,9 +31,10 @@ from ..cohort.index import chunk_table, read_entries
 from ..cohort.recordings import Entry
 from ..config import Cohort, Config
 from ..errors import BrainLMError, RecordingError
-from ..files import read_json, write_json, write_text
+from ..files import describe_disk_error, is_disk_error, read_json, write_json, write_text
 from .registry import PARAMETERS, STAGE_VERSIONS, stages_of
 
+_DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
 Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage's figures
 
 
@@ -232,10 +233,11 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
         _import_kernels()
         task.prepare()
     waiting = list(reversed(entries))
+    killed: set[str] = set()  # by the system, out of memory mostly: once more, at the end, alone
     running: dict[Any, tuple[Entry, Any, float]] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < max(1, workers):
+            while waiting and len(running) < _room(waiting[-1], killed, workers):
                 entry = waiting.pop()
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_child, args=(task, entry, sender), daemon=True)
@@ -247,7 +249,12 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
                 entry, process, started = running[receiver]
                 seconds = time.monotonic() - started
                 if receiver in ready:
-                    yield entry, _receive(receiver, entry, process, seconds)
+                    outcome = _receive(receiver, entry, process, seconds)
+                    if process.exitcode == -signal.SIGKILL and entry.recording_id not in killed:
+                        killed.add(entry.recording_id)
+                        waiting.insert(0, entry)
+                    else:
+                        yield entry, outcome
                 elif seconds > task.time_limit_s:
                     process.kill()
                     process.join()
@@ -269,6 +276,10 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
             process.kill()
 
 
+def _room(entry: Entry, killed: set[str], workers: int) -> int:
+    return 1 if entry.recording_id in killed else max(1, workers)
+
+
 def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
     try:
         status, reason, figures = receiver.recv()
@@ -279,6 +290,8 @@ def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
         return _outcome(entry, "crashed", f"the process ended with {name}{hint}", seconds)
     process.join()
+    if status == _DISK:
+        raise BrainLMError(f"{reason}; nothing that is done so far is lost: run it again")
     return _outcome(entry, status, reason, seconds, **figures)
 
 
@@ -294,8 +307,11 @@ def _child(task: Task, entry: Entry, sender) -> None:
         reason = error.reason.replace(str(entry.path), entry.source)
         sender.send((error.status, reason, figures))
     except OSError as error:
-        traceback.print_exc()
-        sender.send(("crashed", f"{type(error).__name__}: {error}", {}))
+        if is_disk_error(error):
+            sender.send((_DISK, describe_disk_error(error), {}))
+        else:
+            traceback.print_exc()
+            sender.send(("crashed", f"{type(error).__name__}: {error}", {}))
     except Exception as error:
         traceback.print_exc()
         sender.send(("crashed", f"{type(error).__name__}: {error}".replace("\n", " ")[:500], {}))

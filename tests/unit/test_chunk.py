@@ -121,7 +121,8 @@ def test_only_what_changed_is_computed_again(study):
     run(study)
     assert calls(study) == sorted([*before, "sub-0"])
     run(study, retry_failed=True)
-    assert calls(study) == sorted([*before, "sub-0", "sub-1", "sub-2", "sub-3"])
+    killed = ["sub-3"] * 2  # once more, alone: it may have been another's memory
+    assert calls(study) == sorted([*before, "sub-0", "sub-1", "sub-2", *killed])
 
 
 def test_failures_pass_through_to_the_shard_and_the_summary(study):
