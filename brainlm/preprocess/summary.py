@@ -45,7 +45,8 @@ class Summary:
         for cohort, counter in self.counts.items():
             parts = [f"{n} {status}" for status, n in counter.most_common()]
             lines.append(f"{cohort}: {sum(counter.values())} recordings: {', '.join(parts)}")
-            lines += [f"{cohort}: {self.people[cohort]}"] * (cohort in self.people)
+            if cohort in self.people:
+                lines.append(f"{cohort}: {self.people[cohort]}")
         return "\n".join([*lines, f"what failed and why: {self.failures}"])
 
 

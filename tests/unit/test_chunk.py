@@ -136,6 +136,9 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     summary = summarise(study)
     assert summary.counts["c"] == {"ok": 2, "crashed": 2, "too_short": 1}
     assert summary.failed_fraction == pytest.approx(2 / 5)
+    assert "c: 5 recordings: 2 ok" in summary.text()  # without a participants table
+    (study.cohorts[0].folder / "participants.tsv").write_text("participant_id\nsub-0\nsub-9\n")
+    assert "c: 1 of 5 people with recordings are in" in summarise(study).text()
     reason = "sub-1/func/sub-1_bold.nii.gz: 20.0 s found, 120 s needed"  # not where it lies
     assert f"sub-1\ttoo_short\t{reason}" in summary.failures.read_text()
 
