@@ -256,8 +256,7 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
                     else:
                         yield entry, outcome
                 elif seconds > task.time_limit_s:
-                    process.kill()
-                    process.join()
+                    _stop(process)
                     yield (
                         entry,
                         _outcome(
@@ -273,7 +272,20 @@ def _run_all(task: Task, entries: list[Entry], workers: int):
                 del running[receiver]
     finally:
         for _, process, _ in running.values():
+            _stop(process)
+
+
+def _stop(process, patience_s: float = 5.0) -> None:
+    """End a recording's process and the programs that it called, which are of its group.
+
+    First asked, so that temporary files go; then killed.
+    """
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:  # it ended by itself, or has no group of its own yet
             process.kill()
+        process.join(patience_s)
 
 
 def _room(entry: Entry, killed: set[str], workers: int) -> int:
@@ -284,7 +296,7 @@ def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
     try:
         status, reason, figures = receiver.recv()
     except EOFError:  # the process died without a word
-        process.join()
+        _stop(process)
         code = process.exitcode or 0
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         hint = " (out of memory?)" if code == -signal.SIGKILL else ""
@@ -296,7 +308,9 @@ def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
 
 
 def _child(task: Task, entry: Entry, sender) -> None:
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         _use_one_thread()
         figures = {key: _plain(value) for key, value in task.run(entry).items()}

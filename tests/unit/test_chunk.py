@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 import types
 from pathlib import Path
@@ -35,7 +37,12 @@ def act(entry, derivatives, series, config, atlas):
     if word == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "slow":
-        time.sleep(60)
+        with tempfile.TemporaryDirectory(dir=derivatives.parent, prefix="left-") as folder:
+            program = subprocess.Popen(["sleep", "60"])
+            (derivatives.parent / "program").write_text(str(program.pid))
+            (Path(folder) / "large").write_text("x")
+            program.wait()
+            time.sleep(60)
     return {"fd_mm": np.float32(0.25), "none": float("nan")}
 
 
@@ -109,6 +116,11 @@ def test_a_recording_over_its_time_limit_is_stopped(study):
     row = run(study)[4]
     assert row["status"] == "timeout"
     assert "longer than" in row["reason"]
+    program = (study.results / "derivatives" / "program").read_text()
+    state = ["ps", "-o", "stat=", "-p", program]  # the program that it called is gone too
+    left = subprocess.run(state, capture_output=True, text=True).stdout.strip()
+    assert not left or left.startswith("Z")
+    assert not list((study.results / "derivatives").glob("left-*"))
 
 
 def test_only_what_changed_is_computed_again(study):
