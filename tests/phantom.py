@@ -219,6 +219,7 @@ STRESS: dict[str, dict] = {
     "anisotropic": {"shape": "anisotropic"},
     "partial": {"shape": "partial"},
     "half a mask": {"half_mask": True},
+    "masked in place": {"masked": True},  # zero outside where the brain was at first
 }
 
 
@@ -228,8 +229,10 @@ def make_stress(name: str, shape: str = "demo", count: int = 12, seed: int = 1):
     size, spikes = options.pop("size", 1.0), options.pop("spikes", 6)
     motion = make_motion(count, seed, size, spikes)
     motion[count // 2 :, :3, 3] += options.pop("jump_mm", 0.0)
-    half = options.pop("half_mask", False)
+    half, masked = options.pop("half_mask", False), options.pop("masked", False)
     phantom = make_phantom(options.pop("shape", shape), seed=seed, motion=motion, **options)
+    if masked:
+        phantom.volumes[...] *= phantom.brain
     mask = phantom.brain.copy() if half else None
     if mask is not None:
         mask[mask.shape[0] // 2 :] = False

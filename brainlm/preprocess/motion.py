@@ -99,7 +99,7 @@ def estimate_motion(
     start = _most_typical(kept)
     if mask is None:
         mask = brain_mask(kept[start], affine)
-    mask = _widen(mask)
+    mask = _widen(mask) & ~_beside_empty(kept)
     rng = np.random.default_rng(seed)
 
     factors = np.maximum(1, np.rint(COARSE_MM / _zooms(affine)).astype(int))  # x, y, z
@@ -233,6 +233,18 @@ def _widen(mask: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
     return ndimage.binary_dilation(mask, iterations=2)
+
+
+def _beside_empty(volumes: np.ndarray) -> np.ndarray:
+    """Voxels whose spline touches one that is always 0: the border of a mask that stays put.
+
+    A run that was masked after its acquisition has an edge that does not move with the head.
+    """
+    from scipy import ndimage
+
+    chosen = np.unique(np.linspace(0, len(volumes) - 1, 15).astype(int))
+    empty = ~np.logical_or.reduce([volumes[t] != 0 for t in chosen])
+    return ndimage.binary_dilation(empty, np.ones((3, 3, 3)), iterations=2)
 
 
 def _shrink(volumes, affine, mask, factors):

@@ -15,9 +15,11 @@ SPACES = {
     "MNI152NLin6Asym": (
         "MNI152NLin2009aSym, which nilearn carries, stands in for MNI152NLin6Asym: the two are "
         "different averages of the same 152 heads. Their brain masks overlap with a Dice "
-        "coefficient of 0.968 and their centroids lie about 0.5 mm apart; a symmetric template "
-        "has no left-right torque. No correction is applied: an atlas in MNI152NLin6Asym is read "
-        "with an unmodelled offset of that order."
+        "coefficient of 0.968. An affine that fits the grey matter of an atlas in "
+        "MNI152NLin6Asym (A424) to the tissue maps of the stand-in turns it by 1.3 degrees and "
+        "moves the brain's points by 1.3 mm on average, 2.4 mm at most. It is not applied: in two "
+        "real runs it changed the homogeneity of parcels by less than 1 % (0.124 to 0.123, 0.144 "
+        "to 0.144). Read parcel borders with that uncertainty."
     ),
 }
 

@@ -63,7 +63,8 @@ def _motion(files: Derivatives, settings: Preprocess, atlas: Atlas) -> tuple[str
     return (
         f"{lead}Head motion was estimated as one rigid transform per volume "
         f"({made['Engine']}, {how}{' (Jenkinson et al. 2002)' if fsl else ''}); framewise "
-        "displacement follows Power et al. 2012, DVARS is standardised after Nichols 2013."
+        "displacement follows Power et al. 2012, DVARS is standardised after Nichols 2013. "
+        "Susceptibility distortion was left as it is."
     ), [*(["mcflirt"] if fsl else []), "power", "nichols"]
 
 
@@ -88,7 +89,7 @@ def _normalisation(
         names = ["ashburner", "golub"]
     return (
         f"The mean image was normalised {through} to {space} (Fonov et al. 2011) by {how} "
-        f"({made['Engine']})."
+        f"({made['Engine']}). {made.get('TemplateNote', '')}".rstrip()
     ), [*names, "fonov"]
 
 

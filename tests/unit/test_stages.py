@@ -352,6 +352,41 @@ def test_partial_field_of_view_is_nan_with_its_coverage(chain, tmp_path):
     assert missing[top].all() and not missing[chain.atlas.coordinates[:, 2] < 20].any()
 
 
+def with_data(chain, folder: Path, change) -> Chain:
+    """The chain of the recording after `change` of its data [X, Y, Z, T]."""
+    image = nib.load(chain.entry.path)
+    path = folder / "raw" / chain.entry.source
+    path.parent.mkdir(parents=True)
+    data = change(np.asarray(image.dataobj).astype(np.float32))
+    nib.save(nib.Nifti1Image(data.astype(np.int16), image.affine, image.header), path)
+    other = Chain(chain.root, chain.atlas, folder / "out")
+    other.entry = replace(chain.entry, path=path)
+    return other
+
+
+def test_a_brain_masked_run_is_taken_as_it_is(chain, tmp_path):
+    """Grand mean 10,000 and two thirds of the voxels zero, as some archives deliver."""
+    brain = nib.load(chain.paths.mask).get_fdata() > 0
+    masked = with_data(chain, tmp_path, lambda data: data * brain[..., None] * (8000 / data.max()))
+    figures = masked.run("motion")
+    assert figures["brain_cc"] == pytest.approx(chain.figures["motion"]["brain_cc"], rel=0.05)
+    assert figures["mean_fd_mm"] == pytest.approx(chain.figures["motion"]["mean_fd_mm"], rel=0.2)
+
+
+def test_a_spinal_cord_is_no_brain(chain, tmp_path):
+    def cord(data):
+        across = np.indices(data.shape[:2]).T - (np.array(data.shape[:2]) - 1) / 2
+        neck = np.hypot(*(across * 4).T)[..., None, None]
+        inside = 300.0 * (neck < 55) + 600.0 * (neck < 8)
+        noise = np.random.default_rng(0).normal(0, 10, (*data.shape[:3], 61))
+        return np.abs(inside + noise)
+
+    broken = with_data(chain, tmp_path, cord)
+    with pytest.raises(RecordingError) as caught:
+        list(map(broken.run, ("motion", "normalise")))
+    assert caught.value.status in ("bad_data", "motion_failed", "registration_failed")
+
+
 def test_too_short_says_how_short(chain):
     with pytest.raises(RecordingError) as caught:
         chain.run("motion", Preprocess(min_duration_s=300))
@@ -368,14 +403,11 @@ def test_a_stage_without_the_one_before_names_it(chain, tmp_path):
 
 
 def test_what_is_no_brain_fails(chain, tmp_path):
-    image = nib.load(chain.entry.path)
-    data = np.asarray(image.dataobj).copy()
-    data[:19], data[21:] = 0, 0  # a slab of 8 mm; 95 % zeros
-    path = tmp_path / "raw" / chain.entry.source
-    path.parent.mkdir(parents=True)
-    nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
-    broken = Chain(chain.root, chain.atlas, tmp_path / "out")
-    broken.entry = replace(chain.entry, path=path)
+    def slab(data):
+        data[:19], data[21:] = 0, 0  # 8 mm; 95 % zeros
+        return data
+
+    broken = with_data(chain, tmp_path, slab)
     with pytest.raises(RecordingError) as caught:
         broken.run("motion")
     assert caught.value.status in ("bad_data", "motion_failed")
