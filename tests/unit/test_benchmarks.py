@@ -82,8 +82,8 @@ def test_presets_beside_the_published_forms(tmp_path, monkeypatch):
     module.main()
     found = rows(out.read_text())
     names = [row[0] for row in found if row[0] not in ("contestant", "---")]
-    assert names == ["visible keys", "all keys", "published layers", "rectangular grid",
-                     "padded square"]  # fmt: skip
+    assert names == ["visible keys", "all keys", "published layers", "rectangular 16x20",
+                     "rectangular 16x16", "padded square"]  # fmt: skip
 
 
 def test_scaling_on_paper_is_what_the_command_prints():
