@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..cohort.labels import read_column, read_columns, read_target
+from ..cohort.splits import split_of
 from ..config import Cohort
 from ..shards import Corpus
 
@@ -85,6 +86,15 @@ def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
         f"with fewer than {min_timepoints} time points": int((no_rows & part["recorded"]).sum()),
         "without a label": int((part["label"].isna() & ~no_rows).sum()),
     }
+
+
+def count_absent(labels: pd.Series, people: pd.DataFrame, cohort: str, split: str) -> int:
+    """People of a cohort with a label and no recording at all, who would be in `split`: ``test``
+    or ``all``, whatever follows the word."""
+    known = labels.dropna().index
+    absent = known[known.get_level_values("cohort") == cohort].difference(people.index)
+    names = absent.get_level_values("participant_id")
+    return sum(split.startswith("all") or split_of(name) == "test" for name in names)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from .metrics import MIN_SUBJECTS
 from .people import (
     KEY,
     Split,
+    count_absent,
     count_left_out,
     hold_out_groups,
     hold_out_groups_of_everybody,
@@ -219,6 +220,8 @@ class Study:
               lost: Mapping[str, pd.Series] | None = None) -> Part:  # fmt: skip
         """Subjects that every method has a prediction for."""
         why = count_left_out(table, self.window)
+        absent = count_absent(self.labels.values, self.people, cohort, split)
+        why["with a label and no recording at all"] = absent
         ready = table["ready"]
         for reason, missing in (lost or {}).items():
             missing = missing.reindex(table.index) & ready
