@@ -28,6 +28,7 @@ import numpy as np
 
 from ..config import Preprocess
 from ..errors import BrainLMError, RecordingError
+from . import fit as fit_model
 from . import fsl_formats as formats
 from . import motion as own_motion
 from . import normalise as own_normalise
@@ -217,7 +218,7 @@ def normalise(
     affine = np.asarray(affine, np.float64)
     image, mask = own_normalise._check_image(reference, affine, mask)
     own_normalise._check_pose(own_normalise._find_pose(image, mask, affine, template)[1])
-    moving = own_normalise._Image(image * mask, affine)
+    moving = fit_model.Image(image * mask, affine)
     brain = template.t1w * template.mask
     with _workspace("registration_failed") as folder:
         write_volume(folder / "boldref.nii", moving.data, affine, space="scanner")
@@ -333,7 +334,7 @@ def _to_field(
     return WarpField.from_positions(positions, template.affine, affine, method=method)
 
 
-class _Placed(own_normalise._Problem):
+class _Placed(fit_model.Problem):
     """The builtin engine's match, at places that a warp gives: the same figures, comparable."""
 
     def place(self, state: Any) -> np.ndarray:
@@ -360,14 +361,14 @@ def _assess(fit: WarpField, moving: Any, mask: np.ndarray, template: Template) -
 
 def _correlate(fit: WarpField, moving: Any, template: Template) -> float:
     fwhm = own_normalise.AFFINE_FWHM_MM[-1]
-    grid = own_normalise._grid(template, 4.0, 0.0)
-    columns = own_normalise._tissue_columns(template, grid, fwhm)
+    grid = fit_model.grid_of(template, 4.0, 0.0)
+    columns = fit_model.tissue_columns(template, grid, fwhm)
     return _Placed(moving, fwhm, grid, columns).measure(fit).correlation  # type: ignore[arg-type]
 
 
 def _overlap(fit: WarpField, affine, mask, template: Template) -> dict[str, float]:
     """Dice of the two brain masks inside the field of view, and the brain's share inside it."""
-    grid = own_normalise._grid(template, 4.0, 40.0)
+    grid = fit_model.grid_of(template, 4.0, 40.0)
     inverse = np.linalg.inv(affine)
     index = np.rint(fit(grid.points) @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
     size = np.array(mask.shape)[::-1]
