@@ -77,6 +77,7 @@ class Table:
     sortable: bool = False
     links: dict[str, str] = field(default_factory=dict)  # text of the first column -> address
     files: dict[str, str] = field(default_factory=dict)  # what to download -> address
+    config: str = ""  # fingerprint of the configuration that made it
     saved: bool = True  # `frame` is written beside the page; False where it lies elsewhere
     kind: str = "table"
 
@@ -124,6 +125,7 @@ class PagedTable:
     links: list[str]
     cohort: str
     command: str = "brainlm report"
+    config: str = ""
     kind: str = "paged"
 
     @property
@@ -164,8 +166,25 @@ class Figure:
     command: str = "brainlm report"
     frame: pd.DataFrame | None = None
     files: dict[str, str] = field(default_factory=dict)
+    config: str = ""
     fade: str = ""
     kind: str = "figure"
+
+
+@dataclass
+class Choice:
+    """Figures of which the reader chooses one; without scripts all are shown.
+
+    Parameters
+    ----------
+    label : str
+        Words beside the list.
+    figures : list of (option, Figure)
+    """
+
+    label: str
+    figures: list[tuple[str, Figure]]
+    kind: str = "choice"
 
 
 @dataclass

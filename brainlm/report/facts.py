@@ -8,14 +8,14 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-import yaml
 
 from .. import __version__
-from ..atlas import REGISTRY
+from ..atlas import load_atlas
 from ..config import Config
 from ..errors import BrainLMError
 from ..evaluation.reconstruction import load_traces
@@ -47,8 +47,12 @@ class Facts:
         metrics.jsonl of the pretraining; empty if there is none.
     results : dict
         Task -> tidy table.
-    predictions : dict
-        Task -> one row per subject and method.
+    sides : dict
+        Further tables of a task, by (task, what), such as ("age", "predictions").
+    card : str
+        README.md of the pretrained model.
+    places : ndarray [R, 3] or None
+        Coordinates of the atlas, MNI mm.
     """
 
     config: Config
@@ -60,22 +64,21 @@ class Facts:
     run: dict
     model: dict
     results: dict[str, pd.DataFrame]
-    predictions: dict[str, pd.DataFrame]
+    sides: dict[tuple[str, str], pd.DataFrame]
     traces: dict[str, np.ndarray]
     release: pd.DataFrame
-    shards: dict[str, list[Path]]
+    card: str
+    tasks: dict[str, Any]
+    places: np.ndarray | None
 
     @property
     def clinical(self) -> list[str]:
         """Names of the study's regression and classification tasks."""
-        tasks = load_tasks(self.config.tasks)
-        return [name for name, task in tasks.items() if isinstance(task, CLINICAL)]
+        return [name for name, task in self.tasks.items() if isinstance(task, CLINICAL)]
 
-    @property
-    def space(self) -> str | None:
-        """Template space of the atlas; None for one that is known by its series only."""
-        entry = REGISTRY / f"{self.config.atlas.name}.yaml"
-        return yaml.safe_load(entry.read_text(encoding="utf-8"))["space"]
+    def side(self, task: str, what: str) -> pd.DataFrame | None:
+        """A further table of a task; None if it has none."""
+        return self.sides.get((task, what))
 
 
 def read_facts(results: Path, config: Config) -> Facts:
@@ -86,15 +89,12 @@ def read_facts(results: Path, config: Config) -> Facts:
     BrainLMError
         A file is there and cannot be read.
     """
-    shards_of = {
-        cohort.name: [
-            path
-            for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
-            if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
-        ]
+    shards = [
+        path
         for cohort in config.cohorts
-    }
-    shards = [path for paths in shards_of.values() for path in paths]
+        for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
+        if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
+    ]
     release = results / "releases" / config.release
     models = results / "models" / config.release / "pretrain"
     evaluation = results / "evaluation" / config.release
@@ -110,15 +110,31 @@ def read_facts(results: Path, config: Config) -> Facts:
         run=_read_optional(models / "run.json"),
         model=_read_optional(models / "config.json"),
         results={name: _read_parquet(path) for name, path in tables.items() if "." not in name},
-        predictions={
-            name.removesuffix(".predictions"): _read_parquet(path)
+        sides={
+            (name.rpartition(".")[0], name.rpartition(".")[2]): _read_parquet(path)
             for name, path in tables.items()
-            if name.endswith(".predictions")
+            if "." in name
         },
         traces=load_traces(evaluation / "reconstruction.traces.npz"),
         release=_read_tsv(release / "shards.tsv"),
-        shards=shards_of,
+        card=_read_card(models / "README.md"),
+        tasks=dict(load_tasks(config.tasks)),
+        places=_read_places(config),
     )
+
+
+def _read_card(path: Path) -> str:
+    """Text of a model's README.md behind its header for hubs."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text.split("---\n", 2)[-1].strip()
+
+
+def _read_places(config: Config) -> np.ndarray | None:
+    """Coordinates of the atlas, if its files are here already."""
+    try:
+        return load_atlas(config.atlas.name, config.atlas.folder, download=False).coordinates
+    except BrainLMError:
+        return None  # the pages show parcels by number
 
 
 def read_recordings(

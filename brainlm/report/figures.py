@@ -7,6 +7,7 @@ well as by colour (Okabe & Ito's palette, which colour-blind readers can tell ap
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from typing import TYPE_CHECKING, Any
@@ -60,13 +61,15 @@ def style(name: str):
     return matplotlib.rc_context(_STYLE | {"svg.hashsalt": name})
 
 
-def _draw(name: str, panels: int, size: tuple[float, float], paint, **options) -> str:
-    """SVG of `panels` axes side by side, painted by ``paint(axes)``; inches."""
+def _draw(
+    name: str, panels: int, size: tuple[float, float], paint, *, rows: int = 1, **options
+) -> str:
+    """SVG of `panels` axes side by side in `rows`, painted by ``paint(axes)``; inches."""
     from matplotlib.figure import Figure
 
     with style(name):
         figure = Figure(figsize=size, layout="constrained")
-        axes = np.atleast_1d(figure.subplots(1, panels, **options))
+        axes = np.atleast_1d(figure.subplots(rows, panels, **options))
         paint(axes)
         return to_svg(figure, name)
 
@@ -78,15 +81,57 @@ def to_svg(figure: Figure, name: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    # letters are about as large in every drawing: a small one does not fill the page
+    width = f'style="max-width: {6.7 * figure.get_figwidth():.0f}rem"'
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf"\1 {width}", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'( [dxy]|transform)="[^"]*"', _round, text)
+    text = re.sub(r"data:image/png;base64,([^\"]+)", _shrink, text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = text.replace("'DejaVu Sans'", "system-ui").replace("\r", "")
-    # Ids are unique on the page: figures must not use each other's clip paths.
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
+    # Ids are unique on the page: figures must not use each other's clip paths. Of markers that
+    # several axes define alike, by a hash of their shape, the first keeps it.
+    seen: set[str] = set()
+    text = re.sub(r' id="([^"]+)"', lambda m: _name_once(m[1], name, seen), text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     return re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
+
+
+def _name_once(text: str, name: str, seen: set[str]) -> str:
+    if text in seen:
+        return ""
+    seen.add(text)
+    return f' id="{name}-{text}"'
+
+
+def _round(attribute: re.Match) -> str:
+    """A hundredth of a point is not seen; it is a third of a drawing's bytes."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", attribute[0]).replace(" \n", "\n")
+
+
+def _shrink(address: re.Match) -> str:
+    """An embedded image with few colours as a palette image: the same pixels, half the bytes."""
+    from PIL import Image
+
+    data = base64.b64decode(address[1])
+    return as_address(np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))) or address[0]
+
+
+def as_address(pixels: np.ndarray) -> str:
+    """RGBA pixels [Y, X, 4] of at most 256 colours as a PNG in a data address; else nothing."""
+    from PIL import Image
+
+    packed = np.ascontiguousarray(pixels, np.uint8).view(np.uint32)[..., 0]
+    colours, index = np.unique(packed, return_inverse=True)
+    if len(colours) > 256:
+        return ""
+    palette = colours.view(np.uint8).reshape(-1, 4)
+    image = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), "P")
+    image.putpalette(palette[:, :3].tobytes())
+    out = io.BytesIO()
+    image.save(out, "PNG", transparency=palette[:, 3].tobytes(), optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
 
 
 def draw_curve(curve: pd.DataFrame) -> str:
@@ -233,6 +278,18 @@ def draw_parcels(scaling, coverage: np.ndarray | None) -> str:
                 ax.set_ylim(0, 1.03)
 
     return _draw("parcels", len(panels), (2.9 * len(panels) + 0.4, 2.5), paint)
+
+
+def draw_values(name: str, panels: dict[str, np.ndarray]) -> str:
+    """Values [R] of parcels in the order of the atlas, a panel each."""
+
+    def paint(axes):
+        for number, (ax, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
+            ax.plot(np.arange(1, len(values) + 1), values, ".", ms=3, color=SERIES[number])
+            ax.set(xlabel="parcel", title=_shorten(title))
+            ax.grid(True, axis="y")
+
+    return _draw(name, len(panels), (2.9 * len(panels) + 0.4, 2.5), paint)
 
 
 def _shorten(text: object, limit: int = 34) -> str:

@@ -6,8 +6,6 @@ it are in the derivatives.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from ..atlas import Atlas
-from .figures import _DASHES, _QUIET, SERIES, style, to_svg
+from .figures import _DASHES, _QUIET, SERIES, as_address, style, to_svg
 
 _MAX_ROWS, _MAX_COLUMNS = 220, 600  # of a carpet; more are not seen
+_MAX_PAIRS = 150  # rows of a connectivity matrix
 _CUTS = ((2, -30), (2, 0), (2, 30), (2, 55), (1, -50), (1, 0), (0, -35), (0, 2))  # axis, mm
 _TITLES = tuple(f"{'xyz'[axis]} = {at} mm" for axis, at in _CUTS)
 _STEP_MM = 2.0
@@ -51,7 +50,7 @@ def draw_time(
         ratios = [1.0] * rows + [2.6] * len(carpets)
         axes = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)
         # a layout engine would measure every label twice: most of the time of a page
-        figure.subplots_adjust(0.09, 0.45 / height, 0.95, 1 - 0.1 / height, hspace=0.18)
+        figure.subplots_adjust(0.09, 0.45 / height, 0.93, 1 - 0.1 / height, hspace=0.18)
         for ax, kind in zip(axes[:rows, 0], ("trans", "rot"), strict=False):
             _plot_motion(ax, time, confounds, kind)
         for ax, (name, label) in zip(axes[2:rows, 0], lines.items(), strict=False):
@@ -79,7 +78,7 @@ def _plot_motion(ax, time: np.ndarray, confounds: pd.DataFrame, kind: str) -> No
 
 def _paint_carpet(ax, series: np.ndarray, sample_period_s: float) -> None:
     shown = _pool(_pool(_standardise(series).T, _MAX_ROWS).T, _MAX_COLUMNS).T
-    levels = np.ma.masked_invalid(np.round(np.clip(shown, -2, 2) * 8) / 8)
+    levels = np.ma.masked_invalid(np.round(np.clip(shown, -2, 2) * 4) / 4)
     end = len(series) * sample_period_s
     ax.imshow(levels, cmap="gray", vmin=-2, vmax=2, aspect="auto", interpolation="none",
               extent=(0, end, series.shape[1], 0))  # fmt: skip
@@ -121,7 +120,7 @@ def draw_scanner(boldref: Path, mask: Path, tsnr: Path) -> str:
     grey = np.round(image / np.percentile(image[brain], 99) * 64)
     with style("scanner"):
         figure = Figure(figsize=(9, 3.1))
-        upper, lower = (figure.add_axes((0, y, 0.92, 0.47)) for y in (0.5, 0))
+        upper, lower = (figure.add_axes((0, y, 0.9, 0.47)) for y in (0.5, 0))
         _paint_montage(upper, [grey[:, :, k].T for k in layers], "gray", 64, _SLICES,
                        [f"z = {z:.0f} mm" for z in heights])  # fmt: skip
         outline = _montage([brain[:, :, k].T.astype(float) for k in layers], _SLICES, 0)
@@ -133,7 +132,7 @@ def draw_scanner(boldref: Path, mask: Path, tsnr: Path) -> str:
             rows = np.clip(np.round((np.array(heights) - start) / space), 0, values.shape[2] - 1)
             shown = _paint_montage(lower, [values[:, :, int(k)].T for k in rows], "viridis", top,
                                    _SLICES)  # fmt: skip
-            figure.colorbar(shown, cax=figure.add_axes((0.94, 0.05, 0.012, 0.38)), label="tSNR")
+            figure.colorbar(shown, cax=figure.add_axes((0.91, 0.05, 0.012, 0.38)), label="tSNR")
         lower.set_axis_off()
         return to_svg(figure, "scanner")
 
@@ -153,14 +152,22 @@ def _paint_montage(
     ax, parts: list[np.ndarray], colours: str, top: float, columns: int, titles: Sequence[str] = ()
 ):
     """One image for all slices: an axis each would take ten times as long."""
-    whole = np.ma.masked_invalid(_montage(parts, columns))
+    grey = colours == "gray"
+    whole = np.ma.masked_invalid(_montage(parts, columns, 0 if grey else np.nan))
     shown = ax.imshow(whole, cmap=colours, vmin=0, vmax=top, origin="lower", interpolation="none")
     height = max(part.shape[0] for part in parts)
     width = max(part.shape[1] for part in parts)
     rows = len(whole) // height
     for number, title in enumerate(titles):
         x, y = number % columns, rows - number // columns
-        ax.text(x * width + 1, y * height - 1, title, fontsize=7, va="top", color=_QUIET)
+        ax.text(
+            x * width + 1,
+            y * height - 1,
+            title,
+            fontsize=7,
+            va="top",
+            color="#c8c8c8" if grey else _QUIET,
+        )
     ax.set_axis_off()
     return shown
 
@@ -220,9 +227,9 @@ def _draw_cuts(name: str, paint: Callable, bar: str = "") -> str:
 
     with style(name):
         figure = Figure(figsize=(9, 4.3))
-        shown = paint(figure.add_axes((0, 0, 0.9 if bar else 1, 1)))
+        shown = paint(figure.add_axes((0, 0, 0.88 if bar else 1, 1)))
         if bar:
-            figure.colorbar(shown, cax=figure.add_axes((0.92, 0.2, 0.015, 0.6)), label=bar)
+            figure.colorbar(shown, cax=figure.add_axes((0.9, 0.2, 0.015, 0.6)), label=bar)
         return to_svg(figure, name)
 
 
@@ -356,19 +363,13 @@ def picture_maps(maps: Path, most_z: float = 8.0) -> list[str]:
             rgba[empty] = 0
             rgba[empty & shadow] = _SHADOW
             panels.append(np.flipud(rgba.swapaxes(0, 1)))
-        out.append(_as_address(panels))
+        out.append(as_address(_side_by_side(panels)))
     return out
 
 
-def _as_address(panels: list[np.ndarray]) -> str:
-    """RGBA panels side by side as a PNG in a data address."""
-    from PIL import Image
-
+def _side_by_side(panels: list[np.ndarray]) -> np.ndarray:
     height = max(len(panel) for panel in panels)
-    fitted = [np.pad(p, ((height - len(p), 0), (0, 3), (0, 0))) for p in panels]
-    out = io.BytesIO()
-    Image.fromarray(np.hstack(fitted)).quantize(24).save(out, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+    return np.hstack([np.pad(p, ((height - len(p), 0), (0, 3), (0, 0))) for p in panels])
 
 
 # ---- connectivity
@@ -386,13 +387,14 @@ def draw_connectivity(series: dict[str, np.ndarray]) -> str:
             scaled = _standardise(values)
             r = scaled.T @ scaled / len(scaled)
             pairs = r[np.triu_indices(len(r), 1)]
-            few = np.round(20 * _pool(_pool(r, _MAX_ROWS).T, _MAX_ROWS).T) / 20  # 41 colours
+            few = np.round(10 * _pool(_pool(r, _MAX_PAIRS).T, _MAX_PAIRS).T) / 10  # 21 colours
             extent = (0, len(r), len(r), 0)
             shown = ax.imshow(few, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none",
                               extent=extent)  # fmt: skip
             ax.set(xlabel="parcel", ylabel="parcel" if number == 0 else "", title=title)
+            short = title.split()[0]
             axes[-1].hist(pairs[np.isfinite(pairs)], np.linspace(-1, 1, 81), histtype="step",
-                          color=SERIES[number], ls=_DASHES[number], label=title)  # fmt: skip
+                          color=SERIES[number], ls=_DASHES[number], label=short)  # fmt: skip
         bar = axes[-2].inset_axes((1.04, 0, 0.04, 1))
         figure.colorbar(shown, cax=bar, label="r", ticks=(-1, 0, 1))
         axes[-1].set(xlabel="r", yticks=(), title="pairs of parcels")

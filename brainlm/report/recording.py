@@ -25,10 +25,10 @@ _SHOWN = {
     "correlation": "registration r", "parcels_with_data": "parcels with data",
     "num_removed": "components removed",
 }  # fmt: skip
+_VERDICT = {"classification": "verdict", "rule": "decided by"}
 _FEATURES = {
-    "variance_explained": "share of variance", "max_rp_corr": "motion r",
-    "edge_fraction": "edge", "high_frequency_content": "high frequency",
-    "csf_fraction": "CSF", "classification": "verdict", "rule": "decided by",
+    "variance_explained": "variance", "max_rp_corr": "motion r", "edge_fraction": "edge",
+    "high_frequency_content": "high freq.", "csf_fraction": "CSF",
 }  # fmt: skip
 _BEFORE, _AFTER = "before denoising", "after denoising"
 
@@ -184,33 +184,41 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
         "for motion at the edge of the brain; components in CSF or of high frequency are removed "
         "wherever they stand."
     )
-    shown = pd.DataFrame({"component": table["component"].astype(str)})
+    shown = pd.DataFrame({"no.": table["component"].astype(str)})
     if files.maps.exists():
         pictures_of = pictures.picture_maps(files.maps)
         shown["map"] = [Picture(f"map of component {i}", address=a)
-                        for i, a in zip(shown["component"], pictures_of, strict=True)]  # fmt: skip
+                        for i, a in zip(shown["no."], pictures_of, strict=True)]  # fmt: skip
     if files.mixing.exists():
         mixing = pd.read_csv(files.mixing, sep="\t").to_numpy(float)
         tr_s = read_json(sidecar(files.mixing)).get("RepetitionTime", 1.0)
         spectra = pictures.draw_spectra(mixing, tr_s)
-        shown[f"spectrum, 0 to {0.5 / tr_s:.2f} Hz"] = [
+        shown["spectrum"] = [
             Picture(f"power spectrum of component {i}", svg=svg)
-            for i, svg in zip(shown["component"], spectra, strict=True)
+            for i, svg in zip(shown["no."], spectra, strict=True)
         ]
-    for name, label in _FEATURES.items():
+    for name, label in (_VERDICT | _FEATURES).items():
         if name in table:
             shown[label] = table[name]
+    if "rule" in table:
+        shown["decided by"] = [_speak_rule(rule) for rule in table["rule"]]
     there = [path for path in (files.metrics, files.mixing, files.maps) if path.exists()]
     words = (
         "Every component: its map seen through the head from the side, the front and above (red "
-        "positive, blue negative), its power spectrum, the features, the verdict, and the rule "
-        "that decided it."
+        "positive, blue negative), its power spectrum from 0 to the Nyquist frequency, the "
+        "verdict, the rule that decided it, and the features that the rules look at."
     )
     return [
         Figure("components", caption, pictures.draw_rule(table), caption, "brainlm denoise"),
         Table("components-table", words, table, shown, "brainlm denoise", sortable=True,
               files={p.name.split("_")[-1]: link(p) for p in there}, saved=False),
     ]  # fmt: skip
+
+
+def _speak_rule(rule: str) -> str:
+    """``csf_fraction+motion_and_edge`` -> ``CSF, motion and edge``."""
+    words = _FEATURES | {"motion_and_edge": "motion and edge", "none": "no rule"}
+    return ", ".join(words.get(part, part) for part in rule.split("+"))
 
 
 def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> list[Any]:

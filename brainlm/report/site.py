@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ..files import atomic_path, write_text
-from .blocks import Figure, PagedTable, Section, Table
+from .blocks import Choice, Figure, PagedTable, Section, Table
 
 _HERE = Path(__file__).resolve().parent
 
@@ -53,7 +53,7 @@ def write_site(pages: list[Page], out: Path) -> None:
     for page in sorted(pages, key=lambda page: page.path == "index.html"):
         target = out / page.path
         for section in page.sections:
-            for block in section.blocks:
+            for block in _flatten(section.blocks):
                 if isinstance(block, PagedTable):
                     write_text(target.parent / "data" / f"{block.name}.js", block.script)
                 if _has_own_data(block):
@@ -84,6 +84,15 @@ def list_downloads(block: Any) -> list[tuple[str, str]]:
     own = ("CSV", "csv"), ("Parquet", "parquet")
     made = [(label, f"data/{block.name}.{suffix}") for label, suffix in own]
     return (made if _has_own_data(block) else []) + list(getattr(block, "files", {}).items())
+
+
+def _flatten(blocks: list[Any]) -> list[Any]:
+    """Blocks with the figures of each choice in its place."""
+    return [
+        item
+        for block in blocks
+        for item in ([f for _, f in block.figures] if isinstance(block, Choice) else [block])
+    ]
 
 
 def _has_own_data(block: Any) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+from study_tasks import HOSTILE, PARCELS, write_tasks
 
 from brainlm.atlas import Atlas
 from brainlm.cohort.splits import split_of
@@ -16,14 +18,12 @@ from brainlm.evaluation.tables import write_results
 from brainlm.files import write_json
 from brainlm.preprocess.derivatives import Derivatives, sidecar, write_table, write_volume
 from brainlm.preprocess.normalise import Normalisation
+from brainlm.report import build_report
 from brainlm.report.recording import make_recording_page
 from brainlm.report.site import write_site
 from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
-HOSTILE = (
-    '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90
-)
-PARCELS, TIME = 12, 60
+TIME = 60
 SPACE = "MNI152NLin6Asym"
 _INFO = ShardInfo("demo424", "ab" * 32, PARCELS, 1.0)
 
@@ -42,7 +42,8 @@ def make_config(folder: Path) -> Config:
     folder.mkdir(parents=True, exist_ok=True)
     task.write_text(json.dumps({"kind": "regression", "target": HOSTILE}))
     values = {"results": str(folder / "results"), "cohorts": cohorts, "model": {"preset": "tiny"},
-              "tasks": ["reconstruction", "age", str(task)]}  # fmt: skip
+              "tasks": ["reconstruction", "age", str(task), "forecasting", "attention", "networks",
+                        "latent", "scaling"]}  # fmt: skip
     return parse_config(values)
 
 
@@ -61,6 +62,7 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
         _write_model(results, rng)
         _write_reconstruction(results, recordings, rng)
         _write_target(results, subjects, rng)
+        write_tasks(results / "evaluation" / "r1", rng)
     return config
 
 
@@ -104,6 +106,15 @@ def make_atlas(folder: Path) -> Atlas:
     )
     names = tuple(f"parcel-{n}" for n in range(1, PARCELS + 1))
     return Atlas("demo424", SPACE, PARCELS, path, "ab" * 32, places, names, "made up", "none")
+
+
+def build(config: Config) -> Path:
+    """The whole site, with places for the invented atlas; returns the report's folder."""
+    make_pages(config)
+    places = np.random.default_rng(1).uniform((-60, -95, -40), (60, 60, 70), (PARCELS, 3))
+    with patch("brainlm.report.facts._read_places", lambda _: places):
+        build_report(config.results, config, config.results / "report")
+    return config.results / "report"
 
 
 def make_pages(config: Config) -> None:

@@ -7,9 +7,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from study import HOSTILE, make_pages, make_results
-
-from brainlm.report import build_report
+from study import HOSTILE, build, make_results
 
 _CONTRAST = """() => {
   const channel = (v) => (v /= 255, v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
@@ -51,9 +49,7 @@ def browser():
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     config = make_results(tmp_path_factory.mktemp("study"))
-    make_pages(config)
-    build_report(config.results, config, config.results / "report")
-    return config.results / "report"
+    return build(config)
 
 
 @pytest.fixture

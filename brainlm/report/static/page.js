@@ -180,11 +180,23 @@ function makeFade(figure) {
     element("label", { className: "filter" }, figure.dataset.fade, " ", slider), flicker));
 }
 
+// ---- figures of which one is chosen
+
+function makeChoice(holder) {
+  const options = [...holder.children];
+  const select = element("select", {}, ...options.map((o) => element("option", {}, o.dataset.option)));
+  const show = () => options.forEach((option, i) => { option.hidden = i !== select.selectedIndex; });
+  select.addEventListener("change", show);
+  holder.prepend(element("label", { className: "filter" }, holder.dataset.choice, " ", select));
+  show();
+}
+
 document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     makeSortable(table);
     if (table.tBodies[0].rows.length > 8) makeFilter(table);
   }
   for (const holder of document.querySelectorAll("[data-paged]")) makePaged(holder);
+  for (const holder of document.querySelectorAll("[data-choice]")) makeChoice(holder);
   for (const figure of document.querySelectorAll("[data-fade]")) makeFade(figure);
 });

@@ -1,0 +1,112 @@
+"""Tidy tables of results as a reader wants them: the same blocks for every task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from .blocks import Table, Text, show, show_interval
+
+METRICS = {
+    "r2": "R²", "r": "r", "mse": "MSE", "mae": "MAE", "auc": "AUC",
+    "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
+    "max_t": "largest |t|", "parcels_p05": "parcels with p < 0.05",
+}  # fmt: skip
+_COUNTS = ("max_t", "parcels_p05")  # of one test: they have no interval
+
+
+def pooled(table: pd.DataFrame | None) -> pd.DataFrame:
+    """Rows of a tidy table that are over all values; an empty frame if there is no table."""
+    if table is None:
+        return pd.DataFrame(columns=["cohort", "target", "split", "method", "metric", "value"])
+    return table[(table["level"] == "pooled") & table["metric"].notna()]
+
+
+def cell(rows: pd.DataFrame, method: str) -> str:
+    row = rows[rows["method"] == method]
+    return "–" if row.empty else show_interval(*row.iloc[0][["value", "low", "high"]])
+
+
+def source_of(table: pd.DataFrame) -> dict[str, Any]:
+    """Command and configuration that made a table, as a block takes them."""
+
+    def first(name: str) -> str:
+        known = table[name].dropna().tolist() if name in table else []
+        return str(known[0]) if known else ""
+
+    return {"command": first("command"), "config": first("config")}
+
+
+def nobody(result: pd.DataFrame) -> Text:
+    """Why there is no result."""
+    parts = [
+        f"{row.cohort}, {row.split or 'every split'}: {row.note or 'no subject'}"
+        for row in result.itertuples()
+    ]
+    return Text(["Nobody could be evaluated. " + "; ".join(parts) + "."], tone="missing")
+
+
+def make_tables(name: str, caption: str, result: pd.DataFrame) -> list[Any]:
+    """One table of methods, one of paired differences; the files have everything."""
+    table, made = pooled(result), source_of(result)
+    paired = table["method"].str.contains(" minus ", regex=False)
+    blocks: list[Any] = [Table(name, caption, result, pivot(table[~paired]), **made)]
+    if paired.any():
+        words = (
+            "Paired differences on the same resamples of people: an interval that contains 0 is "
+            "no difference. Higher R², r and accuracy are better, higher errors are worse. * "
+            "marks p < 0.05, corrected for all comparisons of the table."
+        )
+        shown = pivot(table[paired])
+        blocks.append(Table(f"{name}-differences", words, table[paired], shown, **made))
+    return blocks
+
+
+def slug(text: str) -> str:
+    """A file name from any text."""
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in text)[:40]
+
+
+def pivot(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per cohort, masking or split, and method; one column per metric."""
+    numbers = table.reindex(columns=["value", "low", "high", "p"]).astype(float).to_numpy()
+    text = table.assign(
+        text=[
+            (show(value) if name in _COUNTS else show_interval(value, low, high))
+            + (" *" if p < 0.05 else "")
+            for name, (value, low, high, p) in zip(table["metric"], numbers, strict=True)
+        ],
+        metric=table["metric"].map(METRICS),
+        split=table["split"].fillna("all"),
+        target=table["target"].fillna(""),
+    )
+    keys = ["cohort", "split", "target", "method", "n"]
+    wide = text.pivot_table("text", keys, "metric", aggfunc="first", sort=False).reset_index()
+    wide.columns.name = None
+    wide = wide.astype(object).where(wide.notna(), None)
+    if table["task"].iloc[0] not in ("reconstruction", "scaling"):
+        wide = wide.drop(columns="target")
+    names = {"target": "hidden" if table["task"].iloc[0] == "reconstruction" else "target"}
+    return wide.rename(columns=names | {"n": "people"})
+
+
+def speak(shown: pd.DataFrame) -> str:
+    """A dot chart in words."""
+    parts = [
+        f"{row.target} in {row.cohort}, {row.method}: "
+        + show_interval(row.value, row.low, row.high)
+        for row in shown.itertuples()
+    ]
+    return "Dot chart. " + "; ".join(parts)
+
+
+def tell_left_out(result: pd.DataFrame) -> Text:
+    """Who was evaluated and who was not, a line per cohort and split."""
+    notes = result.drop_duplicates(["cohort", "split"])
+    return Text([
+        f"{row.cohort}, {row.split or 'all'}: {row.n:.0f} people evaluated, "
+        f"{0 if pd.isna(row.left_out) else row.left_out:.0f} left out"
+        f"{f' ({row.note})' if row.note else ''}."
+        for row in notes.itertuples()
+    ])  # fmt: skip

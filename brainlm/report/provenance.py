@@ -1,0 +1,66 @@
+"""What made these pages, and the model's card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from .blocks import Details, Table, Text
+from .facts import Facts, code_commit, software_versions
+
+
+def describe_provenance(facts: Facts) -> list[Any]:
+    """Everything that is needed to know what made these pages."""
+    info, scaling, config = facts.info, facts.scaling, facts.config
+    rows = [
+        ("code", f"brainlm-pipeline {software_versions()['brainlm-pipeline']}"),
+        ("git commit", code_commit() or "not run from a git checkout"),
+        ("release", config.release),
+        ("shards in the release", len(facts.release) if len(facts.release) else None),
+        ("atlas", info.atlas if info else config.atlas.name),
+        ("atlas sha256", info.atlas_sha256 if info else None),
+        ("parcels", info.num_parcels if info else None),
+        ("sample period (s)", info.sample_period_s if info else None),
+        ("scaling", f"{scaling.release or config.release}, {scaling.units}" if scaling else None),
+        ("engine", config.preprocess.engine),
+        ("denoising", " + ".join(config.preprocess.denoise_steps) or "none"),
+        ("configuration", config.fingerprint()),
+    ]
+    for cohort in config.cohorts:
+        number = count_cohort(facts, cohort)
+        text = "{usable} of {recordings} recordings of {people} people usable".format(**number)
+        rows.append((f"cohort {cohort.name} ({cohort.role})", text))
+    versions = pd.DataFrame(software_versions().items(), columns=["software", "version"])
+    facts_table = pd.DataFrame(rows, columns=["what", "value"])
+    return [
+        Table("provenance", "What made this.", facts_table),
+        Table(
+            "software",
+            "Software that wrote this report; the jobs' own versions are in their logs.",
+            versions,
+        ),
+        Details(
+            f"The configuration, resolved ({config.fingerprint()})",
+            config.model_dump_json(indent=2),
+        ),
+    ]
+
+
+def count_cohort(facts: Facts, cohort) -> dict[str, Any]:
+    """People and recordings of a cohort, found and usable."""
+    part = facts.recordings[facts.recordings["cohort"] == cohort.name]
+    return {
+        "cohort": cohort.name, "role": cohort.role, "layout": cohort.layout,
+        "people": len(part[["cohort", "participant_id"]].drop_duplicates()),
+        "recordings": len(part), "usable": int((part["status"] == "ok").sum()),
+        "folder": str(cohort.folder),
+    }  # fmt: skip
+
+
+def describe_card(facts: Facts) -> list[Any]:
+    """The card that travels with the model, written from the same facts when it was trained."""
+    if not facts.card:
+        return [Text(["No model was trained yet, so there is no card."], tone="missing")]
+    words = "This text is README.md in the model's folder; it goes with the weights."
+    return [Text([words]), Details("Model card", facts.card)]
