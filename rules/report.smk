@@ -6,10 +6,13 @@ rule report:
         rules.pretrain.output,
         RESULT_TABLES,
     output:
-        report(
-            f"{RESULTS}/report/index.html",
-            caption="../workflow/report/study.rst",
+        f"{RESULTS}/report/index.html",
+        figures=report(
+            directory(f"{RESULTS}/report/figures"),
+            patterns=["{name}.svg"],
+            caption="../workflow/report/figure.rst",
             category="Study report",
+            labels={"figure": "{name}"},
         ),
     log:
         f"{RESULTS}/logs/report.log",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import Cohort
+from ..errors import STATUSES
 from . import figures
 from .blocks import Figure, PagedTable, Section, Table, Text, count, show
 from .facts import Facts
@@ -28,6 +29,8 @@ FIGURES = {
 }
 #: Robust standard deviations from the cohort's median beyond which a value is marked.
 OUTLIER_SD = 3.5
+#: What a recording is that no stage gave up on or finished.
+PENDING = "no stage has finished it yet"
 _MAD_TO_SD = 1.4826
 
 
@@ -64,8 +67,24 @@ def make_cohort_page(
 
 
 def _count_statuses(table: pd.DataFrame, cohort: str) -> list[Any]:
+    """How many were found, what became of them, and the reasons of those that are left out."""
     counts = table.groupby("status").size().rename("recordings").reset_index()
-    return [Table(f"{cohort}-statuses", "What became of the recordings.", counts)]
+    counts["share"] = [f"{n / len(table):.1%}" for n in counts["recordings"]]
+    counts["meaning"] = counts["status"].map(STATUSES | {"pending": PENDING})
+    counts = counts.sort_values("recordings", ascending=False)
+    caption = f"{count(len(table), 'recording')} found, and what became of them."
+    blocks: list[Any] = [Table(f"{cohort}-statuses", caption, counts, command="brainlm summary")]
+    left = table[(table["status"] != "ok") & table["reason"].fillna("").ne("")]
+    if len(left):
+        # reasons that differ in their numbers only are one kind
+        kind = left["reason"].str.replace(r"\d+(\.\d+)?", "#", regex=True)
+        groups = left.reset_index().groupby(["status", kind.to_numpy()], sort=False)
+        why = groups["recording_id"].agg(["size", "first"]).join(groups["reason"].first())
+        why = why.reset_index(level=0).reset_index(drop=True).sort_values("size", ascending=False)
+        why.columns = ["status", "recordings", "for example", "its reason"]
+        words = "Why recordings were left out, the commonest reason first."
+        blocks.append(Table(f"{cohort}-reasons", words, why, command="brainlm summary"))
+    return blocks
 
 
 def find_outliers(values: pd.Series, side: str) -> np.ndarray:
@@ -112,7 +131,8 @@ def _draw(table: pd.DataFrame, known: dict, cohort: str) -> list[Any]:
     groups = pd.Series(cohort, index=range(len(table)))
     svg = figures.draw_histograms(f"cohort-{cohort}", columns, groups)
     caption = "Distributions over the recordings of this cohort."
-    return [Figure("distributions-figure", caption, svg, caption)]
+    frame = pd.DataFrame(columns).assign(recording_id=table.index.to_numpy())
+    return [Figure(f"{cohort}-distributions", caption, svg, caption, frame=frame)]
 
 
 def find_pages(results: Path, cohort: str) -> set[str]:

@@ -160,14 +160,9 @@ def _paint_montage(
     rows = len(whole) // height
     for number, title in enumerate(titles):
         x, y = number % columns, rows - number // columns
-        ax.text(
-            x * width + 1,
-            y * height - 1,
-            title,
-            fontsize=7,
-            va="top",
-            color="#c8c8c8" if grey else _QUIET,
-        )
+        label = ax.text(x * width + 1, y * height - 1, title, fontsize=7, va="top",
+                        color="#c8c8c8" if grey else _QUIET)  # fmt: skip
+        label.set_gid(f"on-image-{number}" if grey else None)  # whose border is black
     ax.set_axis_off()
     return shown
 

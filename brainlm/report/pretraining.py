@@ -25,7 +25,11 @@ def describe_pretraining(facts: Facts) -> list[Any]:
         row = last.iloc[0]
         scores = {"model": "r2", "mean of the visible parcels": "r2_space",
                   "linear interpolation": "r2_linear", "zero": "r2_zero"}  # fmt: skip
-        parts = [f"{label} {show(row.get(column))}" for label, column in scores.items()]
+        parts = [
+            f"{label} {show(row.get(column))}"
+            for label, column in scores.items()
+            if pd.notna(row.get(column))
+        ]
         words = f"At the end (update {row['step']:.0f}) masked R²: {', '.join(parts)}."
     blocks: list[Any] = [
         Figure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,6 +85,25 @@ def list_downloads(block: Any) -> list[tuple[str, str]]:
     own = ("CSV", "csv"), ("Parquet", "parquet")
     made = [(label, f"data/{block.name}.{suffix}") for label, suffix in own]
     return (made if _has_own_data(block) else []) + list(getattr(block, "files", {}).items())
+
+
+def write_figures(page: Page, folder: Path) -> None:
+    """Each figure of a page as an SVG that stands alone, and its caption as reStructuredText.
+
+    For papers and for Snakemake's own report. The folder is made anew.
+    """
+    style = (_HERE / "static" / "style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+);", style[: style.index("@media")]))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for block in [b for section in page.sections for b in _flatten(section.blocks)]:
+        if isinstance(block, Figure):
+            svg = re.sub(r"var\((--[\w-]+)\)", lambda m: colours[m[1]], block.svg)
+            write_text(folder / f"{block.name}.svg", svg)
+            made = f"{block.caption} Made by: {block.command or 'brainlm report'}."
+            # every punctuation mark escaped: a dataset's words are no markup
+            write_text(folder / f"{block.name}.txt", re.sub(r"([^\w\s])", r"\\\1", made))
+            block.files = {"SVG": f"figures/{block.name}.svg"} | block.files
 
 
 def _flatten(blocks: list[Any]) -> list[Any]:

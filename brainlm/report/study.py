@@ -23,12 +23,12 @@ from .blocks import (
     show,
 )  # fmt: skip
 from .cautions import list_cautions
-from .cohort import find_pages, make_cohort_page, read_measured
+from .cohort import PENDING, find_pages, make_cohort_page, read_measured
 from .facts import Facts, read_facts, stage_seconds
 from .outcomes import METRICS, cell, pooled
 from .pretraining import describe_pretraining
 from .provenance import count_cohort, describe_card, describe_provenance
-from .site import Page, write_site
+from .site import Page, write_figures, write_site
 from .tasks import FEW, describe_tasks
 
 QUALITY = {
@@ -77,6 +77,7 @@ def build_report(results: Path, config: Config, out: Path) -> None:
                          find_pages(Path(results), cohort.name))
         for cohort in config.cohorts
     ]  # fmt: skip
+    write_figures(page, Path(out) / "figures")
     write_site([page, *cohorts], Path(out))
 
 
@@ -194,7 +195,7 @@ def describe_recordings(facts: Facts, results: Path) -> list[Any]:
     statuses = (
         table.groupby(["cohort", "status"], sort=False).size().rename("recordings").reset_index()
     )
-    meaning = STATUSES | {"pending": "no stage has finished it yet"}
+    meaning = STATUSES | {"pending": PENDING}
     statuses["meaning"] = statuses["status"].map(meaning)
     blocks: list[Any] = [
         Table("cohorts", caption, cohorts, links=links, command="brainlm index"),

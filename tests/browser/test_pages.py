@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 from study import HOSTILE, build, make_results
+
+from brainlm.cohort.recordings import Entry
+from brainlm.config import Cohort
+from brainlm.preprocess.chunk import _excluded
 
 _CONTRAST = """() => {
   const channel = (v) => (v /= 255, v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
   const light = (c) => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
   const behind = (node) => {
+    if (node.closest('[id*="-on-image-"]')) return [0, 0, 0];
     for (; node; node = node.parentElement) {
       const c = parse(getComputedStyle(node).backgroundColor);
       if (c.length < 4 || c[3] > 0) return c;
@@ -30,6 +34,10 @@ _CONTRAST = """() => {
   }
   return found;
 }"""
+
+_WIDER_THAN = """(edge) => [...document.querySelectorAll("table, svg, p, h1, h2")]
+  .filter((node) => node.getBoundingClientRect().right > edge + 1)
+  .map((node) => [node.tagName, node.textContent.slice(0, 40)])"""
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -93,6 +101,34 @@ def test_every_page_is_quiet_and_fits(visit, path):
     assert seen.page.evaluate(_CONTRAST) == []
 
 
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visit, path, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    found = axe.Axe().run(visit(path, color_scheme=scheme).page).response["violations"]
+    grave = [f for f in found if f["impact"] in ("serious", "critical")]
+    assert [(f["id"], f["nodes"][0]["html"][:200]) for f in grave] == []
+
+
+def test_the_template_fades_in_under_the_recording(visit):
+    page = visit(PAGES[2]).page
+    over = page.locator('[id$="-over"]')
+    assert over.count() == 1
+    page.get_by_label("Template to recording").fill("25")
+    assert over.evaluate("node => getComputedStyle(node).opacity") == "0.25"
+    page.get_by_role("button", name="Flicker").click()
+    playwright.expect(over).to_have_css("opacity", "1")
+
+
+def test_one_colouring_of_the_latent_map_is_chosen(visit):
+    page = visit().page
+    maps = page.locator("[data-choice] figure")
+    assert maps.count() == 4
+    page.get_by_label("Colour by").select_option("site")
+    assert [maps.nth(i).is_visible() for i in range(4)] == [False, False, False, True]
+    assert HOSTILE[:20] in maps.nth(3).inner_text()
+
+
 def test_links_between_pages_lead_somewhere(visit, report):
     page = visit().page
     page.get_by_role("link", name="home", exact=True).first.click()
@@ -106,16 +142,21 @@ def test_links_between_pages_lead_somewhere(visit, report):
 def test_flags_survive_a_reload_and_are_exported(visit, tmp_path):
     page = visit("home.html").page
     page.get_by_label("flag sub-home001_task-rest").check()
-    page.get_by_label("reason for sub-home001_task-rest").fill('a "bad"\tone 🧠')
+    page.get_by_label("reason for sub-home001_task-rest").fill('"a "bad"\tone 🧠')
     page.reload()
     assert page.get_by_label("flag sub-home001_task-rest").is_checked()
     with page.expect_download() as download:
         page.get_by_role("button", name="Export 1 flagged as TSV").click()
     assert download.value.suggested_filename == "home-exclude.tsv"
     download.value.save_as(tmp_path / "exclude.tsv")
-    table = pd.read_csv(tmp_path / "exclude.tsv", sep="\t", quoting=3)
-    assert list(table.columns) == ["recording_id", "reason"]
-    assert table.iloc[0].tolist() == ["sub-home001_task-rest", 'a "bad" one 🧠']
+    # and the pipeline reads it as the cohort's exclusion list
+    names = [f"sub-home00{n}_task-rest" for n in (0, 1)]
+    entries = [Entry(n, n[:11], None, "rest", None, tmp_path, n, None, 1, 1, "00000")
+               for n in names]  # fmt: skip
+    cohort = Cohort(name="home", folder=tmp_path, exclude=tmp_path / "exclude.tsv")
+    found = _excluded(entries, cohort)
+    assert list(found) == ["sub-home001_task-rest"]
+    assert found["sub-home001_task-rest"]["reason"] == '"a "bad" one 🧠'
 
 
 def test_the_cohort_table_filters_and_sorts_all_rows(visit):
@@ -170,6 +211,10 @@ def test_it_prints_on_white_with_every_table(visit):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator(".contents").is_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")
+    page.set_viewport_size({"width": 718, "height": 1000})  # A4 less 1 cm on each side
+    edge = page.evaluate("document.documentElement.clientWidth")
+    wide = page.evaluate(_WIDER_THAN, edge)
+    assert wide == []  # nothing is cut off at the paper's edge
 
 
 def test_the_keyboard_reaches_the_content_first(visit):

@@ -82,7 +82,7 @@ class Clone:
             for name in line.split(", "):
                 path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch()
+                path.touch() if path.suffix else path.mkdir(exist_ok=True)
         self.snakemake("--touch", "--forceall", "--quiet", "all")
         assert self.plan() == set()
 
@@ -282,6 +282,16 @@ def test_a_task_more_and_a_seed_more_plan_only_themselves(clone):
         ("finetune", "finetune/age/2"), ("finetune", "scratch/age/2"),
         ("evaluate", "age"), ("report", ""),
     }  # fmt: skip
+
+
+def test_snakemakes_own_report_has_the_figures_with_their_captions(clone):
+    folder = clone.folder / "results/report/figures"
+    (folder / "curve.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
+    (folder / "curve.txt").write_text(r"R² of \<b\>hidden\</b\> points\.")
+    clone.snakemake("--report", "report.html")
+    text = (clone.folder / "report.html").read_text(encoding="utf-8")
+    assert "R\\u00b2 of &lt;b&gt;hidden&lt;/b&gt; points." in text
+    assert "how well it does beside honest baselines" in text
 
 
 def test_an_edited_comment_in_a_rule_plans_nothing(clone):

@@ -86,11 +86,14 @@ function flagCell(name, flags, changed) {
     changed();
   });
   note.addEventListener("input", () => { flags.set(name, note.value); changed(); });
-  return element("td", {}, box, " ", note);
+  return element("td", { className: "flag" }, box, " ", note);
 }
 
 function exportFlags(flags, cohort) {
-  const plain = (text) => text.replace(/[\t\r\n]+/g, " ");
+  const plain = (text) => {
+    const line = text.replace(/[\t\r\n]+/g, " ");
+    return line.includes('"') ? `"${line.replaceAll('"', '""')}"` : line;
+  };
   const lines = ["recording_id\treason", ...[...flags].map(([name, note]) => `${name}\t${plain(note)}`)];
   const blob = new Blob([lines.join("\n") + "\n"], { type: "text/tab-separated-values" });
   const link = element("a", { href: URL.createObjectURL(blob), download: `${cohort}-exclude.tsv` });
@@ -145,7 +148,7 @@ function makePaged(holder) {
     });
     header.replaceChildren(button);
   });
-  heads[0].after(element("th", { scope: "col" }, "flag"));
+  heads[0].after(element("th", { scope: "col", className: "flag" }, "flag"));
   const label = element("label", { className: "filter" }, "Show rows with", input);
   const flagged = element("label", { className: "filter" }, onlyFlagged, " flagged only");
   holder.prepend(element("div", { className: "tools" }, label, flagged, save));
