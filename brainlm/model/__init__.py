@@ -5,8 +5,9 @@ from .blocks import Head, set_attention
 from .hub import from_pretrained, push_to_hub
 from .mae import BrainLM, BrainLMConfig, Reconstruction
 from .presets import PRESETS, preset
+from .series import make_windows
 
 __all__ = [
     "BACKENDS", "PRESETS", "BrainLM", "BrainLMConfig", "Head", "Reconstruction", "attend",
-    "from_pretrained", "kernel_name", "preset", "push_to_hub", "set_attention",
+    "from_pretrained", "kernel_name", "make_windows", "preset", "push_to_hub", "set_attention",
 ]  # fmt: skip

@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from brainlm.errors import BrainLMError
-from brainlm.model import BrainLM, BrainLMConfig, from_pretrained, preset, push_to_hub
+from brainlm.model import (
+    BrainLM,
+    BrainLMConfig,
+    from_pretrained,
+    make_windows,
+    preset,
+    push_to_hub,
+)
 from brainlm.shards import Scaling
 
 POINTS = np.random.default_rng(0).uniform(-60, 60, (6, 3))
@@ -146,3 +153,25 @@ def test_automodel_opens_our_folders(saved):
     model = transformers.AutoModel.from_pretrained(saved[0])
     signal = torch.randn(2, 6, 20)
     assert torch.equal(model.embed(signal), saved[1].embed(signal))
+
+
+def test_your_own_series_become_windows(saved):
+    folder, _ = saved
+    model = from_pretrained(folder)
+    model.scaling = Scaling(np.full(6, 2.0), np.full(6, 4.0), "toy", "a" * 64, 1.0, 3)
+    series = np.arange(30)[:, None] + 100.0 * np.arange(6)  # [T, R], a row every 2 s
+    series[:, 4] = np.nan
+    windows = make_windows(model, series, tr_s=2.0)
+    assert windows.shape == (2, 6, 20) and windows.dtype == torch.float32
+    seconds = np.arange(59) / 2  # resampled to 1 s
+    np.testing.assert_allclose(windows[0, 0], (seconds[:20] - 2) / 4, atol=1e-5)
+    np.testing.assert_allclose(windows[1, 1], (100 + seconds[39:] - 2) / 4, atol=1e-4)
+    assert windows[:, 4].isnan().all() and model.embed(windows).isfinite().all()
+    assert len(make_windows(model, series, tr_s=2.0, count=4)) == 4
+    with pytest.raises(BrainLMError, match="lasts 19 s, a window 20 s"):
+        make_windows(model, series[:10], tr_s=2.0)
+    with pytest.raises(BrainLMError, match="for 6 parcels"):
+        make_windows(model, series[:, :5], tr_s=2.0)
+    model.scaling = None
+    with pytest.raises(BrainLMError, match="without a scaling"):
+        make_windows(model, series, tr_s=2.0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from runs import DAMAGE, link_data, make_clone, snakemake
+from runs import DAMAGE, ROOT, link_data, make_clone, snakemake
 
 from brainlm.cohort.splits import split_of
 from brainlm.shards import Corpus, Scaling, read_info
@@ -146,6 +148,24 @@ def test_derivatives_are_bids(study):
     )
     wanted = {"trans_x", "rot_z", "framewise_displacement", "dvars", "std_dvars", "csf"}
     assert wanted <= set(confounds.columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("01_from_bids_to_report", "connectivity against the truth: r = 0."),
+        ("02_pretrained_model_from_python", "finetune-age/seed-1: "),
+    ],
+)
+def test_the_tutorials_run(study, name, words):
+    """On this study, which is through: a tutorial keeps a configuration that is there."""
+    shutil.copy(study / "config.yaml", study / "tutorial.yaml")
+    done = subprocess.run(
+        [sys.executable, ROOT / f"docs/tutorials/{name}.py"],
+        cwd=study, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert words in done.stdout
 
 
 def test_one_subject_more_touches_only_its_chunk(study, simulated):

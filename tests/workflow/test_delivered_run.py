@@ -1,0 +1,119 @@
+"""A simulated cohort as fMRIPrep and XCP-D deliver one, through the workflow to its shards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from runs import make_clone, snakemake
+
+from brainlm.preprocess.denoise import motion_columns
+from brainlm.preprocess.derivatives import write_table, write_volume
+from brainlm.preprocess.motion import framewise_displacement_power
+from brainlm.preprocess.sampling import sample
+from brainlm.shards import Corpus
+from brainlm.simulate.truth import load_truth
+
+SPACE = "MNI152NLin2009aSym"
+PEOPLE = ("sub-101", "sub-102", "sub-103")
+CONFIG = """
+results: results
+cohorts:
+  - {name: images, folder: fmriprep, layout: fmriprep}
+  - {name: series, folder: xcpd, layout: xcpd}
+atlas: {name: demo424, folder: atlas}
+chunks: {recordings: 8}
+model: {preset: tiny}
+tasks: [reconstruction]
+"""
+
+
+def normalised(raw: Path, truth) -> tuple[np.ndarray, np.ndarray]:
+    """The recording on a 4 mm grid of the template, every volume moved back, by the truth."""
+    image = nib.load(raw)
+    volumes = np.ascontiguousarray(np.asarray(image.dataobj, np.float32).T)
+    affine = np.array([[-4, 0, 0, 90], [0, 4, 0, -126], [0, 0, 4, -72], [0, 0, 0, 1.0]])
+    shape = (46, 55, 46)  # z, y, x
+    index = np.indices(shape).reshape(3, -1)[::-1].T
+    world = truth.placement.to_head(index @ affine[:3, :3].T + affine[:3, 3])
+    values = sample(volumes, image.affine, world, truth.transforms)
+    return np.nan_to_num(values).reshape(-1, *shape), affine
+
+
+def write_person(folder: Path, source: Path, person: str) -> None:
+    raw = source / person / "func" / f"{person}_task-rest_bold.nii.gz"
+    truth = load_truth(source, person)
+    func = folder / "fmriprep" / person / "func"
+    func.mkdir(parents=True)
+    run = func / f"{person}_task-rest"
+    volumes, affine = normalised(raw, truth)
+    path = Path(f"{run}_space-{SPACE}_res-4_desc-preproc_bold.nii.gz")
+    write_volume(path, volumes, affine, space="template")
+    sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
+    sidecar.write_text(json.dumps({"RepetitionTime": 2.0}))
+    rotation = truth.transforms[:, :3, :3]
+    angles = np.stack([rotation[:, 2, 1], rotation[:, 0, 2], rotation[:, 1, 0]], 1)  # small
+    parameters = np.column_stack([truth.transforms[:, :3, 3], angles])
+    columns = motion_columns(parameters)
+    columns["framewise_displacement"] = framewise_displacement_power(parameters)
+    write_table(Path(f"{run}_desc-confounds_timeseries.tsv"), columns)
+    series = folder / "xcpd" / person / "func"
+    series.mkdir(parents=True)
+    table = series / f"{person}_task-rest_space-{SPACE}_seg-demo424_stat-mean_timeseries.tsv"
+    np.savetxt(table, truth.series, delimiter="\t", comments="",
+               header="\t".join(f"parcel-{k}" for k in range(424)))  # fmt: skip
+    table.with_suffix(".json").write_text('{"RepetitionTime": 2.0}')
+
+
+@pytest.fixture(scope="module")
+def study(simulated, tmp_path_factory) -> Path:
+    clone = make_clone(tmp_path_factory.mktemp("delivered") / "clone")
+    (clone / "config.yaml").write_text(CONFIG)
+    for person in PEOPLE:
+        write_person(clone, simulated / "more", person)
+    shutil.copy(simulated / "more/participants.tsv", clone / "fmriprep/participants.tsv")
+    files = [f"results/shards/{name}/00000.parquet" for name in ("images", "series")]
+    pages = [f"results/work/{name}/00000/pages.tsv" for name in ("images", "series")]
+    done = snakemake(clone, *files, *pages)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert "3 of 3 people with recordings are in" in done.stderr
+    assert "3 of its 6 rows have no recording" in done.stderr
+    return clone
+
+
+def test_only_the_last_stages_ran(study):
+    ran = {path.name for path in (study / "results/logs").iterdir()}
+    assert ran & {"motion", "normalise", "denoise", "parcellate"} == set()
+    assert {"volumes", "series", "shard"} <= ran
+
+
+def test_images_in_template_space_give_the_true_networks(study, simulated):
+    shards = Corpus([study / "results/shards/images/00000.parquet"])
+    assert list(shards.table["status"]) == ["ok"] * 3 and shards.info.sample_period_s == 1.0
+    assert (shards.table["mean_fd_mm"] > 0.01).all() and (shards.table["tsnr"] > 10).all()
+    pairs = np.triu_indices(424, 1)
+    for index in shards.usable():
+        row = shards.table.iloc[index]
+        truth = np.corrcoef(load_truth(simulated / "more", row.participant_id).series.T)[pairs]
+        ours = np.corrcoef(shards.series(index).astype(float).T)[pairs]
+        good = np.isfinite(ours)
+        assert good.mean() > 0.8 and np.corrcoef(ours[good], truth[good])[0, 1] > 0.5
+
+
+def test_series_keep_their_values(study, simulated):
+    shards = Corpus([study / "results/shards/series/00000.parquet"])
+    assert list(shards.table["status"]) == ["ok"] * 3
+    series = shards.series(0).astype(float)
+    truth = load_truth(simulated / "more", shards.table["participant_id"][0]).series
+    np.testing.assert_allclose(series[::2][: len(truth)], truth, atol=2e-3 * np.abs(truth).max())
+
+
+def test_every_recording_has_a_page_without_a_gap(study):
+    for name in ("images", "series"):
+        table = pd.read_csv(study / f"results/work/{name}/00000/pages.tsv", sep="\t")
+        assert list(table["status"]) == ["ok"] * 3
