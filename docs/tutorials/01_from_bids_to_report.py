@@ -106,6 +106,7 @@ assert agreement > 0.4
 # %%
 table = pd.read_parquet(config.results / "evaluation" / config.release / "reconstruction.parquet")
 shown = table[(table["level"] == "pooled") & (table["metric"] == "r2")]
+shown = shown[~shown["method"].str.contains(" minus ")]  # paired differences
 columns = ["cohort", "target", "method", "value", "low", "high", "n"]
 print(shown[columns].round(3).to_string(index=False))
 
