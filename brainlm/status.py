@@ -20,6 +20,7 @@ from .preprocess.summary import HARMLESS
 from .training.journal import clock
 
 _COUNT = re.compile(r"^  (\d+)/(\d+) ", re.MULTILINE)
+_UPDATE = re.compile(r"(update \d+/\d+ .*)")
 _TAIL = 4096  # bytes of a log in which its last count stands
 
 
@@ -35,6 +36,8 @@ class CohortStatus:
         Of recordings that are through, or that an early stage gave up on.
     steps, steps_done : float
         A step is one stage of one recording; steps in running jobs count.
+    steps_now : int
+        Those of the run that is going on.
     running : dict
         Chunk → "stage k/n", for chunks whose log grew after their last table.
     """
@@ -63,6 +66,7 @@ class Status:
     later: dict[str, bool]
     since: float | None
     failures: Path
+    training: str = ""
 
     def rate(self) -> float | None:
         """Steps per second of this run so far."""
@@ -91,6 +95,8 @@ class Status:
         if running:
             stages_now = Counter(text.split()[0] for text in running)
             words.append("now " + ", ".join(f"{n} {stage}" for stage, n in stages_now.items()))
+        elif self.training:
+            words.append(f"now pretrain {self.training}")
         elif not left:
             words.append("next: " + (next((n for n, made in self.later.items() if not made), "–")))
         return " · ".join(words)
@@ -145,7 +151,10 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
         "report": results / "report/index.html",
     }
     made = {name: path.exists() for name, path in later.items()}
-    return Status(cohorts, made, since, results / "failures.tsv")
+    log = results / "logs/pretrain" / f"{release}.log"
+    found = [] if made["pretrain"] else _UPDATE.findall(_read_tail(log, since))
+    training = found[-1] if found else ""
+    return Status(cohorts, made, since, results / "failures.tsv", training)
 
 
 def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
@@ -182,14 +191,20 @@ def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
     return status
 
 
-def _count_in_log(log: Path, since: float | None) -> tuple[int, int] | None:
-    """(done, of) in a running stage's log; None unless it was written during this run."""
+def _read_tail(log: Path, since: float | None) -> str:
+    """The end of a log; empty unless it was written during this run."""
     if since is None or not log.exists() or log.stat().st_mtime < since:
-        return None
+        return ""
     with open(log, "rb") as handle:
         handle.seek(max(0, log.stat().st_size - _TAIL))
-        found = _COUNT.findall(handle.read().decode(errors="replace"))
-    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0)
+        return handle.read().decode(errors="replace")
+
+
+def _count_in_log(log: Path, since: float | None) -> tuple[int, int] | None:
+    """(done, of) in the log of a stage that is running; None if it is not."""
+    text = _read_tail(log, since)
+    found = _COUNT.findall(text)
+    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0) if text else None
 
 
 def watch(config: Config, every_s: float = 2.0, folder: Path = Path()) -> None:

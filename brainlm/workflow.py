@@ -5,20 +5,21 @@ Imported at every parse, once per cluster job, so it imports nothing heavy.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .atlas import check_registered
 from .config import Cohort, Config, Pretrain, load_config, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
 from .files import describe_disk_error, remove_leftovers, write_text
+
+if TYPE_CHECKING:
+    from .progress import Progress
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
 #: brainlm.preprocess.registry.
@@ -179,21 +180,7 @@ def sweep_models(task: Task) -> list[str]:
     return [f"sweep/{preset}-{share:g}-{seed}" for preset, share, seed in points]
 
 
-def report_progress(config: Config, every_s: float = 30.0) -> None:
-    """A line on standard error now and then until this process ends, from the files alone."""
-    import threading
-
-    from .status import read_status
-
-    def tell() -> None:
-        while True:
-            started = time.monotonic()
-            with contextlib.suppress(BrainLMError, OSError, ValueError):  # files come and go
-                print(f"progress: {read_status(config).line()}", file=sys.stderr, flush=True)
-            took = time.monotonic() - started
-            time.sleep(max(every_s, 20 * took))
-
-    threading.Thread(target=tell, daemon=True).start()
+_progress: Progress | None = None  # of this process's run
 
 
 def start(config: Config) -> None:
@@ -203,7 +190,12 @@ def start(config: Config) -> None:
     if mark.exists():
         _remove_leftovers(config)
     write_text(mark, "")
-    report_progress(config)
+    from .progress import Progress
+    from .status import read_status
+
+    global _progress
+    _progress = Progress(lambda: read_status(config).line())
+    _progress.start()
 
 
 def finish(config: Config, logs: Iterable[str] = ()) -> None:
@@ -214,6 +206,8 @@ def finish(config: Config, logs: Iterable[str] = ()) -> None:
     """
     from .preprocess.summary import summarise
 
+    if _progress:
+        _progress.stop()
     try:
         print(summarise(config).text(), file=sys.stderr)
         if any(_FAILED_JOB in Path(log).read_text(errors="replace") for log in logs):

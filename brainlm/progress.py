@@ -1,0 +1,71 @@
+"""How a run says how far it is: the bottom line of a terminal, or plain lines in a log.
+
+On a terminal the last row is taken out of the scrolling (as apt does), so Snakemake's messages go
+on above it. The text comes from the files alone (:mod:`brainlm.status`); nothing is asked of the
+scheduler, so it is the same on a laptop and with SLURM.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from .errors import BrainLMError
+
+_SAVE, _RESTORE = "\x1b7", "\x1b8"
+
+
+class Progress:
+    """Tell `say()` every `every_s` seconds on `stream` until :meth:`stop`."""
+
+    def __init__(self, say: Callable[[], str], stream: TextIO = sys.stderr):
+        self._say, self._stream = say, stream
+        self._live = stream.isatty()
+        self._every_s = 2.0 if self._live else 30.0
+        self._ended = threading.Event()
+        self._rows = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Give the terminal back; nothing is said afterwards."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._thread.join(5)
+        if self._rows:
+            self._write(f"{_SAVE}\x1b[r\x1b[{self._rows};1H\x1b[2K{_RESTORE}")
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            started = time.monotonic()
+            with contextlib.suppress(BrainLMError, OSError, ValueError):  # files come and go
+                self.show(self._say())
+            took = time.monotonic() - started  # a large study is not asked all the time
+            self._ended.wait(max(self._every_s, 20 * took))
+
+    def show(self, text: str) -> None:
+        """Put `text` on the bottom row, or on a line of its own."""
+        if not self._live:
+            self._write(f"progress: {text}\n")
+            return
+        columns, rows = shutil.get_terminal_size()
+        if rows != self._rows:  # first of all, and after a change of size
+            self._rows = rows
+            self._write(f"\n{_SAVE}\x1b[1;{rows - 1}r{_RESTORE}\x1b[1A")
+        self._write(
+            f"{_SAVE}\x1b[{rows};1H\x1b[2K\x1b[7m{text[:columns]:<{columns}}\x1b[m{_RESTORE}"
+        )
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
