@@ -144,7 +144,7 @@ def _movement(beside: Beside, cohort: Cohort, run: OpenBold) -> Movement | None:
 
 def _nuisance(movement: Movement | None, beside: Beside, cohort: Cohort) -> np.ndarray | None:
     """Columns to remove [T, C], or None."""
-    from .denoise import choose_nuisance, nuisance_names
+    from .confounds import choose_nuisance, nuisance_names
 
     if movement is None or beside.denoised:
         return None

@@ -39,15 +39,11 @@ MAX_COMPONENTS = 60
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-4
 NUM_SPLITS = 1000
-#: Components of each tissue.
-COMPCOR = 5
 #: Published thresholds: fraction in CSF, high-frequency content, and the hyperplane
 #: offset + a * max_rp_corr + b * edge_fraction > 0.
 CSF_FRACTION = 0.10
 HIGH_FREQUENCY = 0.35
 HYPERPLANE = (-19.9751070082159, 9.95127547670627, 24.8333160239175)
-#: Names of the six motion parameters, in the order of the arrays.
-MOTION_NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 
 @dataclass(frozen=True)
@@ -484,93 +480,3 @@ def classify(features: pd.DataFrame) -> None:
     decided = ["+".join(name for name, hit in rules.items() if hit[row]) for row in features.index]
     features["classification"] = ["rejected" if rule else "accepted" for rule in decided]
     features["rule"] = [rule or "none" for rule in decided]
-
-
-def motion_columns(parameters: np.ndarray) -> dict[str, np.ndarray]:
-    """The 24 motion columns under their usual names; differences start with NaN."""
-    out: dict[str, np.ndarray] = {}
-    for name, values in zip(MOTION_NAMES, parameters.T, strict=True):
-        change = np.diff(values, prepend=np.nan)
-        out[name] = values
-        out[f"{name}_derivative1"] = change
-        out[f"{name}_power2"] = values**2
-        out[f"{name}_derivative1_power2"] = change**2
-    return out
-
-
-def tissue_columns(samples: np.ndarray, grid: Grid, basis: np.ndarray) -> dict[str, np.ndarray]:
-    """Signals that are not of neurons: means over tissues, and CompCor's components.
-
-    aCompCor: the first five principal components of the filtered samples in the ventricles and in
-    deep white matter, each point scaled to unit variance (Behzadi et al. 2007, NeuroImage 37:90),
-    by nilearn. NaN where a tissue is outside the field of view.
-
-    Parameters
-    ----------
-    samples : ndarray [T, N]
-        On `grid`, not smoothed further; NaN columns are outside the field of view.
-    basis : ndarray [T, F]
-        The filter, as in :func:`brainlm.preprocess.filter.filter_basis`.
-    """
-    from nilearn.signal import high_variance_confounds
-
-    usable = np.isfinite(samples).all(0)
-    out = {}
-    for name, where in (
-        ("csf", grid.csf), ("white_matter", grid.white), ("global_signal", grid.brain),
-    ):  # fmt: skip
-        inside = samples[:, where & usable]
-        missing = np.full(len(samples), np.nan)
-        out[name] = inside.mean(1, dtype=np.float64) if inside.size else missing
-        if name == "global_signal":
-            continue
-        components = np.tile(missing[:, None], COMPCOR)
-        if inside.shape[1] > 2 * COMPCOR:
-            filtered = clean_columns(inside.astype(np.float64), basis)
-            filtered /= np.maximum(filtered.std(0), 1e-12)
-            components = high_variance_confounds(
-                filtered, n_confounds=COMPCOR, percentile=100.0, detrend=False
-            )
-            largest = np.abs(components).argmax(0)  # a sign that no library chooses
-            components = components * np.sign(components[largest, range(COMPCOR)])
-        out |= {f"{name[0]}_comp_cor_{k:02d}": components[:, k] for k in range(COMPCOR)}
-    return out
-
-
-def nuisance_names(step: str) -> list[str]:
-    """Columns of the confounds table that a step of ``denoise`` removes; ICA's are elsewhere."""
-    return {
-        "motion6": list(MOTION_NAMES),
-        "motion24": list(motion_columns(np.zeros((1, 6)))),
-        "wm-csf": ["csf", "white_matter"],
-        "acompcor": [f"{t}_comp_cor_{k:02d}" for t in "cw" for k in range(COMPCOR)],
-        "global": ["global_signal"],
-    }.get(step, [])
-
-
-def choose_nuisance(
-    steps: tuple[str, ...], confounds: dict[str, np.ndarray], mixing: np.ndarray, noise: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(nuisance [T, C], signal [T, S]) columns for :func:`brainlm.preprocess.filter.clean`.
-
-    All steps are one model: what one removes, another cannot put back.
-
-    Raises
-    ------
-    RecordingError
-        ``denoise_failed``: a column that is asked for could not be measured.
-    """
-    names = list(dict.fromkeys(name for step in steps for name in nuisance_names(step)))
-    lost = [name for name in names if not np.isfinite(confounds[name][1:]).all()]
-    if lost:
-        raise RecordingError(
-            "denoise_failed",
-            f"{', '.join(lost)}: not measured, the tissue is outside the field of view; leave "
-            "these confounds out of preprocess.denoise",
-        )
-    columns = [np.nan_to_num(confounds[name])[:, None] for name in names]  # differences: first 0
-    signal = None
-    if noise.any() and ("ica" in steps or "ica-aggressive" in steps):
-        columns.append(mixing[:, noise])
-        signal = mixing[:, ~noise] if "ica" in steps else None
-    return (np.hstack(columns) if columns else None), signal

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import RecordingError
-from .denoise import motion_columns
+from .confounds import motion_columns
 from .derivatives import read_table
 
 _NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")

@@ -23,6 +23,14 @@ from ..cohort.recordings import Entry
 from ..config import Preprocess
 from ..errors import BrainLMError, RecordingError
 from ..files import atomic_path, read_json, write_json
+from .confounds import (
+    MOTION_NAMES,
+    choose_nuisance,
+    describe_confounds,
+    motion_columns,
+    motion_part,
+    tissue_columns,
+)
 from .derivatives import (
     Derivatives,
     describe_dataset,
@@ -178,7 +186,7 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
             "Sources": [f"bids:raw:{entry.source}"],
         },
     )
-    write_json(sidecar(paths.confounds), _describe_confounds(columns))
+    write_json(sidecar(paths.confounds), describe_confounds(columns))
     return figures
 
 
@@ -240,7 +248,7 @@ def denoise(
         ``denoise_failed``.
     """
     from . import denoise as builtin
-    from .denoise import MOTION_NAMES, load_grid, tissue_columns
+    from .denoise import load_grid
     from .filter import cosine_basis, filter_basis
 
     engine = _engine(config, builtin)
@@ -251,7 +259,7 @@ def denoise(
     grid = load_grid(_space(atlas))
     with _timed(figures, "sample"):
         samples = _sample_grid(bold, paths, grid)
-    confounds = _motion_part(read_table(paths.confounds))
+    confounds = motion_part(read_table(paths.confounds))
     parameters = np.column_stack([confounds[name] for name in MOTION_NAMES])
     whole = filter_basis(len(samples), bold.tr_s, config.high_pass_hz)
     confounds |= tissue_columns(samples, grid, whole)
@@ -277,7 +285,7 @@ def denoise(
             stale.unlink(missing_ok=True)
             sidecar(stale).unlink(missing_ok=True)
     write_table(paths.confounds, confounds)
-    write_json(sidecar(paths.confounds), _describe_confounds(confounds))
+    write_json(sidecar(paths.confounds), describe_confounds(confounds))
     return figures
 
 
@@ -454,7 +462,6 @@ def _check_brain(mask: np.ndarray, affine: np.ndarray, acquired: dict) -> None:
 
 def _measure(bold: Bold, estimate: Any, mask: np.ndarray) -> tuple[dict, Figures, tuple]:
     """Confound columns, figures and the tSNR map with its affine that motion correction yields."""
-    from .denoise import motion_columns
     from .filter import filter_basis
     from .motion import framewise_displacement_jenkinson, framewise_displacement_power
     from .quality import choose_lattice, measure_dvars, measure_tsnr
@@ -510,44 +517,6 @@ def _describe_transforms(paths: Derivatives, entry: Entry, estimate: Any) -> Non
             "CentreOfRotation": [float(value) for value in estimate.centre],
         },
     )
-
-
-_CONFOUNDS = {
-    "trans": ("Translation about the brain's centre", "mm"),
-    "rot": ("Rotation about the brain's centre", "rad"),
-    "framewise_displacement": ("Power 2012: sum of absolute changes, 50 mm sphere", "mm"),
-    "rmsd": ("Jenkinson: RMS displacement over an 80 mm sphere, between volumes", "mm"),
-    "dvars": ("RMS change between volumes, brain median scaled to 1000", "arbitrary"),
-    "std_dvars": ("Standardised DVARS (Nichols 2013)", "arbitrary"),
-    "global_signal": ("Mean over the template's brain mask", "arbitrary"),
-    "csf": ("Mean over the ventricles", "arbitrary"),
-    "white_matter": ("Mean over deep white matter", "arbitrary"),
-    "c_comp_cor": ("aCompCor: principal component of the ventricles, filtered", "arbitrary"),
-    "w_comp_cor": ("aCompCor: principal component of deep white matter, filtered", "arbitrary"),
-    "cosine": ("Discrete cosine of the high-pass filter", "arbitrary"),
-    "aroma_motion": ("Time course of a component classified as artefact", "arbitrary"),
-}
-
-
-def _describe_confounds(columns: dict) -> dict[str, dict[str, str]]:
-    out = {}
-    for name in columns:
-        stem = next(
-            key for key in sorted(_CONFOUNDS, key=len, reverse=True) if name.startswith(key)
-        )
-        meaning, unit = _CONFOUNDS[stem]
-        unit = f"{unit}^2" if name.endswith("power2") else unit
-        out[name] = {"Description": meaning, "Units": unit}
-    return out
-
-
-def _motion_part(confounds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns of the motion stage: those of an earlier denoise stage are made anew."""
-    made_later = (
-        "global_signal", "csf", "white_matter", "c_comp_cor", "w_comp_cor", "cosine",
-        "aroma_motion",
-    )  # fmt: skip
-    return {k: v for k, v in confounds.items() if not k.startswith(made_later)}
 
 
 # ---- denoise
@@ -625,8 +594,6 @@ def _sample_parcels(bold: Bold, paths: Derivatives, atlas: Atlas) -> tuple[np.nd
 
 
 def _nuisance(paths: Derivatives, config: Preprocess) -> tuple:
-    from .denoise import choose_nuisance
-
     confounds = read_table(paths.confounds)
     mixing, noise = np.empty((0, 0)), np.zeros(0, bool)
     if config.uses_ica:

@@ -9,9 +9,14 @@ from threadpoolctl import threadpool_limits
 
 from brainlm.errors import RecordingError
 from brainlm.preprocess import denoise
-from brainlm.preprocess.denoise import (
+from brainlm.preprocess.confounds import (
     MOTION_NAMES,
     choose_nuisance,
+    motion_columns,
+    nuisance_names,
+    tissue_columns,
+)
+from brainlm.preprocess.denoise import (
     choose_order,
     classify,
     correlate_motion,
@@ -20,12 +25,9 @@ from brainlm.preprocess.denoise import (
     fit_ica,
     high_frequency_content,
     make_grid,
-    motion_columns,
-    nuisance_names,
     separate,
     smooth_grid,
     threshold_map,
-    tissue_columns,
 )
 from brainlm.preprocess.filter import clean, clean_columns, cosine_basis, filter_basis
 from brainlm.preprocess.template import Template
