@@ -46,6 +46,21 @@ HIGH_FREQUENCY = 0.35
 HYPERPLANE = (-19.9751070082159, 9.95127547670627, 24.8333160239175)
 
 
+#: For the sidecar.
+SETTINGS = {
+    "GridMm": GRID_MM,
+    "SmoothingFWHMMm": SMOOTH_FWHM_MM,
+    "MostComponents": MAX_COMPONENTS,
+    "MostIterations": MAX_ITERATIONS,
+    "Tolerance": TOLERANCE,
+    "CsfFraction": CSF_FRACTION,
+    "HighFrequencyContent": HIGH_FREQUENCY,
+    "Hyperplane": HYPERPLANE,
+    "SubsetsOfVolumes": NUM_SPLITS,
+    "Seed": 0,
+}
+
+
 @dataclass(frozen=True)
 class Grid:
     """Points of template space at which a run is decomposed, and what lies there.

@@ -27,6 +27,15 @@ REFIT_ABOVE = 3.5  # robust standard deviations of the residual
 # changed the signal at edges (3x) it costs, because edges are what motion is seen by
 REFIT_TIMES = 5.0
 FAILED_SHARE = 0.1  # of volumes without a fit: more is a failed recording
+#: For the sidecar.
+SETTINGS = {
+    "CoarseVoxelMm": COARSE_MM,
+    "PointsByLevel": POINTS,
+    "VolumesInReference": MEAN_OF,
+    "RefitAboveRobustSD": REFIT_ABOVE,
+    "RefitAboveTimesMedian": REFIT_TIMES,
+    "Seed": 0,
+}
 
 
 @dataclass(frozen=True)

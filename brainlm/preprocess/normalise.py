@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import BrainLMError, RecordingError
 from ..files import atomic_path
 from .fit import (
+    BEND_SD_MM,
     COSINES,
     Image,
     Problem,
@@ -43,6 +44,17 @@ MIN_DICE = 0.8  # of the two brain masks, inside the field of view
 MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
 ZOOM_RANGE = (0.65, 1.5)  # of the affine part along any direction
 MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
+#: For the sidecar.
+SETTINGS = {
+    "CosinesAlongXYZ": COSINES,
+    "BendSDMm": BEND_SD_MM,
+    "AffineFWHMMm": AFFINE_FWHM_MM,
+    "BendFWHMMm": BEND_FWHM_MM,
+    "LeastCorrelation": MIN_CORRELATION,
+    "LeastDice": MIN_DICE,
+    "LargestBendMm": MAX_BEND_MM,
+    "Zooms": ZOOM_RANGE,
+}
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,7 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
             "NumberOfVolumesDiscardedByPipeline": dropped,
             "SliceTimingCorrected": _can_correct_slices(bold, config),
             "Engine": _engine_name(config),
+            "Parameters": _parameters("motion", config, engine),
             "Warnings": bold.warnings,
             "Figures": _plain(stated),
         },
@@ -227,6 +228,7 @@ def normalise(
             "Sources": [_uri(out, paths.boldref)],
             "Method": fit.method,
             "Engine": _engine_name(config),
+            "Parameters": _parameters("normalise", config, engine),
             "Template": template.space,
             "TemplateImage": template.image_space,
             "TemplateNote": template.note,
@@ -279,7 +281,7 @@ def denoise(
             "ica_iterations": fit.iterations,
             "ica_converged": int(fit.converged),
         }
-        _write_components(paths, fit, grid, bold.tr_s)
+        _write_components(paths, fit, grid, bold.tr_s, _parameters("denoise", config, engine))
     else:
         for stale in (paths.mixing, paths.metrics, paths.maps):
             stale.unlink(missing_ok=True)
@@ -428,6 +430,13 @@ def _engine_name(config: Preprocess) -> str:
     return f"FSL {read_version()}"
 
 
+def _parameters(stage: str, config: Preprocess, engine: Any = None) -> dict[str, Any]:
+    """All that a stage's result depends on beside its input, for the sidecar."""
+    chosen = PARAMETERS[stage](config)
+    chosen.pop("outputs", None)
+    return chosen | getattr(engine, "SETTINGS", {})
+
+
 def _space(atlas: Atlas) -> str:
     if atlas.space is None:
         raise BrainLMError(
@@ -544,7 +553,9 @@ def _smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: Any) -> np.nd
     return smooth_grid(samples, grid, missing)
 
 
-def _write_components(paths: Derivatives, fit: Any, grid: Any, tr_s: float) -> None:
+def _write_components(
+    paths: Derivatives, fit: Any, grid: Any, tr_s: float, parameters: dict
+) -> None:
     names = [f"component_{n:02d}" for n in fit.features.index]
     write_table(paths.mixing, dict(zip(names, fit.mixing.T, strict=True)))
     write_json(sidecar(paths.mixing), {"Description": "ICA time courses", "RepetitionTime": tr_s})
@@ -556,6 +567,7 @@ def _write_components(paths: Derivatives, fit: Any, grid: Any, tr_s: float) -> N
             "Description": "Features and verdict of every component (Pruim et al. 2015)",
             "Converged": fit.converged,
             "Iterations": fit.iterations,
+            "Parameters": parameters,
         },
     )
     maps = np.zeros((len(fit.maps), *grid.mask.shape), np.float32)
@@ -672,6 +684,7 @@ def _write_filtered(path: Path, series: np.ndarray, config: Preprocess) -> None:
             "Description": "Parcel means, filtered, not denoised [T, R]; n/a (NaN) without data",
             "Units": "percent",
             "SamplingFrequency": 1 / config.sample_period_s,
+            "Parameters": {"denoise": config.denoise_steps, **_parameters("parcellate", config)},
         },
     )
 

@@ -225,6 +225,13 @@ def test_every_derivative_has_a_sidecar_and_the_dataset_a_description(chain):
     missing = [p.name for p in data if not sidecar(p).exists()]
     # the normalisation's sidecar is the normalise stage's, which the truth stood in for
     assert missing == [chain.paths.normalisation.name]
+    parameters = {
+        path: json.loads(sidecar(path).read_text())["Parameters"]
+        for path in (chain.paths.boldref, chain.paths.metrics, chain.paths.filtered)
+    }
+    assert parameters[chain.paths.boldref]["engine"] == "builtin"
+    assert parameters[chain.paths.metrics]["HighFrequencyContent"] == 0.35
+    assert parameters[chain.paths.filtered]["high_pass_hz"] == 0.008
     described = json.loads((chain.out / "dataset_description.json").read_text())
     assert described["DatasetType"] == "derivative" and described["GeneratedBy"]
     assert not list(chain.out.rglob("*.tmp*"))
