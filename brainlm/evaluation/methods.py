@@ -18,6 +18,8 @@ from .baselines import Kernel, Known, Predictor
 #: Kernel methods grow with people squared, in time and memory (10 GB for 424 parcels at this
 #: number): of more training people so many are drawn.
 MOST_PEOPLE = 4000
+#: Begins the names of views through the model's network with random weights.
+UNTRAINED = "untrained "
 #: People whose features are held at a time while predicting.
 _CHUNK = 500
 #: What people are asked, where the participants tables have it.
@@ -87,6 +89,11 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
         Method("linear probe on CLS", "CLS", baselines.fit_linear),
         Method("linear probe on mean token", "mean token", baselines.fit_linear),
         Method("linear probe on latent connectivity", "latent connectivity", baselines.fit_linear),
+        Method(
+            "linear probe on latent connectivity, untrained",
+            f"{UNTRAINED}latent connectivity",
+            baselines.fit_linear,
+        ),
         Method("connectivity and latent connectivity + ridge", "both", baselines.fit_linear),
     ]
     return methods
@@ -155,13 +162,29 @@ class Fold:
             if name == "connectivity":
                 found = {name: views.connectivity_of(self.corpus, list(rows))}
             else:
-                found = views.embed(self.model, self.corpus, list(rows))
-            for made, values in found.items():
+                start = UNTRAINED if name.startswith(UNTRAINED) else ""
+                model = self._untrained() if start else self.model
+                made = views.embed(model, self.corpus, list(rows))
+                found = {start + view: values for view, values in made.items()}
+            for view, values in found.items():
                 for key, value in zip(rows.index, values, strict=True):
-                    self._cache[made, key] = value
+                    self._cache[view, key] = value
         if (name, people.index[0]) not in self._cache:
             return None
         return np.stack([self._cache[name, key] for key in people.index])
+
+    def _untrained(self):
+        """The network of the model with new weights: what its shape alone gives."""
+        import torch
+
+        from ..model import BrainLM
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            places = self.model.coordinates if self.model.config.has_coordinates else None
+            model = BrainLM(self.model.config, places)
+        model.scaling = self.model.scaling
+        return model
 
     def _fitted(self, name: str) -> Callable[[pd.DataFrame], np.ndarray] | None:
         """The view with what it fits, as features of at most as many columns as people."""

@@ -146,6 +146,7 @@ def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
         "k-NN on CLS, zero-shot", "k-NN on mean token, zero-shot", "linear probe on CLS",
         "linear probe on mean token", "linear probe on latent connectivity",
         "connectivity and latent connectivity + ridge",
+        "linear probe on latent connectivity, untrained",
     }  # fmt: skip
     tested = sum(split_of(f"sub-home{i:03d}") == "test" for i in range(130))
     assert age.groupby("cohort")["n"].unique().map(list).to_dict() == {
