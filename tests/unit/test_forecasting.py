@@ -105,6 +105,22 @@ def test_the_transformer_forecasts_from_the_past_alone_and_decodes_all_of_the_fu
         TransformerForecaster(model, 7)
 
 
+def test_the_transformer_learns_waves():
+    torch.manual_seed(0)
+    forecaster = TransformerForecaster(preset("tiny", num_parcels=6, window=40, patch=8), 8)
+    optimizer = torch.optim.AdamW(forecaster.parameters(), 3e-3)
+    lag = 0.5 * torch.arange(6)[None, :, None]
+    for _ in range(60):
+        waves = torch.sin(0.3 * torch.arange(40) + 6.28 * torch.rand(16, 1, 1) + lag)
+        loss = forecast_error(forecaster.train(), waves)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(forecaster.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():  # 0.5 is their variance
+        assert forecast_error(forecaster.eval(), waves) < 0.05
+
+
 @pytest.mark.parametrize("network", [LSTMForecaster, NeuralODEForecaster, LatentODEForecaster])
 def test_each_network_learns_a_wave_that_a_constant_cannot_follow(network, tmp_path):
     torch.manual_seed(0)
