@@ -17,7 +17,6 @@ from typing import Literal
 
 from ...errors import BrainLMError
 
-_ENTITY = re.compile(r"([a-zA-Z0-9]+)-([^_]+)")
 _THREADS = 16
 _BATCH = 64  # subjects per thread's turn: handing over one by one costs more than listing it
 #: Entities that say what was done to a recording, not which recording it is.
@@ -105,9 +104,9 @@ def parse_name(name: str) -> tuple[dict[str, str], str]:
     parts = name.split(".", 1)[0].split("_")
     entities = {}
     for part in parts:
-        match = _ENTITY.fullmatch(part)
-        if match:
-            entities[match[1]] = match[2]
+        key, _, value = part.partition("-")
+        if value and key.isalnum() and key.isascii():
+            entities[key] = value
     return entities, parts[-1]
 
 
@@ -136,7 +135,7 @@ def per_subject(
 
 def sessions(folder: Path, subject: str) -> Iterator[tuple[str, os.DirEntry]]:
     """(session or "", directory entry of a datatype folder) of one subject of a BIDS tree."""
-    with os.scandir(folder / subject) as items:
+    with os.scandir(f"{folder}/{subject}") as items:
         for item in items:
             if item.name.startswith("ses-") and item.is_dir():
                 with os.scandir(item.path) as inner:
