@@ -307,7 +307,8 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BrainLMError(f"{source}: cohort name used twice: {', '.join(twice)}; rename one")
-    if config.model.window % config.model.patch:
+    whole = config.model.preset not in ("111m", "650m")  # images are padded to whole patches
+    if whole and config.model.window % config.model.patch:
         raise BrainLMError(
             f"{source}: model.window ({config.model.window}) must be a multiple of model.patch "
             f"({config.model.patch})"

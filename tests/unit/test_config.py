@@ -81,3 +81,11 @@ def test_denoising_is_one_step_or_a_list():
             parse_config(
                 {"cohorts": [{"name": "a", "folder": "b"}], "preprocess": {"denoise": bad}}
             )
+
+
+def test_images_may_have_patches_that_do_not_divide_the_window():
+    cohorts = [{"name": "a", "folder": "x"}]
+    model = {"preset": "111m", "window": 200, "patch": 16}  # 27 x 13 tokens of 424 x 200
+    assert parse_config({"cohorts": cohorts, "model": model}).model.patch == 16
+    with pytest.raises(BrainLMError, match="must be a multiple"):
+        parse_config({"cohorts": cohorts, "model": model | {"preset": "13m"}})
