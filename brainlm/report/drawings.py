@@ -84,10 +84,13 @@ def draw_forecasts(name: str, examples: pd.DataFrame, methods: list[str]) -> str
     return _draw(name, len(parts), (9.6, 2.7), paint)
 
 
-def draw_brains(name: str, maps: dict[str, np.ndarray], places: np.ndarray) -> str:
+def draw_brains(
+    name: str, maps: dict[str, np.ndarray], places: np.ndarray, large: np.ndarray
+) -> str:
     """Values of parcels [R] on glass brains, a row a map, from the left, above and the right.
 
     A map whose name contains "minus" is coloured around 0, blue to red; the others share a scale.
+    Its parcels that are `large`, bool [R], have larger dots.
     """
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure
@@ -102,7 +105,9 @@ def draw_brains(name: str, maps: dict[str, np.ndarray], places: np.ndarray) -> s
             known = np.isfinite(values)
             low, top = _limits(values if signed else plain, signed)
             plotting.plot_markers(
-                values[known], places[known], node_size=14, display_mode="lzr", annotate=False,
+                values[known], places[known],
+                node_size=(np.where(large, 40, 10) if signed else np.full(len(values), 14))[known],
+                display_mode="lzr", annotate=False,
                 node_cmap="RdBu_r" if signed else "cividis", node_vmin=low, node_vmax=top,
                 node_kwargs={"linewidths": 0}, alpha=0.9, colorbar=False, figure=figure,
                 axes=(0, bottom, 0.88, height * 0.88),

@@ -280,12 +280,16 @@ def draw_parcels(scaling, coverage: np.ndarray | None) -> str:
     return _draw("parcels", len(panels), (2.9 * len(panels) + 0.4, 2.5), paint)
 
 
-def draw_values(name: str, panels: dict[str, np.ndarray]) -> str:
-    """Values [R] of parcels in the order of the atlas, a panel each."""
+def draw_values(name: str, panels: dict[str, np.ndarray], large: np.ndarray) -> str:
+    """Values [R] of parcels in the order of the atlas, a panel each; `large`, bool [R], of a
+    difference have larger dots."""
 
     def paint(axes):
         for number, (ax, (title, values)) in enumerate(zip(axes, panels.items(), strict=True)):
-            ax.plot(np.arange(1, len(values) + 1), values, ".", ms=3, color=SERIES[number])
+            parcels = np.arange(1, len(values) + 1)
+            ax.plot(parcels, values, ".", ms=3, color=SERIES[number])
+            if " minus " in title:
+                ax.plot(parcels[large], values[large], "o", ms=5, color=SERIES[number])
             ax.set(xlabel="parcel", title=_shorten(title))
             ax.grid(True, axis="y")
 

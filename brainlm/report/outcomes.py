@@ -28,6 +28,14 @@ def cell(rows: pd.DataFrame, method: str) -> str:
     return "–" if row.empty else show_interval(*row.iloc[0][["value", "low", "high"]])
 
 
+def model_first(table: pd.DataFrame, paired: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by method: the one that all are compared with, then by mean value downwards."""
+    known = [m.split(" minus ")[0] for m in paired["method"].astype(str) if " minus " in m]
+    means = table.groupby("method")["value"].mean().sort_values(ascending=False)
+    order = [*known[:1], *(m for m in means.index if m not in known[:1])]
+    return table.sort_values("method", key=lambda s: s.map(order.index), kind="stable")
+
+
 def source_of(table: pd.DataFrame) -> dict[str, Any]:
     """Command and configuration that made a table, as a block takes them."""
 
@@ -59,6 +67,11 @@ def make_tables(name: str, caption: str, result: pd.DataFrame) -> list[Any]:
             "marks p < 0.05, corrected for all comparisons of the table."
         )
         shown = pivot(table[paired])
+        parts = shown["method"].str.split(" minus ", n=1, expand=True)
+        if parts[0].nunique() == 1:  # said once, in the head, instead of in every row
+            shown = shown.assign(method=parts[1]).rename(
+                columns={"method": f"{parts[0][0]} minus"}
+            )
         blocks.append(Table(f"{name}-differences", words, table[paired], shown, **made))
     return blocks
 

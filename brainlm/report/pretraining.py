@@ -64,7 +64,7 @@ def _throughput(facts: Facts) -> pd.DataFrame:
         rows.append(("share of time waiting for data", float(wait.mean()) if len(wait) else None))
     if "mfu" in curve:
         rows.append(("share of the device's peak", curve["mfu"].dropna().mean()))
-    return pd.DataFrame([row for row in rows if row[1] is not None], columns=["what", "value"])
+    return pd.DataFrame([row for row in rows if pd.notna(row[1])], columns=["what", "value"])
 
 
 def _cost(run: dict) -> list[tuple[str, Any]]:

@@ -25,7 +25,7 @@ from .blocks import (
 from .cautions import list_cautions
 from .cohort import PENDING, find_pages, make_cohort_page, read_measured
 from .facts import Facts, read_facts, stage_seconds
-from .outcomes import METRICS, cell, pooled
+from .outcomes import METRICS, cell, model_first, pooled
 from .pretraining import describe_pretraining
 from .provenance import count_cohort, describe_card, describe_provenance
 from .site import Page, write_figures, write_site
@@ -150,10 +150,11 @@ def _headlines(facts: Facts) -> list[Any]:
 
 
 def _beside_best(name: str, table: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
-    """The model, which comes first in its table, beside the best other method of each cohort."""
+    """The model beside the best other method of each cohort."""
     items = []
     single = ~table["method"].astype(str).str.contains(" minus ", regex=False)
     for cohort, part in table[(table["metric"] == metric) & single].groupby("cohort", sort=False):
+        part = model_first(part, table)
         model, others = part["method"].iloc[0], part.iloc[1:]
         if len(others):
             best = others.loc[others["value"].astype(float).idxmax(), "method"]

@@ -14,6 +14,7 @@ from .facts import Facts
 from .outcomes import (
     METRICS,
     make_tables,
+    model_first,
     nobody,
     pooled,
     slug,
@@ -24,6 +25,7 @@ from .outcomes import (
 from .site import list_downloads
 
 _EXAMPLES = 3
+_MAX_LINES = 6  # with a colour, a dash and a marker of their own
 _TRACE = ["measured", "hidden", "model", "linear"]
 FEW = ["model", "linear", "space", "zero"]
 
@@ -36,7 +38,7 @@ def describe_tasks(facts: Facts) -> list[Section]:
     for number, (name, task) in enumerate(facts.tasks.items()):
         title = _TITLES.get(task.kind, f"Predicting {name}")
         if task.kind in _TITLES and name != task.kind:
-            title = f"{title}: {name}"
+            title = f"{title}: {name.removeprefix(task.kind).strip('-_')}"
         result = facts.results.get(name)
         if result is None:
             words = f"{name if title.startswith('Pred') else title} was not evaluated yet."
@@ -172,15 +174,19 @@ def _describe_forecasting(facts: Facts, name: str, result: pd.DataFrame) -> list
     made = source_of(result)
     blocks: list[Any] = []
     paired = steps["method"].str.contains(" minus ", regex=False)
-    lines = steps[(steps["metric"] == "r2") & ~paired]
+    lines = model_first(steps[(steps["metric"] == "r2") & ~paired], steps)
     if len(lines):
+        drawn = list(dict.fromkeys(lines["method"]))[:_MAX_LINES]
+        lines = lines[lines["method"].isin(drawn)]
         caption = (
             "Forecasting held-out people: unclipped R² of every step ahead, the band is the "
             "fine-tuned model's 95 % bootstrap interval over people. Below, steps at which its "
             "squared error differs from the method's (paired Wilcoxon test over people, "
-            "Holm-corrected over methods and steps): * better, x worse."
+            "Holm-corrected over methods and steps): * better, x worse. The best "
+            f"{len(drawn) - 1} of the other methods are drawn; the data have all."
         )
         marks = _mark(steps[(steps["metric"] == "mse") & paired])
+        marks = marks[marks["method"].isin(drawn)]
         svg = drawings.draw_steps(f"{slug(name)}-steps", lines, marks)
         alt = f"Line chart. {_speak_steps(lines)}"
         blocks.append(Figure(f"{slug(name)}-steps", caption, svg, alt, frame=steps, **made))
@@ -189,10 +195,7 @@ def _describe_forecasting(facts: Facts, name: str, result: pd.DataFrame) -> list
     blocks.append(tell_left_out(result))
     examples = facts.side(name, "examples")
     if examples is not None and len(examples):
-        r2 = pooled(result)[lambda t: t["metric"] == "r2"]
-        best = r2[~r2["method"].str.contains(" minus ")].groupby("method", sort=False)["value"]
-        ranked = list(best.mean().sort_values(ascending=False).index)
-        chosen = ["fine-tuned", *[m for m in ranked if m != "fine-tuned"][:2]]
+        chosen = list(dict.fromkeys(lines["method"]))[:3]
         caption = (
             "Examples: what was measured and what was forecast by the fine-tuned model and the "
             "two best other methods; parcels from the first to the third quartile of spread."
@@ -229,21 +232,22 @@ def _describe_attention(facts: Facts, name: str, result: pd.DataFrame) -> list[A
     blocks: list[Any] = []
     for cohort, part in maps.groupby("cohort", sort=False) if maps is not None else ():
         panels = _attention_panels(part)
-        found = int((part.drop_duplicates("parcel")["p"] < 0.05).sum())
+        p = part.drop_duplicates("parcel").sort_values("parcel")["p"].to_numpy(float)
+        differ = np.nan_to_num(p, nan=1.0) < 0.05
         groups = ", ".join(f"{g} (n = {n})" for g, n in part.groupby("group")["n"].first().items())
         caption = (
             f"Attention of the CLS token to each parcel in {cohort}: {groups}. "
         ) + (
-            f"The difference is shown where it is known; {found} of {part['parcel'].nunique()} "
-            "parcels differ (permutation, largest |t|, corrected p < 0.05)."
+            f"{differ.sum()} of {len(differ)} parcels differ (permutation, largest |t|, corrected "
+            "p < 0.05); they are the large dots of the difference."
             if len(panels) > 1 else "Means over people."
         )  # fmt: skip
         label = f"{slug(name)}-{slug(str(cohort))}"
         places = facts.places
         if places is not None and len(places) == part["parcel"].max():
-            svg = drawings.draw_brains(label, panels, places)
+            svg = drawings.draw_brains(label, panels, places, differ)
         else:
-            svg = figures.draw_values(label, panels)
+            svg = figures.draw_values(label, panels, differ)
             caption += " The atlas has no coordinates: parcels are in its order."
         blocks.append(Figure(label, caption, svg, caption, frame=part, **made))
     caption = "Contrasts of attention, value [95 % interval]."
@@ -268,6 +272,7 @@ def _describe_networks(facts: Facts, name: str, result: pd.DataFrame) -> list[An
     """Accuracy of every method with chance beside it, and by network."""
     table = pooled(result)
     shown = table[~table["method"].str.contains(" minus ") & (table["metric"] == "accuracy")]
+    shown = model_first(shown, table)
     caption = (
         "Share of left-out parcels whose functional network is found from their neighbours, by "
         "features of the parcels; 95 % bootstrap intervals over people. 'majority' always says "

@@ -49,7 +49,7 @@ def write_tasks(folder: Path, rng) -> None:
 def _forecasting(rng):
     where = {"task": "forecasting", "target": "20 of 200", "cohort": "home", "split": "test",
              "n": 9, "left_out": 0, "note": None}  # fmt: skip
-    for method, level in (("fine-tuned", 0.5), ("LSTM", 0.4), ("AR", 0.3), ("zero", 0.0)):
+    for method, level in (("AR", 0.3), ("fine-tuned", 0.5), ("LSTM", 0.4), ("zero", 0.0)):
         values = level * np.exp(-np.arange(20) / 6) + rng.normal(0, 0.01, 20)
         rows = [("pooled", None, values.mean())]
         rows += [("step", str(i + 1), v) for i, v in enumerate(values)]
