@@ -154,8 +154,9 @@ def run_peer(path: Path, count: int, chosen: int) -> dict[str, float]:
     labels = np.zeros(brain.shape, np.int32)
     where = load_template("MNI152NLin2009aSym").mask.T
     labels[where] = 1 + np.arange(where.sum()) * 424 // where.sum()
-    masker = NiftiLabelsMasker(nib.Nifti1Image(labels, brain.affine))
-    parcels = timed("parcels (nilearn)", lambda: masker.fit_transform(in_space), scale)
+    masker = NiftiLabelsMasker(nib.Nifti1Image(labels, brain.affine)).fit()
+    masker.transform(image.index_img(in_space, [0]))  # what it does once is not scaled
+    parcels = timed("parcels (nilearn)", lambda: masker.transform(in_space), scale)
     coarse = timed("smooth, 4 mm (nilearn)", lambda: image.resample_img(
         image.smooth_img(few, 6), target_affine=np.diag([4.0] * 3)), scale)  # fmt: skip
     mask = masking.compute_epi_mask(coarse)
