@@ -23,6 +23,7 @@ _CUTS = ((2, -30), (2, 0), (2, 30), (2, 55), (1, -50), (1, 0), (0, -35), (0, 2))
 _TITLES = tuple(f"{'xyz'[axis]} = {at} mm" for axis, at in _CUTS)
 _STEP_MM = 2.0
 _SLICES = 7
+_LINES = ("#ffb000", "#35d0ff")  # on grey images, which are the same in light and dark
 _SHADOW = (128, 128, 128, 60)  # RGBA; of the head behind a component's map
 
 
@@ -124,7 +125,7 @@ def draw_scanner(boldref: Path, mask: Path, tsnr: Path) -> str:
         _paint_montage(upper, [grey[:, :, k].T for k in layers], "gray", 64, _SLICES,
                        [f"z = {z:.0f} mm" for z in heights])  # fmt: skip
         outline = _montage([brain[:, :, k].T.astype(float) for k in layers], _SLICES, 0)
-        upper.contour(outline, [0.5], colors=[SERIES[4]], linewidths=1)
+        upper.contour(outline, [0.5], colors=[_LINES[0]], linewidths=1)
         if tsnr.exists():
             values, start, space = _read_upright(tsnr)
             values[values == 0] = np.nan
@@ -196,7 +197,7 @@ def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
     def paint(ax):
         _paint_montage(ax, t1w, "gray", max(part.max() for part in t1w), 4)
         _paint_montage(ax, cuts, "gray", 64, 4, _TITLES).set_gid("over")
-        for part, colour in ((brain, SERIES[4]), (white, SERIES[5])):
+        for part, colour in zip((brain, white), _LINES, strict=True):
             ax.contour(_montage(part, 4, 0), [0.5], colors=[colour], linewidths=0.9)
 
     return _draw_cuts("registration", paint)
