@@ -102,6 +102,15 @@ def test_status_of_a_run_that_is_under_way(clone):
     assert status.rate() == pytest.approx(sum(c.steps_now for c in status.cohorts) / 60, rel=0.1)
 
 
+def test_status_says_how_far_training_is(clone):
+    (clone / ".snakemake/locks").mkdir(exist_ok=True)
+    (clone / ".snakemake/locks/0.input.lock").touch()
+    log = clone / "results/logs/pretrain/r1.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("update 3/90 loss 1.0 ETA 0:40\nupdate 7/90 loss 0.9 ETA 0:37\n")
+    assert "now pretrain update 7/90 loss 0.9 ETA 0:37" in status_of(clone).line()
+
+
 def test_more_failures_than_allowed_end_with_an_error_and_everything_else_done(clone):
     for name in ("sub-01", "sub-02", "sub-04"):
         spoil(clone, name)

@@ -19,7 +19,7 @@ import pytest
 from local_slurm import LocalSlurm, why_not
 from runs import link_data, make_clone, make_series, snakemake
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]  # alone it takes a few minutes
 
 MODEL = "results/models/r1/pretrain/model.safetensors"
 SERIES = """
@@ -178,7 +178,6 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
     assert whole == preempted
 
 
-@pytest.mark.timeout(1200)
 def test_twenty_kills_at_random_moments_change_nothing(slurm, series, undisturbed, tmp_path):
     """SIGKILL of Snakemake, of a job's step and of a worker; then it ends as if undisturbed."""
     clone = tmp_path / "clone"
