@@ -16,9 +16,10 @@ from brainlm.report.blocks import show, show_interval
 from brainlm.report.cautions import list_cautions
 from brainlm.report.cohort import find_outliers
 from brainlm.report.facts import read_facts
+from brainlm.report.pages import write_chunk_pages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
-from study import HOSTILE, build, make_results
+from study import HOSTILE, build, make_atlas, make_results
 
 
 class _Page(HTMLParser):
@@ -222,3 +223,28 @@ def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
     text = " ".join(list_cautions(facts))
     assert "the model is worse than predicting zero" in text
     assert "the model explains almost nothing (R² 0.010 [0.000, 0.020])" in text
+
+
+def test_the_pages_of_a_chunk_are_drawn_once(tmp_path):
+    config = make_results(tmp_path, subjects=5, evaluated=False)
+    table = config.results / "index/away/chunks/00000.tsv"
+    table.parent.mkdir()
+    columns = (
+        "recording_id participant_id session_id task run source t1w size mtime_ns retry chunk"
+    )
+    lines = ["\t".join(columns.split())]
+    for number in range(5):
+        person = f"sub-away{number:03d}"
+        cells = (f"{person}_task-rest", person, "n/a", "rest", "n/a", "x", "n/a", 1, 1, 0, "00000")
+        lines.append("\t".join(map(str, cells)))
+    table.write_text("\n".join(lines) + "\n")
+    atlas, said = make_atlas(tmp_path), []
+    for todo in (5, 0):
+        rows = write_chunk_pages("00000", config.cohort("away"), config, atlas, log=said.append)
+        assert [row["status"] for row in rows] == ["ok"] * 5
+        assert f"5 recordings, {todo} to do" in "\n".join(said)
+    pages = sorted((config.results / "recordings/away").glob("*.html"))
+    assert len(pages) == 5
+    assert "as delivered" in pages[0].read_text(encoding="utf-8")
+    assert HOSTILE in _Page(pages[3].read_text(encoding="utf-8")).text
+    assert not list(config.results.glob("recordings/away/data/*"))
