@@ -1,6 +1,6 @@
 """Windows per second from warm shards: our loader beside Hugging Face `datasets`.
 
-    python benchmarks/loader.py [--seconds 5] [--rate 6177 --threads 2]
+    python benchmarks/loader.py [--seconds 5] [--rate 4695 --threads 2]
 
 The peer stores the same recordings as list columns with `datasets`, opens them memory-mapped from
 disk, takes one row, cuts a 200-step window and makes a tensor of it, as the published training
@@ -8,7 +8,7 @@ code does. `with_format("torch")` is the same with the package's own conversion.
 and draws the noise that decides the mask. All run in one thread, in turns, on the same recordings.
 
 The last line is the data wait: the loader feeds a consumer that does nothing but sleep for as long
-as a GPU of the given rate would compute (6,177 windows/s: 111M on an H200 at MFU 0.5).
+as a GPU of the given rate would compute (4,695 windows/s: 111M on an H200 at MFU 0.5).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def measure(call, seconds: float) -> tuple[float, float]:
 
 def data_wait(windows: Windows, rate: float, threads: int, seconds: float) -> float:
     """Share of its time that a consumer of `rate` windows/s waits for batches of 64."""
-    shape = BrainLMConfig(num_parcels=PARCELS, window=WINDOW, patch=20, **PRESETS["111m"])
+    shape = BrainLMConfig(num_parcels=PARCELS, window=WINDOW, patch=16, **PRESETS["111m"])
     grid = ImageGrid(shape, torch.zeros(0, 3))
     windows.num_tokens = grid.num_tokens
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--recordings", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=6177.0, help="windows/s of the consumer")
+    parser.add_argument("--rate", type=float, default=4695.0, help="windows/s of the consumer")
     parser.add_argument("--threads", type=int, default=2, help="of the loader, for the data wait")
     args = parser.parse_args()
     torch.set_num_threads(1)

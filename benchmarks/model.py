@@ -6,8 +6,8 @@
 The peer is `transformers` ViTMAEForPreTraining of the same width and depth, eager, as people would
 write it: for the image family on the square that the published code pads a window to, for the
 parcel family on 65 x 65 = 4,225 tokens (ours has 4,240). `same grid` is our model on that very
-square; `rectangular` has patches of 16 x 16 without padding in time; `preset` is what a user gets
-(16 x 20 for images); `math` is the preset with attention spelt out; `all keys` the parcel preset
+square; `preset` is what a user gets (27 x 13 patches of 16 x 16 for images); `math` is the preset
+with attention spelt out; `all keys` the parcel preset
 with a decoder that attends to all tokens. One step is forward, backward, AdamW.
 
 Three tables, written as one markdown file by --out:
@@ -86,8 +86,8 @@ def same_grid(size: str) -> BrainLM:
                                  **settings))  # fmt: skip
 
 
-def ours(size: str, backend: str = "auto", patch: int = 20, **changes) -> BrainLM:
-    model = preset(size, num_parcels=PARCELS, window=WINDOW, patch=patch)
+def ours(size: str, backend: str = "auto", **changes) -> BrainLM:
+    model = preset(size, num_parcels=PARCELS, window=WINDOW)
     if changes:
         model = BrainLM(dataclasses.replace(model.config, **changes))
     set_attention(model, backend)
@@ -122,10 +122,6 @@ def contestants(size: str, halves: tuple[bool, ...]) -> Iterator[Contestant]:
     half = halves[-1]
     if PRESETS[size]["family"] == "image":
         yield Contestant("same grid", functools.partial(same_grid, size), half, square)
-        with torch.device("meta"):
-            narrow = ours(size, patch=16).flops_per_window(RATIO)
-        make = functools.partial(ours, size, patch=16)
-        yield Contestant("rectangular 16x16", make, half, narrow)
     else:
         wide = {"decoder_context": "all", "decode_share": 1.0}
         with torch.device("meta"):

@@ -8,7 +8,7 @@ same number of updates:
 * parcel family: our preset (pre-norm, no convolution, Fourier places where there are coordinates,
   decoder whose keys are the visible tokens), the same with a decoder over all tokens, and the
   published layers (post-norm, convolution over the values, decoder over all tokens);
-* image family: our rectangular grid, of 16 x 20 patches as is the default and of 16 x 16, and the
+* image family: our rectangular grid, of 16 x 16 patches as is the default and of 16 x 20, and the
   published one of 16 x 16 padded with -1 to a square. The window is chosen so that padding is the
   same share of the square as in the published 432 x 432 image.
 
@@ -55,7 +55,7 @@ def contestants(family: str, parcels: int, window: int, points: bool) -> dict[st
     if family == "image":
         side = -(-max(parcels, window) // 16) * 16
         square = dataclasses.replace(ours, image_size=(side, side), pad_value=-1.0)
-        wide = dataclasses.replace(ours, patch=patch * 5 // 4)  # 16 x 20, the default
+        wide = dataclasses.replace(ours, patch=patch * 5 // 4)
         return {"rectangular 16x20": wide, "rectangular 16x16": ours, "padded square": square}
     every = dataclasses.replace(ours, decoder_context="all")
     published = dataclasses.replace(

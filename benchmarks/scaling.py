@@ -17,8 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from brainlm.model import BrainLM, BrainLMConfig
-from brainlm.model.presets import PRESETS
+from brainlm.model import BrainLM, preset
 
 RECORDINGS, EPOCHS, WINDOW, PARCELS, RATIO = 61_038, 100, 200, 424, 0.75
 PEAK_TFLOPS, GPUS = 989, 8  # H200, dense bf16; GPUs that FSDP2 shares among
@@ -27,8 +26,7 @@ GIB = 2**30
 
 
 def build(size: str) -> BrainLM:
-    return BrainLM(BrainLMConfig(num_parcels=PARCELS, window=WINDOW, patch=20, preset=size,
-                                 **PRESETS[size]))  # fmt: skip
+    return preset(size, num_parcels=PARCELS, window=WINDOW)
 
 
 def train_gflop(size: str) -> float:

@@ -165,7 +165,9 @@ class Chunks(Section):
 class Model(Section):
     preset: str = Field("13m", description="tiny | 13m | 111m | 650m")
     window: Annotated[int, Field(ge=2)] = Field(200, description="time points per window")
-    patch: Annotated[int, Field(ge=1)] = Field(20, description="time points per patch")
+    patch: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="time points per patch; default 20, of the image presets 16"
+    )
 
 
 class Pretrain(Section):
@@ -308,10 +310,11 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     if twice:
         raise BrainLMError(f"{source}: cohort name used twice: {', '.join(twice)}; rename one")
     whole = config.model.preset not in ("111m", "650m")  # images are padded to whole patches
-    if whole and config.model.window % config.model.patch:
+    patch = config.model.patch or 20
+    if whole and config.model.window % patch:
         raise BrainLMError(
             f"{source}: model.window ({config.model.window}) must be a multiple of model.patch "
-            f"({config.model.patch})"
+            f"({patch})"
         )
     return config
 

@@ -31,15 +31,24 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def preset(name: str, *, num_parcels: int, window: int, patch: int, coordinates=None) -> BrainLM:
+#: Time points per token where the user names none: the paper's 20, and the image family's square
+#: patches, which reconstruct better than 16 × 20 (docs/results/presets.md)
+PATCH = {"parcel": 20, "image": 16}
+
+
+def preset(
+    name: str, *, num_parcels: int, window: int, patch: int | None = None, coordinates=None
+) -> BrainLM:
     """A new model.
 
     Parameters
     ----------
     name : str
         ``tiny``, ``13m`` (tokens of one parcel) | ``111m``, ``650m`` (image of 16-parcel rows).
-    num_parcels, window, patch : int
-        R, T, and time points per token.
+    num_parcels, window : int
+        R and T.
+    patch : int, optional
+        Time points per token; default :data:`PATCH`.
     coordinates : array [R, 3], optional
         MNI mm. Without them the parcel family learns where parcels are, and the image family
         keeps them in atlas order.
@@ -51,6 +60,7 @@ def preset(name: str, *, num_parcels: int, window: int, patch: int, coordinates=
     """
     if name not in PRESETS:
         raise BrainLMError(f"no model preset {name!r}; one of: {', '.join(PRESETS)}")
+    patch = patch or PATCH[PRESETS[name]["family"]]
     config = BrainLMConfig(num_parcels=num_parcels, window=window, patch=patch, preset=name,
                            has_coordinates=coordinates is not None, **PRESETS[name])  # fmt: skip
     return BrainLM(config, coordinates)

@@ -51,7 +51,7 @@ def test_speed_of_the_model(tmp_path, monkeypatch):
     module.main()
     text = out.read_text()
     names = [row[1] for row in rows(text)]
-    for name in ("transformers float32", "same grid", "rectangular 16x16", "all keys", "preset"):
+    for name in ("transformers float32", "same grid", "all keys", "preset"):
         assert name in names
     assert "--tables pairs presets attention" in text
     assert all(len(row) in (8, 7, 5) for row in rows(text))

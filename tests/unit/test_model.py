@@ -235,3 +235,12 @@ def test_head_standardises_by_its_training_set():
     assert head(summaries).std() > before.std()
     head.fit_scale(torch.ones(3, 8))  # no spread at all is no division by zero
     assert head(torch.ones(1, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "grid"), [("13m", (424, 10)), ("111m", (27, 13))])
+def test_patches_by_default(name, grid):
+    from brainlm.model import preset
+
+    with torch.device("meta"):
+        model = preset(name, num_parcels=424, window=200)
+    assert model.num_tokens == grid[0] * grid[1]
