@@ -236,7 +236,7 @@ class Config(Section):
     results: Path = Path("results")
     release: Name = Field("r1", description="the frozen list of shards and scaling to train on")
     tasks: tuple[str, ...] = Field(
-        ("reconstruction", "age"),
+        ("reconstruction", "age", "forecasting", "attention", "latent"),
         description="what to evaluate: names of files in workflow/tasks, or paths of such files",
     )
     cohorts: tuple[Cohort, ...] = Field(min_length=1)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from runs import make_clone, snakemake
 
-from brainlm.preprocess.denoise import motion_columns
+from brainlm.preprocess.confounds import motion_columns
 from brainlm.preprocess.derivatives import write_table, write_volume
 from brainlm.preprocess.filter import clean
 from brainlm.preprocess.motion import framewise_displacement_power
