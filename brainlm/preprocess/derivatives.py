@@ -133,13 +133,17 @@ def describe_dataset(out: Path, source_folder: Path) -> None:
         write_text(ignore, text)
 
 
-def write_volume(path: Path, volumes: np.ndarray, affine: np.ndarray, *, space: str) -> None:
+def write_volume(
+    path: Path, volumes: np.ndarray, affine: np.ndarray, *, space: str, tr_s: float | None = None
+) -> None:
     """Write [Z, Y, X] or [C, Z, Y, X] as NIfTI.
 
     Parameters
     ----------
     space : str
         ``"scanner"`` or ``"template"``: the code of sform and qform.
+    tr_s : float, optional
+        s between volumes of a run, for the header.
     """
     import nibabel as nib
 
@@ -149,6 +153,8 @@ def write_volume(path: Path, volumes: np.ndarray, affine: np.ndarray, *, space: 
     image.set_sform(affine, code)
     image.set_qform(affine, code)
     image.header.set_xyzt_units("mm", "sec")
+    if tr_s is not None:
+        image.header["pixdim"][4] = tr_s
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
 

@@ -2,7 +2,7 @@
 
 Same functions, same arguments and same results as :mod:`.motion`, :mod:`.normalise` and
 :mod:`.denoise`; FSL fits, and everything after the fit is ours (one interpolation, the
-ICA-AROMA rule). Classifiers of FSL's own (FIX) are not called.
+ICA-AROMA rule). FIX, where its weights are named, judges instead of that rule: :mod:`.fsl_fix`.
 
 THIS ENGINE HAS NEVER MET A REAL FSL. It was written from FSL's documentation, and tested by the
 command lines that are built, by files in FSL's formats, and against stand-ins that copy the
@@ -55,13 +55,15 @@ RIM_MM = 6.0
 
 def commands_for(config: Preprocess) -> list[str]:
     """Names of the programs that a configuration calls."""
-    through_t1w = ["bet"] if config.use_t1w else []
+    fix = config.fix_weights is not None
+    through_t1w = ["bet"] if config.use_t1w or fix else []
     ica = ["melodic"] if config.uses_ica else []
-    return ["mcflirt", "flirt", "fnirt", "convertwarp", *through_t1w, *ica]
+    judge = ["fix"] if fix else []
+    return ["mcflirt", "flirt", "fnirt", "convertwarp", *through_t1w, *ica, *judge]
 
 
 def require_commands(config: Preprocess) -> None:
-    """BrainLMError, naming what is missing and where it comes from, unless FSL is there."""
+    """BrainLMError, naming what is missing, unless FSL (and FIX's weights, if named) are there."""
     missing = [name for name in commands_for(config) if shutil.which(name) is None]
     if missing:
         where = os.environ.get("FSLDIR")
@@ -70,6 +72,12 @@ def require_commands(config: Preprocess) -> None:
             f"{where or 'not set'}); load FSL first ('module load fsl', or the environment in "
             "envs/fsl.yaml) so that $FSLDIR/bin is on PATH, or set engine: builtin, which needs "
             "none of it"
+        )
+    weights = config.fix_weights
+    if weights is not None and not weights.is_file():
+        raise BrainLMError(
+            f"preprocess.fix_weights: {weights.absolute()} is not a file; name FIX's trained "
+            "weights (.pyfix_model or .RData), or leave it out for the ICA-AROMA rules"
         )
 
 
@@ -80,7 +88,7 @@ def read_version() -> str:
 
 
 @contextmanager
-def _workspace(status: str) -> Iterator[Path]:
+def workspace(status: str) -> Iterator[Path]:
     """A folder for FSL's files; what FSL does wrong is this recording's status."""
     with tempfile.TemporaryDirectory(prefix="brainlm-fsl-") as folder:
         try:
@@ -90,24 +98,26 @@ def _workspace(status: str) -> Iterator[Path]:
             raise RecordingError(status, f"FSL: {words}"[:600]) from error
 
 
-def command(name: str, **inputs: Any) -> Any:
+def command(name: str, *, images: str = "NIFTI", **inputs: Any) -> Any:
     """A nipype interface to an FSL program.
 
-    Images are uncompressed whatever FSLOUTPUTTYPE says: they live for a step only. One thread,
-    as recordings are what runs side by side.
+    Images are uncompressed whatever FSLOUTPUTTYPE says, as they live for a step only, unless
+    `images` (its value for this program) says otherwise. One thread, as recordings are what runs
+    side by side.
     """
     from nipype import config
 
     config.set("execution", "check_version", "false")  # nipype would ask a server otherwise
     from nipype.interfaces import fsl
 
-    fsl.FSLCommand.set_default_output_type("NIFTI")
+    fsl.FSLCommand.set_default_output_type(images)
     one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    one["FSLOUTPUTTYPE"] = images  # FIX is no FSLCommand to nipype
     inputs = {k: str(v) if isinstance(v, Path) else v for k, v in inputs.items() if v is not None}
     return getattr(fsl, name)(environ=one, terminal_output="allatonce", **inputs)
 
 
-def _run(interface: Any, folder: Path) -> Any:
+def run(interface: Any, folder: Path) -> Any:
     """Outputs of a program; RuntimeError with the program's own words where it fails."""
     result = interface.run(cwd=str(folder), ignore_exception=True)  # else its words are lost
     made = result.runtime
@@ -142,9 +152,9 @@ def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
     nearest = usable[np.abs(np.arange(len(volumes))[:, None] - usable).argmin(axis=1)]
     filled = volumes if len(usable) == len(volumes) else volumes[nearest]  # a copy is a gigabyte
     start = int(nearest[own_motion._most_typical(filled)])
-    with _workspace("motion_failed") as folder:
+    with workspace("motion_failed") as folder:
         write_volume(folder / "bold.nii", filled, affine, space="scanner")
-        made = _run(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)
+        made = run(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)
         mats = formats.read_mats(made.mat_file)
         formats.check_par(mats, formats.read_par(made.par_file))
         scaled = formats.world_to_scaled_mm(affine, volumes.shape)
@@ -220,7 +230,7 @@ def normalise(
     own_normalise._check_pose(own_normalise._find_pose(image, mask, affine, template)[1])
     moving = fit_model.Image(image * mask, affine)
     brain = template.t1w * template.mask
-    with _workspace("registration_failed") as folder:
+    with workspace("registration_failed") as folder:
         write_volume(folder / "boldref.nii", moving.data, affine, space="scanner")
         write_volume(folder / "template.nii", brain, template.affine, space="template")
         if t1w is None:
@@ -276,7 +286,7 @@ def _match_epi(folder: Path, moving: Any, template: Template) -> WarpField:
     from scipy import ndimage
 
     boldref, reference = folder / "boldref.nii", folder / "template.nii"
-    mat = _run(flirt(boldref, reference, 12), folder).out_matrix_file
+    mat = run(flirt(boldref, reference, 12), folder).out_matrix_file
     bold = formats.world_to_scaled_mm(moving.affine, moving.data.shape)
     target = formats.world_to_scaled_mm(template.affine, template.t1w.shape)
     affine = formats.to_world(formats.read_matrix(mat), bold, target)
@@ -285,8 +295,8 @@ def _match_epi(folder: Path, moving: Any, template: Template) -> WarpField:
     rim = ndimage.distance_transform_edt(~template.mask) * template.affine[0, 0] <= RIM_MM
     write_volume(folder / "refmask.nii", rim, template.affine, space="template")
     bend = fnirt(boldref, folder / "contrast.nii", Path(mat), folder / "refmask.nii", EPI_LEVELS)
-    coefficients = Path(_run(bend, folder).fieldcoeff_file)
-    field = _run(convertwarp(reference, coefficients, None), folder).out_file
+    coefficients = Path(run(bend, folder).fieldcoeff_file)
+    field = run(convertwarp(reference, coefficients, None), folder).out_file
     return _to_field(field, template, bold, affine, "direct")
 
 
@@ -296,12 +306,12 @@ def _match_t1w(
     boldref, head, reference = (folder / f"{n}.nii" for n in ("boldref", "t1w", "template"))
     write_volume(head, t1w.astype(np.float32), t1w_affine, space="scanner")
     write_volume(folder / "refmask.nii", template.mask, template.affine, space="template")
-    brain = Path(_run(bet(head), folder).out_file)
-    rigid = Path(_run(flirt(boldref, brain, 6), folder).out_matrix_file)
-    mat = Path(_run(flirt(brain, reference, 12), folder).out_matrix_file)
+    brain = Path(run(bet(head), folder).out_file)
+    rigid = Path(run(flirt(boldref, brain, 6), folder).out_matrix_file)
+    mat = Path(run(flirt(brain, reference, 12), folder).out_matrix_file)
     bend = fnirt(head, reference, mat, folder / "refmask.nii", len(SUBSAMPLING))
-    coefficients = Path(_run(bend, folder).fieldcoeff_file)
-    field = _run(convertwarp(reference, coefficients, rigid), folder).out_file
+    coefficients = Path(run(bend, folder).fieldcoeff_file)
+    field = run(convertwarp(reference, coefficients, rigid), folder).out_file
     bold = formats.world_to_scaled_mm(moving.affine, moving.data.shape)
     anatomy = formats.world_to_scaled_mm(t1w_affine, t1w.shape)
     target = formats.world_to_scaled_mm(template.affine, template.t1w.shape)
@@ -415,16 +425,16 @@ def fit_ica(
     data = clean_columns(samples[:, usable], basis)
     inside = np.zeros(grid.mask.shape, bool)
     inside[grid.mask] = usable
-    with _workspace("denoise_failed") as folder:
+    with workspace("denoise_failed") as folder:
         volumes = np.zeros((len(samples), *grid.mask.shape), np.float32)
         volumes[:, inside] = data + level  # MELODIC takes the mean out, and scales by it
         write_volume(folder / "samples.nii", volumes, grid.affine, space="template")
         write_volume(folder / "mask.nii", inside, grid.affine, space="template")
         interface = melodic(folder / "samples.nii", folder / "mask.nii", folder / "ica", tr_s)
-        found = formats.read_melodic(_run(interface, folder).out_dir)
+        found = formats.read_melodic(run(interface, folder).out_dir)
         if len(found.mixing) != len(samples) or found.maps.shape[1:] != inside.shape:
             raise ValueError("MELODIC's files are not of this recording's shape")
-    return _judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed)
+    return judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed)
 
 
 def melodic(bold: Path, mask: Path, out: Path, tr_s: float) -> Any:
@@ -434,8 +444,13 @@ def melodic(bold: Path, mask: Path, out: Path, tr_s: float) -> Any:
     )
 
 
-def _judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed) -> Components:
-    """Components, largest share of variance first, with features and verdicts."""
+def judge(
+    found, data, usable, inside, basis, tr_s, parameters, grid, seed, verdicts=None
+) -> Components:
+    """Components, largest share of variance first, with features and verdicts.
+
+    The ICA-AROMA rule's verdicts, or those given (bool [C], FIX's) beside the same features.
+    """
     mixing = clean_columns(found.mixing, basis)
     mixing = mixing / mixing.std(0)
     scaled = data / np.maximum(data.std(0), 1e-12)
@@ -451,5 +466,8 @@ def _judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed) -> 
     features["high_frequency_content"] = formats.high_frequency_content(spectrum, tr_s)
     features.insert(0, "variance_explained", share[order])
     classify(features)
+    if verdicts is not None:
+        features["classification"] = np.where(verdicts[order], "rejected", "accepted")
+        features["rule"] = "fix"
     noise = (features["classification"] == "rejected").to_numpy()
     return Components(mixing[:, order], maps, features, noise, found.converged, found.steps)

@@ -99,6 +99,25 @@ def read_par(path: str | Path) -> np.ndarray:
     return values
 
 
+def to_par(mats: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """MCFLIRT's parameters [T, 6] (rad, then mm) of its matrices.
+
+    Parameters
+    ----------
+    mats : [T, 4, 4]
+    centre : [3]
+        What the translations are of, in FSL's coordinates: the reference's centre of gravity.
+    """
+    shifts = mats[:, :3, 3] + (mats[:, :3, :3] - np.eye(3)) @ centre
+    return np.hstack([euler_angles(mats[:, :3, :3]), shifts])
+
+
+def write_rows(path: str | Path, values: np.ndarray) -> None:
+    """A matrix as FSL's programs print theirs, with the digits that it takes."""
+    rows = ("  ".join(f"{value:.10g}" for value in row) + "  \n" for row in values)
+    Path(path).write_text("".join(rows))
+
+
 def euler_angles(rotation: np.ndarray) -> np.ndarray:
     """FSL's angles [..., 3] in rad of rotations [..., 3, 3]: R = Rx Ry Rz, each left-handed."""
     cos = np.hypot(rotation[..., 0, 0], rotation[..., 0, 1])
@@ -260,3 +279,38 @@ def high_frequency_content(spectrum: np.ndarray, tr_s: float) -> np.ndarray:
     above = hertz > 0.01
     share = np.cumsum(spectrum[above], axis=0) / spectrum[above].sum(0)
     return (hertz[above][np.abs(share - 0.5).argmin(0)] - 0.01) / (nyquist - 0.01)
+
+
+def read_fix(path: str | Path, count: int) -> np.ndarray:
+    """FIX's verdicts, bool [C]: true for noise.
+
+    A ``fix4melview_*_thr*.txt`` names the decomposition, then each component as ``number, label,
+    True|False`` (noise or not; pyFIX adds a probability), then all noise components in brackets.
+
+    Raises
+    ------
+    ValueError
+        Cut off, of another number of components, or contradicting itself.
+    """
+    path = Path(path)
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
+    lines = [line for line in lines if line]
+    last = lines[-1] if lines else ""
+    if not re.fullmatch(r"\[\s*(\d+(\s*,\s*\d+)*)?\s*\]", last):
+        raise ValueError(
+            f"{path.name}: expected a last line like [1, 3] with FIX's noise components, found "
+            f"{last[:60]!r}"
+        )
+    listed = sorted(int(number) for number in re.findall(r"\d+", last))
+    rows = [[part.strip() for part in line.split(",")] for line in lines[1:-1]]
+    if [row[0] for row in rows] != [str(n) for n in range(1, count + 1)]:
+        raise ValueError(
+            f"{path.name}: expected a line for each of {count} components in order, found "
+            f"{len(rows)} lines"
+        )
+    said = [n for n, row in enumerate(rows, 1) if "True" in row[2:]]
+    if said != listed or not all({"True", "False"} & set(row[2:]) for row in rows):
+        raise ValueError(
+            f"{path.name}: the lines call components {said} noise, the list at the end {listed}"
+        )
+    return np.isin(np.arange(1, count + 1), listed)

@@ -22,10 +22,18 @@ def _pick(*names: str) -> Callable[[Preprocess], dict[str, Any]]:
     return lambda options: {name: getattr(options, name) for name in names}
 
 
+def _denoise(options: Preprocess) -> dict[str, Any]:
+    """FIX's settings only where it judges: what others made stays as it is."""
+    chosen = _pick("engine", "denoise", "high_pass_hz")(options)
+    if options.fix_weights is not None:
+        chosen |= {"fix_weights": str(options.fix_weights), "fix_threshold": options.fix_threshold}
+    return chosen
+
+
 PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
     "motion": _pick("engine", "min_duration_s", "slice_timing"),
     "normalise": _pick("engine", "use_t1w"),
-    "denoise": _pick("engine", "denoise", "high_pass_hz"),
+    "denoise": _denoise,
     "parcellate": _pick(
         "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs"
     ),

@@ -22,7 +22,7 @@ from ..atlas import Atlas
 from ..cohort.recordings import Entry
 from ..config import Preprocess
 from ..errors import BrainLMError, RecordingError
-from ..files import atomic_path, read_json, write_json
+from ..files import atomic_path, read_json, sha256, write_json
 from .confounds import (
     MOTION_NAMES,
     choose_nuisance,
@@ -254,6 +254,7 @@ def denoise(
     from .filter import cosine_basis, filter_basis
 
     engine = _engine(config, builtin)
+    _check_t1w(entry, config)
     figures: Figures = {}
     paths = Derivatives(out, entry.recording_id, atlas)
     with _timed(figures, "read"):
@@ -270,9 +271,7 @@ def denoise(
     if config.uses_ica:
         with _timed(figures, "ica"):
             samples = _smooth_for_ica(samples, bold.affine, grid)
-            fit = engine.fit_ica(
-                samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz
-            )
+            fit = _fit_ica(engine, entry, bold, paths, samples, parameters, grid, config)
         numbers = np.flatnonzero(fit.noise) + 1
         confounds |= {f"aroma_motion_{n:02d}": fit.mixing[:, n - 1] for n in numbers}
         figures |= {
@@ -281,7 +280,7 @@ def denoise(
             "ica_iterations": fit.iterations,
             "ica_converged": int(fit.converged),
         }
-        _write_components(paths, fit, grid, bold.tr_s, _parameters("denoise", config, engine))
+        _write_components(paths, fit, grid, bold.tr_s, config, engine)
     else:
         for stale in (paths.mixing, paths.metrics, paths.maps):
             stale.unlink(missing_ok=True)
@@ -553,9 +552,41 @@ def _smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: Any) -> np.nd
     return smooth_grid(samples, grid, missing)
 
 
+def _check_t1w(entry: Entry, config: Preprocess) -> None:
+    """FIX reads tissues of the T1w image; without one it has nothing to say."""
+    if config.fix_weights is not None and entry.t1w is None:
+        raise RecordingError(
+            "denoise_failed",
+            f"{entry.source}: expected a T1w image of this participant, which FIX needs, found "
+            "none; add it, exclude the recording, or leave preprocess.fix_weights out",
+        )
+
+
+def _fit_ica(engine, entry, bold, paths, samples, parameters, grid, config) -> Any:
+    """Components judged by the ICA-AROMA rule on the grid, or by FIX in the run's own space."""
+    if config.fix_weights is None:
+        return engine.fit_ica(
+            samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz
+        )
+    from .fsl_fix import Native, fit_ica
+    from .warp import load_normalisation
+
+    t1w, t1w_affine = read_image(entry.t1w)
+    native = Native(
+        bold, read_transforms(paths.transforms), read_volume(paths.boldref)[0],
+        read_volume(paths.mask)[0] > 0, load_normalisation(paths.normalisation)(grid.points),
+        t1w, t1w_affine,
+    )  # fmt: skip
+    return fit_ica(samples, parameters, grid, native, config)
+
+
 def _write_components(
-    paths: Derivatives, fit: Any, grid: Any, tr_s: float, parameters: dict
+    paths: Derivatives, fit: Any, grid: Any, tr_s: float, config: Preprocess, engine: Any
 ) -> None:
+    parameters, judge = _parameters("denoise", config, engine), "Pruim et al. 2015"
+    if config.fix_weights is not None:
+        parameters |= {"FixWeightsSHA256": sha256(config.fix_weights)}
+        judge += "; verdict by FIX, Salimi-Khorshidi et al. 2014"
     names = [f"component_{n:02d}" for n in fit.features.index]
     write_table(paths.mixing, dict(zip(names, fit.mixing.T, strict=True)))
     write_json(sidecar(paths.mixing), {"Description": "ICA time courses", "RepetitionTime": tr_s})
@@ -564,7 +595,7 @@ def _write_components(
     write_json(
         sidecar(paths.metrics),
         {
-            "Description": "Features and verdict of every component (Pruim et al. 2015)",
+            "Description": f"Features and verdict of every component ({judge})",
             "Converged": fit.converged,
             "Iterations": fit.iterations,
             "Parameters": parameters,

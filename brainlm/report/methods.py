@@ -24,6 +24,7 @@ REFERENCES = {
     "melodic": "Beckmann & Smith 2004, IEEE Transactions on Medical Imaging 23:137",
     "fastica": "Hyvärinen 1999, IEEE Transactions on Neural Networks 10:626",
     "aroma": "Pruim et al. 2015, NeuroImage 112:267",
+    "fix": "Salimi-Khorshidi et al. 2014, NeuroImage 90:449",
     "lindquist": "Lindquist et al. 2019, Human Brain Mapping 40:2358",
 }
 
@@ -108,12 +109,20 @@ def _denoising(files: Derivatives, settings: Preprocess, atlas: Atlas) -> tuple[
     ica = "MELODIC (Beckmann & Smith 2004)" if fsl else "symmetric FastICA (Hyvärinen 1999)"
     end = "" if made.get("Converged", True) else ", which did not converge"
     way = "aggressively" if "ica-aggressive" in settings.denoise_steps else "non-aggressively"
+    weights = made.get("Parameters", {}).get("fix_weights")
+    where = "at 4 mm after 6 mm smoothing"
+    judge = "the four features and published thresholds of ICA-AROMA (Pruim et al. 2015)"
+    if weights:
+        where = "in the run's own space"
+        judge = (
+            f"FIX (Salimi-Khorshidi et al. 2014) with the weights {Path(weights).name} at "
+            f"threshold {made['Parameters']['fix_threshold']}"
+        )
     return (
-        f"Artefacts were found by spatial ICA at 4 mm after 6 mm smoothing ({ica}, "
-        f"{made.get('Iterations', 'unknown')} iterations{end}), judged by the four features and "
-        "published thresholds of ICA-AROMA (Pruim et al. 2015), and regressed out "
-        f"{way}{', together with ' + words if words else ''}."
-    ), ["melodic" if fsl else "fastica", "aroma", *names]
+        f"Artefacts were found by spatial ICA {where} ({ica}, "
+        f"{made.get('Iterations', 'unknown')} iterations{end}), judged by {judge}, and regressed "
+        f"out {way}{', together with ' + words if words else ''}."
+    ), ["melodic" if fsl else "fastica", "fix" if weights else "aroma", *names]
 
 
 #: What the confound steps are called, and the works to cite.

@@ -184,6 +184,11 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
         "for motion at the edge of the brain; components in CSF or of high frequency are removed "
         "wherever they stand."
     )
+    if "rule" in table and (table["rule"] == "fix").all():
+        caption = (
+            f"{removed} of {len(table)} components are removed: FSL's FIX judged. The dashed line "
+            "is the border of the ICA-AROMA rule, which did not decide here."
+        )
     shown = pd.DataFrame({"no.": table["component"].astype(str)})
     if files.maps.exists():
         pictures_of = pictures.picture_maps(files.maps)
@@ -217,7 +222,7 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
 
 def _speak_rule(rule: str) -> str:
     """``csf_fraction+motion_and_edge`` -> ``CSF, motion and edge``."""
-    words = _FEATURES | {"motion_and_edge": "motion and edge", "none": "no rule"}
+    words = _FEATURES | {"motion_and_edge": "motion and edge", "none": "no rule", "fix": "FIX"}
     return ", ".join(words.get(part, part) for part in rule.split("+"))
 
 

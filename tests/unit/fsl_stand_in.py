@@ -8,6 +8,7 @@ guides say of its coordinates, and nothing is imported from the package under te
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -127,6 +128,8 @@ def bet(arguments):
 
 def melodic(options, truth):
     """Principal components, in the files of independent ones."""
+    if "--Oall" in options:
+        (Path(options["-o"]) / "report").mkdir(parents=True)
     image, mask = nib.load(options["-i"]), nib.load(options["-m"]).get_fdata() > 0
     data = image.get_fdata()[mask].T
     assert (data.mean(0) > 0).all()
@@ -134,7 +137,7 @@ def melodic(options, truth):
     left, size, right = np.linalg.svd(data - data.mean(0), full_matrices=False)
     count = 8
     out = Path(options["-o"])
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     mixing, maps = left[:, :count] * size[:count], right[:count]
     np.savetxt(out / "melodic_mix", mixing, fmt="%.6g")
     power = np.abs(np.fft.rfft(mixing, axis=0)[1:]) ** 2
@@ -145,6 +148,36 @@ def melodic(options, truth):
     (out / "log.txt").write_text(
         "  No convergence after 500 steps \n  Convergence after 31 steps \n"
     )
+
+
+def fix(arguments):
+    """Calls every third component noise, after a look at the folder that its guide asks for."""
+    feat, name = Path(arguments[1]), "filtered_func_data"
+    for needed in (
+        f"{name}.nii.gz", f"{name}.ica/melodic_mix", "mc/prefiltered_func_data_mcf.par",
+        "mask.nii.gz", "mean_func.nii.gz", "reg/example_func.nii.gz", "reg/highres.nii.gz",
+        "reg/highres2example_func.mat", "design.fsf", f"{name}.ica/melodic_IC.nii.gz",
+    ):  # fmt: skip
+        assert (feat / needed).is_file(), needed
+    count = np.loadtxt(feat / f"{name}.ica" / "melodic_mix").shape[1]
+    if arguments[0] == "-f":
+        (feat / "fix").mkdir()
+        np.savetxt(feat / "fix" / "features.csv", np.zeros((count, 2)), delimiter=",")
+        return
+    assert arguments[0] == "-c" and (feat / "fix" / "features.csv").is_file()
+    weights, threshold = Path(arguments[2]).stem, arguments[3]
+    if "FSL_STAND_IN_KEEP" in os.environ:
+        shutil.copytree(feat, os.environ["FSL_STAND_IN_KEEP"])
+    noise = range(3, count + 1, 3)
+    lines = [str(feat / f"{name}.ica")]
+    for n in range(1, count + 1):
+        label = ("Signal, False, 0.9", "Unclassified Noise, True, 0.01")[n in noise]
+        lines.append(f"{n}, {label}")
+    lines.append(str(list(noise)))
+    text = "\n".join(lines) + "\n"
+    if os.environ.get("FSL_STAND_IN_BREAKS") == "verdicts":
+        text = text[: len(text) // 2]
+    (feat / f"fix4melview_{weights}_thr{threshold}.txt").write_text(text)
 
 
 def stem(path):
@@ -170,8 +203,8 @@ if __name__ == "__main__":
     program, arguments = sys.argv[1], sys.argv[2:]
     if os.environ.get("FSL_STAND_IN_BREAKS") == program:
         sys.exit(f"{program}: Image Exception : #22 :: ERROR: Could not open image")
-    if program == "bet":
-        bet(arguments)
+    if program in ("bet", "fix"):
+        globals()[program](arguments)
     else:
         with np.load(os.environ["FSL_STAND_IN"]) as file:
             globals()[program](parse(arguments), dict(file))

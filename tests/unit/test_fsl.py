@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import sys
 from dataclasses import replace
@@ -21,7 +22,7 @@ from brainlm.cohort.index import update_index
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess import fsl, stages
+from brainlm.preprocess import fsl, fsl_fix, stages
 from brainlm.preprocess import fsl_formats as formats
 from brainlm.preprocess.chunk import run_stage
 from brainlm.preprocess.denoise import high_frequency_content
@@ -37,9 +38,11 @@ from brainlm.preprocess.registry import PARAMETERS
 from brainlm.preprocess.stages import STAGES
 from brainlm.preprocess.template import load_template
 from brainlm.preprocess.warp import WarpField, load_normalisation
+from brainlm.report.methods import describe_methods
+from brainlm.report.recording import _describe_components
 from brainlm.simulate import load_truth, simulate_cohort
 
-PROGRAMS = ("mcflirt", "flirt", "fnirt", "convertwarp", "bet", "melodic")
+PROGRAMS = ("mcflirt", "flirt", "fnirt", "convertwarp", "bet", "melodic", "fix")
 CONFIG = Preprocess(engine="fsl", min_duration_s=60, use_t1w=False)
 
 
@@ -510,8 +513,6 @@ def test_normalise_stage_recovers_what_fnirt_found(fitted):
 
 
 def test_normalise_through_the_t1w(fitted, tmp_path):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(fitted.out, out)
     figures = fitted.run("normalise", replace_config(use_t1w=True), out)
@@ -522,8 +523,6 @@ def test_normalise_through_the_t1w(fitted, tmp_path):
 
 
 def test_denoise_stage_judges_melodic_s_components(fitted, tmp_path):
-    import shutil
-
     out = tmp_path / "out"
     shutil.copytree(fitted.out, out)
     figures = fitted.run("denoise", CONFIG, out)
@@ -581,8 +580,6 @@ def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monk
 def test_a_program_that_fails_is_the_recording_s_status(
     fitted, tmp_path, monkeypatch, stage, program, status
 ):
-    import shutil
-
     shutil.copytree(fitted.out, tmp_path / "out")
     monkeypatch.setenv("FSL_STAND_IN_BREAKS", program)
     with pytest.raises(RecordingError) as caught:
@@ -604,10 +601,244 @@ def test_unusable_volumes_are_given_as_their_neighbours(study, stand_ins):
 
 
 def test_an_upside_down_image_is_refused_before_fsl_is_called(fitted, monkeypatch):
-    monkeypatch.setattr(fsl, "_run", lambda *_: pytest.fail("FSL was called"))
+    monkeypatch.setattr(fsl, "run", lambda *_: pytest.fail("FSL was called"))
     reference, affine = read_volume(fitted.paths().boldref)
     mask = read_volume(fitted.paths().mask)[0] > 0
     flipped = affine @ np.diag([1, 1, -1, 1])
     flipped[:3, 3] += affine[:3, 2] * (len(mask) - 1)
     with pytest.raises(RecordingError, match="orientation is wrong"):
         fsl.normalise(reference, flipped, load_template(fitted.atlas.space), mask=mask)
+
+
+VERDICTS = "run.ica\n1, Signal, False\n2, Unclassified Noise, True\n3, Unknown, False\n[2]\n"
+
+
+def with_fix(weights: Path | str, **options) -> Preprocess:
+    return CONFIG.model_copy(update={"fix_weights": Path(weights), **options})
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    path = tmp_path / "UKBiobank.RData"
+    path.write_bytes(b"trained")
+    return path
+
+
+# ---- FIX: its configuration
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "set engine: fsl"),
+        ({"engine": "fsl", "denoise": "motion24"}, "set denoise: ica"),
+        ({"engine": "fsl", "fix_threshold": 101}, "fix_threshold"),
+    ],
+)
+def test_what_fix_cannot_judge_is_refused(tmp_path, options, words):
+    values = {
+        "cohorts": [{"name": "c", "folder": str(tmp_path)}],
+        "preprocess": {"fix_weights": "UKBiobank.RData", **options},
+    }
+    with pytest.raises(BrainLMError, match=words) as caught:
+        parse_config(values)
+    assert "preprocess" in str(caught.value)
+
+
+def test_fix_is_part_of_the_key_only_where_it_judges():
+    assert PARAMETERS["denoise"](Preprocess()) == {
+        "engine": "builtin", "denoise": "ica", "high_pass_hz": 0.008,
+    }  # fmt: skip
+    keys = [
+        PARAMETERS["denoise"](c)
+        for c in (CONFIG, with_fix("a"), with_fix("b"), with_fix("a", fix_threshold=10))
+    ]
+    assert len({json.dumps(key) for key in keys}) == 4
+
+
+def test_absent_fix_and_absent_weights_are_said_before_a_recording(
+    stand_ins,
+    weights,
+    monkeypatch,
+):
+    with pytest.raises(BrainLMError, match=r"fix_weights: .*gone.RData is not a file"):
+        stages.prepare("motion", with_fix(weights.with_name("gone.RData")), None)
+    folder = Path(os.environ["PATH"].split(os.pathsep)[0])
+    (folder / "fix").unlink()
+    monkeypatch.setenv("PATH", str(folder))
+    with pytest.raises(BrainLMError, match=r"needs fix, not found on PATH.*module load fsl"):
+        stages.prepare("motion", with_fix(weights), None)
+    fsl.require_commands(CONFIG)
+
+
+# ---- FIX: command lines
+
+
+def test_fix_command_lines(tmp_path, weights):
+    feat = tmp_path / "run.ica"
+    feat.mkdir()
+    for name in ("filtered_func_data.nii.gz", "mask.nii.gz"):
+        (feat / name).touch()
+    built = fsl_fix.melodic(feat, 0.735)
+    assert built.cmdline == (
+        f"melodic -i {feat}/filtered_func_data.nii.gz -m {feat}/mask.nii.gz --nobet --Oall "
+        f"-o {feat}/filtered_func_data.ica --report --tr=0.735000"
+    )
+    assert fsl_fix.extract_features(feat).cmdline == f"fix -f {feat}"
+    judged = fsl_fix.classify(feat, weights, 20)
+    assert judged.cmdline == f"fix -c {feat} {weights} 20"
+    for interface in (built, judged):
+        assert interface.inputs.environ["FSLOUTPUTTYPE"] == "NIFTI_GZ"
+    assert fsl.bet(feat / "mask.nii.gz").inputs.environ["FSLOUTPUTTYPE"] == "NIFTI"
+
+
+# ---- FIX: its file
+
+
+def test_fix_verdicts_are_read(tmp_path):
+    path = tmp_path / "fix4melview_Standard_thr20.txt"
+    path.write_text(VERDICTS)
+    assert formats.read_fix(path, 3).tolist() == [False, True, False]
+    path.write_text(VERDICTS.replace("True", "True, 0.01").replace("[2]", "[2]\n\n"))
+    assert formats.read_fix(path, 3).tolist() == [False, True, False]
+    path.write_text("/a/run.ica\n1, Signal, False, 0.7\n[]\n")
+    assert formats.read_fix(path, 1).tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "last line like"),
+        (VERDICTS.replace("[2]\n", ""), "last line like .*Unknown"),
+        (VERDICTS.replace("[2]", "[2, x]"), "last line like"),
+        (VERDICTS.replace("[2]", "[2, 3]"), "contradict|list at the end .2, 3."),
+        (VERDICTS.replace("[2]", "[2, 9]"), "list at the end"),
+        (VERDICTS.replace("3, Unknown, False\n", ""), "each of 3 components"),
+        (VERDICTS.replace("3, Unknown", "4, Unknown"), "each of 3 components"),
+        (VERDICTS.replace("3, Unknown, False", "3, Unknown"), "lines call"),
+        ("[2]\n", "each of 3 components"),
+    ],
+)
+def test_malformed_verdicts_are_refused(tmp_path, text, words):
+    path = tmp_path / "fix4melview_Standard_thr20.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        formats.read_fix(path, 3)
+    assert path.name in str(caught.value)
+
+
+# ---- FIX: the stage, with a stand-in
+
+
+@pytest.fixture
+def judged(fitted, weights, monkeypatch):
+    """The stage with FIX, run once: its output folder, its figures, the folder FIX was given."""
+    if not hasattr(fitted, "fix"):
+        out, kept = fitted.out.with_name("out-fix"), fitted.out.with_name("kept.ica")
+        shutil.copytree(fitted.out, out)
+        monkeypatch.setenv("FSL_STAND_IN_KEEP", str(kept))
+        fitted.fix = out, fitted.run("denoise", with_fix(weights), out), kept
+        monkeypatch.delenv("FSL_STAND_IN_KEEP")
+    return fitted.fix
+
+
+def test_fix_judges_the_decomposition_of_the_run_s_own_space(
+    fitted,
+    judged,
+    weights,
+):
+    out, figures, kept = judged
+    paths = fitted.paths(out)
+    mixing = np.column_stack(list(read_table(paths.mixing).values()))
+    metrics = read_table(paths.metrics)
+    # every third of MELODIC's, found again by time course in the order by variance
+    raw = np.loadtxt(kept / "filtered_func_data.ica" / "melodic_mix")
+    alike = np.abs(np.corrcoef(raw.T, mixing.T)[: raw.shape[1], raw.shape[1] :])
+    assert (alike.max(1) > 0.95).all()
+    rejected = metrics["classification"] == "rejected"
+    assert set(alike.argmax(1)[[2, 5]]) == set(np.flatnonzero(rejected))
+    assert figures["num_removed"] == 2 and set(metrics["rule"]) == {"fix"}
+    assert (np.diff(metrics["variance_explained"]) <= 0).all()
+    made = json.loads(sidecar(paths.metrics).read_text())
+    assert made["Parameters"]["fix_weights"].endswith("UKBiobank.RData")
+    assert made["Parameters"]["fix_threshold"] == 20
+    assert len(made["Parameters"]["FixWeightsSHA256"]) == 64 and "FIX" in made["Description"]
+    maps = np.asarray(nib.load(paths.maps).dataobj)
+    assert (np.abs(maps).max((0, 1, 2)) > 10).all()  # a z of 1 somewhere, in each
+    config = with_fix(weights)
+    assert fitted.run("parcellate", config, out)["parcels_with_data"] > 380
+    shown = _describe_components(paths, lambda path: path.name)
+    assert "FSL's FIX judged" in shown[0].caption and set(shown[1].shown["decided by"]) == {"FIX"}
+    text, cited = describe_methods(paths, config, fitted.atlas)
+    assert "judged by FIX" in text and "UKBiobank.RData at threshold 20" in text
+    assert any("Salimi-Khorshidi" in work for work in cited)
+
+
+def test_the_folder_is_as_feat_leaves_it(fitted, judged):
+    _, _, feat = judged
+    image = nib.load(feat / "filtered_func_data.nii.gz")
+    source = nib.load(fitted.entry.path)
+    assert image.shape == source.shape and image.header.get_zooms()[3] == pytest.approx(2.0)
+    np.testing.assert_allclose(image.affine, source.affine, atol=1e-5)
+    data, mask = image.get_fdata(), nib.load(feat / "mask.nii.gz").get_fdata() > 0
+    mean = nib.load(feat / "mean_func.nii.gz").get_fdata()
+    np.testing.assert_allclose(data.mean(3)[mask], mean[mask], rtol=1e-4)
+    assert np.median(mean[mask]) == pytest.approx(10_000, rel=1e-5)
+    assert not data[~mask].any()
+    # less motion than measured: corrected volumes are more alike
+    measured = source.get_fdata()[mask]
+    assert data[mask].std(1).sum() / 1e4 < 0.9 * (measured.std(1).sum() / np.median(measured))
+    scaled = formats.world_to_scaled_mm(image.affine, image.shape[::-1])
+    par = formats.read_par(feat / "mc" / "prefiltered_func_data_mcf.par")
+    mats = formats.to_mats(read_transforms(fitted.paths().transforms), scaled)
+    formats.check_par(mats, par)
+    reference = nib.load(feat / "reg" / "example_func.nii.gz").get_fdata()
+    centre = np.array([np.average(i, weights=reference) for i in np.indices(reference.shape)])
+    if np.linalg.det(image.affine) > 0:
+        centre[0] = image.shape[0] - 1 - centre[0]
+    expected = [par_line(mat, centre * image.header.get_zooms()[:3]) for mat in mats]
+    np.testing.assert_allclose(par, expected, atol=1e-5)
+    assert (feat / "design.fsf").read_text().splitlines()[::2] == [
+        "set fmri(tr) 2.000000", "set fmri(paradigm_hp) 125"
+    ]  # fmt: skip
+
+
+def test_highres_lands_on_the_run(fitted, judged):
+    """A point of the head, through highres2example_func, where the truth has it."""
+    _, _, feat = judged
+    highres, example = (
+        nib.load(feat / "reg" / f"{n}.nii.gz") for n in ("highres", "example_func")
+    )
+    matrix = formats.read_matrix(feat / "reg" / "highres2example_func.mat")
+    back = formats.read_matrix(feat / "reg" / "example_func2highres.mat")
+    np.testing.assert_allclose(matrix @ back, np.eye(4), atol=1e-5)
+    points = np.random.default_rng(0).uniform(-50, 50, (20, 3))
+    there = nib.affines.apply_affine(matrix, world_to_scaled(highres, points))
+    move = fitted.truth.transforms[fitted.motion["reference_volume"]]
+    expected = nib.affines.apply_affine(move, points)
+    np.testing.assert_allclose(scaled_to_world(example, there), expected, atol=0.01)
+
+
+def test_a_recording_without_t1w_is_named(fitted, weights):
+    entry = replace(fitted.entry, t1w=None)
+    with pytest.raises(RecordingError, match=r"T1w image.*FIX needs") as caught:
+        stages.denoise(entry, fitted.out, fitted.out, with_fix(weights), fitted.atlas)
+    assert caught.value.status == "denoise_failed" and entry.source in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("breaks", "words"), [("fix", "Image Exception"), ("verdicts", "last line like")]
+)
+def test_fix_that_fails_is_the_recording_s_status(
+    judged, weights, tmp_path, monkeypatch, breaks, words
+):
+    _, figures, kept = judged
+    feat = tmp_path / "run.ica"
+    shutil.copytree(kept, feat, ignore=shutil.ignore_patterns("fix"))
+    monkeypatch.setenv("FSL_STAND_IN_BREAKS", breaks)
+    with (
+        pytest.raises(RecordingError, match=words) as caught,
+        fsl.workspace("denoise_failed"),
+    ):
+        fsl_fix.find_noise(feat, with_fix(weights), figures["num_components"])
+    assert caught.value.status == "denoise_failed"
