@@ -307,8 +307,8 @@ def read_labels(cohorts: Sequence[Cohort], target: str, kind: str) -> Labels:
         numbers = {name: float(k) for k, name in enumerate(classes)}
         labels = Labels(names.map(numbers).astype(float).rename(target), tuple(classes))
     found = labels.values.dropna()
-    if found.nunique() < 2:
-        only = labels.classes[0] if labels.classes else next(iter(found), "n/a")
+    if found.nunique() == 1:  # nobody with a value: the table says so (describe_shortage)
+        only = labels.classes[0] if labels.classes else found.iloc[0]
         raise BrainLMError(
             f"{target} is {only} for all {len(found)} people who have a value: there is nothing "
             "to predict; leave its task out"
