@@ -23,6 +23,7 @@ from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job
 from .metrics import MIN_SUBJECTS, draw_counts, percentiles
+from .reconstruction import open_model
 from .significance import max_statistic_p
 from .tables import describe_left_out, write_results
 
@@ -122,17 +123,14 @@ def evaluate_attention(
 
 def attention_maps(model_folder: Path, shards: Sequence[Path]) -> pd.DataFrame:
     """One row per recording that holds a window: its metadata and ``map``, an array [R]."""
-    import torch
 
-    from ..model import from_pretrained
     from ..model.rows import cls_attention
     from ..training.windows import Windows
 
-    model = from_pretrained(model_folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    assert model.scaling is not None
     corpus = Corpus(shards)
+    model = open_model(model_folder, corpus)
+    assert model.scaling is not None
+    device = next(model.parameters()).device
     rows = corpus.usable(min_timepoints=model.config.window)
     windows = Windows(corpus, model.scaling, model.config.window, rows)
     maps = [

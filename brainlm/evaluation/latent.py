@@ -20,7 +20,7 @@ from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job
 from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
-from .reconstruction import _long_enough, cohort_parts
+from .reconstruction import _long_enough, cohort_parts, open_model
 from .tables import describe_left_out, write_results
 
 #: token -> name in the tables
@@ -94,16 +94,11 @@ def evaluate_latent(
 
 def _embed(model_folder: Path, shards, splits, roles):
     """Points (one per recording), {token: [N, D]} and rows of cohorts without anybody."""
-    import torch
-
-    from ..model import from_pretrained
     from ..training.windows import Windows
 
-    model = from_pretrained(model_folder)
-    assert model.scaling is not None
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
     corpus = Corpus(shards)
-    corpus.check(model.scaling)
+    model = open_model(model_folder, corpus)
+    assert model.scaling is not None
     points, rows = [], []
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):
         indices, why = _long_enough(part, model.config.window)

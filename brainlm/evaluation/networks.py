@@ -22,7 +22,7 @@ from ..errors import BrainLMError
 from ..shards import Corpus
 from .job import Job
 from .metrics import MIN_SUBJECTS, draw_counts, percentiles
-from .reconstruction import _long_enough, cohort_parts
+from .reconstruction import _long_enough, cohort_parts, open_model
 from .significance import holm, paired_p
 from .tables import describe_left_out, write_results
 
@@ -100,8 +100,8 @@ def evaluate_networks(
     BrainLMError
         The table is for another number of parcels, or has one network only.
     """
-    corpus, model, roles = Corpus(shards), _open(model_folder), roles or {}
-    corpus.check(model.scaling)
+    corpus, roles = Corpus(shards), roles or {}
+    model = open_model(model_folder, corpus)
     labels = _check(networks, corpus.info.num_parcels)
     missing = describe_left_out({"parcels without a network": int((labels < 0).sum())})
     kinds = [_trained(model, corpus, roles, epochs, batch_size, seed) for seed in seeds]
@@ -118,14 +118,6 @@ def evaluate_networks(
         names = sorted({name for name in networks if name})
         rows += _score(right, corpus.table.loc[indices], names, where, options)
     return write_results(rows, out, options.seed, config)
-
-
-def _open(model_folder: Path):
-    import torch
-
-    from ..model import from_pretrained
-
-    return from_pretrained(model_folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check(networks: Sequence[str | None], parcels: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ from ..shards import Corpus
 from .job import Job
 from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
 from .tables import describe_left_out, write_results
+
+if TYPE_CHECKING:
+    from ..model import BrainLM
 
 METHODS = ("model", "linear", "space", "zero")
 _BATCH = 8  # windows per forward pass
@@ -97,6 +101,18 @@ def evaluate_reconstruction(
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
     _save_traces(out.with_suffix(".traces.npz"), examples)
     return write_results(rows, out, options.seed, config)
+
+
+def open_model(folder: Path, corpus: Corpus) -> BrainLM:
+    """A pretrained model, on the GPU where there is one, checked against the shards."""
+    import torch
+
+    from ..model import from_pretrained
+
+    model = from_pretrained(folder)
+    assert model.scaling is not None
+    corpus.check(model.scaling)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cohort_parts(
