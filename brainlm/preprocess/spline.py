@@ -34,6 +34,7 @@ _U1, _U2, _U3 = np.uint64(1), np.uint64(2), np.uint64(3)
 _POLE = np.float32(math.sqrt(3) - 2)
 _TAIL = np.float32(_POLE / (_POLE * _POLE - 1))
 _BLOCK = 64  # points whose places are worked out together, in vector registers
+_TILE = 16  # rows that are filtered together
 _HORIZON = 16  # pole**16 < 1e-9: further terms are below float32
 
 PARAMETERS = 10  # of a fit: 3 translations, 3 rotations, gain and its gradient along x, y, z
@@ -195,24 +196,22 @@ def _filter_lines(block):
 
 @njit(cache=True, nogil=True, fastmath=FAST)
 def _filter_rows(rows):
-    """Spline coefficients along the last axis of [m, n], in place."""
+    """Spline coefficients along the last axis of [m, n], in place.
+
+    A tile of rows is turned so that they run side by side: along one row every step waits for
+    the one before.
+    """
     m, n = rows.shape
-    if n == 1:
-        return
-    for j in range(m):
-        total, power = _F0, _F1
-        for k in range(_HORIZON):
-            total += power * rows[j, _mirror(k, n)]
-            power *= _POLE
-        rows[j, 0] = total
-        for i in range(1, n):
-            total = rows[j, i] + _POLE * total
-            rows[j, i] = total
-        total = _TAIL * (rows[j, n - 1] + _POLE * rows[j, n - 2])
-        rows[j, n - 1] = total
-        for i in range(n - 2, -1, -1):
-            total = _POLE * (total - rows[j, i])
-            rows[j, i] = total
+    tile = np.zeros((n, _TILE), np.float32)
+    for start in range(0, m, _TILE):
+        size = min(_TILE, m - start)
+        for j in range(size):
+            for i in range(n):
+                tile[i, j] = rows[start + j, i]
+        _filter_lines(tile)
+        for j in range(size):
+            for i in range(n):
+                rows[start + j, i] = tile[i, j]
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
