@@ -79,7 +79,7 @@ def same_grid(size: str) -> BrainLM:
     """Our model on the peer's grid."""
     shape = peer_shape(size)
     side, patch = shape["image_size"], shape["patch_size"]
-    rows, columns = (PARCELS, WINDOW) if side >= PARCELS else (side, side)
+    rows, columns = (PARCELS, WINDOW) if side >= max(PARCELS, WINDOW) else (side, side)
     settings = dict(PRESETS[size], family="image", decoder_context="all", decode_share=1.0)
     return BrainLM(BrainLMConfig(num_parcels=rows, window=columns, patch=patch,
                                  patch_parcels=patch, image_size=(side, side), pad_value=-1.0,
@@ -345,7 +345,7 @@ def machine(device: str, threads: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--size", choices=tuple(PRESETS), nargs="+", default=None)
+    parser.add_argument("--size", choices=("tiny", "13m", "111m", "650m"), nargs="+", default=None)
     parser.add_argument("--tables", choices=TABLES, nargs="+", default=None)
     parser.add_argument("--batch", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=None)

@@ -35,6 +35,7 @@ from scipy import stats
 from brainlm import config
 from brainlm.files import write_text
 from brainlm.model import BrainLM, BrainLMConfig
+from brainlm.model.published import PARCEL
 from brainlm.shards import Corpus, Scaling
 from brainlm.training.metrics import MaskedR2
 from brainlm.training.schedule import learning_rate_at, make_optimizer
@@ -58,10 +59,7 @@ def contestants(family: str, parcels: int, window: int, points: bool) -> dict[st
         wide = dataclasses.replace(ours, patch=patch * 5 // 4)
         return {"rectangular 16x20": wide, "rectangular 16x16": ours, "padded square": square}
     every = dataclasses.replace(ours, decoder_context="all")
-    published = dataclasses.replace(
-        every, pre_norm=False, convolution=65, fourier_places=False, position_dropout=0.1,
-        coordinate_unit_mm=1.0, learned_parcels=not points, eps=1e-12,
-    )  # fmt: skip
+    published = dataclasses.replace(every, **PARCEL | {"learned_parcels": not points})
     return {"visible keys": ours, "all keys": every, "published layers": published}
 
 

@@ -183,11 +183,25 @@ class Chunks(Section):
     dtype: Literal["float16", "float32"] = Field("float16", description="of the stored series")
 
 
+PresetName = Literal[
+    "tiny", "13m", "111m", "650m", "old_13M", "vitmae_111M", "vitmae_650M"
+]  # fmt: skip
+#: Presets whose tokens are of one parcel; images are padded to whole patches.
+_PARCEL_PRESETS = ("tiny", "13m", "old_13M")
+
+
 class Model(Section):
-    preset: str = Field("13m", description="tiny | 13m | 111m | 650m")
+    preset: PresetName = Field(
+        "13m", description="ours, or the published form of a size by its published name"
+    )
     window: Annotated[int, Field(ge=2)] = Field(200, description="time points per window")
     patch: Annotated[int, Field(ge=1)] | None = Field(
         None, description="time points per patch; default 20, of the image presets 16"
+    )
+    decoder_context: Literal["visible", "all"] | None = Field(
+        None,
+        description="tokens that the decoder attends to; default that of the preset: of tiny and "
+        "13m the visible ones, of the others all (the paper)",
     )
 
 
@@ -330,7 +344,7 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BrainLMError(f"{source}: cohort name used twice: {', '.join(twice)}; rename one")
-    whole = config.model.preset not in ("111m", "650m")  # images are padded to whole patches
+    whole = config.model.preset in _PARCEL_PRESETS
     patch = config.model.patch or 20
     if whole and config.model.window % patch:
         raise BrainLMError(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, ValidationError
 
-from ..config import Name, Section, explain, read_yaml
+from ..config import Name, PresetName, Section, explain, read_yaml
 from ..errors import BrainLMError
 
 #: Tasks that can be named in config.yaml; others are given as a path.
@@ -119,7 +119,7 @@ class Scaling(_Task):
     """Model size × share of the training people (paper, Fig. 4)."""
 
     kind: Literal["scaling"]
-    presets: Annotated[tuple[str, ...], Field(min_length=1)] = ("tiny", "13m")
+    presets: Annotated[tuple[PresetName, ...], Field(min_length=1)] = ("tiny", "13m")
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.1, 0.3, 1.0), description="of the training people; smaller shares lie inside larger"
     )

@@ -331,9 +331,15 @@ def _check(config: BrainLMConfig, coordinates) -> None:
         raise BrainLMError(
             f"window ({config.window}) must be a multiple of patch ({config.patch}) time points"
         )
+    size = (config.num_parcels, config.window)
+    if config.image_size and any(a > b for a, b in zip(size, config.image_size, strict=True)):
+        raise BrainLMError(f"window of {size[0]} parcels × {size[1]} time points: the image has "
+                           f"{config.image_size[0]} × {config.image_size[1]}")  # fmt: skip
     found = None if coordinates is None else tuple(coordinates.shape)
     wanted = (config.num_parcels, 3) if config.has_coordinates else None
     if found != wanted:
         raise BrainLMError(f"coordinates: expected {wanted or 'none'}, found {found or 'none'}")
-    if coordinates is not None and not math.isfinite(float(torch.as_tensor(coordinates).sum())):
+    if coordinates is not None and not math.isfinite(
+        float(torch.as_tensor(coordinates, device="cpu").sum())
+    ):
         raise BrainLMError("coordinates: expected finite mm, found NaN or infinity")

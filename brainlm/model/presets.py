@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import BrainLMError
 from .mae import BrainLM, BrainLMConfig
+from .published import IMAGE, PARCEL
 
 #: What a preset fixes; the rest comes from the data and the configuration.
 PRESETS: dict[str, dict] = {
@@ -29,26 +30,35 @@ PRESETS: dict[str, dict] = {
         "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
     },
 }  # fmt: skip
-
+#: The published forms under their published names, to be trained anew beside ours.
+PRESETS |= {
+    "old_13M": PRESETS["13m"] | PARCEL | {"decoder_context": "all"},
+    "vitmae_111M": PRESETS["111m"] | IMAGE | {"image_size": (432, 432)},
+    "vitmae_650M": PRESETS["650m"]
+    | IMAGE
+    | {"image_size": (434, 434), "patch": 14, "patch_parcels": 14},
+}
 
 #: Time points per token where the user names none: the paper's 20, and the image family's square
 #: patches, which reconstruct better than 16 × 20 (docs/results/presets.md)
 PATCH = {"parcel": 20, "image": 16}
 
 
-def preset(
-    name: str, *, num_parcels: int, window: int, patch: int | None = None, coordinates=None
-) -> BrainLM:
+def preset(name: str, *, num_parcels: int, window: int, patch: int | None = None,
+           decoder_context: str | None = None, coordinates=None) -> BrainLM:  # fmt: skip
     """A new model.
 
     Parameters
     ----------
     name : str
-        ``tiny``, ``13m`` (tokens of one parcel) | ``111m``, ``650m`` (image of 16-parcel rows).
+        ``tiny``, ``13m`` (tokens of one parcel) | ``111m``, ``650m`` (image of 16-parcel rows), or
+        a published form: ``old_13M`` | ``vitmae_111M``, ``vitmae_650M``.
     num_parcels, window : int
         R and T.
     patch : int, optional
         Time points per token; default :data:`PATCH`.
+    decoder_context : str, optional
+        ``visible`` or ``all``; default the preset's.
     coordinates : array [R, 3], optional
         MNI mm. Without them the parcel family learns where parcels are, and the image family
         keeps them in atlas order.
@@ -56,11 +66,17 @@ def preset(
     Raises
     ------
     BrainLMError
-        An unknown name, or a window that is not a multiple of the patch.
+        An unknown name, a window that is not a multiple of the patch, or a published parcel model
+        without coordinates (they are all that it knows of a parcel).
     """
     if name not in PRESETS:
         raise BrainLMError(f"no model preset {name!r}; one of: {', '.join(PRESETS)}")
-    patch = patch or PATCH[PRESETS[name]["family"]]
-    config = BrainLMConfig(num_parcels=num_parcels, window=window, patch=patch, preset=name,
-                           has_coordinates=coordinates is not None, **PRESETS[name])  # fmt: skip
+    settings = {"patch": PATCH[PRESETS[name]["family"]], **PRESETS[name]}
+    asked = {"patch": patch, "decoder_context": decoder_context}
+    settings |= {key: value for key, value in asked.items() if value is not None}
+    if coordinates is None and name == "old_13M":
+        raise BrainLMError(f"{name}: the published form knows parcels by their coordinates alone "
+                           "and this atlas has none; use 13m")  # fmt: skip
+    config = BrainLMConfig(num_parcels=num_parcels, window=window, preset=name,
+                           has_coordinates=coordinates is not None, **settings)  # fmt: skip
     return BrainLM(config, coordinates)

@@ -27,6 +27,11 @@ from .mae import BrainLM, BrainLMConfig
 
 #: What the image models' inputs were divided by after scaling, in the published notebooks.
 IMAGE_DIVISOR = 5.6430855
+#: Where the published forms differ from ours, whatever their size.
+_BOTH = {"learned_parcels": False, "fourier_places": False, "coordinate_unit_mm": 1.0,
+         "eps": 1e-12}  # fmt: skip
+PARCEL = _BOTH | {"pre_norm": False, "convolution": 65, "position_dropout": 0.1}
+IMAGE = _BOTH | {"pad_value": -1.0, "divisor": IMAGE_DIVISOR}
 
 _LAYER = re.compile(r"(vit\.encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER_PARTS = {
@@ -125,9 +130,10 @@ def _family(folder, config: dict, weights: dict) -> str:
     return found
 
 
-def _common(config: dict, weights: dict) -> dict[str, Any]:
+def _common(config: dict, weights: dict, form: dict[str, Any]) -> dict[str, Any]:
     decodes = any(key.startswith("decoder.") for key in weights)
     return {
+        **form,
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
@@ -140,9 +146,6 @@ def _common(config: dict, weights: dict) -> dict[str, Any]:
         "mask_ratio": config["mask_ratio"],
         "init_std": config["initializer_range"],
         "has_coordinates": True,
-        "learned_parcels": False,
-        "fourier_places": False,
-        "coordinate_unit_mm": 1.0,
     }
 
 
@@ -157,9 +160,8 @@ def _parcel_config(config: dict, weights: dict, parcels: int) -> BrainLMConfig:
                            f"{parcels}")  # fmt: skip
     return BrainLMConfig(
         family="parcel", num_parcels=parcels, window=config["num_timepoints_per_voxel"],
-        patch=config["timepoint_patching_size"], pre_norm=False,
-        convolution=config["conv_kernel_size"], position_dropout=0.1, loss=config["loss_fn"],
-        **_common(config, weights),
+        patch=config["timepoint_patching_size"], loss=config["loss_fn"],
+        **_common(config, weights, PARCEL) | {"convolution": config["conv_kernel_size"]},
     )  # fmt: skip
 
 
@@ -174,8 +176,8 @@ def _image_config(config: dict, weights: dict, parcels: int) -> BrainLMConfig:
                  "pool": "all" if config.get("use_mean_pooling") else "cls"}  # fmt: skip
     return BrainLMConfig(
         family="image", num_parcels=parcels, window=200, patch=config["patch_size"],
-        patch_parcels=config["patch_size"], image_size=size, pad_value=-1.0,
-        divisor=IMAGE_DIVISOR, **_common(config, weights), **extra,
+        patch_parcels=config["patch_size"], image_size=size,
+        **_common(config, weights, IMAGE), **extra,
     )  # fmt: skip
 
 

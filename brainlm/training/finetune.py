@@ -276,7 +276,8 @@ class Task:
 def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> BrainLM:
     if pretrained is None:
         return preset(model.preset, num_parcels=corpus.info.num_parcels, window=model.window,
-                      patch=model.patch, coordinates=atlas.coordinates)  # fmt: skip
+                      patch=model.patch, decoder_context=model.decoder_context,
+                      coordinates=atlas.coordinates)  # fmt: skip
     base = from_pretrained(pretrained)
     if base.scaling is not None:
         corpus.check(base.scaling)

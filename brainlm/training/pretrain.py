@@ -90,6 +90,7 @@ class Run:
         torch.manual_seed(options.seed)
         self.model: BrainLM = preset(model.preset, num_parcels=corpus.info.num_parcels,
                                      window=model.window, patch=model.patch,
+                                     decoder_context=model.decoder_context,
                                      coordinates=atlas.coordinates)  # fmt: skip
         self.train_set = self._windows(corpus, _choose_share(corpus, train, options.share))
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
@@ -137,7 +138,7 @@ class Run:
         done = self.out / "done.json"
         if not (done.exists() and (self.out / "model.safetensors").exists()):
             return False
-        if read_json(done).get("settings") != self.settings:
+        if _difference(read_json(done).get("settings", "{}"), self.settings):
             return False
         if self.ranks.main:
             print(f"{self.out}: already trained with these settings; nothing to do", flush=True)
@@ -157,8 +158,7 @@ class Run:
         state = checkpoint.newest(self.out / "checkpoints", say)
         if state is None:
             return None
-        if state["settings"] != self.settings:
-            changed = _difference(json.loads(state["settings"]), json.loads(self.settings))
+        if changed := _difference(state["settings"], self.settings):
             say(f"checkpoints are of other settings ({changed}): starting anew")
             self._forget()
             return None
@@ -357,7 +357,10 @@ def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
     return chosen
 
 
-def _difference(old: dict, new: dict) -> str:
+def _difference(before: str, after: str) -> str:
+    """What two :func:`_settings` differ in; a key that one of them does not know is null there, so
+    that a new optional key repeats no finished run."""
+    old, new = json.loads(before), json.loads(after)
     keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return ", ".join(f"{key}: {old.get(key)!s:.12} → {new.get(key)!s:.12}" for key in keys)
 

@@ -83,6 +83,11 @@ def test_denoising_is_one_step_or_a_list():
             )
 
 
+def test_an_unknown_preset_is_refused_at_once():
+    with pytest.raises(BrainLMError, match=r"model\.preset: .*'tiny', '13m'.*found 'tinny'"):
+        parse_config({"cohorts": [{"name": "a", "folder": "x"}], "model": {"preset": "tinny"}})
+
+
 def test_images_may_have_patches_that_do_not_divide_the_window():
     cohorts = [{"name": "a", "folder": "x"}]
     model = {"preset": "111m", "window": 200, "patch": 16}  # 27 x 13 tokens of 424 x 200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import typing
 
 import numpy as np
 import pytest
@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from brainlm.config import PresetName
 from brainlm.errors import BrainLMError
-from brainlm.model import BrainLM, preset
+from brainlm.model import BrainLM, BrainLMConfig, preset
 from brainlm.model.masking import Masking
-from brainlm.model.presets import PRESETS
+from brainlm.model.presets import PATCH, PRESETS
 
 POINTS = np.random.default_rng(0).uniform(-60, 60, (24, 3))
 
@@ -43,32 +44,48 @@ def by_hand(c, patch_values):
     return total + c.num_parcels * (d + e) + 4 * (d // 2) + 4 * (e // 2)  # places of parcels
 
 
-@pytest.mark.parametrize(("name", "tokens", "parameters"), [
-    ("tiny", 4240, 196_596), ("13m", 4240, 13_465_876),
-    ("111m", 270, 111_081_792), ("650m", 270, 656_133_440),
+@pytest.mark.parametrize(("name", "grid", "parameters"), [
+    ("tiny", (424, 10), 196_596), ("13m", (424, 10), 13_465_876),
+    ("111m", (27, 13), 110_999_808), ("650m", (27, 13), 656_018_688),
+    # upstream's counts, less an unused projection, or two of three equal image channels
+    ("old_13M", (424, 10), 13_429_292 - 768 * (512 + 1)),
+    ("vitmae_111M", (27, 27), 111_655_680 - 2 * 16**2 * (768 + 512 + 1)),
+    ("vitmae_650M", (31, 31), 656_613_964 - 2 * 14**2 * (1280 + 512 + 1)),
 ])  # fmt: skip
-def test_preset_sizes(name, tokens, parameters):
-    config = dataclasses.replace(preset_config(name), has_coordinates=False)
+def test_preset_sizes(name, grid, parameters):
+    assert set(PRESETS) == set(typing.get_args(PresetName))
+    points = torch.zeros(424, 3)
     with torch.device("meta"):
-        model = BrainLM(config)
-    assert model.num_tokens == tokens
-    places = 0
-    if config.family == "parcel":  # the projection of mm, which a model without them lacks
-        places = 4 * (config.width // 2) + 4 * (config.decoder_width // 2)
-    assert sum(p.numel() for p in model.parameters()) + places == parameters
-    assert by_hand(config, 20 if config.family == "parcel" else 320) == parameters
+        model = BrainLM(preset_config(name, points), points)
+    assert model.num_tokens == grid[0] * grid[1]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    if name in ("tiny", "13m", "111m", "650m"):
+        assert by_hand(model.config, model.grid.values) == parameters
 
 
-def preset_config(name):
-    from brainlm.model import BrainLMConfig
+def preset_config(name, points):
+    settings = {"patch": PATCH[PRESETS[name]["family"]], **PRESETS[name]}
+    return BrainLMConfig(
+        num_parcels=424, window=200, preset=name, has_coordinates=True, **settings
+    )
 
-    return BrainLMConfig(num_parcels=424, window=200, patch=20, preset=name, **PRESETS[name])
+
+def test_published_forms_need_coordinates_and_a_window_that_fits():
+    with pytest.raises(BrainLMError, match="coordinates alone"):
+        small("old_13M", coordinates=None)
+    with pytest.raises(BrainLMError, match="432 × 432"):
+        preset("vitmae_111M", num_parcels=500, window=200)
 
 
-def test_paper_patch_of_16_gives_the_rectangular_grid():
-    model = small("111m", num_parcels=424, patch=16, window=200,
-                  coordinates=None)  # fmt: skip
-    assert (model.grid.rows, model.grid.columns) == (27, 13)
+@pytest.mark.parametrize("asked", [None, "visible", "all"])
+def test_the_decoders_context_can_be_asked_for(asked):
+    model, x = small(decoder_context=asked), signal()
+    assert model.config.decoder_context == (asked or "visible")
+    noise = torch.rand(3, model.num_tokens)
+    seen = []
+    model.decoder.blocks[0].register_forward_hook(lambda m, inputs, out: seen.append(inputs[1:]))
+    model(x, noise=noise)
+    assert seen == [() if asked == "all" else (1 + model.num_tokens // 4,)]
 
 
 @pytest.mark.parametrize("name", ["tiny", "111m"])

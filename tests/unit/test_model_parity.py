@@ -276,7 +276,7 @@ def test_published_key_lists_fit(shared):
     """The full-size layouts have exactly the tensors that the converted models want."""
     import dataclasses
 
-    from brainlm.model import BrainLM
+    from brainlm.model import BrainLM, preset
     from brainlm.model.published import _image_config, _parcel_config
 
     keys = json.loads((shared / "fixtures" / "keys_parcel13.json").read_text())
@@ -285,10 +285,13 @@ def test_published_key_lists_fit(shared):
            "decoder_hidden_size": 512, "decoder_intermediate_size": 1024,
            "num_brain_voxels": 424, "num_timepoints_per_voxel": 200,
            "timepoint_patching_size": 20}  # fmt: skip
+    points = torch.zeros(424, 3)
     with torch.device("meta"):
         weights = {k: torch.empty(shape) for k, shape in keys.items()}
         found = rename(weights, "parcel")
+        ours = preset("old_13M", num_parcels=424, window=200, coordinates=points)
     config = _parcel_config(base | big, weights, 424)
+    assert dataclasses.replace(config, preset="old_13M") == ours.config  # trained anew: the same
     model = BrainLM(config, np.zeros((424, 3)))
     wanted = {k: v.shape for k, v in model.state_dict().items() if k != "coordinates"}
     assert wanted == {k: v.shape for k, v in found.items()}
@@ -306,6 +309,8 @@ def test_published_key_lists_fit(shared):
         config = dataclasses.replace(_image_config(base | big, weights, 424),
                                      has_coordinates=False)  # fmt: skip
         model = BrainLM(config)
+        ours = preset("vitmae_111M", num_parcels=424, window=200)
+    assert dataclasses.replace(config, preset="vitmae_111M") == ours.config
     wanted = {k: v.shape for k, v in model.state_dict().items() if k != "coordinates"}
     assert wanted == {k: v.shape for k, v in found.items()}
 

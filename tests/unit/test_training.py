@@ -192,6 +192,23 @@ def test_other_settings_start_anew_and_say_which(study, finished, tmp_path, caps
     assert json.loads((out / "done.json").read_text())["step"] == 25
 
 
+def test_the_decoder_that_was_asked_for_is_trained_and_saved(study, tmp_path):
+    model = MODEL.model_copy(update={"decoder_context": "all"})
+    out = run(study, tmp_path / "out", model=model, epochs=1)
+    assert json.loads((out / "config.json").read_text())["decoder_context"] == "all"
+    assert from_pretrained(out).decoder.context == "all"
+
+
+def test_a_run_of_before_a_new_optional_key_is_still_finished(study, finished, tmp_path, capsys):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    done = json.loads((out / "done.json").read_text())
+    settings = json.loads(done["settings"])
+    assert settings.pop("decoder_context") is None
+    (out / "done.json").write_text(json.dumps(done | {"settings": json.dumps(settings)}))
+    run(study, out)
+    assert "nothing to do" in capsys.readouterr().out
+
+
 def test_micro_batches_do_not_change_the_result(study, finished, tmp_path):
     out = run(study, tmp_path / "out", micro_batch_size=4)
     # Losses, not weights: Adam turns the rounding noise in the gradient of a key bias, which
@@ -310,7 +327,6 @@ def test_no_validation_recordings(study, tmp_path, capsys):
 
 @pytest.mark.parametrize(("changes", "word"), [
     ({"model": config.Model(preset="tiny", window=100, patch=10)}, "the longest is"),
-    ({"model": config.Model(preset="tinny", window=40, patch=10)}, "no model preset 'tinny'"),
     ({"batch_size": 5, "micro_batch_size": 2}, "must be a multiple"),
     ({"gpus": 8}, "sees no GPU"),
     ({"learning_rate": 1e30, "warmup": 0.0}, "not finite"),
