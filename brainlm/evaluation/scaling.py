@@ -86,7 +86,7 @@ def evaluate_scaling(
             note = [describe_left_out(why), _describe(opened[first], models[first])]
             where: dict = {"task": "scaling", "cohort": cohort, "split": split, "method": preset}
             where |= {"target": f"{share:g}", "left_out": sum(why.values()), "level": "pooled"}
-            where |= {"n_train": _count_people(corpus, share, roles)}
+            where |= {"n_train": _count_people(corpus.table, share, window, roles)}
             where |= {"note": "; ".join(filter(None, note)), "n": len(set(people))}
             if not len(indices):
                 rows.append(where)
@@ -116,11 +116,13 @@ def _rows(sums: dict[int, np.ndarray], people, where: dict, options: Evaluate) -
         yield where | {"level": "seed", "unit": str(seed), "metric": "r2", "value": value}
 
 
-def _count_people(corpus: Corpus, share: float, roles: Mapping[str, str]) -> int:
-    table = corpus.table
-    train = table[(table["split"] == "train") & (table["status"] == "ok")]
-    people = train[train["cohort"].map(lambda c: roles.get(c) != "external")]["participant_id"]
-    return sum(in_share(person, share) for person in people.unique())
+def _count_people(table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]) -> int:
+    """People whom a pretraining on this share of them has seen."""
+    usable = (table["status"] == "ok") & (table["num_timepoints"] >= window)
+    inside = table["cohort"].map(lambda cohort: roles.get(cohort) != "external")
+    seen = table[usable & inside & (table["split"] == "train")]
+    people = seen.drop_duplicates(["cohort", "participant_id"])["participant_id"]
+    return sum(in_share(person, share) for person in people)
 
 
 def _describe(model, folder: Path) -> str:

@@ -46,7 +46,7 @@ def pretrained_card(model: BrainLM, facts: dict) -> str:
         f" (release `{facts['release'] or 'unnamed'}`), split by subject.",
         *[f"* left out: {n} training recordings: {why}" for why, n in facts["left_out"].items()],
         "", "## Training", "",
-        f"* {facts['updates']} updates, {facts['epochs']} epochs, mask {facts['mask']} "
+        f"* {facts['updates']} updates, {facts['epochs']:g} epochs, mask {facts['mask']} "
         f"{facts['mask_ratio']:.0%}, {facts['precision']}, {facts['processes']} process(es), "
         f"{facts['seconds']:.0f} s on {facts['device']}.",
     ]  # fmt: skip

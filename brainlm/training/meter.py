@@ -64,7 +64,7 @@ class Meter:
 
     def _log(self, loss: float, r2: float | None, rate: float, waiting: float) -> None:
         run = self.run
-        epoch = run.step * run.options.batch_size / len(run.train_set)
+        epoch = run.passes()
         lr = run.optimizer.param_groups[0]["lr"]
         mfu = None if self._flops_share is None else rate * self._flops_share
         run.journal.record(step=run.step, epoch=epoch, split="train", loss=loss, r2=r2,
@@ -74,7 +74,7 @@ class Meter:
         run.journal.progress(
             run.step, run.steps,
             f"update {run.step}/{run.steps} epoch {epoch:.1f} loss {loss:.4f} R² {figure(r2)} "
-            f"{rate:.1f} windows/s MFU {figure(mfu, 2)} data-wait {100 * waiting:.1f}% "
+            f"{rate:.3g} windows/s MFU {figure(mfu, 2)} data-wait {100 * waiting:.1f}% "
             f"ETA {clock(left)}", force=run.step == run.steps,
         )  # fmt: skip
 

@@ -96,6 +96,8 @@ class Run:
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
         self.validation_set = self._windows(corpus, held_out)
         self.micro = _micro_batch(options, ranks.world)
+        # of all training recordings: training on a share of the people takes as many updates, on
+        # the same schedule, in more passes over fewer recordings
         self.steps = math.ceil(options.epochs * len(train) / options.batch_size)
         epoch_steps = max(1, round(len(train) / options.batch_size))
         self.validate_every = epoch_steps * options.validate_every_epochs
@@ -226,12 +228,17 @@ class Run:
             "left_out": self.left_out,
             "atlas": self.scaling.atlas, "sample_period_s": self.scaling.sample_period_s,
             "release": self.scaling.release,
-            "updates": self.step, "epochs": self.options.epochs,
+            "updates": self.step, "epochs": float(f"{self.passes():.4g}"),
+            "share": self.options.share,
             "mask": self.options.mask, "mask_ratio": self.options.mask_ratio,
             "seconds": round(self.seconds, 1),
             "windows_per_s": round(self.step * self.options.batch_size / (self.seconds + 1e-9), 2),
             "validation": validation[-1] if validation else None,
         }  # fmt: skip
+
+    def passes(self) -> float:
+        """How often the recordings trained on have been seen by now, once a window."""
+        return self.step * self.options.batch_size / len(self.train_set)
 
     # ---- training ---------------------------------------------------------------------------
 
@@ -324,9 +331,8 @@ class Run:
         return better
 
     def _note_validation(self, loss: float, scores: dict, spread: float) -> None:
-        epoch = self.step * self.options.batch_size / len(self.train_set)
-        self.journal.record(step=self.step, epoch=epoch, split="validation", loss=loss, **scores,
-                            cls_spread=spread, seconds=self.seconds)  # fmt: skip
+        self.journal.record(step=self.step, epoch=self.passes(), split="validation", loss=loss,
+                            **scores, cls_spread=spread, seconds=self.seconds)  # fmt: skip
         text = (f"validation at update {self.step}: loss {loss:.4f}, masked R² "
                 f"{figure(scores['r2'])} (zero {figure(scores['r2_zero'])}, linear "
                 f"{figure(scores['r2_linear'])}, space {figure(scores['r2_space'])})")  # fmt: skip

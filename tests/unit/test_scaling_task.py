@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
 import pytest
 from synthetic import make_study
 
@@ -9,10 +13,10 @@ from brainlm.cohort.splits import in_share
 from brainlm.config import Config, Evaluate, Model, Pretrain, sweep_point
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.job import Job
-from brainlm.evaluation.scaling import evaluate_scaling
+from brainlm.evaluation.scaling import _count_people, evaluate_scaling
 from brainlm.evaluation.tasks import parse_task
 from brainlm.files import read_json
-from brainlm.training.pretrain import pretrain
+from brainlm.training.pretrain import _choose_share, pretrain
 from brainlm.workflow import sweep_models
 
 
@@ -60,6 +64,11 @@ def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_sam
     assert len({fact["updates"] for fact in facts}) == 1
     few, _, all_of_them = (fact["recordings"]["train"] for fact in facts)
     assert few < all_of_them == 42
+    assert facts[2]["epochs"] == pytest.approx(11 * 8 / 42, rel=1e-3)  # ceil(2 x 42 / 8) updates
+    assert facts[0]["epochs"] == pytest.approx(11 * 8 / few, rel=1e-3)  # the same, more passes
+    lines = [pd.read_json(folder / "metrics.jsonl", lines=True) for folder in models.values()]
+    for column in ("step", "split", "lr"):  # schedule and validation do not know of the share
+        assert lines[0][column].equals(lines[2][column])
     table = evaluate_scaling(models, study.shards, tmp_path / "scaling.parquet",
                              options=Evaluate(bootstrap=100))  # fmt: skip
     pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")].set_index("target")
@@ -69,6 +78,32 @@ def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_sam
     seeds = table[(table["level"] == "seed") & (table["target"] == "0.3")]
     assert seeds["unit"].tolist() == ["1", "2"]
     assert seeds["value"].min() <= pooled["value"]["0.3"] <= seeds["value"].max()
+
+
+def test_a_share_is_all_recordings_of_some_people_whatever_the_seed():
+    people = [f"sub-{n:03d}" for n in range(200)]
+    table = pd.DataFrame({"participant_id": people * 2})
+    corpus, rows = SimpleNamespace(table=table), np.arange(100, 400)
+    some = _choose_share(corpus, rows, 0.3)
+    assert set(some) < set(rows)
+    wanted = {person for person in people if in_share(person, 0.3)}
+    assert set(table["participant_id"][some]) == wanted
+    assert len(some) == sum(table["participant_id"][rows].isin(wanted))
+    assert np.array_equal(_choose_share(corpus, rows, 1.0), rows)
+
+
+def test_people_are_counted_as_the_training_saw_them():
+    person = next(f"sub-{n}" for n in range(99) if in_share(f"sub-{n}", 0.1))
+    other = next(f"sub-{n}" for n in range(99) if not in_share(f"sub-{n}", 0.9))
+    rows = [("a", person, "train", "ok", 50), ("a", person, "train", "ok", 50),
+            ("b", person, "train", "ok", 50), ("a", other, "train", "ok", 50),
+            ("a", person + "s", "train", "ok", 39), ("a", person + "t", "test", "ok", 50),
+            ("a", person + "f", "train", "failed", 0), ("c", person, "train", "ok", 50),
+            ]  # fmt: skip
+    names = ["cohort", "participant_id", "split", "status", "num_timepoints"]
+    table, roles = pd.DataFrame(rows, columns=names), {"c": "external"}
+    assert _count_people(table, 0.1, 40, roles) == 2
+    assert _count_people(table, 1.0, 40, roles) == 3
 
 
 def test_a_share_of_nobody_is_an_error(tmp_path):
