@@ -1,6 +1,6 @@
 """What planning costs: seconds, memory and file operations of `snakemake -n` by cohort size.
 
-    python benchmarks/planning.py [--recordings 77000] [--cohorts 5] [--chunk 100]
+    python benchmarks/planning.py [--recordings 77000] [--cohorts 5] [--chunk 200]
 
 Makes a study of empty raw BIDS files in a temporary folder (a million recordings need 15 million
 inodes' worth of patience: minutes), lets Snakemake index it, stands in for every output with an
@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recordings", type=int, default=77_000)
     parser.add_argument("--cohorts", type=int, default=5)
-    parser.add_argument("--chunk", type=int, default=100, help="recordings per chunk")
+    parser.add_argument("--chunk", type=int, default=200, help="recordings per chunk (auto: 200)")
     parser.add_argument("--folder", type=Path, help="where to make the study (a local disk)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

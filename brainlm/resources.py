@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .cohort.index import SECONDS_PER_MB, chunk_table, read_entries
+from .cohort.index import SECONDS_PER_MB, chunk_table, read_sizes
 from .config import Config, Pretrain
 
 #: Recordings at a time in a chunk's job on a cluster; slurm/config.yaml asks for as many CPUs.
@@ -47,14 +47,13 @@ def chunk_resources(config: Config, stage: str) -> dict[str, Any]:
 
 
 def _measure(config: Config, cohort: str, chunk: str) -> tuple[int, float, float]:
-    folder = str(config.cohort(cohort).folder)
-    return _sizes(str(chunk_table(config.results, cohort, chunk)), folder)
+    return _sizes(str(chunk_table(config.results, cohort, chunk)))
 
 
 @lru_cache(maxsize=1 << 16)
-def _sizes(table: str, folder: str) -> tuple[int, float, float]:
+def _sizes(table: str) -> tuple[int, float, float]:
     """Recordings of a chunk, their MB together and of the largest."""
-    sizes = [max(0, entry.size) / 1e6 for entry in read_entries(Path(table), Path(folder))]
+    sizes = [max(0, size) / 1e6 for size in read_sizes(Path(table))]
     return len(sizes), sum(sizes), max(sizes, default=0.0)
 
 

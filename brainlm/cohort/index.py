@@ -12,6 +12,7 @@ import io
 import math
 import os
 from collections.abc import Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _RETRY = COLUMNS.index("retry")
 Row = tuple[str, ...]  # the cells of a row, in the order of COLUMNS
 _LARGEST_CHUNK = 200
 _FEWEST_CHUNKS = 8
+_THREADS = 16
 #: Preprocessing time by the size of the compressed image, one core; only sizes chunks and asks
 #: for run time (docs/scaling.md, "Chunks").
 SECONDS_PER_MB = 0.5
@@ -81,7 +83,7 @@ def read_entries(table: Path, folder: Path) -> list[Entry]:
     for cells in _read_rows(table):
         row = dict(zip(COLUMNS, cells, strict=True))
         for key in ("source", "t1w"):
-            if ".." in Path(row[key]).parts or Path(row[key]).is_absolute():
+            if ".." in row[key].split("/") or row[key].startswith("/"):
                 raise BrainLMError(f"{table}: {key} {row[key]!r} points outside {folder}")
         if "/" in row["recording_id"] or row["recording_id"].startswith("."):
             raise BrainLMError(f"{table}: {row['recording_id']!r} cannot name a recording's files")
@@ -102,6 +104,12 @@ def read_entries(table: Path, folder: Path) -> list[Entry]:
             )
         )
     return entries
+
+
+def read_sizes(table: Path) -> list[int]:
+    """Bytes of each recording of a chunk table; -1 for a file that could not be looked at."""
+    column = COLUMNS.index("size")
+    return [int(cells[column]) for cells in _stream_rows(table)]
 
 
 def update_index(
@@ -269,11 +277,20 @@ def _write_tables(state: Path, rows: list[Row], known: dict[str, Row]) -> None:
     before: dict[str, list[Row]] = {}
     for row in known.values():
         before.setdefault(row[-1], []).append(row)
-    for chunk, members in chunks.items():
-        if interrupted or chunk not in there or before.get(chunk) != members:
-            path, text = chunk_table(results, cohort, chunk), _as_tsv(members)
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                write_text(path, text)
+
+    def write(item: tuple[str, list[Row]]) -> None:
+        path, text = chunk_table(results, cohort, item[0]), _as_tsv(item[1])
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # each waits for its file to reach the disk
+        changed = (
+            item
+            for item in chunks.items()
+            if interrupted or item[0] not in there or before.get(item[0]) != item[1]
+        )
+        for _ in pool.map(write, changed):
+            pass
     if known or interrupted:  # all rows are here: the other chunks lost their last recording
         for chunk in there - chunks.keys():
             chunk_table(results, cohort, chunk).unlink(missing_ok=True)
