@@ -115,14 +115,14 @@ def _fsl(config: Config) -> Iterator[Finding]:
     if config.preprocess.engine != "fsl":
         yield Finding("FSL", True, "not needed (preprocess.engine: builtin)")
         return
-    from .preprocess import fsl
+    from .preprocess import fsl_commands
 
     try:
-        fsl.require_commands(config.preprocess)
+        fsl_commands.require_commands(config.preprocess)
     except BrainLMError as error:
         yield Finding("FSL", False, str(error))
     else:
-        yield Finding("FSL", True, f"version {fsl.read_version()}")
+        yield Finding("FSL", True, f"version {fsl_commands.read_version()}")
 
 
 def _gpu(config: Config) -> Iterator[Finding]:

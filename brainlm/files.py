@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
@@ -67,6 +68,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write `text` so that the file appears whole."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """For JSON and tables: no numpy types, None for NaN and infinity."""
+    out = {key: value.item() if hasattr(value, "item") else value for key, value in values.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in out.items()
+    }
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -38,3 +38,8 @@ class Entry:
     mtime_ns: int
     chunk: str
     retry: int = 0
+
+    @property
+    def cohort_folder(self) -> Path:
+        """The folder that `source` starts from."""
+        return self.path.parents[len(Path(self.source).parts) - 1]

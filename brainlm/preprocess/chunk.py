@@ -13,7 +13,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -31,7 +30,14 @@ from ..cohort.index import chunk_table, read_entries
 from ..cohort.recordings import Entry
 from ..config import Cohort, Config
 from ..errors import BrainLMError, RecordingError
-from ..files import describe_disk_error, is_disk_error, read_json, write_json, write_text
+from ..files import (
+    describe_disk_error,
+    is_disk_error,
+    plain_values,
+    read_json,
+    write_json,
+    write_text,
+)
 from .registry import PARAMETERS, STAGE_VERSIONS, stages_of
 
 _DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
@@ -102,14 +108,13 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     derivatives = derivatives_folder(results, cohort.name)
     series = series_folder(results, cohort.name)
     if stage in ("volumes", "series"):
-        from . import delivered
+        from .delivered import take_volumes
+        from .delivered_series import take_series
 
         def run(entry: Entry) -> dict[str, Any]:
             if stage == "series":
-                return delivered.take_series(entry, series, cohort, config.preprocess, atlas)
-            return delivered.take_volumes(
-                entry, derivatives, series, cohort, config.preprocess, atlas
-            )
+                return take_series(entry, series, cohort, config.preprocess, atlas)
+            return take_volumes(entry, derivatives, series, cohort, config.preprocess, atlas)
     else:
 
         def run(entry: Entry) -> dict[str, Any]:
@@ -313,10 +318,10 @@ def _child(task: Task, entry: Entry, sender) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         _use_one_thread()
-        figures = {key: _plain(value) for key, value in task.run(entry).items()}
+        figures = plain_values(task.run(entry))
         sender.send(("ok", "", figures))
     except RecordingError as error:
-        figures = {key: _plain(value) for key, value in error.figures.items()}
+        figures = plain_values(error.figures)
         # the same words wherever the cohort's folder lies: they go into the shard
         reason = error.reason.replace(str(entry.path), entry.source)
         sender.send((error.status, reason, figures))
@@ -350,14 +355,6 @@ def _use_one_thread() -> None:
 
     threadpoolctl.threadpool_limits(1)
     numba.set_num_threads(1)
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
 
 
 def write_stage_table(path: Path, rows: list[Outcome]) -> None:

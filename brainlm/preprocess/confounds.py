@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config import Preprocess
 from ..errors import RecordingError
+from .derivatives import Derivatives, read_table
 from .filter import clean_columns
 
 if TYPE_CHECKING:
-    from .denoise import Grid
+    from .grid import Grid
 
 #: Names of the six motion parameters, in the order of the arrays.
 MOTION_NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
@@ -146,3 +148,15 @@ def choose_nuisance(
         columns.append(mixing[:, noise])
         signal = mixing[:, ~noise] if "ica" in steps else None
     return (np.hstack(columns) if columns else None), signal
+
+
+def read_nuisance(
+    paths: Derivatives, config: Preprocess
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What the configuration removes of a recording, from its tables: as `choose_nuisance`."""
+    confounds = read_table(paths.confounds)
+    mixing, noise = np.empty((0, 0)), np.zeros(0, bool)
+    if config.uses_ica:
+        mixing = np.column_stack(list(read_table(paths.mixing).values()))
+        noise = read_table(paths.metrics)["classification"] == "rejected"
+    return choose_nuisance(config.denoise_steps, confounds, mixing, noise)

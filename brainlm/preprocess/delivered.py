@@ -1,4 +1,4 @@
-"""Stages of recordings that somebody else preprocessed: images in template space, parcel series.
+"""The stage of images in template space that somebody else preprocessed.
 
 `take_volumes` is motion correction to resampling in one stage, for images that fMRIPrep, the HCP
 pipelines or UK Biobank delivered: they were moved, and some were denoised, before; here they are
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,15 +20,18 @@ from ..cohort.recordings import Entry
 from ..config import Cohort, Preprocess
 from ..errors import RecordingError
 from ..files import read_json, write_json
-from . import stages
 from .derivatives import Derivatives, describe_dataset, sidecar
 from .movement import Movement, read_movement
-from .read import OpenBold, open_bold, read_series
+from .products import write_coverage, write_filtered, write_series
+from .quality import QUALITY_POINTS, check_duration
+from .read import OpenBold, open_bold
+from .series import make_filter, make_series
+from .stage import Figures, reproducible, timed
+from .template import space_of
+from .voxels import EMPTY_SHARE
 
-Figures = dict[str, Any]
 
-
-@stages._reproducible
+@reproducible
 def take_volumes(
     entry: Entry, out: Path, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
 ) -> Figures:
@@ -49,24 +51,22 @@ def take_volumes(
     movement = _movement(beside, cohort, run)
     count, tr_s = run.shape[3], run.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
-    _check_duration(count, tr_s, config, acquired)
+    check_duration(count, tr_s, config.min_duration_s, acquired)
     figures: Figures = {}
-    with stages._timed(figures, "sample"):
+    with timed(figures, "sample"):
         raw, coverage, voxels = _sample(run, _world(beside, run, atlas), atlas)
     dropped, quality = _quality(voxels, tr_s, movement)
-    _check_duration(count - dropped, tr_s, config, acquired)
-    with stages._timed(figures, "clean"):
+    check_duration(count - dropped, tr_s, config.min_duration_s, acquired)
+    with timed(figures, "clean"):
         nuisance = _nuisance(movement, beside, cohort)
         moved = movement.displacement_mm if movement else np.zeros(count)  # no motion, no figure
-        if nuisance is not None:
-            nuisance = nuisance[dropped:]
-        cleaned = _clean(raw[dropped:], nuisance, moved[dropped:], coverage, tr_s, config)
+        kept = None if nuisance is None else nuisance[dropped:]
+        cleaner = partial(make_filter(tr_s, config), nuisance=kept)
+        made = make_series(raw[dropped:], coverage, tr_s, config, moved[dropped:], cleaner)
     figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | quality
-    figures |= cleaned.pop("figures")
-    before = cleaned.pop("before")
     paths = Derivatives(out, entry.recording_id, atlas)
-    describe_dataset(out, stages._cohort_folder(entry))
-    stages._write_coverage(paths.coverage, atlas, cleaned["coverage"], cleaned["baseline"])
+    describe_dataset(out, entry.cohort_folder)
+    write_coverage(paths.coverage, atlas, made.coverage, made.baseline)
     source = {
         "Sources": [f"bids:raw:{entry.source}"],
         "Space": space,
@@ -75,16 +75,13 @@ def take_volumes(
         "DenoisedBefore": beside.denoised,
         "Warnings": run.warnings,
     }
-    stages._write_filtered(paths.filtered, before, config)
+    write_filtered(paths.filtered, made.before, config)
     about = sidecar(paths.coverage)
     write_json(about, read_json(about) | source)
-    kept = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
-    stages._write_series(
-        series_dir, entry, tr_s=tr_s, sample_period_s=config.sample_period_s, units="percent",
-        duration_s=acquired["duration_s"], **kept,
-        **{key: values.astype(np.float32) for key, values in cleaned.items()},
-    )  # fmt: skip
-    return figures
+    known = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
+    duration_s = acquired["duration_s"]
+    write_series(series_dir, entry, made, tr_s, config, duration_s=duration_s, **known)
+    return figures | made.figures
 
 
 def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
@@ -101,7 +98,7 @@ def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
         raise RecordingError(
             "bad_metadata", "nothing says which template the image is in; set the cohort's space"
         )
-    expected = stages._space(atlas)
+    expected = space_of(atlas)
     if space not in (expected, named):
         raise RecordingError(
             "bad_metadata",
@@ -110,16 +107,6 @@ def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
             f"with space: {space} for cohort {cohort.name}",
         )
     return space
-
-
-def _check_duration(count: int, tr_s: float, config: Preprocess, acquired: Figures) -> None:
-    if count * tr_s < config.min_duration_s:
-        raise RecordingError(
-            "too_short",
-            f"{count * tr_s:.1f} s usable ({count} volumes of {tr_s:g} s), at least "
-            f"{config.min_duration_s:g} s needed",
-            **acquired,
-        )
 
 
 def _movement(beside: Beside, cohort: Cohort, run: OpenBold) -> Movement | None:
@@ -222,7 +209,7 @@ def _choose(
     inside = np.isfinite(values) & (values > 0)
     level = np.median(values[inside]) if inside.any() else np.inf
     with np.errstate(invalid="ignore"):
-        kept = values > stages.EMPTY_SHARE * level
+        kept = values > EMPTY_SHARE * level
     if not kept.any():
         raise RecordingError(
             "bad_data",
@@ -234,7 +221,7 @@ def _choose(
     index = np.rint(world[kept] @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.intp)
     index = np.clip(index, 0, size - 1)
     flat = np.unique(np.ravel_multi_index(tuple(index.T[::-1]), block.shape[1:]))
-    return kept, flat[:: max(1, len(flat) // stages.QUALITY_POINTS)]
+    return kept, flat[:: max(1, len(flat) // QUALITY_POINTS)]
 
 
 def _reader(block: np.ndarray, affine: np.ndarray, world, labels, atlas: Atlas):
@@ -269,146 +256,3 @@ def _quality(voxels: np.ndarray, tr_s: float, movement: Movement | None) -> tupl
         "mean_dvars": float(np.nanmean(measure_dvars(rest)[0])),
         "tsnr": float(np.nanmedian(measure_tsnr(rest, filter_basis(len(rest), tr_s, 0.008)))),
     }
-
-
-def _clean(
-    raw: np.ndarray,
-    nuisance: np.ndarray | None,
-    displacement_mm: np.ndarray,
-    coverage: np.ndarray,
-    tr_s: float,
-    config: Preprocess,
-) -> dict[str, Any]:
-    """Filter and regress, percent of the mean, resample: what the parcellate stage does."""
-    from .filter import clean
-    from .parcellate import to_percent
-    from .resample import resample
-
-    band_pass = partial(
-        clean, tr_s=tr_s, high_pass_hz=config.high_pass_hz, low_pass_hz=config.low_pass_hz
-    )
-    cleaned = band_pass(raw, nuisance=nuisance)
-    percent, baseline, coverage = to_percent(raw, cleaned, coverage, config.min_coverage)
-    alive = np.isfinite(baseline)
-    filtered = band_pass(100 * raw[:, alive] / baseline[alive])
-    series = resample(percent, tr_s, config.sample_period_s)
-    before = np.full(percent.shape, np.nan)
-    before[:, alive] = filtered
-    figures = {
-        "num_timepoints": len(series),
-        "parcels_with_data": int(alive.sum()),
-        "mean_coverage": float(coverage.mean()),
-        **stages._compare(
-            filtered, percent[:, alive], {"framewise_displacement": displacement_mm}
-        ),
-    }
-    return {
-        "series": series,
-        "baseline": baseline,
-        "coverage": coverage,
-        "before": resample(before, tr_s, config.sample_period_s),
-        "figures": figures,
-    }
-
-
-# ---- parcel series
-
-
-def take_series(
-    entry: Entry, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
-) -> Figures:
-    """Parcel series as delivered: checked, dead columns marked, resampled; nothing else.
-
-    They were filtered and denoised, or not, by whoever made them, and their mean may be their
-    baseline: neither filter nor scale is applied here. ``high_pass_hz``, ``low_pass_hz`` and
-    ``denoise`` concern raw images.
-
-    Raises
-    ------
-    RecordingError
-        ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``parcellation_failed``.
-    """
-    from .resample import resample
-
-    raw, tr_s = read_series(entry.path, repetition_time_s=cohort.repetition_time_s)
-    acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
-    try:
-        dead = _check_parcels(raw, acquired["duration_s"], config, atlas)
-    except RecordingError as error:
-        raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
-    moved = _displacement(entry, cohort, len(raw))
-    live = np.where(dead, np.nan, raw)
-    series = resample(live, tr_s, config.sample_period_s).astype(np.float32)
-    stages._write_series(
-        series_dir,
-        entry,
-        series=series,
-        baseline=live.mean(0, dtype=np.float64).astype(np.float32),
-        coverage=(~dead).astype(np.float32),
-        tr_s=tr_s,
-        sample_period_s=config.sample_period_s,
-        units="as delivered",
-        duration_s=acquired["duration_s"],
-        mean_fd_mm=moved,
-        mean_dvars=np.nan,
-        tsnr=np.nan,
-    )
-    return acquired | {
-        "mean_fd_mm": moved,
-        "num_timepoints": len(series),
-        "parcels_with_data": int((~dead).sum()),
-        "mean_coverage": float((~dead).mean()),
-    }
-
-
-def _displacement(entry: Entry, cohort: Cohort, count: int) -> float:
-    """Mean framewise displacement in mm where a file beside the series says it, else NaN."""
-    beside = LAYOUTS[cohort.layout].beside(entry.path)
-    if beside.motion is None:
-        return float("nan")
-    moved = read_movement(beside.motion).displacement_mm
-    if len(moved) != count:
-        raise RecordingError(
-            "bad_data",
-            f"{entry.path}: {count} time points, but {len(moved)} volumes in "
-            f"{beside.motion.name}: censored volumes were cut out, so time has gaps; make XCP-D "
-            "interpolate them (--output-type interpolated)",
-        )
-    return float(np.nanmean(moved)) if np.isfinite(moved).any() else float("nan")
-
-
-def _check_parcels(
-    raw: np.ndarray, duration_s: float, config: Preprocess, atlas: Atlas
-) -> np.ndarray:
-    """Which columns are dead [R]; an error if the series cannot be used."""
-    if raw.shape[1] != atlas.num_parcels:
-        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
-        raise RecordingError(
-            "bad_data",
-            f"expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
-            f"{raw.shape[1]}{turned}",
-        )
-    if duration_s < config.min_duration_s:
-        raise RecordingError(
-            "too_short",
-            f"{duration_s:.1f} s usable ({len(raw)} time points), at least "
-            f"{config.min_duration_s:g} s needed",
-        )
-    infinite = np.isinf(raw).any(0)
-    missing = np.isnan(raw)
-    partly = infinite | (missing.any(0) & ~missing.all(0))
-    if partly.any():
-        rows = np.flatnonzero(~np.isfinite(raw[:, partly]).all(1))
-        raise RecordingError(
-            "bad_data",
-            f"NaN or infinite values at {len(rows)} of {len(raw)} time points (first {rows[0]}) "
-            f"in {int(partly.sum())} parcels that have data elsewhere",
-        )
-    dead = missing.all(0)
-    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
-    if dead.mean() > 0.5:
-        raise RecordingError(
-            "parcellation_failed",
-            f"{int(dead.sum())} of {len(dead)} parcels are empty or constant, at most half may be",
-        )
-    return dead

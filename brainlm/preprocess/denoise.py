@@ -19,33 +19,28 @@ the template's tissue maps instead of shipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import RecordingError
+from .aroma import (
+    CSF_FRACTION,
+    HIGH_FREQUENCY,
+    HYPERPLANE,
+    NUM_SPLITS,
+    classify,
+    measure_features,
+)
 from .filter import clean_columns, filter_basis
+from .grid import GRID_MM, SMOOTH_FWHM_MM, Grid
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .template import Template
-
-GRID_MM = 4.0
-SMOOTH_FWHM_MM = 6.0
-EDGE_MM = 6.0
 MAX_COMPONENTS = 60
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-4
-NUM_SPLITS = 1000
-#: Published thresholds: fraction in CSF, high-frequency content, and the hyperplane
-#: offset + a * max_rp_corr + b * edge_fraction > 0.
-CSF_FRACTION = 0.10
-HIGH_FREQUENCY = 0.35
-HYPERPLANE = (-19.9751070082159, 9.95127547670627, 24.8333160239175)
-
-
 #: For the sidecar.
 SETTINGS = {
     "GridMm": GRID_MM,
@@ -59,30 +54,6 @@ SETTINGS = {
     "SubsetsOfVolumes": NUM_SPLITS,
     "Seed": 0,
 }
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Points of template space at which a run is decomposed, and what lies there.
-
-    Attributes
-    ----------
-    mask : ndarray [Z, Y, X]
-        Where the points are; all other arrays are [N], in its C order.
-    affine : ndarray [4, 4]
-    points : ndarray [N, 3]
-        Template mm.
-    brain, edge, csf, white : ndarray [N]
-        bool. Edge: within 6 mm of the outside or of CSF. CSF: ventricles only.
-    """
-
-    mask: np.ndarray
-    affine: np.ndarray
-    points: np.ndarray
-    brain: np.ndarray
-    edge: np.ndarray
-    csf: np.ndarray
-    white: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -109,70 +80,6 @@ class Components:
     noise: np.ndarray
     converged: bool
     iterations: int
-
-
-def make_grid(template: Template) -> Grid:
-    """Every n-th voxel of the template, in and one step around its brain mask."""
-    from scipy import ndimage as ndi
-
-    size = float(np.abs(np.linalg.det(template.affine[:3, :3])) ** (1 / 3))
-    step = max(1, round(GRID_MM / size))
-    mask = template.mask.astype(bool)
-    depth = ndi.distance_transform_edt(mask) * size  # mm below the surface
-    ventricles = _ventricles(template, depth)
-    tissue = mask & ~ventricles
-    edge = tissue & (ndi.distance_transform_edt(tissue) * size <= EDGE_MM)
-    white = ndi.gaussian_filter(template.white.astype(np.float32), 2.0 / size) > 0.9
-    near = ndi.binary_dilation(mask, iterations=step)
-    coarse = tuple([slice(step // 2, None, step)] * 3)
-    where = near[coarse]
-    affine = template.affine.astype(np.float64).copy()
-    affine[:3, 3] += affine[:3, :3] @ np.full(3, step // 2)
-    affine[:3, :3] *= step
-    points = np.argwhere(where)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
-    brain, rim, csf, inner = (m[coarse][where] for m in (mask, edge, ventricles, white))
-    return Grid(where, affine, points, brain, rim, csf, inner)
-
-
-@lru_cache(maxsize=2)
-def load_grid(space: str) -> Grid:
-    """The grid of a template space (kept in memory; do not write to its arrays)."""
-    from .template import load_template
-
-    return make_grid(load_template(space))
-
-
-def _ventricles(template: Template, depth: np.ndarray) -> np.ndarray:
-    """CSF that is not the rim: the largest deep pieces of the CSF map."""
-    from scipy import ndimage as ndi
-
-    pieces, count = ndi.label((template.csf > 0.5) & (depth > 15))
-    if not count:
-        return np.zeros(depth.shape, bool)
-    sizes = np.bincount(pieces.ravel())[1:]
-    large = np.flatnonzero(sizes > 0.1 * sizes.max()) + 1
-    return np.isin(pieces, large)
-
-
-def smooth_grid(samples: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
-    """Gaussian smoothing of [T, N] grid samples within the grid's mask; NaN where no data."""
-    from scipy import ndimage as ndi
-
-    usable = np.isfinite(samples).all(0)
-    if fwhm_mm <= 0:
-        return np.where(usable, samples, np.float32(np.nan))
-    step = abs(np.linalg.det(grid.affine[:3, :3])) ** (1 / 3)
-    sigma = fwhm_mm / 2.3548 / step
-    volume = np.zeros((len(samples) + 1, *grid.mask.shape), np.float32)
-    volume[:-1, grid.mask] = np.where(usable, samples, 0)
-    volume[-1, grid.mask] = usable
-    # a radius of one step holds all weight that matters at these widths
-    ndi.gaussian_filter(
-        volume, (0, sigma, sigma, sigma), output=volume, mode="constant", radius=(0, 1, 1, 1)
-    )
-    out = volume[:-1, grid.mask] / np.maximum(volume[-1, grid.mask], 1e-6)
-    out[:, ~usable] = np.nan
-    return out
 
 
 def fit_ica(
@@ -405,93 +312,3 @@ def _gamma_density(away: np.ndarray, mean: float, variance: float) -> np.ndarray
     positive = np.maximum(away, 1e-9)
     log_density = shape * np.log(rate) + (shape - 1) * np.log(positive) - rate * positive
     return np.where(away > 0, np.exp(log_density - gammaln(shape)), 0.0)
-
-
-def measure_features(
-    mixing: np.ndarray,
-    maps: np.ndarray,
-    parameters: np.ndarray,
-    tr_s: float,
-    grid: Grid,
-    *,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """The four features of Pruim et al. 2015, one row per component."""
-    import pandas as pd
-
-    size = np.abs(maps)
-    total = size.sum(1)
-    csf = size[:, grid.csf].sum(1)
-    rim = size[:, grid.edge | ~grid.brain].sum(1)
-    return pd.DataFrame(
-        {
-            "max_rp_corr": correlate_motion(mixing, parameters, seed=seed),
-            "edge_fraction": rim / np.maximum(total - csf, 1e-12) * (total > 0),
-            "high_frequency_content": high_frequency_content(mixing, tr_s),
-            "csf_fraction": csf / np.maximum(total, 1e-12),
-        },
-        index=pd.Index(range(1, len(maps) + 1), name="component"),
-    )
-
-
-def high_frequency_content(mixing: np.ndarray, tr_s: float) -> np.ndarray:
-    """Where the power above 0.01 Hz is halved, between 0.01 Hz (0) and Nyquist (1): [C]."""
-    hertz = np.fft.rfftfreq(len(mixing), tr_s)
-    above = hertz > 0.01
-    power = np.abs(np.fft.rfft(mixing, axis=0)[above]) ** 2
-    share = np.cumsum(power, axis=0) / power.sum(0)
-    half = hertz[above][np.abs(share - 0.5).argmin(0)]
-    return (half - 0.01) / (0.5 / tr_s - 0.01)
-
-
-def expand_motion(parameters: np.ndarray) -> np.ndarray:
-    """[T, 36]: parameters and backward differences, and both one volume later and earlier."""
-    change = np.diff(parameters, axis=0, prepend=parameters[:1])
-    both = np.hstack([parameters, change])
-    later, earlier = np.zeros_like(both), np.zeros_like(both)
-    later[1:], earlier[:-1] = both[:-1], both[1:]
-    return np.hstack([both, later, earlier])
-
-
-def correlate_motion(mixing: np.ndarray, parameters: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Largest |r| of each component with 36 motion models or their squares: [C].
-
-    The mean over 1000 random subsets of 90 % of the volumes, so that a single volume does not
-    decide. All subsets at once: sums over a subset are products with a matrix of zeros and ones.
-    """
-    models = expand_motion(parameters)
-    count = len(mixing)
-    generator = np.random.default_rng(seed)
-    drawn = generator.random((NUM_SPLITS, count)).argsort(1) < round(0.9 * count)
-    subset = drawn.astype(np.float32) / round(0.9 * count)
-    plain = _subset_correlations(mixing, models, subset)
-    squared = _subset_correlations(mixing**2, models**2, subset)
-    return np.maximum(plain, squared).mean(0)
-
-
-def _subset_correlations(x: np.ndarray, y: np.ndarray, subset: np.ndarray) -> np.ndarray:
-    """Largest |r| over columns of y, for every subset and column of x: [S, C]."""
-    x = ((x - x.mean(0)) / np.maximum(x.std(0), 1e-12)).astype(np.float32)
-    y = ((y - y.mean(0)) / np.maximum(y.std(0), 1e-12)).astype(np.float32)
-    mean_x, mean_y = subset @ x, subset @ y
-    sd_x = np.sqrt(np.maximum(subset @ x**2 - mean_x**2, 1e-12))
-    sd_y = np.sqrt(np.maximum(subset @ y**2 - mean_y**2, 1e-12))
-    best = np.zeros((len(subset), x.shape[1]), np.float32)
-    for j in range(y.shape[1]):
-        product = subset @ (x * y[:, j : j + 1]) - mean_x * mean_y[:, j : j + 1]
-        np.maximum(best, np.abs(product / (sd_x * sd_y[:, j : j + 1])), out=best)
-    return best
-
-
-def classify(features: pd.DataFrame) -> None:
-    """Add ``classification`` and ``rule`` (what decided) by the published thresholds."""
-    offset, by_motion, by_edge = HYPERPLANE
-    plane = offset + by_motion * features["max_rp_corr"] + by_edge * features["edge_fraction"]
-    rules = {
-        "csf_fraction": features["csf_fraction"] > CSF_FRACTION,
-        "high_frequency_content": features["high_frequency_content"] > HIGH_FREQUENCY,
-        "motion_and_edge": plane > 0,
-    }
-    decided = ["+".join(name for name, hit in rules.items() if hit[row]) for row in features.index]
-    features["classification"] = ["rejected" if rule else "accepted" for rule in decided]
-    features["rule"] = [rule or "none" for rule in decided]

@@ -82,6 +82,10 @@ def sidecar(path: Path) -> Path:
     return path.with_name(name[: name.rindex(".")] + ".json")
 
 
+def bids_uri(out: Path, path: Path) -> str:
+    return f"bids::{path.relative_to(out)}"
+
+
 def derivative_path(
     out: Path, recording_id: str, suffix: str, extension: str, entities: Mapping[str, str] = {}
 ) -> Path:

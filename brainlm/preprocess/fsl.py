@@ -15,116 +15,42 @@ forbids commercial use; nothing of FSL is part of this package.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..config import Preprocess
-from ..errors import BrainLMError, RecordingError
 from . import fit as fit_model
 from . import fsl_formats as formats
 from . import motion as own_motion
-from . import normalise as own_normalise
-from .denoise import Components, Grid, classify, measure_features, threshold_map, usable_points
+from .agreement import check_image, check_pose, check_quality
+from .aroma import classify, measure_features
+from .denoise import Components, threshold_map, usable_points
 from .derivatives import write_volume
 from .filter import clean_columns, filter_basis
+from .fsl_commands import (
+    SUBSAMPLING,
+    bet,
+    convertwarp,
+    flirt,
+    fnirt,
+    mcflirt,
+    melodic,
+    run,
+    workspace,
+)
+from .grid import Grid
 from .mask import brain_mask
 from .motion import Motion
+from .normalise import find_pose
 from .template import Template
-from .warp import WarpField
+from .warp import WarpField, assess_field
 
-#: FNIRT, level by level, as in FSL's T1_2_MNI152_2mm (whole mm: nipype takes no others).
-SUBSAMPLING = [4, 4, 2, 2, 1, 1]
-ITERATIONS = [5, 5, 5, 5, 5, 10]
-INPUT_FWHM_MM = [8, 6, 5, 4, 3, 2]
-REFERENCE_FWHM_MM = [8, 6, 5, 4, 2, 0]
-STIFFNESS = [300.0, 150.0, 100.0, 50.0, 40.0, 30.0]
-MATCH_INTENSITY = [1, 1, 1, 1, 1, 0]
 #: Levels that an EPI image of some 3 mm supports; the last two are finer than its voxels.
 EPI_LEVELS = 4
 #: How far outside the template's brain an EPI image, which is zero there, is matched.
 RIM_MM = 6.0
-
-
-def commands_for(config: Preprocess) -> list[str]:
-    """Names of the programs that a configuration calls."""
-    fix = config.fix_weights is not None
-    through_t1w = ["bet"] if config.use_t1w or fix else []
-    ica = ["melodic"] if config.uses_ica else []
-    judge = ["fix"] if fix else []
-    return ["mcflirt", "flirt", "fnirt", "convertwarp", *through_t1w, *ica, *judge]
-
-
-def require_commands(config: Preprocess) -> None:
-    """BrainLMError, naming what is missing, unless FSL (and FIX's weights, if named) are there."""
-    missing = [name for name in commands_for(config) if shutil.which(name) is None]
-    if missing:
-        where = os.environ.get("FSLDIR")
-        raise BrainLMError(
-            f"preprocess.engine: fsl needs {', '.join(missing)}, not found on PATH (FSLDIR is "
-            f"{where or 'not set'}); load FSL first ('module load fsl', or the environment in "
-            "envs/fsl.yaml) so that $FSLDIR/bin is on PATH, or set engine: builtin, which needs "
-            "none of it"
-        )
-    weights = config.fix_weights
-    if weights is not None and not weights.is_file():
-        raise BrainLMError(
-            f"preprocess.fix_weights: {weights.absolute()} is not a file; name FIX's trained "
-            "weights (.pyfix_model or .RData), or leave it out for the ICA-AROMA rules"
-        )
-
-
-def read_version() -> str:
-    """FSL's version by its own file, ``unknown`` where there is none."""
-    path = Path(os.environ.get("FSLDIR", "")) / "etc" / "fslversion"
-    return path.read_text().split()[0] if path.is_file() else "unknown"
-
-
-@contextmanager
-def workspace(status: str) -> Iterator[Path]:
-    """A folder for FSL's files; what FSL does wrong is this recording's status."""
-    with tempfile.TemporaryDirectory(prefix="brainlm-fsl-") as folder:
-        try:
-            yield Path(folder)
-        except (RuntimeError, ValueError, FileNotFoundError) as error:
-            words = " ".join(str(error).replace(folder, "").split())
-            raise RecordingError(status, f"FSL: {words}"[:600]) from error
-
-
-def command(name: str, *, images: str = "NIFTI", **inputs: Any) -> Any:
-    """A nipype interface to an FSL program.
-
-    Images are uncompressed whatever FSLOUTPUTTYPE says, as they live for a step only, unless
-    `images` (its value for this program) says otherwise. One thread, as recordings are what runs
-    side by side.
-    """
-    from nipype import config
-
-    config.set("execution", "check_version", "false")  # nipype would ask a server otherwise
-    from nipype.interfaces import fsl
-
-    fsl.FSLCommand.set_default_output_type(images)
-    one = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    one["FSLOUTPUTTYPE"] = images  # FIX is no FSLCommand to nipype
-    inputs = {k: str(v) if isinstance(v, Path) else v for k, v in inputs.items() if v is not None}
-    return getattr(fsl, name)(environ=one, terminal_output="allatonce", **inputs)
-
-
-def run(interface: Any, folder: Path) -> Any:
-    """Outputs of a program; RuntimeError with the program's own words where it fails."""
-    result = interface.run(cwd=str(folder), ignore_exception=True)  # else its words are lost
-    made = result.runtime
-    if result.outputs is None or made.get("returncode") != 0:
-        words = made.stderr or made.stdout or made.get("traceback")
-        raise RuntimeError(f"{interface.cmd} failed: {str(words).strip()[-400:]}")
-    return result.outputs
 
 
 # ---- motion ---------------------------------------------------------------------------------
@@ -173,14 +99,6 @@ def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
     )
 
 
-def mcflirt(bold: Path, realigned: Path, reference: int) -> Any:
-    """MCFLIRT as FEAT calls it: three stages, normalised correlation, to one volume."""
-    return command(
-        "MCFLIRT", in_file=bold, out_file=realigned, ref_vol=reference, stages=3,
-        cost="normcorr", interpolation="spline", save_mats=True, save_plots=True,
-    )  # fmt: skip
-
-
 def _summarise(path: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Mean [Z, Y, X] of the realigned volumes, and each one's distance from it [T]."""
     import nibabel as nib
@@ -226,8 +144,8 @@ def normalise(
         ``registration_failed``: empty, upside-down, not a brain, or an FSL program failed.
     """
     affine = np.asarray(affine, np.float64)
-    image, mask = own_normalise._check_image(reference, affine, mask)
-    own_normalise._check_pose(own_normalise._find_pose(image, mask, affine, template)[1])
+    image, mask = check_image(reference, affine, mask)
+    check_pose(find_pose(image, mask, affine, template)[1])
     moving = fit_model.Image(image * mask, affine)
     brain = template.t1w * template.mask
     with workspace("registration_failed") as folder:
@@ -237,49 +155,9 @@ def normalise(
             fit = _match_epi(folder, moving, template)
         else:
             fit = _match_t1w(folder, moving, template, np.nan_to_num(t1w), np.asarray(t1w_affine))
-    fit = replace(fit, quality=_assess(fit, moving, mask, template))
-    own_normalise._check_quality(fit.quality)
+    fit = replace(fit, quality=assess_field(fit, moving, mask, template))
+    check_quality(fit.quality)
     return fit
-
-
-def flirt(moving: Path, reference: Path, dof: int) -> Any:
-    """FLIRT from where the headers put the two images, by correlation ratio."""
-    return command(
-        "FLIRT", in_file=moving, reference=reference, dof=dof, cost="corratio", uses_qform=True,
-        out_matrix_file=moving.with_name(f"{moving.stem}_to_{reference.stem}.mat"),
-        out_file=moving.with_name(f"{moving.stem}_to_{reference.stem}.nii"),
-    )  # fmt: skip
-
-
-def fnirt(moving: Path, reference: Path, affine: Path, mask: Path, levels: int) -> Any:
-    """FNIRT with the first `levels` levels of FSL's T1_2_MNI152_2mm."""
-    return command(
-        "FNIRT", in_file=moving, ref_file=reference, affine_file=affine, refmask_file=mask,
-        fieldcoeff_file=str(moving.with_name(f"{moving.stem}_coefficients.nii")),
-        warped_file=moving.with_name(f"{moving.stem}_warped.nii"),
-        log_file=moving.with_name(f"{moving.stem}_fnirt.log"),
-        subsampling_scheme=SUBSAMPLING[:levels], max_nonlin_iter=ITERATIONS[:levels],
-        in_fwhm=INPUT_FWHM_MM[:levels], ref_fwhm=REFERENCE_FWHM_MM[:levels],
-        regularization_lambda=STIFFNESS[:levels],
-        apply_intensity_mapping=MATCH_INTENSITY[:levels], warp_resolution=(10, 10, 10),
-        regularization_model="bending_energy", intensity_mapping_order=5,
-        intensity_mapping_model="global_non_linear_with_bias", biasfield_resolution=(50, 50, 50),
-        # zero is outside the brain, and where the brain ends is what there is to match
-        skip_implicit_ref_masking=True, skip_implicit_in_masking=True,
-    )  # fmt: skip
-
-
-def convertwarp(template: Path, coefficients: Path, rigid: Path | None) -> Any:
-    """FNIRT's coefficients, and what comes before them, as one field of displacements."""
-    return command(
-        "ConvertWarp", reference=template, warp1=coefficients, premat=rigid, out_relwarp=True,
-        out_file=template.with_name("field.nii"),
-    )  # fmt: skip
-
-
-def bet(head: Path) -> Any:
-    """BET with its robust centre, for heads with a neck."""
-    return command("BET", in_file=head, out_file=head.with_name("t1w_brain.nii"), robust=True)
 
 
 def _match_epi(folder: Path, moving: Any, template: Template) -> WarpField:
@@ -344,51 +222,6 @@ def _to_field(
     return WarpField.from_positions(positions, template.affine, affine, method=method)
 
 
-class _Placed(fit_model.Problem):
-    """The builtin engine's match, at places that a warp gives: the same figures, comparable."""
-
-    def place(self, state: Any) -> np.ndarray:
-        return state(self.grid.points)
-
-
-def _assess(fit: WarpField, moving: Any, mask: np.ndarray, template: Template) -> dict[str, float]:
-    """Figures of quality, see :class:`brainlm.preprocess.normalise.Normalisation`."""
-    still = replace(fit, displacement=np.zeros_like(fit.displacement))
-    jacobian = fit.jacobian()[template.mask]
-    zooms = np.linalg.svd(fit.affine[:3, :3], compute_uv=False)
-    bend = fit.displacement[:, template.mask]
-    return {
-        "correlation": _correlate(fit, moving, template),
-        "correlation_affine": _correlate(still, moving, template),
-        **_overlap(fit, moving.affine, mask, template),
-        "bend_rms_mm": float(np.sqrt((bend**2).sum(axis=0).mean())),
-        "jacobian_min": float(jacobian.min()),
-        "jacobian_max": float(jacobian.max()),
-        "zoom_min": float(zooms.min()),
-        "zoom_max": float(zooms.max()),
-    }
-
-
-def _correlate(fit: WarpField, moving: Any, template: Template) -> float:
-    fwhm = own_normalise.AFFINE_FWHM_MM[-1]
-    grid = fit_model.grid_of(template, 4.0, 0.0)
-    columns = fit_model.tissue_columns(template, grid, fwhm)
-    return _Placed(moving, fwhm, grid, columns).measure(fit).correlation  # type: ignore[arg-type]
-
-
-def _overlap(fit: WarpField, affine, mask, template: Template) -> dict[str, float]:
-    """Dice of the two brain masks inside the field of view, and the brain's share inside it."""
-    grid = fit_model.grid_of(template, 4.0, 40.0)
-    inverse = np.linalg.inv(affine)
-    index = np.rint(fit(grid.points) @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
-    size = np.array(mask.shape)[::-1]
-    inside = ((index >= 0) & (index < size)).all(axis=1)
-    found = mask[tuple(np.clip(index, 0, size - 1)[:, ::-1].T)] & inside
-    brain = grid.brain & inside
-    dice = 2 * (found & brain).sum() / max(1, found.sum() + brain.sum())
-    return {"mask_dice": float(dice), "coverage": float(inside[grid.brain].mean())}
-
-
 # ---- independent components -----------------------------------------------------------------
 
 
@@ -435,13 +268,6 @@ def fit_ica(
         if len(found.mixing) != len(samples) or found.maps.shape[1:] != inside.shape:
             raise ValueError("MELODIC's files are not of this recording's shape")
     return judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed)
-
-
-def melodic(bold: Path, mask: Path, out: Path, tr_s: float) -> Any:
-    """MELODIC on one run, within a mask, model order by its own estimate."""
-    return command(
-        "MELODIC", in_files=[str(bold)], mask=mask, out_dir=out, no_bet=True, tr_sec=tr_s
-    )
 
 
 def judge(

@@ -22,10 +22,12 @@ import numpy as np
 
 from ..config import Preprocess
 from . import fsl_formats as formats
-from .denoise import Components, Grid, usable_points
+from .denoise import Components, usable_points
 from .derivatives import write_volume
 from .filter import clean_columns, filter_basis
-from .fsl import bet, command, flirt, judge, run, workspace
+from .fsl import judge
+from .fsl_commands import bet, command, flirt, run, workspace
+from .grid import Grid
 from .read import Bold
 from .sampling import sample, sample_smooth
 

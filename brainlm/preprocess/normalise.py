@@ -20,6 +20,17 @@ import numpy as np
 
 from ..errors import BrainLMError, RecordingError
 from ..files import atomic_path
+from .agreement import (
+    MAX_BEND_MM,
+    MIN_CORRELATION,
+    MIN_DICE,
+    ZOOM_RANGE,
+    check_image,
+    check_pose,
+    check_quality,
+    correlate,
+    overlap,
+)
 from .fit import (
     BEND_SD_MM,
     COSINES,
@@ -33,17 +44,11 @@ from .fit import (
     tissue_columns,
     with_slopes,
 )
-from .mask import brain_mask
 from .template import Template
 
 AFFINE_FWHM_MM = (12.0, 8.0)  # smoothing of image and maps, level by level
 BEND_FWHM_MM = (8.0, 5.0)
 
-MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
-MIN_DICE = 0.8  # of the two brain masks, inside the field of view
-MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
-ZOOM_RANGE = (0.65, 1.5)  # of the affine part along any direction
-MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
 #: For the sidecar.
 SETTINGS = {
     "CosinesAlongXYZ": COSINES,
@@ -171,13 +176,13 @@ def normalise(
 
 def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisation:
     affine = np.asarray(affine, np.float64)
-    image, mask = _check_image(reference, affine, mask)
-    pose, scores = _find_pose(image, mask, affine, template)
-    _check_pose(scores)
+    image, mask = check_image(reference, affine, mask)
+    pose, scores = find_pose(image, mask, affine, template)
+    check_pose(scores)
     start = State(pose, np.zeros((3, *COSINES[::-1])))
     moving = Image(image * mask, affine)
     direct = _descend(moving, template, start, AFFINE_FWHM_MM[1:], bend=False)
-    figures = {"correlation_affine": _correlation(moving, template, direct, AFFINE_FWHM_MM[-1])}
+    figures = {"correlation_affine": correlate(Problem, moving, template, direct)}
     if t1w is None:
         method, state = "direct", _descend(moving, template, direct, BEND_FWHM_MM, bend=True)
     else:
@@ -191,7 +196,7 @@ def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisat
             f"through the T1w image the fit is worse (correlation {figures['correlation']:.2f}) "
             f"than without it ({figures['correlation_affine']:.2f}): leave the T1w image out",
         )
-    _check_quality(figures)
+    check_quality(figures)
     return result
 
 
@@ -210,7 +215,7 @@ def _descend(
     return state
 
 
-def _find_pose(image, mask, affine, template):
+def find_pose(image, mask, affine, template):
     """Affine [4, 4] of the best of several starts, and the correlation reached by each pose."""
     index = np.argwhere(mask)[:, ::-1]
     centre = index.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
@@ -293,82 +298,17 @@ def _to_result(template: Template, state: State, method: str) -> Normalisation:
     return Normalisation(state.affine, state.coefficients, grid.origin, grid.extent, method=method)
 
 
-# ---- the checks -----------------------------------------------------------------------------
-
-
-def _check_image(reference, affine, mask):
-    image = np.nan_to_num(np.asarray(reference, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    try:
-        mask = brain_mask(image, affine) if mask is None else np.asarray(mask, bool)
-    except RecordingError as error:
-        raise RecordingError("registration_failed", error.reason) from None
-    volume = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
-    if not MIN_VOLUME_ML <= volume <= MAX_VOLUME_ML:
-        raise RecordingError(
-            "registration_failed",
-            f"the brain mask holds {volume:.0f} ml, expected {MIN_VOLUME_ML:.0f} to "
-            f"{MAX_VOLUME_ML:.0f}: the image is empty or not a head",
-        )
-    high = np.percentile(image[mask], 98)
-    return np.clip(image, 0, high) / high, mask
-
-
-def _check_pose(scores: dict[str, float]) -> None:
-    best = max(scores, key=lambda pose: scores[pose])
-    if best != "upright":
-        raise RecordingError(
-            "registration_failed",
-            f"the image fits the template better {best} (correlation {scores[best]:.2f}) than "
-            f"upright ({scores['upright']:.2f}): its orientation is wrong in the header",
-        )
-
-
-def _correlation(image, template, state, fwhm_mm) -> float:
-    """Correlation of the image with the tissue mixture inside the brain."""
-    grid = grid_of(template, 4.0, 0.0)
-    columns = tissue_columns(template, grid, fwhm_mm)
-    return Problem(image, fwhm_mm, grid, columns).measure(state).correlation
-
-
 def _assess(result, moving, mask, affine, template, state) -> dict[str, float]:
     """Figures of quality, see :class:`Normalisation`."""
-    grid = grid_of(template, 4.0, 40.0)
-    index = (result(grid.points) - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
-    index = np.rint(index).astype(int)
-    size = np.array(mask.shape)[::-1]
-    inside = ((index >= 0) & (index < size)).all(axis=1)
-    found = mask[tuple(np.clip(index, 0, size - 1)[:, ::-1].T)] & inside
-    brain = grid.brain & inside
     near = grid_of(template, 4.0, 6.0)
     stretch = jacobian(near, state.coefficients)
     zooms = np.linalg.svd(state.affine[:3, :3], compute_uv=False)
     return {
-        "correlation": _correlation(moving, template, state, AFFINE_FWHM_MM[-1]),
-        "mask_dice": float(2 * (found & brain).sum() / max(1, found.sum() + brain.sum())),
-        "coverage": float(inside[grid.brain].mean()),
+        "correlation": correlate(Problem, moving, template, state),
+        **overlap(result, affine, mask, template),
         "bend_rms_mm": float(np.sqrt((result.bend(near.points) ** 2).sum(axis=1).mean())),
         "jacobian_min": float(stretch.min()),
         "jacobian_max": float(stretch.max()),
         "zoom_min": float(zooms.min()),
         "zoom_max": float(zooms.max()),
     }
-
-
-def _check_quality(figures: dict[str, float]) -> None:
-    problems = []
-    if figures["correlation"] < MIN_CORRELATION:
-        problems.append(
-            f"correlation with the tissue maps {figures['correlation']:.2f} < {MIN_CORRELATION}"
-        )
-    if figures["mask_dice"] < MIN_DICE:
-        problems.append(f"brain masks overlap by {figures['mask_dice']:.2f} (Dice) < {MIN_DICE}")
-    if figures["zoom_min"] < ZOOM_RANGE[0] or figures["zoom_max"] > ZOOM_RANGE[1]:
-        problems.append(
-            f"zooms of {figures['zoom_min']:.2f} to {figures['zoom_max']:.2f} outside {ZOOM_RANGE}"
-        )
-    if figures["bend_rms_mm"] > MAX_BEND_MM:
-        problems.append(f"bent by {figures['bend_rms_mm']:.1f} mm (RMS) > {MAX_BEND_MM:g}")
-    if problems:
-        raise RecordingError(
-            "registration_failed", "not a brain as the template has it: " + "; ".join(problems)
-        )

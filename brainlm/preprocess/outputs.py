@@ -10,13 +10,40 @@ from typing import Any
 
 import numpy as np
 
+from ..atlas import Atlas
+from ..cohort.recordings import Entry
+from ..config import Preprocess
 from ..files import atomic_path, write_json
-from .derivatives import Derivatives, read_transforms, sidecar, write_table
+from .derivatives import Derivatives, bids_uri, read_transforms, sidecar, write_table
 from .read import Bold
-from .template import Template
+from .template import Template, load_template, space_of
 
 BLOCK = 20_000  # voxels that are read and cleaned at a time: 160 MB at 490 volumes
 LARGEST = 32000  # of the stored 16-bit values
+
+
+def write_outputs(
+    entry: Entry,
+    out: Path,
+    paths: Derivatives,
+    config: Preprocess,
+    atlas: Atlas,
+    bold: Bold,
+    series: np.ndarray,
+    cleaner: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """What ``outputs`` asks for, and nothing that an earlier run was asked for."""
+    remove_outputs(paths)
+    sources = [f"bids:raw:{entry.source}", bids_uri(out, paths.normalisation)]
+    if "timeseries" in config.outputs:
+        names, period_s = list(atlas.names), config.sample_period_s
+        write_timeseries(paths.timeseries, series, names, period_s, sources)
+    if "volumes" in config.outputs:
+        template = load_template(space_of(atlas))
+        write_denoised_volumes(paths, bold, template, cleaner, sources)
+    if "fsl-matrices" in config.outputs:
+        transforms, shape = read_transforms(paths.transforms), bold.volumes.shape
+        write_fsl_matrices(paths.fsl_matrices, transforms, bold.affine, shape)
 
 
 def remove_outputs(paths: Derivatives) -> None:

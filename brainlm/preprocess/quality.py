@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+from ..errors import RecordingError
+
+if TYPE_CHECKING:
+    from .motion import Motion
+    from .read import Bold
+
+#: DVARS and tSNR are measured on a lattice of at most this many voxels of the brain mask.
+QUALITY_POINTS = 20_000
+#: cc; brain masks outside this range are not of a brain
+BRAIN_RANGE_CC = (300.0, 3000.0)
 
 #: A leading volume is non-steady when the brain is brighter than the rest by this share ...
 NON_STEADY_RISE = 0.01
@@ -122,3 +135,90 @@ def fd_connectivity(series: np.ndarray, displacement: np.ndarray) -> float:
     spread = (scaled**2).T @ scaled**2 / count - (scaled.T @ scaled / count) ** 2
     pairs = np.triu_indices(len(moved), 1)
     return float(np.abs(moved[pairs] / np.sqrt(np.maximum(spread[pairs], 1e-12))).mean())
+
+
+def check_duration(count: int, tr_s: float, least_s: float, acquired: dict) -> None:
+    """An error, with the figures in `acquired`, if `count` volumes are too few."""
+    if count * tr_s < least_s:
+        raise RecordingError(
+            "too_short",
+            f"{count * tr_s:.1f} s usable ({count} volumes of {tr_s:g} s), at least {least_s:g} s "
+            "needed",
+            **acquired,
+        )
+
+
+def check_brain(mask: np.ndarray, affine: np.ndarray, acquired: dict) -> None:
+    """An error, with the figures in `acquired`, if a mask is not of a brain's size."""
+    volume_cc = float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+    low, high = BRAIN_RANGE_CC
+    if not low <= volume_cc <= high:
+        raise RecordingError(
+            "bad_data",
+            f"nothing that looks like a whole brain: the brain mask holds {volume_cc:.0f} cc, "
+            f"expected {low:g} to {high:g}",
+            **acquired,
+        )
+
+
+def measure_run(
+    bold: Bold, estimate: Motion, mask: np.ndarray
+) -> tuple[dict, dict[str, Any], tuple]:
+    """Confound columns, figures and the tSNR map with its affine that motion correction yields."""
+    from .confounds import motion_columns
+    from .filter import filter_basis
+    from .motion import framewise_displacement_jenkinson, framewise_displacement_power
+    from .sampling import sample
+
+    steps = choose_lattice(mask, bold.affine, QUALITY_POINTS)
+    lattice = mask[:: steps[0], :: steps[1], :: steps[2]].copy()
+    affine = bold.affine @ np.diag([*steps[::-1], 1])
+    points = np.argwhere(lattice)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    series = sample(bold.volumes, bold.affine, points, estimate.transforms)
+    inside = np.isfinite(series).all(0)
+    series = series[:, inside]
+    lattice[lattice] = inside
+    dvars, std_dvars = measure_dvars(series)
+    fd = framewise_displacement_power(estimate.parameters)
+    rmsd = framewise_displacement_jenkinson(estimate.transforms, estimate.centre)
+    columns = motion_columns(estimate.parameters)
+    columns |= {
+        "framewise_displacement": _first_missing(fd),
+        "rmsd": _first_missing(rmsd),
+        "dvars": 10 * dvars,
+        "std_dvars": std_dvars,
+    }
+    tsnr = measure_tsnr(series, filter_basis(len(series), bold.tr_s, 0.008))
+    tsnr_map = np.zeros(lattice.shape, np.float32)
+    tsnr_map[lattice] = np.round(np.nan_to_num(tsnr), 1)
+    figures = {
+        "mean_fd_mm": float(np.nanmean(columns["framewise_displacement"])),
+        "max_fd_mm": float(np.nanmax(columns["framewise_displacement"])),
+        "mean_dvars": float(np.nanmean(dvars)),
+        "tsnr": float(np.nanmedian(tsnr)) if np.isfinite(tsnr).any() else np.nan,
+        "brain_cc": float(mask.sum() * abs(np.linalg.det(bold.affine[:3, :3])) / 1000),
+        "reference_volume": int(estimate.reference_index),
+    }
+    return columns, figures, (tsnr_map, affine)
+
+
+def _first_missing(values: np.ndarray) -> np.ndarray:
+    """Displacement of the first volume is unknown, not 0."""
+    values = np.asarray(values, np.float64).copy()
+    values[0] = np.nan
+    return values
+
+
+def compare_series(
+    before: np.ndarray, after: np.ndarray, displacement: np.ndarray
+) -> dict[str, Any]:
+    """What denoising changed, from filtered and denoised percent series [T, covered parcels]."""
+    return {
+        "parcel_tsnr_before": float(np.median(100 / before.std(0))),
+        "parcel_tsnr_after": float(np.median(100 / after.std(0))),
+        "mean_abs_r_before": float(np.abs(correlate_columns(before)).mean()),
+        "mean_abs_r_after": float(np.abs(correlate_columns(after)).mean()),
+        "fd_connectivity_before": fd_connectivity(before, displacement),
+        "fd_connectivity_after": fd_connectivity(after, displacement),
+        "variance_kept": float(np.sum(after**2) / np.sum(before**2)),
+    }

@@ -49,3 +49,10 @@ def stages_of(layout: str) -> list[str]:
     """Stage names in order, for a cohort that enters by this layout."""
     enters = LAYOUTS[layout].enters
     return ["motion", "normalise", "denoise", "parcellate"] if enters == "motion" else [enters]
+
+
+def state_parameters(stage: str, config: Preprocess, engine: Any = None) -> dict[str, Any]:
+    """All that a stage's result depends on beside its input, for the sidecar."""
+    chosen = PARAMETERS[stage](config)
+    chosen.pop("outputs", None)
+    return chosen | getattr(engine, "SETTINGS", {})

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from ..atlas import Atlas
 from ..errors import BrainLMError
 
 #: Spaces that can be asked for, and what differs from the image that is used for them.
@@ -97,3 +98,13 @@ def load_template(space: str, resolution_mm: int = 2) -> Template:
         mask=mask,
         note=SPACES[space],
     )
+
+
+def space_of(atlas: Atlas) -> str:
+    """The space an atlas's label image is in; BrainLMError if it has no image."""
+    if atlas.space is None:
+        raise BrainLMError(
+            f"atlas {atlas.name}: known by its time series only; raw images need an atlas with a "
+            "label image"
+        )
+    return atlas.space

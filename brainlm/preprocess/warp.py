@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import BrainLMError
 from ..files import atomic_path
+from .agreement import correlate, overlap
+from .fit import Image, Problem, State
 from .normalise import Normalisation
+from .template import Template
 
 
 @dataclass(frozen=True)
@@ -107,3 +110,30 @@ def load_normalisation(path: str | Path) -> Normalisation | WarpField:
     except (OSError, ValueError):
         is_field = False  # Normalisation says what is wrong with the file
     return WarpField.load(path) if is_field else Normalisation.load(path)
+
+
+class _Placed(Problem):
+    """The builtin engine's match, at places that a warp gives: the same figures, comparable."""
+
+    def place(self, state: State) -> np.ndarray:
+        return state(self.grid.points)  # type: ignore[operator]
+
+
+def assess_field(
+    fit: WarpField, moving: Image, mask: np.ndarray, template: Template
+) -> dict[str, float]:
+    """Figures of quality, see :class:`brainlm.preprocess.normalise.Normalisation`."""
+    still = replace(fit, displacement=np.zeros_like(fit.displacement))
+    jacobian = fit.jacobian()[template.mask]
+    zooms = np.linalg.svd(fit.affine[:3, :3], compute_uv=False)
+    bend = fit.displacement[:, template.mask]
+    return {
+        "correlation": correlate(_Placed, moving, template, fit),  # type: ignore[arg-type]
+        "correlation_affine": correlate(_Placed, moving, template, still),  # type: ignore[arg-type]
+        **overlap(fit, moving.affine, mask, template),
+        "bend_rms_mm": float(np.sqrt((bend**2).sum(axis=0).mean())),
+        "jacobian_min": float(jacobian.min()),
+        "jacobian_max": float(jacobian.max()),
+        "zoom_min": float(zooms.min()),
+        "zoom_max": float(zooms.max()),
+    }

@@ -90,7 +90,7 @@ def _prepare(atlas: Atlas) -> None:
     import nibabel  # noqa: F401
     import PIL.Image  # noqa: F401
 
-    from ..preprocess import denoise, warp  # noqa: F401
+    from ..preprocess import aroma, warp  # noqa: F401
 
     make_environment()
     load_slices(atlas)

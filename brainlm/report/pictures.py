@@ -295,7 +295,7 @@ def draw_rule(table: pd.DataFrame) -> str:
     """Components by motion correlation and edge fraction, with the rule's line."""
     from matplotlib.figure import Figure
 
-    from ..preprocess.denoise import HYPERPLANE
+    from ..preprocess.aroma import HYPERPLANE
 
     offset, by_motion, by_edge = HYPERPLANE
     with style("components"):

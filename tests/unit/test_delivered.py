@@ -16,7 +16,8 @@ from brainlm.cohort.layouts import LAYOUTS
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Cohort, Preprocess
 from brainlm.errors import RecordingError
-from brainlm.preprocess.delivered import take_series, take_volumes
+from brainlm.preprocess.delivered import take_volumes
+from brainlm.preprocess.delivered_series import take_series
 from brainlm.preprocess.filter import clean
 from brainlm.preprocess.movement import read_movement
 from brainlm.preprocess.parcellate import load_labels

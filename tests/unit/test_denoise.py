@@ -9,6 +9,12 @@ from threadpoolctl import threadpool_limits
 
 from brainlm.errors import RecordingError
 from brainlm.preprocess import denoise
+from brainlm.preprocess.aroma import (
+    classify,
+    correlate_motion,
+    expand_motion,
+    high_frequency_content,
+)
 from brainlm.preprocess.confounds import (
     MOTION_NAMES,
     choose_nuisance,
@@ -16,20 +22,9 @@ from brainlm.preprocess.confounds import (
     nuisance_names,
     tissue_columns,
 )
-from brainlm.preprocess.denoise import (
-    choose_order,
-    classify,
-    correlate_motion,
-    count_resels,
-    expand_motion,
-    fit_ica,
-    high_frequency_content,
-    make_grid,
-    separate,
-    smooth_grid,
-    threshold_map,
-)
+from brainlm.preprocess.denoise import choose_order, count_resels, fit_ica, separate, threshold_map
 from brainlm.preprocess.filter import clean, clean_columns, cosine_basis, filter_basis
+from brainlm.preprocess.grid import make_grid, smooth_grid
 from brainlm.preprocess.template import Template
 
 TR_S, T = 2.0, 150

@@ -22,10 +22,10 @@ from brainlm.cohort.index import update_index
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess import fsl, fsl_fix, stages
+from brainlm.preprocess import fsl, fsl_commands, fsl_fix, stages
 from brainlm.preprocess import fsl_formats as formats
+from brainlm.preprocess.aroma import high_frequency_content
 from brainlm.preprocess.chunk import run_stage
-from brainlm.preprocess.denoise import high_frequency_content
 from brainlm.preprocess.derivatives import (
     Derivatives,
     read_table,
@@ -287,29 +287,29 @@ def files(tmp_path, monkeypatch) -> Path:
 def test_command_lines(files):
     a, b, mask, mat = (files / name for name in ("a.nii", "b.nii", "mask.nii", "a.mat"))
     lines = {
-        fsl.mcflirt(a, files / "out.nii", 17).cmdline: (
+        fsl_commands.mcflirt(a, files / "out.nii", 17).cmdline: (
             f"mcflirt -in {a} -cost normcorr -spline_final -out {files}/out.nii -refvol 17 "
             "-mats -plots -stages 3"
         ),
-        fsl.flirt(a, b, 12).cmdline: (
+        fsl_commands.flirt(a, b, 12).cmdline: (
             f"flirt -in {a} -ref {b} -out {files}/a_to_b.nii -omat {files}/a_to_b.mat "
             "-cost corratio -dof 12 -usesqform"
         ),
-        fsl.fnirt(a, b, mat, mask, 4).cmdline: (
+        fsl_commands.fnirt(a, b, mat, mask, 4).cmdline: (
             f"fnirt --aff={mat} --estint=1,1,1,1 --biasres=50,50,50 --cout={files}/a_coefficients"
             f".nii --in={a} --infwhm=8,6,5,4 --intmod=global_non_linear_with_bias --intorder=5 "
             f"--logout={files}/a_fnirt.log --miter=5,5,5,5 --ref={b} --reffwhm=8,6,5,4 "
             f"--refmask={mask} --lambda=300.0,150.0,100.0,50.0 --regmod=bending_energy --impinm=0 "
             f"--imprefm=0 --subsamp=4,4,2,2 --warpres=10,10,10 --iout={files}/a_warped.nii"
         ),
-        fsl.convertwarp(b, a, mat).cmdline: (
+        fsl_commands.convertwarp(b, a, mat).cmdline: (
             f"convertwarp --ref={b} --relout --premat={mat} --warp1={a} --out={files}/field.nii"
         ),
-        fsl.convertwarp(b, a, None).cmdline: (
+        fsl_commands.convertwarp(b, a, None).cmdline: (
             f"convertwarp --ref={b} --relout --warp1={a} --out={files}/field.nii"
         ),
-        fsl.bet(a).cmdline: f"bet a.nii {files}/t1w_brain.nii -R",
-        fsl.melodic(a, mask, files / "ica", 0.735).cmdline: (
+        fsl_commands.bet(a).cmdline: f"bet a.nii {files}/t1w_brain.nii -R",
+        fsl_commands.melodic(a, mask, files / "ica", 0.735).cmdline: (
             f"melodic -i {a} -m {mask} --nobet -o {files}/ica --tr=0.735000"
         ),
     }
@@ -318,7 +318,9 @@ def test_command_lines(files):
 
 
 def test_full_fnirt_is_the_t1_to_mni_schedule(files):
-    line = fsl.fnirt(files / "a.nii", files / "b.nii", files / "a.mat", files / "mask.nii", 6)
+    line = fsl_commands.fnirt(
+        files / "a.nii", files / "b.nii", files / "a.mat", files / "mask.nii", 6
+    )
     assert "--subsamp=4,4,2,2,1,1 " in line.cmdline and "--miter=5,5,5,5,5,10 " in line.cmdline
     assert "--estint=1,1,1,1,1,0 " in line.cmdline and "--reffwhm=8,6,5,4,2,0 " in line.cmdline
 
@@ -328,7 +330,7 @@ def test_output_type_is_ours_whatever_the_user_has_set(files, monkeypatch, setti
     monkeypatch.delenv("FSLOUTPUTTYPE", raising=False)
     if setting:
         monkeypatch.setenv("FSLOUTPUTTYPE", setting)
-    interface = fsl.flirt(files / "a.nii", files / "b.nii", 6)
+    interface = fsl_commands.flirt(files / "a.nii", files / "b.nii", 6)
     assert interface.inputs.environ["FSLOUTPUTTYPE"] == "NIFTI"
     assert interface.inputs.environ["OMP_NUM_THREADS"] == "1"
 
@@ -367,9 +369,9 @@ def test_absent_fsl_stops_the_command_and_not_each_recording(study, tmp_path, mo
 
 
 def test_only_what_the_configuration_calls_is_asked_for():
-    needed = fsl.commands_for(replace_config(denoise="motion24", use_t1w=False))
+    needed = fsl_commands.commands_for(replace_config(denoise="motion24", use_t1w=False))
     assert needed == ["mcflirt", "flirt", "fnirt", "convertwarp"]
-    assert fsl.commands_for(replace_config(use_t1w=True)) == [*needed, "bet", "melodic"]
+    assert fsl_commands.commands_for(replace_config(use_t1w=True)) == [*needed, "bet", "melodic"]
 
 
 def replace_config(**options) -> Preprocess:
@@ -558,7 +560,7 @@ def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monk
         fit = load_normalisation(fitted.paths().normalisation)
         return replace(state, affine=fit.affine)
 
-    monkeypatch.setattr(own, "_find_pose", lambda *_: (np.eye(4), {"upright": 1.0}))
+    monkeypatch.setattr(own, "find_pose", lambda *_: (np.eye(4), {"upright": 1.0}))
     monkeypatch.setattr(own, "_descend", stop_early)
     for stage in ("motion", "normalise"):
         figures = fitted.run(stage, replace_config(engine="builtin"), tmp_path / "out")
@@ -668,7 +670,7 @@ def test_absent_fix_and_absent_weights_are_said_before_a_recording(
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(BrainLMError, match=r"needs fix, not found on PATH.*module load fsl"):
         stages.prepare("motion", with_fix(weights), None)
-    fsl.require_commands(CONFIG)
+    fsl_commands.require_commands(CONFIG)
 
 
 # ---- FIX: command lines
@@ -689,7 +691,7 @@ def test_fix_command_lines(tmp_path, weights):
     assert judged.cmdline == f"fix -c {feat} {weights} 20"
     for interface in (built, judged):
         assert interface.inputs.environ["FSLOUTPUTTYPE"] == "NIFTI_GZ"
-    assert fsl.bet(feat / "mask.nii.gz").inputs.environ["FSLOUTPUTTYPE"] == "NIFTI"
+    assert fsl_commands.bet(feat / "mask.nii.gz").inputs.environ["FSLOUTPUTTYPE"] == "NIFTI"
 
 
 # ---- FIX: its file
@@ -838,7 +840,7 @@ def test_fix_that_fails_is_the_recording_s_status(
     monkeypatch.setenv("FSL_STAND_IN_BREAKS", breaks)
     with (
         pytest.raises(RecordingError, match=words) as caught,
-        fsl.workspace("denoise_failed"),
+        fsl_commands.workspace("denoise_failed"),
     ):
         fsl_fix.find_noise(feat, with_fix(weights), figures["num_components"])
     assert caught.value.status == "denoise_failed"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from brainlm.errors import RecordingError
-from brainlm.preprocess.read import read_bold, read_image, read_series, read_sidecar
+from brainlm.preprocess.metadata import read_sidecar
+from brainlm.preprocess.read import read_bold, read_image, read_series
 
 AFFINE = np.diag([-4.0, 4.0, 4.0, 1.0])
 TR_S = 2.0

@@ -20,13 +20,14 @@ from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Cohort, Preprocess
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess import stages
-from brainlm.preprocess.delivered import take_series
+from brainlm.preprocess.confounds import read_nuisance
+from brainlm.preprocess.delivered_series import take_series
 from brainlm.preprocess.derivatives import (
     Derivatives,
     derivative_path,
     read_table,
     read_transforms,
+    read_volume,
     sidecar,
     write_table,
     write_transforms,
@@ -34,6 +35,7 @@ from brainlm.preprocess.derivatives import (
 from brainlm.preprocess.filter import clean
 from brainlm.preprocess.normalise import Normalisation
 from brainlm.preprocess.quality import (
+    QUALITY_POINTS,
     choose_lattice,
     count_non_steady,
     fd_connectivity,
@@ -43,6 +45,7 @@ from brainlm.preprocess.quality import (
 from brainlm.preprocess.read import read_bold
 from brainlm.preprocess.registry import PARAMETERS, STAGE_VERSIONS
 from brainlm.preprocess.stages import STAGES
+from brainlm.preprocess.voxels import read_parcels, shift_slices
 from brainlm.simulate.bids import simulate_cohort
 from brainlm.simulate.truth import load_truth
 
@@ -142,8 +145,8 @@ def test_what_the_page_needs_is_kept(chain):
     image = nib.load(chain.paths.tsnr)
     values = np.asarray(image.dataobj)
     assert np.median(values[values > 0]) == pytest.approx(chain.figures["motion"]["tsnr"], abs=0.1)
-    assert 5_000 < (values > 0).sum() <= stages.QUALITY_POINTS
-    mask, affine = stages.read_volume(chain.paths.mask)
+    assert 5_000 < (values > 0).sum() <= QUALITY_POINTS
+    mask, affine = read_volume(chain.paths.mask)
     voxels = nib.affines.apply_affine(
         np.linalg.inv(affine) @ image.affine, np.argwhere(values > 0)
     )
@@ -163,7 +166,7 @@ def test_recovers_the_motion(chain):
         chain.truth.transforms[chain.figures["motion"]["reference_volume"]]
     )
     # brain voxels, world mm
-    mask, affine = stages.read_volume(chain.paths.mask)
+    mask, affine = read_volume(chain.paths.mask)
     points = np.argwhere(mask > 0)[::50, ::-1] @ affine[:3, :3].T + affine[:3, 3]
     points = np.column_stack([points, np.ones(len(points))])
     error = np.einsum("tij,nj->tni", found - truth, points)[..., :3]
@@ -177,13 +180,13 @@ def test_recovers_the_series(chain):
 
 def test_denoising_recovers_connectivity_better_than_less(chain):
     """And keeps the networks: at most 5 % of their variance is removed with the artefacts."""
-    raw, _ = stages._sample_parcels(read_bold(chain.entry.path), chain.paths, chain.atlas)
+    raw, _ = read_parcels(read_bold(chain.entry.path), chain.paths, chain.atlas)
     percent, truth = 100 * raw / raw.mean(0), true_series(chain)
     pairs = np.triu_indices(424, 1)
     matrix = np.corrcoef(truth.T)[pairs]
     similarity = {}
     for option in ("none", "motion24", "ica"):
-        nuisance, signal = stages._nuisance(chain.paths, replace_option(option))
+        nuisance, signal = read_nuisance(chain.paths, replace_option(option))
         cleaned = clean(percent, 2.0, high_pass_hz=0.008, nuisance=nuisance, signal=signal)
         similarity[option] = np.corrcoef(np.corrcoef(cleaned.T)[pairs], matrix)[0, 1]
         kept = clean(truth, 2.0, high_pass_hz=0.008, nuisance=nuisance, signal=signal)
@@ -505,12 +508,12 @@ def test_slices_are_moved_to_the_middle_of_the_volume():
     starts = np.array([0, 1.0, 0.5, 1.5])
     wave = lambda t: 100 + np.sin(2 * np.pi * 0.04 * t)  # noqa: E731
     volumes = wave(clock[:, None] + starts)[:, :, None, None] * np.ones((1, 1, 3, 2))
-    moved = stages._shift_slices(volumes.astype(np.float32), 2.0, {"SliceTiming": list(starts)})
+    moved = shift_slices(volumes.astype(np.float32), 2.0, {"SliceTiming": list(starts)})
     expected = wave(clock + 0.75)[2:-2, None, None, None]
     np.testing.assert_allclose(moved[2:-2], np.broadcast_to(expected, (76, 4, 3, 2)), atol=2e-3)
     for bad in ([0, 1, 2], [0, 1, 2, 1900]):
         with pytest.raises(RecordingError, match="SliceTiming"):
-            stages._shift_slices(volumes.astype(np.float32), 2.0, {"SliceTiming": bad})
+            shift_slices(volumes.astype(np.float32), 2.0, {"SliceTiming": bad})
 
 
 @pytest.mark.parametrize("extra", [[], [0.3], [0.3, 0.1, 0.03], [0.3] * 30])
