@@ -40,6 +40,7 @@ def run(job: Job) -> pd.DataFrame:
         job.out,
         options=job.config.evaluate,
         columns=job.task.colour,
+        splits=job.task.splits,
         roles=job.roles,
         config=job.config.fingerprint(),
     )
@@ -65,8 +66,8 @@ def evaluate_latent(
         Of the participants tables; ``mean_fd_mm`` is the recordings' own where it is known, else
         the table's ``mean_fd``.
     splits : sequence of str
-        Of reference cohorts (the model was trained on neither of the two); external cohorts
-        whole.
+        Of reference cohorts (the model was trained on neither of the default two); external
+        cohorts whole.
 
     Returns
     -------

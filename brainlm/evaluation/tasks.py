@@ -113,6 +113,12 @@ class Latent(_Task):
     colour: tuple[str, ...] = Field(
         ("age", "sex", "site", "mean_fd_mm"), description="columns to colour by, where present"
     )
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
+        Field(
+            ("validation", "test"),
+            description="of the reference cohorts; the model has seen the training people's series",
+        )
+    )
 
 
 class Scaling(_Task):

@@ -9,6 +9,7 @@ from .figures import _DASHES, _INK, _MARKERS, _QUIET, SERIES, _draw, _shorten, s
 
 #: Points of a scatter beyond which they are one image instead of a path each.
 _MANY_POINTS = 2000
+_TOKEN_TITLES = {"cls": "CLS token", "mean": "mean of the tokens"}
 #: Classes of a variable that get a colour and a marker of their own.
 _MAX_CLASSES = 6
 
@@ -135,28 +136,38 @@ def _mappable(colours: str, low: float, high: float):
 
 
 def draw_latent(name: str, points: pd.DataFrame, colour: str) -> str:
-    """Two-dimensional map of recordings, coloured by one column: a number or few classes."""
-    values = points[colour]
-    many = len(points) > _MANY_POINTS
+    """Map of recordings, a panel per kind of token, coloured by a number or by few classes."""
+    maps = [part for _, part in points.groupby("token", sort=False)]
+    numeric = pd.api.types.is_numeric_dtype(points[colour])
 
     def paint(axes):
-        ax = axes[0]
-        if pd.api.types.is_numeric_dtype(values):
-            known = values.notna()
-            ax.scatter(points["x"][~known], points["y"][~known], s=8, color=_QUIET, alpha=0.3,
-                       lw=0, rasterized=many)  # fmt: skip
-            shown = ax.scatter(points["x"][known], points["y"][known], c=values[known], s=10,
-                               cmap="viridis", lw=0, rasterized=many)  # fmt: skip
-            ax.figure.colorbar(shown, ax=ax, label=_shorten(colour))
-        else:
-            _scatter_classes(ax, points, values.fillna("not known").astype(str), many)
-        ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=(), yticks=())
-        ax.set_aspect("equal", adjustable="datalim")
+        for ax, part in zip(axes, maps, strict=True):
+            many = len(part) > _MANY_POINTS
+            if numeric:
+                shown = _scatter_numbers(ax, part, colour, many)
+            else:
+                words = part[colour].fillna("not known").astype(str)
+                _scatter_classes(ax, part, words, many, legend=ax is axes[-1])
+            ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=(), yticks=())
+            ax.set_title(_TOKEN_TITLES.get(part["token"].iloc[0], ""))
+            ax.set_aspect("equal", adjustable="datalim")
+        if numeric:
+            axes[0].figure.colorbar(shown, ax=axes, label=_shorten(colour))
 
-    return _draw(name, 1, (7.2, 4.4), paint)
+    return _draw(name, len(maps), (3.7 * len(maps) + 1.4, 3.6), paint)
 
 
-def _scatter_classes(ax, points: pd.DataFrame, words: pd.Series, many: bool) -> None:
+def _scatter_numbers(ax, points: pd.DataFrame, colour: str, many: bool):
+    known = points[colour].notna()
+    ax.scatter(points["x"][~known], points["y"][~known], s=8, color=_QUIET, alpha=0.3, lw=0,
+               rasterized=many)  # fmt: skip
+    return ax.scatter(points["x"][known], points["y"][known], c=points[colour][known], s=10,
+                      cmap="viridis", lw=0, rasterized=many)  # fmt: skip
+
+
+def _scatter_classes(
+    ax, points: pd.DataFrame, words: pd.Series, many: bool, *, legend: bool
+) -> None:
     frequent = list(words.value_counts().index[:_MAX_CLASSES])
     rest = ~words.isin(frequent)
     if rest.any():
@@ -166,7 +177,8 @@ def _scatter_classes(ax, points: pd.DataFrame, words: pd.Series, many: bool) -> 
         part = points[words == word]
         ax.scatter(part["x"], part["y"], s=12, color=SERIES[number], marker=_MARKERS[number],
                    alpha=0.8, lw=0, label=_shorten(word), rasterized=many)  # fmt: skip
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    if legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def draw_scaling(name: str, table: pd.DataFrame) -> str:

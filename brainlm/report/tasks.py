@@ -310,12 +310,16 @@ def _describe_latent(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]
         return tables
     wanted = dict.fromkeys(["cohort", "split", *facts.tasks[name].colour])
     columns = [c for c in wanted if c in points and points[c].notna().any()]
+    recordings = points.drop_duplicates(["cohort", "recording_id"])
+    trained_on = (recordings["split"] == "train").sum()
+    seen = f" The model was trained on {trained_on} of them." if trained_on else ""
     pictures = []
     for column in columns:
         label = f"{slug(name)}-by-{slug(column)}"
         caption = (
-            f"CLS tokens of {count(len(points), 'recording')} in two dimensions (UMAP), coloured "
-            f"by {column}. Distances between far groups mean nothing."
+            f"{count(len(recordings), 'recording')} in two dimensions (UMAP), from the CLS token "
+            f"and from the mean of all tokens, coloured by {column}. Distances between far groups "
+            f"mean nothing.{seen}"
         )
         svg = drawings.draw_latent(label, points, column)
         pictures.append((column, Figure(label, caption, svg, caption, **made)))

@@ -34,7 +34,9 @@ def write_tasks(folder: Path, rng) -> None:
     people["cohort"], people["split"] = "home", "test"
     people["age"] = rng.uniform(20, 80, 40)
     people["site"] = np.where(np.arange(40) % 2, "A", HOSTILE)
-    people.to_parquet(folder / "latent.points.parquet")
+    people["recording_id"] = [f"sub-{k:02d}_task-rest" for k in range(40)]
+    tokens = [people.assign(token=token) for token in ("cls", "mean")]
+    pd.concat(tokens).to_parquet(folder / "latent.points.parquet")
     row = {"task": "latent", "target": "age", "cohort": "home", "split": "all", "n": 40,
            "method": "CLS token", "level": "pooled", "metric": "r2", "value": 0.2}  # fmt: skip
     write([row], folder / "latent.parquet")

@@ -11,6 +11,7 @@ from synthetic import R, make_study, toy_atlas
 from brainlm.config import Cohort, Evaluate
 from brainlm.evaluation import latent as module
 from brainlm.evaluation.latent import evaluate_latent, map_points, nearest_of_others
+from brainlm.evaluation.tasks import load_tasks
 from brainlm.model import preset
 from brainlm.shards import Scaling
 
@@ -82,11 +83,13 @@ def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
     torch.manual_seed(0)
     model.save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
+    tasks = load_tasks(["latent"])
     people = study.labels.reset_index().rename(columns={0: "age"})
     people.drop(columns="cohort").to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
     table = evaluate_latent(
         tmp_path / "model", study.shards, [Cohort(name="toy", folder=tmp_path)],
         tmp_path / "latent.parquet", options=Evaluate(bootstrap=100),
+        splits=tasks["latent"].splits,
     )  # fmt: skip
     points = pd.read_parquet(tmp_path / "latent.points.parquet")
     assert set(points["split"]) == {"validation", "test"} and len(points) == 2 * 18
