@@ -116,7 +116,7 @@ class Latent(_Task):
     splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
         Field(
             ("validation", "test"),
-            description="of the reference cohorts; the model has seen the training people's series",
+            description="of the reference cohorts; the model was trained on train",
         )
     )
 
