@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,11 +113,17 @@ def test_pretraining_writes_a_model_that_beats_zero(tmp_path, capsys):
     facts = json.loads((out / "run.json").read_text())
     assert facts["recordings"] == {"train": 42, "validation": 12}
     assert facts["left_out"] == {"bad_data": 1}
-    assert capsys.readouterr().out.count(f"attention {facts['attention']}") == 1
+    text = capsys.readouterr().out
+    assert text.count(f"attention {facts['attention']}") == 1
+    assert re.search(r"update 210/210 epoch 40\.0 loss [\d.]+ R² [-\d.]+ [\d.e+]+ windows/s MFU – "
+                     r"data-wait [\d.]+% ETA 0:00", text)  # fmt: skip
     assert facts["attention"].startswith("auto: ")
     model = from_pretrained(out)
     assert model.scaling.atlas == "toy"
-    assert "masked reconstruction" in (out / "README.md").read_text().lower()
+    card = (out / "README.md").read_text()
+    for part in ("## Data\n\n* 42 training and 12 validation recordings", "* left out: 1 training",
+                 "## Masked reconstruction on held-out subjects", "## Limits"):  # fmt: skip
+        assert part in card
 
 
 def test_finished_run_is_not_repeated(study, finished, capsys):
