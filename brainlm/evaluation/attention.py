@@ -10,7 +10,7 @@ parcels together. The model was pretrained without labels, so all people are use
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,9 @@ from ..config import Cohort, Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
-from .job import Job
+from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, draw_counts, percentiles
-from .reconstruction import open_model
+from .people import long_enough
 from .significance import max_statistic_p
 from .tables import describe_left_out, write_results
 
@@ -95,19 +95,24 @@ def evaluate_attention(
     BrainLMError
         No table has the column, or it does not make two groups.
     """
-    maps = attention_maps(model_folder, shards)
+    maps, left_out = attention_maps(model_folder, shards)
     rows, tables = [], []
     for cohort in cohorts:
         part = maps[maps["cohort"] == cohort.name]
         where: dict = {"task": "attention", "target": contrast, "cohort": cohort.name}
         where |= {"split": "all", "method": "CLS attention", "level": "pooled"}
+        why = left_out.get(cohort.name, {})
         if not len(part):
-            rows.append(where | {"n": 0, "note": "no recording holds a window"})
+            note = describe_left_out(why) or "no recordings"
+            rows.append(where | {"n": 0, "left_out": sum(why.values()), "note": note})
             continue
         people = _assign(part, cohort, contrast, groups, within, adjust)
         if people is None:
-            rows.append(where | {"n": 0, "note": f"its participants table has no {contrast!r}"})
+            everybody = part["participant_id"].nunique() + sum(why.values())
+            note = f"its participants table has no {contrast!r}"
+            rows.append(where | {"n": 0, "left_out": everybody, "note": note})
             continue
+        people = replace(people, left_out=why | people.left_out)
         table, found = _compare(people, where, permutations, options)
         tables.append(table.assign(cohort=cohort.name, target=contrast))
         rows += found
@@ -121,9 +126,11 @@ def evaluate_attention(
     return write_results(rows, out, options.seed, config)
 
 
-def attention_maps(model_folder: Path, shards: Sequence[Path]) -> pd.DataFrame:
-    """One row per recording that holds a window: its metadata and ``map``, an array [R]."""
-
+def attention_maps(
+    model_folder: Path, shards: Sequence[Path]
+) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
+    """One row per recording that holds a window: its metadata and ``map``, an array [R]; and by
+    cohort how many people have none, and why."""
     from ..model.rows import cls_attention
     from ..training.windows import Windows
 
@@ -131,13 +138,15 @@ def attention_maps(model_folder: Path, shards: Sequence[Path]) -> pd.DataFrame:
     model = open_model(model_folder, corpus)
     assert model.scaling is not None
     device = next(model.parameters()).device
+    parts = corpus.table.groupby("cohort", sort=False)
+    left_out = {str(name): long_enough(part, model.config.window)[1] for name, part in parts}
     rows = corpus.usable(min_timepoints=model.config.window)
     windows = Windows(corpus, model.scaling, model.config.window, rows)
     maps = [
         cls_attention(model, windows.cover(int(row)).to(device)).mean(0).cpu().numpy()
         for row in rows
     ]
-    return corpus.table.loc[rows].assign(map=maps).reset_index(drop=True)
+    return corpus.table.loc[rows].assign(map=maps).reset_index(drop=True), left_out
 
 
 # ---- groups -------------------------------------------------------------------------------------

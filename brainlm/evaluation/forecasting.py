@@ -22,7 +22,7 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus, Scaling
 from .autoregression import fit_linear
-from .job import Job
+from .job import Job, open_model
 from .metrics import (
     MIN_SUBJECTS,
     POOLED,
@@ -31,7 +31,7 @@ from .metrics import (
     percentiles,
     sum_values,
 )
-from .reconstruction import _long_enough, cohort_parts
+from .people import cohort_parts, long_enough
 from .significance import holm, paired_p
 from .tables import describe_left_out, write_results
 
@@ -142,12 +142,11 @@ def evaluate_forecasting(
     BrainLMError
         No training recording holds a window, or a horizon of no whole patches.
     """
-    from ..model import from_pretrained
     from ..training.fit import Budget
 
-    base, corpus, roles = from_pretrained(model_folder), Corpus(shards), roles or {}
+    corpus, roles = Corpus(shards), roles or {}
+    base = open_model(model_folder, corpus)
     assert base.scaling is not None
-    corpus.check(base.scaling)
     setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, ahead))
     train, check = setting.rows("train", roles), setting.rows("validation", roles)
     if not len(train):
@@ -158,7 +157,7 @@ def evaluate_forecasting(
         fits.append(_fit_networks(base, setting, train, check, budget))
     rows, examples = [], []
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):
-        indices, why = _long_enough(part, setting.window)
+        indices, why = long_enough(part, setting.window)
         where: dict = {"task": "forecasting", "cohort": cohort, "split": split}
         where |= {"target": f"{setting.ahead} of {setting.window}", "left_out": sum(why.values())}
         where |= {"n_train": corpus.table.loc[train, "participant_id"].nunique()}
@@ -225,7 +224,7 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
     from ..training.windows import Windows
 
     parcels, config = base.config.num_parcels, base.config
-    points = base.coordinates if config.has_coordinates else None
+    points = base.coordinates.cpu() if config.has_coordinates else None
     windows = partial(Windows, setting.corpus, setting.scaling, config.window, seed=budget.seed)
     ahead = setting.ahead
 

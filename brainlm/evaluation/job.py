@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..config import Config
 from ..errors import BrainLMError
+from ..shards import Corpus
 from ..shards.release import read_release
+
+if TYPE_CHECKING:
+    from ..model import BrainLM
 
 #: kind of task -> module of this package; its ``run(job)`` writes ``job.out``, returns the table
 EVALUATORS = {
@@ -72,6 +76,28 @@ class Job:
     def fits(self, start: str) -> list[Path]:
         """Folders of the fine-tuned (``finetune``) or untrained (``scratch``) fits, one a seed."""
         return [self.models / f"{start}-{self.task.name}" / f"seed-{s}" for s in self.task.seeds]
+
+
+def open_model(folder: Path, corpus: Corpus) -> BrainLM:
+    """A pretrained model, on the GPU where there is one, checked against the shards.
+
+    Raises
+    ------
+    BrainLMError
+        No model there, one without its scaling, or of another atlas or sample period.
+    """
+    import torch
+
+    from ..model import from_pretrained
+
+    model = from_pretrained(folder)
+    if model.scaling is None:
+        raise BrainLMError(
+            f"{folder}: the model lacks its scaling (scaling.json), without which nothing can be "
+            "given to it as it learnt it; write the folder with save_pretrained"
+        )
+    corpus.check(model.scaling)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evaluate(job: Job) -> pd.DataFrame:

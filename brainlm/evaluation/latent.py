@@ -18,9 +18,9 @@ from ..cohort.labels import read_participants
 from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..shards import Corpus
-from .job import Job
+from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
-from .reconstruction import _long_enough, cohort_parts, open_model
+from .people import cohort_parts, long_enough
 from .tables import describe_left_out, write_results
 
 #: token -> name in the tables
@@ -77,7 +77,13 @@ def evaluate_latent(
         beside it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
         recording_id, split and the columns.
     """
-    points, tokens, rows = _embed(model_folder, shards, splits, roles or {})
+    points, tokens, left_out = _embed(model_folder, shards, splits, roles or {})
+    embedded = set(points[["cohort", "split"]].itertuples(index=False, name=None))
+    rows: list[dict] = [
+        {"task": "latent", "cohort": cohort, "split": split, "n": 0,
+         "left_out": sum(why.values()), "note": describe_left_out(why)}
+        for (cohort, split), why in left_out.items() if (cohort, split) not in embedded
+    ]  # fmt: skip
     points = points.assign(**_describe(points, cohorts, columns))
     maps = []
     for token, values in tokens.items():
@@ -87,27 +93,26 @@ def evaluate_latent(
             where = {"task": "latent", "cohort": cohort, "split": split, "level": "pooled"}
             for column in columns:
                 own = where | {"target": column, "method": TOKENS[token]}
-                rows += _score(values[part.index], part, column, own, options)
+                why = left_out.get((cohort, split), {})
+                rows += _score(values[part.index], part, column, own, why, options)
     with atomic_path(out.with_suffix(".points.parquet")) as temporary:
         pd.concat(maps).to_parquet(temporary, index=False)
     return write_results(rows, out, options.seed, config)
 
 
 def _embed(model_folder: Path, shards, splits, roles):
-    """Points (one per recording), {token: [N, D]} and rows of cohorts without anybody."""
+    """Points (one per recording), {token: [N, D]} and why people were left out, by cohort and
+    split."""
     from ..training.windows import Windows
 
     corpus = Corpus(shards)
     model = open_model(model_folder, corpus)
     assert model.scaling is not None
-    points, rows = [], []
+    points, left_out = [], {}
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):
-        indices, why = _long_enough(part, model.config.window)
+        indices, left_out[cohort, split] = long_enough(part, model.config.window)
         if len(indices):
             points.append(corpus.table.loc[indices].assign(split=split, row=indices))
-        else:
-            note = {"note": describe_left_out(why), "left_out": sum(why.values()), "n": 0}
-            rows.append(note | {"task": "latent", "cohort": cohort, "split": split})
     columns = ["cohort", "participant_id", "recording_id", "split", "mean_fd_mm", "row"]
     table = pd.concat(points) if points else corpus.table[:0].assign(row=[])
     table = table[columns].reset_index(drop=True)
@@ -119,7 +124,7 @@ def _embed(model_folder: Path, shards, splits, roles):
         for values, half in zip(tokens.values(), both.chunk(2), strict=True):
             values.append(half.numpy())
     arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
-    return table.drop(columns="row"), arrays, rows
+    return table.drop(columns="row"), arrays, left_out
 
 
 def _describe(points: pd.DataFrame, cohorts: Sequence[Cohort], columns) -> dict[str, pd.Series]:
@@ -163,20 +168,22 @@ def map_points(values: np.ndarray, seed: int) -> np.ndarray:
 # ---- neighbourhoods -----------------------------------------------------------------------------
 
 
-def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict, options: Evaluate
-           ) -> Iterator[dict]:  # fmt: skip
-    """Rows of one token, column, cohort and split."""
+def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict,
+           why: dict[str, int], options: Evaluate) -> Iterator[dict]:  # fmt: skip
+    """Rows of one token, column, cohort and split; `why` others were left out before."""
+    everybody = part["participant_id"].nunique()
     if not part[column].notna().any():
+        where["left_out"] = everybody + sum(why.values())
         yield where | {"n": 0, "note": f"no {column} in its participants table"}
         return
     known = part[column].notna().to_numpy()
     labels, people = part[column][known], part["participant_id"][known].to_numpy(str)
     count = len(np.unique(people))
-    where = where | {"n": count, "left_out": part["participant_id"].nunique() - count}
-    where["note"] = describe_left_out({f"without {column}": where["left_out"]})
+    why = why | {f"without {column}": everybody - count}
+    where = where | {"n": count, "left_out": sum(why.values()), "note": describe_left_out(why)}
     if count <= NEIGHBOURS or labels.nunique() < 2:
         note = f"{count} people with {labels.nunique()} values; more than {NEIGHBOURS} are needed"
-        yield where | {"note": note}
+        yield where | {"note": "; ".join(filter(None, [note, where["note"]]))}
         return
     near = nearest_of_others(standardise(values)[known], people)
     numeric = pd.api.types.is_numeric_dtype(labels) and labels.nunique() > 2

@@ -20,9 +20,9 @@ import pandas as pd
 from ..config import Evaluate
 from ..errors import BrainLMError
 from ..shards import Corpus
-from .job import Job
+from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, draw_counts, percentiles
-from .reconstruction import _long_enough, cohort_parts, open_model
+from .people import cohort_parts, long_enough
 from .significance import holm, paired_p
 from .tables import describe_left_out, write_results
 
@@ -107,7 +107,7 @@ def evaluate_networks(
     kinds = [_trained(model, corpus, roles, epochs, batch_size, seed) for seed in seeds]
     rows: list[dict] = []
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):
-        indices, why = _long_enough(part, model.config.window)
+        indices, why = long_enough(part, model.config.window)
         note = "; ".join(filter(None, [describe_left_out(why), missing])) or None
         where: dict = {"task": "networks", "target": f"{labels.max() + 1} networks", "note": note}
         where |= {"cohort": cohort, "split": split, "left_out": sum(why.values())}

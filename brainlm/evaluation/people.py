@@ -18,6 +18,31 @@ KEY = ["cohort", "participant_id"]
 MOST_FOLDS = 5
 
 
+def cohort_parts(
+    table: pd.DataFrame, splits: Sequence[str], roles: Mapping[str, str]
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(cohort, name of the split, its rows): external cohorts whole, the others by split."""
+    for cohort, rows in table.groupby("cohort", sort=False):
+        if roles.get(str(cohort)) == "external":
+            yield str(cohort), "all", rows
+        else:
+            for split in splits:
+                yield str(cohort), split, rows[rows["split"] == split]
+
+
+def long_enough(table: pd.DataFrame, window: int) -> tuple[np.ndarray, dict[str, int]]:
+    """Positions of usable recordings, and how many subjects are left out for which reason."""
+    ok = table["status"] == "ok"
+    fits = ok & (table["num_timepoints"] >= window)
+    subjects = table["participant_id"]
+    usable, kept = set(subjects[ok]), set(subjects[fits])
+    why = {
+        "without a usable recording": subjects.nunique() - len(usable),
+        f"with fewer than {window} time points": len(usable) - len(kept),
+    }
+    return table.index[fits].to_numpy(), why
+
+
 def list_people(
     corpus: Corpus,
     labels: pd.Series,

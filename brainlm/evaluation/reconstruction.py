@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,12 +19,10 @@ from ..config import Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
-from .job import Job
+from .job import Job, open_model
 from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
+from .people import cohort_parts, long_enough
 from .tables import describe_left_out, write_results
-
-if TYPE_CHECKING:
-    from ..model import BrainLM
 
 METHODS = ("model", "linear", "space", "zero")
 _BATCH = 8  # windows per forward pass
@@ -81,21 +78,18 @@ def evaluate_reconstruction(
     BrainLMError
         The model is of another atlas or sample period than the shards.
     """
-    from ..model import from_pretrained
-
-    model = from_pretrained(model_folder).eval()
     corpus = Corpus(shards)
-    corpus.check(model.scaling)
+    model = open_model(model_folder, corpus)
     rows: list[dict] = []
     examples: dict[str, np.ndarray] = {}
     for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):
-        indices, why = _long_enough(table, model.config.window)
+        indices, why = long_enough(table, model.config.window)
         where: dict = {"task": "reconstruction", "cohort": cohort, "split": split}
         where |= {"left_out": int(sum(why.values())), "note": describe_left_out(why)}
         if not len(indices):
             rows.append(where | {"method": "model", "level": "pooled", "n": 0})
         for mask, ratio in _maskings(options, model) if len(indices) else ():
-            sums, traces = _evaluate_masking(model, corpus, indices, mask, ratio, options.seed)
+            sums, traces = evaluate_masking(model, corpus, indices, mask, ratio, options.seed)
             name = f"{mask} {ratio:.0%}"
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
@@ -103,49 +97,12 @@ def evaluate_reconstruction(
     return write_results(rows, out, options.seed, config)
 
 
-def open_model(folder: Path, corpus: Corpus) -> BrainLM:
-    """A pretrained model, on the GPU where there is one, checked against the shards."""
-    import torch
-
-    from ..model import from_pretrained
-
-    model = from_pretrained(folder)
-    assert model.scaling is not None
-    corpus.check(model.scaling)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def cohort_parts(
-    table: pd.DataFrame, splits: Sequence[str], roles: Mapping[str, str]
-) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(cohort, name of the split, its rows): external cohorts whole, the others by split."""
-    for cohort, rows in table.groupby("cohort", sort=False):
-        if roles.get(str(cohort)) == "external":
-            yield str(cohort), "all", rows
-        else:
-            for split in splits:
-                yield str(cohort), split, rows[rows["split"] == split]
-
-
-def _long_enough(table: pd.DataFrame, window: int) -> tuple[np.ndarray, dict[str, int]]:
-    """Positions of usable recordings, and how many subjects are left out for which reason."""
-    ok = table["status"] == "ok"
-    fits = ok & (table["num_timepoints"] >= window)
-    subjects = table["participant_id"]
-    usable, kept = set(subjects[ok]), set(subjects[fits])
-    why = {
-        "without a usable recording": subjects.nunique() - len(usable),
-        f"with fewer than {window} time points": len(usable) - len(kept),
-    }
-    return table.index[fits].to_numpy(), why
-
-
 def _maskings(options: Evaluate, model) -> Iterator[tuple[str, float]]:
     yield from (("random", ratio) for ratio in options.mask_ratios)
     yield "future", model.config.patch / model.config.window  # the last patch, from the others
 
 
-def _evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, seed: int):
+def evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, seed: int):
     """Sums per method, of recordings [N, 8] and of parcels [R, 8], and a few example traces.
 
     Windows are cut one after another from the start, so that every run sees the same ones.

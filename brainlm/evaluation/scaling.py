@@ -16,9 +16,10 @@ from ..cohort.splits import in_share
 from ..config import Evaluate, sweep_point
 from ..files import read_json
 from ..shards import Corpus
-from .job import Job
+from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, POOLED, add_by_subject, draw_counts, percentiles
-from .reconstruction import _evaluate_masking, _long_enough, cohort_parts
+from .people import cohort_parts, long_enough
+from .reconstruction import evaluate_masking
 from .tables import describe_left_out, write_results
 
 #: (preset, share, seed) -> folder
@@ -69,16 +70,12 @@ def evaluate_scaling(
         Method: the preset; target: the share; ``n_train`` people. Pooled rows take all seeds
         together, with an interval over people; ``seed`` rows have one R² per seed.
     """
-    from ..model import from_pretrained
-
     corpus, roles = Corpus(shards), roles or {}
-    opened = {point: from_pretrained(folder) for point, folder in models.items()}
-    for model in opened.values():
-        corpus.check(model.scaling)  # type: ignore[arg-type]
+    opened = {point: open_model(folder, corpus) for point, folder in models.items()}
     window = next(iter(opened.values())).config.window
     rows: list[dict] = []
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):
-        indices, why = _long_enough(part, window)
+        indices, why = long_enough(part, window)
         people = corpus.table["participant_id"][indices].to_numpy()
         for preset, share in dict.fromkeys(point[:2] for point in models):
             seeds = {p[2]: p for p in models if p[:2] == (preset, share)}
@@ -92,7 +89,7 @@ def evaluate_scaling(
                 rows.append(where)
                 continue
             sums = {
-                seed: _evaluate_masking(
+                seed: evaluate_masking(
                     opened[point], corpus, indices, "random", mask_ratio, options.seed
                 )[0]["model"][0]
                 for seed, point in seeds.items()

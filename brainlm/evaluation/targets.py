@@ -22,12 +22,13 @@ from ..files import atomic_path
 from ..model import BrainLM
 from ..shards import Corpus
 from .baselines import balance
-from .job import Job
+from .job import Job, open_model
 from .methods import DEMOGRAPHICS, MOST_PEOPLE, Fold, Method, list_methods
 from .metrics import MIN_SUBJECTS
 from .people import (
     KEY,
     Split,
+    cohort_parts,
     count_absent,
     count_left_out,
     hold_out_groups,
@@ -38,7 +39,6 @@ from .people import (
     read_questionnaires,
     split_people,
 )
-from .reconstruction import cohort_parts
 from .scores import score
 from .tables import describe_left_out, write_results
 
@@ -48,13 +48,9 @@ _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent"
 
 def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
-    from ..model import from_pretrained
-
-    task, cohorts = job.task, job.config.cohorts
-    study = Study(
-        job, Corpus(job.shards), read_labels(cohorts, task.target, task.kind),
-        from_pretrained(job.models / "pretrain"),
-    )  # fmt: skip
+    task, corpus = job.task, Corpus(job.shards)
+    labels = read_labels(job.config.cohorts, task.target, task.kind)
+    study = Study(job, corpus, labels, open_model(job.models / "pretrain", corpus))
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0,
                "note": f"not evaluated: {study.shortage}"}  # fmt: skip
@@ -110,8 +106,6 @@ class Study:
 
     def __post_init__(self) -> None:
         self.task, self.seed = self.job.task, self.job.config.evaluate.seed
-        if self.model.scaling is not None:
-            self.corpus.check(self.model.scaling)
         self.where = {"task": self.task.kind, "target": self.task.target}
         self.window = self.model.config.window
         roles = self.job.roles

@@ -112,7 +112,8 @@ def planted(tmp_path, monkeypatch):
             rows.append({"cohort": "c", "participant_id": name, "task": task, "map": values})
     maps = pd.DataFrame(rows)
     maps.loc[0, "map"][7] = np.nan
-    monkeypatch.setattr(module, "attention_maps", lambda *_: maps)
+    left_out = {"c": {"without a usable recording": 1}}
+    monkeypatch.setattr(module, "attention_maps", lambda *_: (maps, left_out))
     cohort = Cohort(name="c", folder=tmp_path)
     return lambda **more: evaluate_attention(
         "m", [], [cohort], tmp_path / "attention.parquet",
@@ -129,8 +130,8 @@ def test_a_difference_between_groups_is_found_where_it_was_planted(planted):
     assert _parcels(table) == {"6"}
     sixth = table[table["unit"] == "6"].iloc[0]
     assert sixth["low"] < 2 < sixth["high"] and sixth["p"] == pytest.approx(1 / 301)
-    assert sixth["n"] == 59 and sixth["left_out"] == 1
-    assert "no 30, yes 29; 1 without diagnosis" in sixth["note"]
+    assert sixth["n"] == 59 and sixth["left_out"] == 2
+    assert "yes 29; 1 without a usable recording; 1 without diagnosis" in sixth["note"]
     maps = pd.read_parquet(folder / "attention.maps.parquet")
     assert maps.groupby("group")["parcel"].count().to_dict() == {"no": 20, "yes": 20}
     assert (maps["low"] < maps["mean"]).all() and (maps["mean"] < maps["high"]).all()
@@ -165,7 +166,7 @@ def test_conditions_are_compared_within_people(planted):
     evaluate, _ = planted
     table = evaluate(contrast="task")
     assert _parcels(table) == {"10"}
-    assert set(table["n"]) == {40} and set(table["left_out"]) == {20}
+    assert set(table["n"]) == {40} and set(table["left_out"]) == {21}
     tenth = table[table["unit"] == "10"].iloc[0]  # movie first, as the alphabet has it
     assert tenth["value"] == pytest.approx(-2, abs=0.3)
 
@@ -181,7 +182,8 @@ def test_a_score_is_cut_at_the_median_and_a_missing_column_is_refused(planted):
 def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
     study = make_study(tmp_path, people=9)
     _model("parcel").save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
-    maps = module.attention_maps(tmp_path / "model", study.shards)
+    maps, left_out = module.attention_maps(tmp_path / "model", study.shards)
+    assert sum(left_out["toy"].values()) == 1  # sub-bad
     assert len(maps) == 9
     stacked = np.stack(maps["map"])
     np.testing.assert_allclose(np.nanmean(stacked, 1), 1, rtol=1e-5)

@@ -9,6 +9,7 @@ import torch
 from synthetic import R, make_study, toy_atlas
 
 from brainlm.config import Cohort, Evaluate
+from brainlm.errors import BrainLMError
 from brainlm.evaluation import latent as module
 from brainlm.evaluation.latent import evaluate_latent, map_points, nearest_of_others
 from brainlm.evaluation.tasks import load_tasks
@@ -41,7 +42,8 @@ def planted(tmp_path, monkeypatch):
     })  # fmt: skip
     clear = np.stack([age / 10, 8 * sex], 1).repeat(2, 0) + 0.1 * rng.normal(size=(160, 2))
     tokens = {"cls": clear, "mean": rng.normal(size=(160, 2))}
-    monkeypatch.setattr(module, "_embed", lambda *_: (points.copy(), tokens, []))
+    left_out = {("c", "test"): {"too short": 2}}
+    monkeypatch.setattr(module, "_embed", lambda *_: (points.copy(), tokens, left_out))
     monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
     out = tmp_path / "latent.parquet"
     table = evaluate_latent("m", [], [Cohort(name="c", folder=tmp_path)], out,
@@ -54,7 +56,8 @@ def test_neighbourhoods_give_back_what_the_tokens_hold_and_no_more(planted):
     rows = table.set_index(["target", "method", "metric"])
     age = rows.loc[("age", "CLS token", "r2")]
     assert age["value"] > 0.9 and age["low"] < age["value"] < age["high"]
-    assert age["n"] == 79 and age["left_out"] == 1
+    assert age["n"] == 79 and age["left_out"] == 3
+    assert age["note"] == "2 too short; 1 without age"
     assert rows.loc[("age", "mean of the tokens", "r2"), "value"] < 0.3
     assert abs(rows.loc[("age", "chance, CLS token", "r"), "value"]) < 0.1
     assert rows.loc[("sex", "CLS token", "purity"), "value"] > 0.9
@@ -95,3 +98,7 @@ def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     assert set(points["split"]) == {"validation", "test"} and len(points) == 2 * 18
     assert set(table[table["target"] == "age"]["split"]) == {"validation", "test"}
     assert "no sex in its participants table" in set(table["note"])
+    (tmp_path / "model" / "scaling.json").unlink()
+    with pytest.raises(BrainLMError, match="lacks its scaling"):
+        evaluate_latent(tmp_path / "model", study.shards, [], tmp_path / "x.parquet",
+                        options=Evaluate())  # fmt: skip
