@@ -52,8 +52,8 @@ def run(job: Job) -> pd.DataFrame:
     labels = read_labels(job.config.cohorts, task.target, task.kind)
     study = Study(job, corpus, labels, open_model(job.models / "pretrain", corpus))
     if study.shortage:
-        row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0,
-               "note": f"not evaluated: {study.shortage}"}  # fmt: skip
+        row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
+        row |= {"left_out": len(study.people), "note": f"not evaluated: {study.shortage}"}
         return write_results([study.where | row], job.out, study.seed, job.config.fingerprint())
     parts = list(study.parts())
     rows = [row for part in parts for row in score(part, study.where, job.config.evaluate)]

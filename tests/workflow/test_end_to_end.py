@@ -15,6 +15,7 @@ import pytest
 from runs import DAMAGE, ROOT, link_data, make_clone, snakemake
 
 from brainlm.cohort.splits import split_of
+from brainlm.config import load_config
 from brainlm.shards import Corpus, Scaling, read_info
 
 STATUS = {"03": "unreadable", "05": "too_short", "07": "bad_metadata", "08": "bad_data"}
@@ -105,6 +106,12 @@ def test_evaluation_stands_beside_its_baselines(study):
     assert {"fine-tuned", "from scratch", "connectivity + ridge", "mean"} <= set(age["method"])
     other = age[(age["cohort"] == "other") & (age["method"] == "fine-tuned")]
     assert (other["n"] == 6).all()
+    for name in ("reconstruction", "age"):  # what made each row, and who is not in it
+        table = pd.read_parquet(results / f"{name}.parquet")
+        assert table["command"].str.endswith(f"evaluate --task {name}").all()
+        assert (table["config"] == load_config(study / "results/config.json").fingerprint()).all()
+        assert table[["seed", "n", "left_out"]].notna().all(axis=None)
+        assert table["note"].notna()[table["left_out"] > 0].all()
 
 
 def test_a_saved_model_predicts_what_it_predicted_when_it_was_trained(study, tmp_path):
