@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 #: Raised when a later rule's code changes its results; a stage's own versions are in
 #: brainlm.preprocess.registry.
 VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 1, "evaluate": 1}
+
+
+_LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
 
 def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
@@ -62,7 +66,16 @@ def _update(config: Config) -> None:
     from .cohort.labels import describe_match
 
     for cohort in config.cohorts:
+        started = time.monotonic()
         change = update_index(cohort, config.results, config.chunks.recordings)
+        took_s = time.monotonic() - started
+        if took_s > _LONG_LOOK_S and cohort.watch == "full" and not change.added:
+            print(
+                f"index {cohort.name}: looking at {change.total} recordings took {took_s:.0f} s; "
+                "with `watch: new` only new participants are looked for, with `watch: sealed` "
+                "nothing is",
+                file=sys.stderr,
+            )
         if change.added or change.changed or change.removed:
             print(
                 f"index {cohort.name}: {change.total} recordings in {change.chunks} chunks "

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from brainlm import workflow
 from brainlm.cohort.index import (
     choose_chunk_size,
     chunk_table,
@@ -18,7 +19,7 @@ from brainlm.cohort.index import (
 )
 from brainlm.cohort.layouts import Found, find_recordings, parse_name
 from brainlm.cohort.splits import split_of
-from brainlm.config import Cohort
+from brainlm.config import Cohort, parse_config
 from brainlm.errors import BrainLMError
 
 
@@ -227,3 +228,21 @@ def test_a_small_cohort_uses_all_cores_and_large_images_make_small_chunks():
     assert choose_chunk_size(found(10 * cores, 30)) == 10
     assert choose_chunk_size(found(77_000, 1)) == 200  # the largest shard
     assert choose_chunk_size(found(77_000, 300)) == 96  # half an hour on eight cores
+
+
+def test_a_long_look_at_a_known_cohort_names_what_spares_it(tmp_path, monkeypatch, capsys):
+    make_bids(tmp_path / "bids", ["01", "02"])
+    config = parse_config(
+        {
+            "results": str(tmp_path / "results"),
+            "cohorts": [{"name": "c", "folder": str(tmp_path / "bids"), "layout": "bids"}],
+        },
+        "config.yaml",
+    )
+    workflow._update(config)
+    assert "watch:" not in capsys.readouterr().err
+    monkeypatch.setattr(workflow, "_LONG_LOOK_S", -1)
+    workflow._update(config)
+    assert (
+        "index c: looking at 2 recordings took 0 s; with `watch: new`" in capsys.readouterr().err
+    )
