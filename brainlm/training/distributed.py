@@ -7,9 +7,8 @@ compilation → sharding (DDP, or FSDP2 block by block).
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -104,8 +103,8 @@ def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
     step = Step(model.to(ranks.device), options)
     blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
     for block in blocks:
-        if options.activation_checkpointing:  # keep a block's input only, compute the rest twice
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        if options.activation_checkpointing:
+            block.forward = _keep_the_input_only(block.forward)
         if options.compile:
             block.compile()
     if ranks.world == 1:
@@ -114,6 +113,19 @@ def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
         return _shard(step, blocks, ranks)
     on_gpu = ranks.device.type == "cuda"
     return nn.parallel.DistributedDataParallel(step, [ranks.device] if on_gpu else None)
+
+
+def _keep_the_input_only(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`forward`, computed a second time for the backward pass.
+
+    A function of its own, and no ``functools.partial``: torch.compile looks into functions, and
+    leaves a bare call of torch's `checkpoint` uncompiled without a word.
+    """
+
+    def run(*inputs) -> Tensor:
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return run
 
 
 def _shard(step: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> nn.Module:
