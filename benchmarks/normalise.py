@@ -89,18 +89,22 @@ def _report(name: str, seconds: float, found: np.ndarray, truth: np.ndarray, dic
     print(f"{np.percentile(errors, 95):.2f} at the 95th percentile, Dice {dice:.4f}", flush=True)
 
 
+def to_ants(data: np.ndarray, affine: np.ndarray):
+    """An image [Z, Y, X] with its affine (RAS) as ANTs has it (LPS)."""
+    import ants
+
+    flipped = np.diag([-1.0, -1, 1, 1]) @ affine
+    zooms = np.sqrt((flipped[:3, :3] ** 2).sum(axis=0))
+    return ants.from_numpy(
+        np.ascontiguousarray(np.float32(data.T)), origin=tuple(flipped[:3, 3]),
+        spacing=tuple(zooms), direction=flipped[:3, :3] / zooms,
+    )  # fmt: skip
+
+
 def _run_ants(phantom, reference, template, points, t1w=None, t1w_affine=None):
     """Seconds, and where ants.registration finds the template's points [N, 3]."""
     import ants
     import pandas as pd
-
-    def to_ants(data, affine):
-        flipped = np.diag([-1.0, -1, 1, 1]) @ affine  # RAS -> LPS
-        zooms = np.sqrt((flipped[:3, :3] ** 2).sum(axis=0))
-        return ants.from_numpy(
-            np.ascontiguousarray(data.T), origin=tuple(flipped[:3, 3]), spacing=tuple(zooms),
-            direction=flipped[:3, :3] / zooms,
-        )  # fmt: skip
 
     fixed = to_ants(np.array(template.t1w), template.affine)
     moving = to_ants(reference * phantom.brain, phantom.affine)

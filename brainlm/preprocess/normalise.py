@@ -186,8 +186,9 @@ def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisat
     if t1w is None:
         method, state = "direct", _descend(moving, template, direct, BEND_FWHM_MM, bend=True)
     else:
-        method, state = "t1w", _through_t1w(moving, template, direct, t1w, t1w_affine)
-    result = _to_result(template, state, method)
+        anatomy, there = fit_anatomy(template, direct, t1w, t1w_affine)
+        method, state = "t1w", _follow_anatomy(moving, template, anatomy, there)
+    result = as_normalisation(template, state, method)
     figures.update(_assess(result, moving, mask, affine, template, state))
     result = replace(result, quality=figures)
     if method == "t1w" and figures["correlation"] < figures["correlation_affine"]:
@@ -261,31 +262,34 @@ def _poses():
         yield "upside-down and back to front", flip @ np.diag([1, -1, -1]), np.zeros(3)
 
 
-def _through_t1w(moving, template, direct: State, t1w, t1w_affine) -> State:
-    """Bend the template to the T1w image, then bring the T1w image to the reference rigidly.
+def fit_anatomy(
+    template: Template, start: State, t1w: np.ndarray, t1w_affine: np.ndarray
+) -> tuple[Image, State]:
+    """The T1w image, 0 to 1, and where the template lies in it.
 
-    Only points inside the brain are used for the T1w image, so that its skull does not matter;
-    the direct fit's pose is where to start, as both images share the scanner's world.
+    Only points inside the brain are used, so that its skull does not matter; the reference's
+    pose, `start`, is where to start, as both images share the scanner's world.
     """
-    t1w_affine = np.asarray(t1w_affine, np.float64)
     data = np.nan_to_num(np.asarray(t1w, np.float32))
     high = np.percentile(data[data > 0], 99.5) if (data > 0).any() else 0
     if not high > 0:
         raise RecordingError("registration_failed", "the T1w image is empty")
-    anatomy = Image(np.clip(data, 0, high), t1w_affine)
+    anatomy = Image(np.clip(data, 0, high) / high, np.asarray(t1w_affine, np.float64))
     state = _descend(
-        anatomy, template, direct, AFFINE_FWHM_MM, bend=False, rigid=True, margin_mm=0.0
+        anatomy, template, start, AFFINE_FWHM_MM, bend=False, rigid=True, margin_mm=0.0
     )
-    state = _descend(anatomy, template, state, (8.0, 5.0, 3.5), bend=True, margin_mm=0.0)
+    return anatomy, _descend(anatomy, template, state, (8.0, 5.0, 3.5), bend=True, margin_mm=0.0)
 
+
+def _follow_anatomy(moving: Image, template: Template, anatomy: Image, there: State) -> State:
+    """Bring the T1w image, in which the template lies at `there`, to the reference rigidly."""
     grid = grid_of(template, 4.0, 6.0)
+    state = there  # the head may have moved since: the T1w is read at `there` at every level
     for fwhm in AFFINE_FWHM_MM[1:] + BEND_FWHM_MM[1:]:
-        view = Problem(anatomy, fwhm, grid, tissue_columns(template, grid, fwhm))
-        match = view.measure(state)
         tissue = tissue_columns(template, grid, fwhm)
-        brain = tissue[:, :3].sum(axis=1)
-        values, _ = view.read(match.places)
-        values = np.nan_to_num(values) / high * brain
+        view = Problem(anatomy, fwhm, grid, tissue)
+        values, _ = view.read(view.place(there))
+        values = np.nan_to_num(values) * tissue[:, :3].sum(axis=1)
         extra = np.stack([values, values**2], axis=1)
         columns = np.hstack([tissue, with_slopes(extra, grid)])
         rigid = Problem(moving, fwhm, grid, columns, rigid=True)
@@ -293,7 +297,8 @@ def _through_t1w(moving, template, direct: State, t1w, t1w_affine) -> State:
     return state
 
 
-def _to_result(template: Template, state: State, method: str) -> Normalisation:
+def as_normalisation(template: Template, state: State, method: str) -> Normalisation:
+    """The map from template mm to the world that `state` was fitted in."""
     grid = grid_of(template, 4.0, 6.0)
     return Normalisation(state.affine, state.coefficients, grid.origin, grid.extent, method=method)
 

@@ -22,6 +22,12 @@ def _pick(*names: str) -> Callable[[Preprocess], dict[str, Any]]:
     return lambda options: {name: getattr(options, name) for name in names}
 
 
+def _normalise(options: Preprocess) -> dict[str, Any]:
+    """The code of the way through the T1w changed once; what was fitted directly stays."""
+    chosen = _pick("engine", "use_t1w")(options)
+    return chosen | {"t1w_version": 2} if options.use_t1w else chosen
+
+
 def _denoise(options: Preprocess) -> dict[str, Any]:
     """FIX's settings only where it judges: what others made stays as it is."""
     chosen = _pick("engine", "denoise", "high_pass_hz")(options)
@@ -32,7 +38,7 @@ def _denoise(options: Preprocess) -> dict[str, Any]:
 
 PARAMETERS: dict[str, Callable[[Preprocess], dict[str, Any]]] = {
     "motion": _pick("engine", "min_duration_s", "slice_timing"),
-    "normalise": _pick("engine", "use_t1w"),
+    "normalise": _normalise,
     "denoise": _denoise,
     "parcellate": _pick(
         "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.mask import brain_mask
@@ -46,16 +48,35 @@ def _error(result, phantom, template):
     return np.linalg.norm(result(points) - phantom.to_reference(points), axis=1).mean()
 
 
+def _dice(result, phantom, template):
+    """Of the template's brain with the phantom's own, brought there, inside the field of view."""
+    index = np.indices(template.mask.shape)[:, ::2, ::2, ::2].reshape(3, -1).T
+    places = result(index[:, ::-1] @ template.affine[:3, :3].T + template.affine[:3, 3])
+    inverse = np.linalg.inv(phantom.affine)
+    voxels = (places @ inverse[:3, :3].T + inverse[:3, 3])[:, ::-1]
+    inside = ((voxels >= 0) & (voxels <= np.array(phantom.brain.shape) - 1)).all(axis=1)
+    shares = ndimage.map_coordinates(np.float32(phantom.brain), voxels[inside].T, order=1)
+    found = shares > 0.5
+    brain = template.mask[tuple(index[inside].T)]
+    return 2 * (found & brain).sum() / (found.sum() + brain.sum())
+
+
 def test_error_without_t1w(fitted, phantom, template):
     assert fitted.method == "direct"
     assert _error(fitted, phantom, template) <= 1.3
+    assert _dice(fitted, phantom, template) >= 0.98
 
 
 def test_error_with_t1w(phantom, reference, template):
+    """The head moved between the T1w and the run by 12 mm and 5 degrees."""
     image, _, affine = make_head(SEED, BEND_MM, "t1w")
-    result = normalise(reference, phantom.affine, template, t1w=image, t1w_affine=affine)
+    moved = np.eye(4)
+    moved[:3, :3] = Rotation.from_euler("x", 5, degrees=True).as_matrix()
+    moved[:3, 3] = 2, 0, -12
+    result = normalise(reference, phantom.affine, template, t1w=image, t1w_affine=moved @ affine)
     assert result.method == "t1w"
     assert _error(result, phantom, template) <= 0.7
+    assert _dice(result, phantom, template) >= 0.98
 
 
 def test_quality_is_reported(fitted):
