@@ -29,6 +29,16 @@ _IGNORE = (
     "*_stat-mean_timeseries.*",
     "*_stat-tsnr_boldmap.*",
 )
+#: What the ``desc`` entities of the names mean: descriptions.tsv, which the standard asks for.
+_DESCRIPTIONS = {
+    "desc-hmc": "Head motion correction",
+    "desc-brain": "Brain of the reference image",
+    "desc-confounds": "Motion, tissue signals, filter and artefact components, one row per volume",
+    "desc-ica": "Independent components",
+    "desc-aroma": "Features and verdicts of the components",
+    "desc-filtered": "Parcel means, filtered and not denoised",
+    "desc-denoised": "Motion-corrected, normalised, filtered and denoised",
+}
 #: ITK's world is LPS, ours is RAS.
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -119,7 +129,7 @@ def entities_of(recording_id: str) -> dict[str, str]:
 
 
 def describe_dataset(out: Path, source_folder: Path) -> None:
-    """Write dataset_description.json once, and .bidsignore where it is missing or older."""
+    """Write dataset_description.json once; .bidsignore and descriptions.tsv as they are now."""
     description = out / "dataset_description.json"
     if not description.exists():
         write_json(
@@ -132,9 +142,11 @@ def describe_dataset(out: Path, source_folder: Path) -> None:
                 "SourceDatasets": [{"URL": source_folder.resolve().as_uri()}],
             },
         )
-    ignore, text = out / ".bidsignore", "\n".join(_IGNORE) + "\n"
-    if not ignore.exists() or ignore.read_text(encoding="utf-8") != text:
-        write_text(ignore, text)
+    rows = ["desc_id\tdescription", *("\t".join(item) for item in _DESCRIPTIONS.items())]
+    for name, lines in ((".bidsignore", _IGNORE), ("descriptions.tsv", rows)):
+        path, text = out / name, "\n".join(lines) + "\n"
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
 
 
 def write_volume(

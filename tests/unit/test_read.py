@@ -182,10 +182,11 @@ def test_contradictory_orientation_is_a_warning_with_the_distance(tmp_path):
     np.testing.assert_allclose(bold.affine, AFFINE)
 
 
-def test_oblique_and_flipped_axes_are_kept(tmp_path):
+@pytest.mark.parametrize("side", [1, -1])  # right-handed voxels, and left-handed ones
+def test_oblique_and_flipped_axes_are_kept(tmp_path, side):
     turn = np.array([[0, -1, 0], [0.966, 0, -0.259], [0.259, 0, 0.966]])
     affine = AFFINE.copy()
-    affine[:3, :3] = 4 * turn
+    affine[:3, :3] = 4 * turn * [1, side, 1]
     np.testing.assert_allclose(read_bold(write(tmp_path, affine=affine)).affine, affine, atol=1e-5)
 
 

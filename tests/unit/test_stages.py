@@ -206,6 +206,9 @@ def test_removes_the_planted_artefacts(chain):
     planted = clean(chain.truth.artefacts[:, :3], 2.0, high_pass_hz=CONFIG.high_pass_hz)
     rest = clean(planted, 2.0, high_pass_hz=CONFIG.high_pass_hz, nuisance=mixing[:, noise])
     assert (rest.var(0) < 0.1 * planted.var(0)).all()
+    maps = np.asarray(nib.load(chain.paths.maps).dataobj)  # above threshold, one per component
+    assert maps.shape[3] == mixing.shape[1] == len(noise)
+    assert ((maps != 0).mean((0, 1, 2)) > 0).all() and (maps != 0).mean() < 0.5
 
 
 def test_confounds_carry_the_usual_names(chain):
@@ -237,6 +240,10 @@ def test_every_derivative_has_a_sidecar_and_the_dataset_a_description(chain):
     assert parameters[chain.paths.filtered]["high_pass_hz"] == 0.008
     described = json.loads((chain.out / "dataset_description.json").read_text())
     assert described["DatasetType"] == "derivative" and described["GeneratedBy"]
+    assert described["SourceDatasets"] == [{"URL": chain.root.as_uri()}]
+    words = read_table(chain.out / "descriptions.tsv")
+    used = {desc for p in data for desc in re.findall(r"desc-[a-z]+", p.name)}
+    assert used < set(words["desc_id"]) and len(words["description"]) == len(words["desc_id"])
     assert not list(chain.out.rglob("*.tmp*"))
 
 
@@ -414,7 +421,8 @@ def test_a_stage_without_the_one_before_names_it(chain, tmp_path):
 
 def test_what_is_no_brain_fails(chain, tmp_path):
     def slab(data):
-        data[:19], data[21:] = 0, 0  # 8 mm; 95 % zeros
+        data[:20], data[21:] = 0, 0  # 4 mm thick
+        assert (data == 0).mean() > 0.97
         return data
 
     broken = with_data(chain, tmp_path, slab)
