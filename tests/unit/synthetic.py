@@ -55,6 +55,19 @@ def make_study(folder: Path, *, people: int = 20, seed: int = 0, timepoints: int
                  pd.Series(list(labels.values()), index))  # fmt: skip
 
 
+def small_model(family: str, *, num_parcels: int, window: int, patch: int,
+                coordinates=None):  # fmt: skip
+    """A new model as `tiny`, of either family."""
+    from brainlm.model import PRESETS, BrainLM, BrainLMConfig
+
+    settings = PRESETS["tiny"] | {"family": family}
+    if family == "image":
+        settings |= {"decoder_context": "all", "decode_share": 1.0}
+    config = BrainLMConfig(num_parcels=num_parcels, window=window, patch=patch,
+                           has_coordinates=coordinates is not None, **settings)  # fmt: skip
+    return BrainLM(config, coordinates)
+
+
 def toy_atlas() -> Atlas:
     points = np.random.default_rng(7).uniform(-60, 60, (R, 3))
     return Atlas("toy", None, R, None, SHA, points, tuple(f"p{i}" for i in range(R)), "", "")

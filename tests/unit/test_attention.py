@@ -7,9 +7,10 @@ import types
 
 import pytest
 import torch
+from synthetic import small_model
 
 from brainlm.errors import BrainLMError
-from brainlm.model import BACKENDS, attend, kernel_name, preset, set_attention
+from brainlm.model import BACKENDS, attend, kernel_name, set_attention
 
 
 def tensors(n=50, m=50):
@@ -69,10 +70,10 @@ def test_flash_attn_package_is_given_its_layout(monkeypatch):
     assert torch.allclose(attend(*tensors(), "flash-attn"), attend(*tensors(), "math"), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["tiny", "111m"])
-def test_models_agree_between_backends(name):
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_models_agree_between_backends(family):
     torch.manual_seed(0)
-    model = preset(name, num_parcels=24, window=40, patch=10).eval()
+    model = small_model(family, num_parcels=24, window=40, patch=10).eval()
     signal = torch.randn(2, 24, 40)
     noise = torch.rand(2, model.num_tokens)
     losses = []

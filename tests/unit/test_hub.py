@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from synthetic import small_model
 
 from brainlm.errors import BrainLMError
 from brainlm.model import (
@@ -32,9 +33,10 @@ def saved(tmp_path):
     return tmp_path / "model", model
 
 
-@pytest.mark.parametrize(("name", "points"), [("tiny", POINTS), ("tiny", None), ("111m", POINTS)])
-def test_round_trip(tmp_path, name, points):
-    model = preset(name, num_parcels=6, window=20, patch=10, coordinates=points).eval()
+@pytest.mark.parametrize(("family", "points"), [("parcel", POINTS), ("parcel", None),
+                                                ("image", POINTS)])  # fmt: skip
+def test_round_trip(tmp_path, family, points):
+    model = small_model(family, num_parcels=6, window=20, patch=10, coordinates=points).eval()
     model.save_pretrained(tmp_path, SCALING, "# a card\n")
     again = BrainLM.from_pretrained(tmp_path)
     signal = torch.randn(2, 6, 20)

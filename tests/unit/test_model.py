@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from synthetic import small_model
 
 from brainlm.config import PresetName
 from brainlm.errors import BrainLMError
@@ -19,10 +20,12 @@ from brainlm.model.presets import PATCH, PRESETS
 POINTS = np.random.default_rng(0).uniform(-60, 60, (24, 3))
 
 
-def small(name="tiny", **options):
+def small(name="tiny", *, family="parcel", **options):
     torch.manual_seed(0)
     options = {"num_parcels": 24, "window": 40, "patch": 10, "coordinates": POINTS} | options
-    return preset(name, **options).eval()
+    return (
+        small_model("image", **options) if family == "image" else preset(name, **options)
+    ).eval()
 
 
 def signal(batch=3):
@@ -88,9 +91,9 @@ def test_the_decoders_context_can_be_asked_for(asked):
     assert seen == [() if asked == "all" else (1 + model.num_tokens // 4,)]
 
 
-@pytest.mark.parametrize("name", ["tiny", "111m"])
-def test_shapes_and_fields(name):
-    model, x = small(name), signal()
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_shapes_and_fields(family):
+    model, x = small(family=family), signal()
     out = model(x, mask_ratio=0.5)
     assert out.prediction.shape == x.shape
     assert out.pixel_mask.shape == x.shape
@@ -102,18 +105,18 @@ def test_shapes_and_fields(name):
     assert torch.allclose(out.loss, error, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tiny", "111m"])
-def test_cut_and_paste_are_inverse(name):
-    grid, x = small(name).grid, signal()
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_cut_and_paste_are_inverse(family):
+    grid, x = small(family=family).grid, signal()
     patches, known, missing = grid.cut(x)
     assert torch.equal(grid.paste(patches), x)
     assert not missing.any()
     assert grid.paste(known).all()
 
 
-@pytest.mark.parametrize("name", ["tiny", "111m"])
-def test_hidden_values_are_not_seen(name):
-    model, x = small(name), signal()
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_hidden_values_are_not_seen(family):
+    model, x = small(family=family), signal()
     noise = torch.rand(3, model.num_tokens)
     first = model(x, noise=noise)
     changed = x.clone()
@@ -122,16 +125,16 @@ def test_hidden_values_are_not_seen(name):
     assert torch.equal(first.prediction, second.prediction)
 
 
-@pytest.mark.parametrize("name", ["tiny", "111m"])
-def test_missing_parcels_neither_seen_nor_judged(name):
-    model, x = small(name), signal()
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_missing_parcels_neither_seen_nor_judged(family):
+    model, x = small(family=family), signal()
     x[1, :5] = torch.nan
     out = model(x, generator=torch.Generator().manual_seed(0))
     assert not out.pixel_mask[1, :5].any()
     assert out.loss.isfinite()
     out.loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    if name == "tiny":  # whole tokens are missing: none reaches the encoder
+    if family == "parcel":  # whole tokens are missing: none reaches the encoder
         tokens = out.mask.view(3, 24, 4)
         assert tokens[1, :5].all()
 
@@ -151,9 +154,9 @@ def test_nothing_masked_is_loss_zero():
     assert small()(signal(), mask_ratio=0.0).loss.item() == 0
 
 
-@pytest.mark.parametrize("name", ["tiny", "111m"])
-def test_future_mask_hides_the_last_points(name):
-    out = small(name)(signal(), mask="future", mask_ratio=0.25)
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_future_mask_hides_the_last_points(family):
+    out = small(family=family)(signal(), mask="future", mask_ratio=0.25)
     assert out.pixel_mask[..., -10:].all()
     assert not out.pixel_mask[..., :-10].any()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from synthetic import small_model
 
 from brainlm.errors import BrainLMError
 from brainlm.model import from_pretrained, set_attention
@@ -250,10 +251,8 @@ def test_fine_tuned_head(vitmae, tmp_path, kind, pool):
 
 
 def test_rows_are_sorted_stably(vitmae, shared):
-    from brainlm.model import preset
-
     points = np.loadtxt(shared / "atlases" / "A424_Coordinates.dat")[:, 1:]
-    model = preset("111m", num_parcels=424, window=200, patch=20, coordinates=points)
+    model = small_model("image", num_parcels=424, window=200, patch=20, coordinates=points)
     order = np.load(vitmae / "inputs.npz")["parcel_order_by_Y"]
     assert np.array_equal(model.grid.order.numpy(), order)
 

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import make_study
+from synthetic import make_study, small_model
 
 from brainlm import config
 from brainlm.errors import BrainLMError
-from brainlm.model import from_pretrained, preset
+from brainlm.model import from_pretrained
 from brainlm.model.masking import count_visible
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
@@ -332,7 +332,7 @@ def test_batches_are_asked_on_the_host(study, tmp_path):
     signal[0, :3] = torch.nan
     batch = Batch(signal, torch.empty(0), np.arange(2), complete=False)
     assert made.count_visible(batch) == int(made.model.num_tokens * 0.25)
-    image = preset("111m", num_parcels=12, window=40, patch=10).grid
+    image = small_model("image", num_parcels=12, window=40, patch=10).grid
     count = functools.partial(count_visible, copy.deepcopy(image), ratio=0.5)
     image.to("meta")
     signal[0, :11] = torch.nan
