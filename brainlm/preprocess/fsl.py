@@ -74,10 +74,10 @@ def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
     RecordingError
         ``bad_data``: most volumes are unusable; ``motion_failed``: MCFLIRT did.
     """
-    usable = np.flatnonzero(own_motion._find_usable(volumes))
+    usable = np.flatnonzero(own_motion.find_usable(volumes))
     nearest = usable[np.abs(np.arange(len(volumes))[:, None] - usable).argmin(axis=1)]
     filled = volumes if len(usable) == len(volumes) else volumes[nearest]  # a copy is a gigabyte
-    start = int(nearest[own_motion._most_typical(filled)])
+    start = int(nearest[own_motion.most_typical(filled)])
     with workspace("motion_failed") as folder:
         write_volume(folder / "bold.nii", filled, affine, space="scanner")
         made = run(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)

@@ -103,9 +103,9 @@ def estimate_motion(
     """
     volumes = np.ascontiguousarray(volumes, np.float32)
     affine = np.asarray(affine, np.float64)
-    usable = _find_usable(volumes)
+    usable = find_usable(volumes)
     kept = volumes if usable.all() else volumes[usable]
-    start = _most_typical(kept)
+    start = most_typical(kept)
     if mask is None:
         mask = brain_mask(kept[start], affine)
     mask = _widen(mask) & ~_beside_empty(kept)
@@ -207,7 +207,7 @@ class _Fit:
     refitted: np.ndarray  # [T]
 
 
-def _find_usable(volumes: np.ndarray) -> np.ndarray:
+def find_usable(volumes: np.ndarray) -> np.ndarray:
     if volumes.ndim != 4 or min(volumes.shape[1:]) < 4:
         raise RecordingError(
             "bad_data",
@@ -224,7 +224,7 @@ def _find_usable(volumes: np.ndarray) -> np.ndarray:
     return usable
 
 
-def _most_typical(volumes: np.ndarray) -> int:
+def most_typical(volumes: np.ndarray) -> int:
     """Of up to 15 volumes spread over the run, the one that correlates best with the others."""
     chosen = np.unique(np.linspace(0, len(volumes) - 1, 15).astype(int))
     thin = volumes[chosen, ::2, ::2, ::2].reshape(len(chosen), -1)
