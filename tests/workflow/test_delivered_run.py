@@ -20,6 +20,8 @@ from brainlm.preprocess.sampling import sample
 from brainlm.shards import Corpus
 from brainlm.simulate.truth import load_truth
 
+pytestmark = pytest.mark.timeout(1200)  # alone it takes minutes; other work may share the cores
+
 SPACE = "MNI152NLin2009aSym"
 PEOPLE = ("sub-101", "sub-102", "sub-103")
 CONFIG = """

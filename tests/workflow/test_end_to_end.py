@@ -18,6 +18,8 @@ from brainlm.cohort.splits import split_of
 from brainlm.config import load_config
 from brainlm.shards import Corpus, Scaling, read_info
 
+pytestmark = pytest.mark.timeout(1800)  # alone it takes minutes; other work may share the cores
+
 STATUS = {"03": "unreadable", "05": "too_short", "07": "bad_metadata", "08": "bad_data"}
 
 

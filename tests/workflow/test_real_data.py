@@ -12,6 +12,8 @@ from runs import make_clone, snakemake
 
 from brainlm.shards import Corpus
 
+pytestmark = pytest.mark.timeout(1200)  # alone it takes minutes; other work may share the cores
+
 COMMON = """
 results: results
 chunks: {recordings: %(chunk)d}
