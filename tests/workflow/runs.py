@@ -39,7 +39,7 @@ def make_clone(folder: Path) -> Path:
     return folder
 
 
-def snakemake(folder: Path, *options: str, timeout: int = 900) -> subprocess.CompletedProcess:
+def snakemake(folder: Path, *options: str, timeout: int = 1500) -> subprocess.CompletedProcess:
     """Exactly as a user runs it, from the clone's root, with an empty home."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
