@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from ..evaluation.latent import TOKENS
 from .figures import _DASHES, _INK, _MARKERS, _QUIET, SERIES, _draw, _shorten, style, to_svg
 
 #: Points of a scatter beyond which they are one image instead of a path each.
 _MANY_POINTS = 2000
-_TOKEN_TITLES = {"cls": "CLS token", "mean": "mean of the tokens"}
 #: Classes of a variable that get a colour and a marker of their own.
 _MAX_CLASSES = 6
 
@@ -149,7 +149,7 @@ def draw_latent(name: str, points: pd.DataFrame, colour: str) -> str:
                 words = part[colour].fillna("not known").astype(str)
                 _scatter_classes(ax, part, words, many, legend=ax is axes[-1])
             ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=(), yticks=())
-            ax.set_title(_TOKEN_TITLES.get(part["token"].iloc[0], ""))
+            ax.set_title(TOKENS[part["token"].iloc[0]])
             ax.set_aspect("equal", adjustable="datalim")
         if numeric:
             axes[0].figure.colorbar(shown, ax=axes, label=_shorten(colour))
