@@ -247,8 +247,11 @@ class Pretrain(Section):
 
 
 class Finetune(Section):
-    pool: Literal["mean", "cls"] = Field(
-        "mean", description="what the head sees: the mean of the tokens, or CLS (the paper)"
+    pool: Literal["auto", "connectivity", "mean", "cls"] = Field(
+        "auto",
+        description="what the head sees: correlations between the parcels' tokens, the mean of "
+        "the tokens, or CLS (the paper); auto: connectivity where a token is one parcel's, "
+        "else mean",
     )
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32

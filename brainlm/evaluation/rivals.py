@@ -30,7 +30,7 @@ class LSTM(nn.Module):
     def __init__(self, parcels: int, window: int, outputs: int):
         super().__init__()
         self.lstm = nn.LSTM(parcels, WIDTH, batch_first=True)
-        self.head = Head(WIDTH, outputs)
+        self.head = Head(WIDTH, WIDTH // 2, outputs)
 
     def forward(self, signal: Tensor) -> Tensor:
         """[B, R, T] -> [B, outputs]."""
@@ -48,7 +48,7 @@ class GCN(nn.Module):
     def __init__(self, parcels: int, window: int, outputs: int):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(window, WIDTH), nn.Linear(WIDTH, WIDTH)])
-        self.head = Head(WIDTH, outputs)
+        self.head = Head(WIDTH, WIDTH // 2, outputs)
 
     def forward(self, signal: Tensor) -> Tensor:
         """[B, R, T] -> [B, outputs]."""
@@ -77,7 +77,7 @@ def fit_mlp(known: Known, options: Finetune) -> Predictor:
         return torch.from_numpy(np.nan_to_num((features - mean) / spread)).float()
 
     torch.manual_seed(known.seed)
-    net = Head(known.train.shape[1], max(1, known.classes))
+    net = Head(known.train.shape[1], WIDTH, max(1, known.classes))
     inputs = ready(known.train)
     random = np.random.default_rng(known.seed)
 

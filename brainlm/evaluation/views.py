@@ -174,17 +174,16 @@ def _summarise(model, signal) -> list[np.ndarray]:
     import torch
 
     from ..model.masking import Masking, raster_noise
+    from ..model.pooling import connectivity as latent_connectivity
 
     patches, _, missing = model.grid.cut(signal / model.config.divisor)
-    noise = raster_noise(len(missing), missing.shape[1], missing.device).masked_fill(missing, 2.0)
-    with torch.inference_mode():
-        latent = model.encode(patches, Masking.draw(noise, int((~missing[0]).sum()))).float()
-    out = [latent[:, 0].mean(0).cpu().numpy(), latent[:, 1:].mean((0, 1)).cpu().numpy()]
+    noise, parcels = raster_noise(len(missing), missing.shape[1], missing.device), None
     if model.config.family == "parcel":
-        known = (~missing[0]).reshape(model.config.num_parcels, -1).any(1).cpu().numpy()
-        of_parcel = latent[:, 1:].reshape(len(latent), int(known.sum()), -1)
-        of_parcel = (of_parcel - of_parcel.mean(1, keepdim=True)).cpu().numpy()
-        full = np.full((len(latent), len(known), of_parcel.shape[-1]), np.nan, np.float32)
-        full[:, known] = of_parcel  # less what all parcels share: it says nothing of a pair
-        out.append(np.mean([connectivity(window.T) for window in full], 0))
-    return out
+        noise, parcels = model.grid.by_time(noise), ~model.grid.of_parcel(missing)[0]
+    with torch.inference_mode():
+        masking = Masking.draw(noise.masked_fill(missing, 2.0), int((~missing[0]).sum()))
+        latent = model.encode(patches, masking).float()
+        out = [latent[:, 0].mean(0), latent[:, 1:].mean((0, 1))]
+        if parcels is not None:
+            out.append(latent_connectivity(latent, parcels).mean(0))
+    return [values.cpu().numpy() for values in out]

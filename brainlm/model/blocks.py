@@ -77,33 +77,36 @@ class Block(nn.Module):
 
 
 class Head(nn.Sequential):
-    """Three linear layers with dropout: predicts a label from a summary [B, D] (paper, 3.4).
+    """Three linear layers with dropout: predicts a label from a summary [B, F] (paper, 3.4).
 
     Summaries of different people differ by a few percent of their size, so they are standardised
     first, with the ``mean`` and ``std`` of the training set (as He et al. 2022 do for probing);
-    0 and 1, which change nothing, until :meth:`fit_scale`.
+    0 and 1, which change nothing, until :meth:`fit_scale`. A value that a summary lacks (NaN)
+    counts as the training set's mean. A summary much wider than the layers is made smaller, so
+    that one step of Adam, which moves every weight as far, does not throw the output about.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: int, outputs: int = 1, dropout: float = 0.1):
+    def __init__(self, width: int, hidden: int, outputs: int = 1, dropout: float = 0.1):
         super().__init__(
-            nn.Linear(width, width // 2), nn.Dropout(dropout), nn.ReLU(),
-            nn.Linear(width // 2, width // 2), nn.Dropout(dropout), nn.ReLU(),
-            nn.Linear(width // 2, outputs),
+            nn.Linear(width, hidden), nn.Dropout(dropout), nn.ReLU(),
+            nn.Linear(hidden, hidden), nn.Dropout(dropout), nn.ReLU(),
+            nn.Linear(hidden, outputs),
         )  # fmt: skip
+        self.gain = (2 * hidden / width) ** 0.5 if width > 2 * hidden else 1.0
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
     def fit_scale(self, summaries: Tensor) -> None:
-        """Standardise by these summaries [B, D] of training windows from now on."""
-        self.mean.copy_(summaries.mean(0))
-        spread = summaries.std(0, correction=0)
-        self.std.copy_(spread.clamp(min=1e-3 * float(summaries.square().mean().sqrt()) + 1e-12))
+        """Standardise by these summaries [B, F] of training windows from now on."""
+        self.mean.copy_(summaries.nanmean(0).nan_to_num(0.0))
+        spread = (summaries - self.mean).square().nanmean(0).sqrt().nan_to_num(0.0)
+        self.std.copy_(spread.clamp(min=1e-3 * float(summaries.square().nanmean().sqrt()) + 1e-12))
 
     def forward(self, summary: Tensor) -> Tensor:
-        return super().forward((summary - self.mean) / self.std)
+        return super().forward(self.gain * ((summary - self.mean) / self.std).nan_to_num(0.0))
 
 
 def interleaved_sinusoid(count: int, width: int) -> Tensor:

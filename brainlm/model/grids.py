@@ -116,6 +116,14 @@ class ParcelGrid(Grid):
         known = ~patches.isnan()
         return patches.nan_to_num(0.0), known, ~known.all(-1)
 
+    def of_parcel(self, missing: Tensor) -> Tensor:
+        """[B, N] -> [B, R] bool: parcels that lack anything."""
+        return missing.unflatten(1, (self.num_parcels, self.steps)).any(-1)
+
+    def by_time(self, noise: Tensor) -> Tensor:
+        """[B, N] noise that keeps or removes a time step in all parcels together."""
+        return noise[:, : self.steps].repeat(1, self.num_parcels)
+
     def paste(self, patches: Tensor) -> Tensor:
         """[B, N, P] -> [B, R, T]."""
         return patches.reshape(len(patches), self.num_parcels, self.window)

@@ -22,8 +22,7 @@ from .blocks import Head
 from .decoder import Decoder, stack
 from .grids import ImageGrid, ParcelGrid
 from .masking import Masking, draw_masking, raster_noise, take
-
-POOLS = ("cls", "mean", "all", "cls+mean")
+from .pooling import check_pool, connectivity, summarise_tokens, summary_width
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,8 @@ class BrainLM(nn.Module):
             self.decoder = Decoder(config, self.grid)
         self.head = None
         if config.head_outputs:
-            self.head = Head(config.width, config.head_outputs, config.head_dropout)
+            width = summary_width(config, config.pool)
+            self.head = Head(width, config.width // 2, config.head_outputs, config.head_dropout)
         self.apply(self._initialise)
         if config.fourier_places and config.family == "parcel":
             for block in [*self.encoder, *(self.decoder.blocks if self.decoder else [])]:
@@ -243,7 +243,7 @@ class BrainLM(nn.Module):
 
     @torch.no_grad()
     def embed(self, signal: Tensor, pool: str = "cls") -> Tensor:
-        """Deterministic summary [B, D]: no masking, raster order, evaluation mode.
+        """Deterministic summary [B, F]: no masking, raster order, evaluation mode.
 
         Samples with missing parcels are encoded from the tokens that they have, so a sample's
         embedding does not depend on its batch.
@@ -257,10 +257,25 @@ class BrainLM(nn.Module):
 
     def summarise(self, signal: Tensor, pool: str = "cls", noise: Tensor | None = None,
                   mask_ratio: float = 0.0) -> Tensor:  # fmt: skip
-        """As :meth:`embed`, differentiable, in the current mode, with masking if asked."""
+        """As :meth:`embed`, differentiable, in the current mode, with masking if asked.
+
+        Parameters
+        ----------
+        signal : Tensor [B, R, T]
+        pool : str
+            One of :data:`brainlm.model.pooling.POOLS`.
+        noise : Tensor [B, N], optional
+            Tokens of smallest noise stay; raster order if not given.
+        mask_ratio : float
+            Share of the tokens left out; of ``connectivity``, which compares parcels over the
+            same time, whole time steps.
+        """
+        check_pool(self.config, pool)
         patches, _, missing = self.grid.cut(signal / self.config.divisor)
         B, N = missing.shape
         noise = raster_noise(B, N, missing.device) if noise is None else noise
+        if pool == "connectivity":
+            return self._compare_parcels(patches, missing, noise, mask_ratio)
         noise = noise.masked_fill(missing, 2.0)
         visible = ((~missing).sum(1) * (1 - mask_ratio)).long().clamp(min=1)
         if not missing.any():
@@ -269,11 +284,24 @@ class BrainLM(nn.Module):
         for count in visible.unique().tolist():
             rows = (visible == count).nonzero()[:, 0]
             latent = self.encode(patches[rows], Masking.draw(noise[rows], count))
-            pooled = _pool(latent, pool)
+            pooled = summarise_tokens(latent, pool)
             if out is None:
                 out = pooled.new_zeros(B, pooled.shape[1])
             out = out.index_copy(0, rows, pooled)
         return out
+
+    def _compare_parcels(self, patches, missing, noise, mask_ratio: float) -> Tensor:
+        """Samples that lack the same parcels together."""
+        steps = max(1, int(self.grid.steps * (1 - mask_ratio)))
+        known, order = ~self.grid.of_parcel(missing), self.grid.by_time(noise)
+        order = order.masked_fill(missing, 2.0)
+        parts, places = [], []
+        for pattern in known.unique(dim=0):
+            rows = (known == pattern).all(1).nonzero()[:, 0]
+            masking = Masking.draw(order[rows], steps * int(pattern.sum()))
+            parts.append(connectivity(self.encode(patches[rows], masking), pattern))
+            places.append(rows)
+        return torch.cat(parts)[torch.cat(places).argsort()]
 
     @torch.no_grad()
     def predict(self, signal: Tensor) -> Tensor:
@@ -308,17 +336,6 @@ class BrainLM(nn.Module):
             seen = N + 1 if c.decoder_context == "all" else K
             total += _flops(c.decoder_depth, N + 1, seen, c.decoder_width, c.decoder_ffn)
         return total + 2 * self.grid.values * (K * c.width + N * c.decoder_width)
-
-
-def _pool(latent: Tensor, pool: str) -> Tensor:
-    """cls: the CLS token; mean: of the others; all: of all (the published fine-tuning
-    head); cls+mean: side by side."""
-    if pool not in POOLS:
-        raise BrainLMError(f"no pooling {pool!r}; one of: {', '.join(POOLS)}")
-    cls, mean = latent[:, 0], latent[:, 1:].mean(1)
-    if pool == "cls+mean":
-        return torch.cat([cls, mean], -1)
-    return {"cls": cls, "mean": mean, "all": latent.mean(1)}[pool]
 
 
 def _flops(depth: int, tokens: int, context: int, width: int, ffn: int) -> float:

@@ -29,6 +29,13 @@ summary = model.embed(signal)  # [B, R, T] scaled with model.scaling -> [B, D]
 ```
 """
 
+#: what a head reads, by pool
+POOLED = {
+    "connectivity": "the correlations between the parcels' encodings",
+    "mean": "the mean of the tokens",
+    "cls": "the CLS token",
+}
+
 
 def _figure(value, digits: int = 3) -> str:
     return "not measured" if value is None else f"{value:.{digits}f}"
@@ -66,7 +73,7 @@ def finetuned_card(model: BrainLM, facts: dict) -> str:
     """Card of a fine-tuned model."""
     lines = [
         f"Predicts `{facts['target']}` ({facts['kind']}) from a window of brain activity; "
-        f"started from {facts['start']}.", "",
+        f"started from {facts['start']}. Its head reads {POOLED[facts['pool']]}.", "",
         "## Data", "",
         *[f"* {split}: {n} labelled recordings" for split, n in facts["recordings"].items()],
         f"* left out: {facts['short']} labelled recordings shorter than the window",

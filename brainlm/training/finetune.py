@@ -7,9 +7,11 @@ to stop is decided on validation subjects. Test subjects are only predicted.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from ..cohort.labels import LabelTransform
 from ..errors import BrainLMError
 from ..files import atomic_path, write_json
 from ..model import BrainLM, from_pretrained, preset
+from ..model.pooling import check_pool
 from ..shards import Corpus, Scaling
 from .card import finetuned_card
 from .journal import Journal, figure
@@ -36,6 +39,8 @@ from .windows import Batch, Prefetch, Windows
 TOKEN_DROP = 0.75
 #: share of the head's learning rate that pretrained layers get
 ENCODER_RATE = 0.2
+#: windows that the head's input scale is taken from; all of a large cohort would not fit in memory
+SCALED_BY = 512
 #: epochs without a better validation loss before training stops
 PATIENCE = 8
 
@@ -79,6 +84,15 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
                 atlas, seed, transform, class_names)  # fmt: skip
     task.train()
     return task.finish()
+
+
+@dataclass
+class Best:
+    """The weights that predicted the validation subjects best so far, and when."""
+
+    weights: dict[str, Tensor]
+    epoch: int = -1
+    loss: float = math.inf
 
 
 class Task:
@@ -146,7 +160,11 @@ class Task:
     # ---- training ---------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Epochs until the validation loss stops falling; the best weights are kept."""
+        """The head alone for the first half of the epochs, then all; the best weights are kept.
+
+        A head that starts at random pulls a pretrained encoder out of shape before it has learnt
+        anything (Kumar et al., "Fine-tuning can distort pretrained features", ICLR 2022).
+        """
         self.journal.say(
             f"{self.target}: {len(self.fit_rows)} training and {len(self.check_rows)} validation "
             f"recordings with a label, from {self.start}"
@@ -154,32 +172,40 @@ class Task:
         if not len(self.check_rows):
             self.journal.say("no labelled validation subject: all epochs are run")
         self._fit_scale()
-        optimizer = self._optimizer()
-        best, best_epoch, kept = math.inf, 0, _copy(self.model)
-        start = time.monotonic()
-        for epoch in range(self.options.epochs):
-            loss = self._epoch(epoch, optimizer)
-            held_out = self._held_out_loss()
-            seconds = time.monotonic() - start
-            self.journal.record(split="train", epoch=epoch + 1, loss=loss, seconds=seconds)
-            if held_out is not None:
-                self.journal.record(split="validation", epoch=epoch + 1, loss=held_out,
-                                    seconds=seconds)  # fmt: skip
-            text = f"epoch {epoch + 1} loss {loss:.4f} validation {figure(held_out, 4)}"
+        half = self.options.epochs // 2
+        self.start_time = time.monotonic()
+        best = self._improve(Best(_copy(self.model)), range(half), whole=False)
+        best = self._improve(best, range(half, self.options.epochs), whole=True)
+        self.model.load_state_dict(best.weights)
+        self.journal.say(f"best epoch: {best.epoch + 1} of {self.options.epochs}")
+
+    def _improve(self, best: Best, epochs: range, *, whole: bool) -> Best:
+        """Epochs until the validation loss stops falling, from the best weights so far."""
+        self.model.load_state_dict(best.weights)
+        optimizer, waited = self._optimizer(), 0
+        for epoch in epochs:
+            loss, held_out = self._epoch(epoch, optimizer, whole), self._held_out_loss()
+            known = {"train": loss} | ({} if held_out is None else {"validation": held_out})
+            for split, value in known.items():
+                self.journal.record(split=split, epoch=epoch + 1, loss=value, whole=whole,
+                                    seconds=time.monotonic() - self.start_time)  # fmt: skip
+            text = f"epoch {epoch + 1} {'all' if whole else 'head'} loss {loss:.4f}"
+            text += f" validation {figure(held_out, 4)}"
             self.journal.progress(epoch + 1, self.options.epochs, text)
-            if held_out is None or held_out < best:
-                best, best_epoch, kept = held_out or loss, epoch, _copy(self.model)
-            elif epoch - best_epoch >= PATIENCE:
+            waited += 1
+            if held_out is None or held_out < best.loss:
+                best, waited = Best(_copy(self.model), epoch, held_out or loss), 0
+            elif waited >= PATIENCE:
                 break
-        self.model.load_state_dict(kept)
-        self.journal.say(f"best epoch: {best_epoch + 1} of {epoch + 1}")
+        return best
 
     @torch.no_grad()
     def _fit_scale(self) -> None:
         """The head's input scale, from training windows as the encoder gives them now."""
         self.model.eval()
-        batches = Prefetch(self.windows.batch, self._picks(0))
-        self.model.head.fit_scale(torch.cat([self._summary(b, TOKEN_DROP) for b in batches]))
+        some = itertools.islice(self._picks(0), math.ceil(SCALED_BY / self.options.batch_size))
+        batches = Prefetch(self.windows.batch, some)
+        self.model.head.fit_scale(torch.cat([self._summary(b, 0.0) for b in batches]))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.model, self.options.learning_rate, 0.05)
@@ -193,18 +219,28 @@ class Task:
                                "lr": rate * self.options.learning_rate})  # fmt: skip
         return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
 
-    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer) -> float:
-        self.model.train()
+    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, whole: bool) -> float:
+        self.model.train(whole)
+        self.model.head.train()
         total = torch.zeros((), device=self.device)
         torch.manual_seed(hash((self.seed, epoch)))
         for batch in Prefetch(self.windows.batch, self._picks(epoch)):
-            output = self.model.head(self._summary(batch, TOKEN_DROP))
+            with torch.set_grad_enabled(whole):
+                summary = self._summary(batch, TOKEN_DROP if whole else 0.0)
+            output = self.model.head(summary)
             loss = self._loss(output, self._targets(batch.rows).to(self.device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             optimizer.step()
-            total += loss.detach() * len(batch.rows)
+            # a norm that is not finite must not pass: the head reads NaN as "missing"
+            total += loss.detach() * len(batch.rows) + 0.0 * norm
+        if not math.isfinite(float(total)):
+            raise BrainLMError(
+                f"{self.target}: training diverged in epoch {epoch + 1}: its loss or gradients "
+                f"are not finite; lower finetune.learning_rate "
+                f"(now {self.options.learning_rate:g})"
+            )
         return float(total / len(self.fit_rows))
 
     def _picks(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
@@ -254,6 +290,7 @@ class Task:
             scores |= {f"{split} {name}": value for name, value in self._score(part).items()}
         return {
             "target": self.target, "kind": self.kind, "start": self.start, "short": self.short,
+            "pool": self.model.config.pool,
             "classes": None if self.classes is None else self.classes.tolist(),
             "class_names": list(self.class_names), "seed": self.seed,
             "versions": {"brainlm": __version__, "torch": torch.__version__},
@@ -286,6 +323,9 @@ def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> Brai
 
 def _with_head(base: BrainLM, outputs: int, labels: LabelTransform, pool: str) -> BrainLM:
     """The encoder of `base` with a new head and no decoder."""
+    if pool == "auto":
+        pool = "connectivity" if base.config.family == "parcel" else "mean"
+    check_pool(base.config, pool)
     settings = dataclasses.replace(base.config, decoder_depth=0, head_outputs=outputs, pool=pool,
                                    label_mean=labels.shift, label_std=labels.scale,
                                    label_log=labels.log)  # fmt: skip

@@ -150,6 +150,39 @@ def test_embedding_does_not_depend_on_the_batch():
     assert model.embed(x, pool="mean").shape == (3, 64)
 
 
+def test_pooling_by_connectivity_is_the_correlation_of_the_parcels_tokens():
+    model, x = small(), signal()
+    x[1, :5] = torch.nan
+    z = model.embed(x, pool="connectivity")
+    assert z.shape == (3, 24 * 23 // 2)
+    latent = model(x[:1], mask_ratio=0.0, noise=torch.arange(96.0)[None]).latent[0, 1:]
+    mine = latent.detach().reshape(24, -1).double().numpy()
+    r = np.corrcoef(mine - mine.mean(0))[np.triu_indices(24, 1)]
+    np.testing.assert_allclose(z[0].numpy(), np.arctanh(r.clip(-0.999, 0.999)), atol=1e-4)
+    alone = torch.cat([model.embed(x[i : i + 1], pool="connectivity") for i in range(3)])
+    torch.testing.assert_close(z, alone, equal_nan=True)
+    first, second = np.triu_indices(24, 1)
+    assert np.array_equal(z[1].isnan().numpy(), (first < 5) | (second < 5))
+    assert not z[[0, 2]].isnan().any()
+
+
+def test_pooling_by_connectivity_leaves_out_whole_time_steps():
+    """What is left out is left out in all parcels: as if the window had not had it."""
+    model, x = small(), signal()
+    noise = torch.rand(3, 96, generator=torch.Generator().manual_seed(2))
+    half = model.summarise(x, "connectivity", noise, mask_ratio=0.5)
+    gone = noise[:, :4].argsort(1)[:, 2:]
+    for i in range(3):
+        for step in gone[i]:
+            x[i, :, 10 * step : 10 * step + 10] = 77.0
+    torch.testing.assert_close(model.summarise(x, "connectivity", noise, mask_ratio=0.5), half)
+
+
+def test_pooling_by_connectivity_needs_a_token_per_parcel():
+    with pytest.raises(BrainLMError, match="pool: mean or cls"):
+        small(family="image").embed(signal(), pool="connectivity")
+
+
 def test_nothing_masked_is_loss_zero():
     assert small()(signal(), mask_ratio=0.0).loss.item() == 0
 
@@ -246,15 +279,22 @@ def test_head_standardises_by_its_training_set():
     from brainlm.model import Head
 
     torch.manual_seed(0)
-    head, summaries = Head(8).eval(), 5 + 0.01 * torch.randn(50, 8)
+    head, summaries = Head(8, 4).eval(), 5 + 0.01 * torch.randn(50, 8)
     before = head(summaries)
     head.fit_scale(summaries)
     plain = torch.nn.Sequential(*head)
     inner = plain((summaries - summaries.mean(0)) / summaries.std(0, correction=0))
     assert torch.allclose(head(summaries), inner, atol=1e-3)
     assert head(summaries).std() > before.std()
+    gaps = summaries.clone()
+    gaps[::2, 3] = torch.nan  # a value that is missing counts as the mean of those that are not
+    head.fit_scale(gaps)
+    filled = torch.where(gaps.isnan(), gaps[1::2, 3].mean(), gaps)
+    assert torch.allclose(head(gaps), head(filled), atol=1e-4)
     head.fit_scale(torch.ones(3, 8))  # no spread at all is no division by zero
     assert head(torch.ones(1, 8)).isfinite().all()
+    wide = Head(20_000, 32)
+    assert wide(torch.randn(9, 20_000)).abs().mean() < 1  # however wide the summary is
 
 
 @pytest.mark.parametrize(("name", "grid"), [("13m", (424, 10)), ("111m", (27, 13))])

@@ -27,7 +27,7 @@ from brainlm.model import from_pretrained
 from brainlm.model.masking import count_visible
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
-from brainlm.training.finetune import finetune
+from brainlm.training.finetune import Task, _copy, finetune
 from brainlm.training.meter import Meter
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
@@ -433,6 +433,25 @@ def test_classification(study, finished, tmp_path):
     assert set(table["prediction"]) <= {0.0, 1.0, 2.0}
     shares = table[["probability_0", "probability_1", "probability_2"]]
     np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
+    """Half of the epochs leave the encoder as it was; a model without one finds connectivity."""
+    kept = []
+    monkeypatch.setattr(Task, "_held_out_loss", lambda self: kept.append(_copy(self.model)))
+    tune(study, tmp_path / "a", finished, study.labels, epochs=4)
+    start = from_pretrained(finished).state_dict()
+    same = [all(torch.equal(w[k], start[k]) for k in w if not k.startswith("head")) for w in kept]
+    assert same == [True, True, False, False]
+    heads = [w["head.0.weight"] for w in kept]
+    assert not torch.equal(heads[0], heads[1])
+    assert from_pretrained(tmp_path / "a").config.pool == "connectivity"
+    assert "correlations between" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_training_that_diverges_says_so(study, finished, tmp_path):
+    with pytest.raises(BrainLMError, match="lower finetune"):
+        tune(study, tmp_path / "a", finished, study.labels, learning_rate=1e30)
 
 
 def test_a_model_of_another_sample_period(study, finished, tmp_path):
