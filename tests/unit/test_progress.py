@@ -12,7 +12,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_terminal_keeps_its_bottom_row_for_the_progress(monkeypatch):
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((20, 10)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((20, 10)))
     terminal = Terminal()
     progress = Progress(lambda: "chunks 1/2", terminal)
     progress.show("chunks 1/2 and much more than fits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -179,56 +180,102 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
 
 
 def test_twenty_kills_at_random_moments_change_nothing(slurm, series, undisturbed, tmp_path):
-    """SIGKILL of Snakemake, of a job's step and of a worker; then it ends as if undisturbed."""
+    """SIGKILL of Snakemake, of what a job runs and of SLURM's step daemon; all ends the same."""
     clone = tmp_path / "clone"
     shutil.copytree(series, clone)
-    dice, kills, process = random.Random(7), dict.fromkeys(("main", "step", "worker"), 0), None
-    while sum(kills.values()) < 20:
-        if process is None:
-            process = start(clone, MODEL)
-        time.sleep(dice.uniform(0.5, 5.0))
-        if process.poll() is not None:  # it gave a job up, or came to its end: once more
+    dice, process = random.Random(7), None
+    in_jobs = dice.sample(["step", "worker", "stepd"], counts=[4, 4, 2], k=10)
+    # A kill of Snakemake goes with each: a new one submits at once what the old one would have
+    # noticed at its next look at the queue, and those become rare.
+    pairs = [dice.sample([kind, "main"], 2) for kind in in_jobs[:-1]] + [[in_jobs[-1], "main"]]
+    for kind in itertools.chain(*pairs):
+        process, pid, job = meet(kind, clone, undisturbed, process, dice)
+        with contextlib.suppress(ProcessLookupError):  # it ended in this very moment
+            os.kill(pid, signal.SIGKILL)
+        print(f"{time.monotonic():.1f} s: {kind} of job {job or '-'}")  # shown if it fails
+        if kind == "stepd":
+            requeue(job)
+        elif kind == "main":
+            process.wait()
+            unlock(clone)
+            process = None
+    assert start(clone, MODEL).wait(400) == 0, said(clone)[-5000:]
+    until(lambda: is_quiet(clone))
+    assert made(clone) == made(undisturbed)
+    assert not list((clone / "results").rglob("*.tmp*"))
+
+
+def meet(kind: str, clone: Path, undisturbed: Path, process, dice: random.Random):
+    """Run until there is a victim, and a random while longer: (Snakemake, its pid, its job)."""
+
+    def victims() -> list[tuple[int, str]]:
+        return [(process.pid, "")] if kind == "main" else find_processes(clone, kind)
+
+    def is_over() -> bool:
+        return process.poll() is not None
+
+    for _ in range(20):
+        process = process or start(clone, MODEL)
+        until(lambda: is_over() or victims())
+        time.sleep(dice.uniform(0.0, 3.0))
+        found = victims()
+        if not is_over() and found:
+            return process, *dice.choice(found)
+        if is_over():  # it gave a job up, or came to its end: once more
             if (clone / MODEL).exists():
+                until(lambda: is_quiet(clone))
                 assert made(clone) == made(undisturbed)
                 shutil.rmtree(clone / "results/models")
             process = None
-            continue
-        kind = dice.choice(list(kills))
-        victims = [process.pid] if kind == "main" else find_processes(clone, kind)
-        if not victims:
-            continue
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(dice.choice(victims), signal.SIGKILL)
-            kills[kind] += 1
-        if kind == "main":
-            process.wait()
-            process = None
-            if kills[kind] == 1:
-                assert snakemake(clone, "--unlock").returncode == 0
-            for lock in (clone / ".snakemake/locks").glob("*.lock"):
-                lock.unlink()  # what --unlock does, without seconds of Python
-    assert min(kills.values()) > 0
-    while process is not None and process.poll() is None:
-        time.sleep(0.5)
-    if process is None or process.returncode != 0:
-        assert start(clone, MODEL).wait(300) == 0, said(clone)[-5000:]
-    assert made(clone) == made(undisturbed)
-    assert not list((clone / "results").rglob("*.tmp*"))
-    assert not find_processes(clone, "step") + find_processes(clone, "worker")
-    assert subprocess.run(["squeue", "-h"], capture_output=True, text=True).stdout == ""
+    raise AssertionError(f"no {kind} to kill\n{said(clone)[-5000:]}")
 
 
-def find_processes(clone: Path, kind: str) -> list[int]:
-    """Snakemake processes inside jobs ("step") or the programs they run ("worker")."""
-    found = []
+def requeue(job: str) -> None:
+    """What SLURM does when it misses the daemon, at the node's next registration. What the job
+    ran was nobody's to stop and goes on, beside the job's second try: two write the same files."""
+    subprocess.run(["scontrol", "requeue", job], check=False)  # fails if the job ended just now
+    until(lambda: state_of(job) != "COMPLETING")
+    if state_of(job) == "PENDING":
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+
+
+def state_of(job: str) -> str:
+    text = subprocess.run(["scontrol", "-o", "show", "job", job], capture_output=True, text=True,
+                          check=True).stdout  # fmt: skip
+    return re.search(r"JobState=(\w+)", text)[1]
+
+
+def unlock(clone: Path) -> None:
+    if not (clone / "unlocked").exists():
+        assert snakemake(clone, "--unlock").returncode == 0
+        (clone / "unlocked").touch()
+    for lock in (clone / ".snakemake/locks").glob("*.lock"):
+        lock.unlink()  # what --unlock does, without seconds of Python
+
+
+def is_quiet(clone: Path) -> bool:
+    queue = subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout
+    return not queue and not any(find_processes(clone, kind) for kind in ("step", "worker"))
+
+
+def find_processes(clone: Path, kind: str) -> list[tuple[int, str]]:
+    """Process and job of the Snakemakes inside jobs ("step"), of the programs that they run
+    ("worker"), or of the daemons of SLURM above them ("stepd")."""
+    found = set()
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if not entry.name.isdigit() or os.readlink(entry / "cwd") != str(clone):
                 continue
+            job = re.search(rb"\0SLURM_JOB_ID=(\d+)", (entry / "environ").read_bytes())
+            if not job:
+                continue
             command = (entry / "cmdline").read_text().split("\0")
-            in_job = b"SLURM_JOB_ID=" in (entry / "environ").read_bytes()
-            engine = "snakemake" in command
-            program = any(part.endswith("/brainlm") for part in command[:2])
-            if in_job and (engine if kind == "step" else program):
-                found.append(int(entry.name))
-    return found
+            parent = re.search(r"PPid:\s+(\d+)", (entry / "status").read_text())[1]
+            is_kind = {
+                "step": "snakemake" in command,
+                "worker": any(part.endswith("/brainlm") for part in command[:2]),
+                "stepd": "slurmstepd" in Path(f"/proc/{parent}/comm").read_text(),
+            }
+            if is_kind[kind]:
+                found.add((int(parent if kind == "stepd" else entry.name), job[1].decode()))
+    return sorted(found)
