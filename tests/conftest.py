@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Two workers share two cores (make test): OpenMP's second thread would wait for its turn spinning.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch and BLAS are imported
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
