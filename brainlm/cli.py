@@ -190,7 +190,7 @@ def _index(args) -> None:
         if args.cohort in (None, cohort.name):
             change = update_index(
                 cohort, config.results, config.chunks.recordings,
-                accept_removed=args.accept_removed,
+                accept_removed=args.accept_removed, everything=True,
             )  # fmt: skip
             if not change.total:
                 print(f"{cohort.name}: sealed, not looked at")
@@ -236,7 +236,7 @@ def _find_entry(config: Config, file: Path):
     wanted = file.absolute()
     for cohort in config.cohorts:
         if wanted.is_relative_to(cohort.folder.absolute()):
-            update_index(cohort, config.results, config.chunks.recordings)
+            update_index(cohort, config.results, config.chunks.recordings, everything=True)
             table = index_folder(config.results, cohort.name) / "recordings.tsv"
             for entry in read_entries(table, cohort.folder):
                 if entry.path == wanted:

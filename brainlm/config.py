@@ -54,10 +54,11 @@ class Cohort(Section):
     role: Literal["reference", "external"] = Field(
         "reference", description="reference: fits the scaling and trains; external: evaluated only"
     )
-    watch: Literal["full", "new", "sealed"] = Field(
-        "full",
-        description="what a run looks at; full: every recording; new: participants not known yet; "
-        "sealed: nothing (the finished cohort is one node of the graph)",
+    watch: Literal["auto", "full", "sealed"] = Field(
+        "auto",
+        description="what a run looks at; auto: what is new, the newest 1000 recordings and each "
+        "day a seventh of the others; full: every recording; sealed: nothing (the finished cohort "
+        "is one node of the graph)",
     )
     participants: Path | None = Field(
         None, description="table with participant_id; default <folder>/participants.tsv if present"

@@ -72,8 +72,8 @@ def _update(config: Config) -> None:
         if took_s > _LONG_LOOK_S and cohort.watch == "full" and not change.added:
             print(
                 f"index {cohort.name}: looking at {change.total} recordings took {took_s:.0f} s; "
-                "with `watch: new` only new participants are looked for, with `watch: sealed` "
-                "nothing is",
+                "`watch: auto` looks at what is new and at a seventh of the others a day, "
+                "`watch: sealed` at nothing",
                 file=sys.stderr,
             )
         if change.added or change.changed or change.removed:

@@ -1,7 +1,12 @@
 # Shared by all files of rules: the checked configuration, the index, and the lists made from it.
 # Logic lives in the package; this file only calls it.
+import gc
 import sys
 from pathlib import Path
+
+# A quarter of the time of planning went into looking for garbage among jobs and rows, of which
+# there is none; a run that begins turns it on again (onstart).
+gc.disable()
 
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))

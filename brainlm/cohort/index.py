@@ -7,13 +7,16 @@ per run by the main process; jobs only read their chunk's table.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 import math
 import os
 from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from ..config import Cohort
@@ -21,12 +24,13 @@ from ..errors import BrainLMError
 from ..files import write_text
 from .layouts import Found, find_recordings
 from .recordings import Entry
+from .watch import entries_to_skip, entry_of, today
 
 COLUMNS = (
     "recording_id", "participant_id", "session_id", "task", "run",
     "source", "t1w", "size", "mtime_ns", "retry", "chunk",
 )  # fmt: skip
-_RETRY = COLUMNS.index("retry")
+_SOURCE, _RETRY = COLUMNS.index("source"), COLUMNS.index("retry")
 Row = tuple[str, ...]  # the cells of a row, in the order of COLUMNS
 _LARGEST_CHUNK = 200
 _FEWEST_CHUNKS = 8
@@ -113,14 +117,19 @@ def read_sizes(table: Path) -> list[int]:
 
 
 def update_index(
-    cohort: Cohort, results: Path, chunk_size: int | str, *, accept_removed: bool = False
+    cohort: Cohort,
+    results: Path,
+    chunk_size: int | str,
+    *,
+    accept_removed: bool = False,
+    everything: bool = False,
 ) -> IndexChange:
     """Bring a cohort's tables up to date with its folder, as far as ``cohort.watch`` looks.
 
-    ``full`` looks at every recording (three file operations each); ``new`` lists the folder once
-    and looks at participants that are not in the index; ``sealed`` does not look at all. Tables
-    are rewritten only where a row changed; recordings.tsv goes last, and a mark stands while they
-    are being written, so a kill in between is repaired by the next update.
+    ``auto`` looks at what :mod:`~brainlm.cohort.watch` says, ``full`` (or `everything`) at every
+    recording, ``sealed`` not at all. Tables are rewritten only where a row changed;
+    recordings.tsv goes last, and a mark stands while they are being written, so a kill in between
+    is repaired by the next update.
 
     Raises
     ------
@@ -131,29 +140,73 @@ def update_index(
     state = index_folder(results, cohort.name) / "recordings.tsv"
     if cohort.watch == "sealed" and state.exists():
         return IndexChange(0, 0, 0, 0, 0)
-    if cohort.watch == "new" and state.exists() and not _mark(state).exists():
-        change = _add_new(cohort, state, chunk_size)
-        if change:
-            return change
     known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
-    found = find_recordings(cohort)
-    gone = known.keys() - {item.recording_id for item in found}
+    day = today()
+    looked = None if everything or cohort.watch != "auto" else _last_look(cohort, state)
+    found, kept = _look(cohort, known, looked)
+    rows = _assign_chunks(found, known, chunk_size)
+    rows = sorted(kept + rows, key=itemgetter(0)) if kept else rows
+    gone = known.keys() - {row[0] for row in rows}
     if not accept_removed:
         _check_vanished(cohort, len(gone), len(known), min(gone, default=""))
-    rows = _assign_chunks(found, known, chunk_size)
     chunks = {row[-1] for row in rows}
     if list(known.values()) != rows or _broken(state, chunks):
         _write_tables(state, rows, known)
         write_text(state, _as_tsv(rows))
         _mark(state).unlink()
-    changed = sum(row[0] in known and row != known[row[0]] for row in rows)
+    _note_look(cohort, state, day)
     return IndexChange(
         total=len(rows),
         added=len(rows) - (len(known) - len(gone)),
-        changed=changed,
+        changed=sum(row != known.get(row[0], row) for row in rows),
         removed=len(gone),
         chunks=len(chunks),
     )
+
+
+def _look(
+    cohort: Cohort, known: dict[str, Row], looked: int | None
+) -> tuple[list[Found], list[Row]]:
+    """Recordings that were looked at, and the rows of those that were not."""
+    rows = known.values()
+    skip = entries_to_skip([(row[_SOURCE], row[-1]) for row in rows], cohort.folder, looked)
+    if not skip:
+        return find_recordings(cohort), []
+    kept = [row for row in rows if entry_of(row[_SOURCE]) in skip]
+    try:
+        found = find_recordings(cohort, skip)
+        clash = {row[0] for row in kept}.intersection(item.recording_id for item in found)
+    except BrainLMError:
+        clash = {"maybe of this share only"}
+    if clash:  # a recording has moved or is there twice, or there is an error: see the whole
+        return find_recordings(cohort), []
+    return found, kept
+
+
+def _looked(state: Path) -> Path:
+    """Holds the day of the last look, and what the cohort's entry said then of its files."""
+    return state.with_name("looked.json")
+
+
+def _last_look(cohort: Cohort, state: Path) -> int | None:
+    """None if there was none, or another kind of recording was looked for."""
+    try:
+        day, what = json.loads(_looked(state).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return day if what == _looks_for(cohort) else None
+
+
+def _looks_for(cohort: Cohort) -> dict[str, str | None]:
+    keys = ("folder", "layout", "task", "space", "segmentation")
+    return cohort.model_dump(mode="json", include=set(keys))
+
+
+def _note_look(cohort: Cohort, state: Path, day: int) -> None:
+    if _last_look(cohort, state) != day:
+        # who may not write here looks at the same ones again
+        with contextlib.suppress(PermissionError):
+            write_text(_looked(state), json.dumps([day, _looks_for(cohort)]) + "\n")
 
 
 def mark_retries(results: Path, cohort: str, failed: Set[str], number: int) -> int:
@@ -197,38 +250,10 @@ def _check_vanished(cohort: Cohort, gone: int, known: int, first: str) -> None:
         )
 
 
-def _add_new(cohort: Cohort, state: Path, chunk_size: int | str) -> IndexChange | None:
-    """Recordings of participants that the index does not know; nothing known is touched.
-
-    None if the tables need repair, for which everything must be looked at.
-    """
-    participants, chunks, total = set(), set(), 0
-    for row in _stream_rows(state):
-        participants.add(row[1])
-        chunks.add(row[-1])
-        total += 1
-    if _broken(state, chunks):
-        return None
-    if not cohort.folder.is_dir() or len(os.listdir(cohort.folder)) < len(participants) / 2:
-        _check_vanished(cohort, total, total, min(participants, default=""))
-    found = find_recordings(cohort, participants)
-    if found:
-        first = 1 + max(map(int, chunks), default=-1)
-        rows = _assign_chunks(found, {}, chunk_size, first)
-        chunks |= {row[-1] for row in rows}
-        _write_tables(state, rows, {})
-        write_text(state, state.read_text(encoding="utf-8") + _as_tsv(rows, header=False))
-        _mark(state).unlink()
-    return IndexChange(total + len(found), len(found), 0, 0, len(chunks))
-
-
-def _assign_chunks(
-    found: list[Found], known: dict[str, Row], chunk_size: int | str, first: int | None = None
-) -> list[Row]:
+def _assign_chunks(found: list[Found], known: dict[str, Row], chunk_size: int | str) -> list[Row]:
     new = [item for item in found if item.recording_id not in known]
     size = choose_chunk_size(new) if chunk_size == "auto" else int(chunk_size)
-    if first is None:
-        first = 1 + max((int(row[-1]) for row in known.values()), default=-1)
+    first = 1 + max((int(row[-1]) for row in known.values()), default=-1)
     chunk_of = {item.recording_id: f"{first + k // size:05d}" for k, item in enumerate(new)}
     rows: list[Row] = []
     for item in found:

@@ -194,30 +194,6 @@ def test_splits_are_80_10_10():
     assert split_of("sub-0050642") == "test"  # frozen: a change would leak test subjects
 
 
-def test_watching_for_new_participants_repairs_and_refuses_an_empty_folder(tmp_path):
-    results, folder = tmp_path / "results", tmp_path / "bids"
-    make_bids(folder, [f"{k:02d}" for k in range(30)])
-    cohort = Cohort(name="c", folder=folder, watch="new")
-    update_index(cohort, results, 10)
-    before = states(results)
-    make_bids(folder, ["99"])
-    (folder / "sub-03/func/sub-03_task-rest_bold.nii.gz").write_bytes(b"not looked at")
-    change = update_index(cohort, results, 10)
-    assert (change.total, change.added, change.changed, change.chunks) == (31, 1, 0, 4)
-    after = states(results)
-    assert {k: v for k, v in after.items() if k in before and "chunks" in k} == {
-        k: v for k, v in before.items() if "chunks" in k
-    }
-    chunk_table(results, "c", "00001").unlink()  # then everything is looked at
-    assert update_index(cohort, results, 10).changed == 1
-    assert list_chunks(results, "c") == ["00000", "00001", "00002", "00003"]
-    away = folder.rename(tmp_path / "away")
-    folder.mkdir()
-    with pytest.raises(BrainLMError, match="is the disk mounted"):
-        update_index(cohort, results, 10)
-    assert away.exists() and len(list_chunks(results, "c")) == 4
-
-
 def test_a_small_cohort_uses_all_cores_and_large_images_make_small_chunks():
     def found(count: int, megabytes: float) -> list[Found]:
         size = int(megabytes * 1e6)
@@ -235,7 +211,7 @@ def test_a_long_look_at_a_known_cohort_names_what_spares_it(tmp_path, monkeypatc
     config = parse_config(
         {
             "results": str(tmp_path / "results"),
-            "cohorts": [{"name": "c", "folder": str(tmp_path / "bids"), "layout": "bids"}],
+            "cohorts": [{"name": "c", "folder": str(tmp_path / "bids"), "watch": "full"}],
         },
         "config.yaml",
     )
@@ -243,6 +219,4 @@ def test_a_long_look_at_a_known_cohort_names_what_spares_it(tmp_path, monkeypatc
     assert "watch:" not in capsys.readouterr().err
     monkeypatch.setattr(workflow, "_LONG_LOOK_S", -1)
     workflow._update(config)
-    assert (
-        "index c: looking at 2 recordings took 0 s; with `watch: new`" in capsys.readouterr().err
-    )
+    assert "index c: looking at 2 recordings took 0 s; `watch: auto`" in capsys.readouterr().err

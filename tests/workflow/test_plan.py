@@ -3,6 +3,7 @@ files that Snakemake's own ``--touch`` marks as made."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -205,12 +206,22 @@ def test_a_cohort_is_sealed_when_its_last_chunk_is_made(clone):
     assert (clone.folder / "results/shards/a/sealed.tsv").read_text().count("\n") == 4
 
 
-def test_watching_for_new_participants_only(clone):
-    clone.configure("role: reference", "role: reference, watch: new")
+def test_a_large_cohort_is_looked_at_in_turn(clone):
+    (clone.folder / "sitecustomize.py").write_text(
+        "from brainlm.cohort import watch\nwatch.NEWEST = 4\n"
+    )
+    (clone.folder / "bids_a/sub-12/func/sub-12_task-rest_bold.nii.gz").write_bytes(b"another")
+    assert clone.plan(paths=[clone.folder]) == set()  # looked at today already
     (clone.folder / "bids_a/sub-16/func/sub-16_task-rest_bold.nii.gz").write_bytes(b"another")
-    assert clone.plan() == set()
-    make_subjects(clone.folder / "bids_a", [5])
-    assert clone.plan() == chunk_jobs("a/00002") | REPORTING
+    newest = chunk_jobs("a/00001") | REPORTING
+    assert clone.plan(paths=[clone.folder]) == newest
+    looked = clone.folder / "results/index/a/looked.json"
+    day, what = json.loads(looked.read_text())
+    looked.write_text(json.dumps([day - 6, what]))
+    late = clone.plan(paths=[clone.folder])  # six sevenths
+    looked.write_text(json.dumps([day - 7, what]))
+    assert clone.plan(paths=[clone.folder]) == newest | chunk_jobs("a/00000")
+    assert late in (newest, newest | chunk_jobs("a/00000"))
 
 
 def test_retry_failed_plans_the_chunks_with_failures_once(clone):

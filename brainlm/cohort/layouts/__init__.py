@@ -30,8 +30,8 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
-def find_recordings(cohort: Cohort, known: Set[str] = frozenset()) -> list[Found]:
-    """A cohort's recordings, sorted by name; those of `known` participants are not looked at.
+def find_recordings(cohort: Cohort, skip: Set[str] = frozenset()) -> list[Found]:
+    """A cohort's recordings, sorted by name; what lies in an entry of `skip` is not looked at.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def find_recordings(cohort: Cohort, known: Set[str] = frozenset()) -> list[Found
             "mounted?)"
         )
     try:
-        found = layout.find(folder, cohort.task, known)
+        found = layout.find(folder, cohort.task, skip)
     except PermissionError as error:
         raise BrainLMError(f"{error.filename}: no permission to read this folder") from None
     except OSError as error:
@@ -54,10 +54,11 @@ def find_recordings(cohort: Cohort, known: Set[str] = frozenset()) -> list[Found
             f"{error.filename or folder}: {error.strerror} while the cohort was being listed; is "
             "the disk still mounted?"
         ) from None
-    if not found and not known:
+    if not found and not skip:
         raise BrainLMError(
             f"{folder}: no recording found; layout {layout.name!r} expects {layout.tree}"
             + (f" with task-{cohort.task}" if cohort.task else "")
+            + " (is the disk mounted?)"
         )
     try:
         found = choose_variant(found, getattr(cohort, layout.variants), layout.variants)

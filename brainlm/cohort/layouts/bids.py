@@ -6,12 +6,12 @@ import os
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Found, Layout, files, found_bids, parse_name, per_subject, relative, sessions
+from .base import Found, Layout, files, found, parse_name, per_subject, relative, sessions
 
 
-def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_bold.nii[.gz]``, with a T1w image of the same person."""
-    return per_subject(folder, known, lambda subject: _subject(folder, subject, task))
+    return per_subject(folder, skip, lambda subject: _subject(folder, subject, task))
 
 
 def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
@@ -34,7 +34,7 @@ def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
             (anatomies[key] for key in sorted(anatomies)), None
         )
         t1w = relative(anatomy.path, folder) if anatomy else None
-        recordings.append(found_bids(folder, item, t1w=t1w))
+        recordings.append(found(folder, item.path, entities, t1w=t1w))
     return recordings
 
 

@@ -23,9 +23,9 @@ from .base import (
 _NATIVE = ("T1w", "T2w", "func", "boldref", "individual")
 
 
-def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_space-<template>_[res-*_]desc-preproc_bold.nii.gz``."""
-    return per_subject(folder, known, lambda subject: _subject(folder, subject, task))
+    return per_subject(folder, skip, lambda subject: _subject(folder, subject, task))
 
 
 def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:

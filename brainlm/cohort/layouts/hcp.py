@@ -18,10 +18,10 @@ _RUN = re.compile(r"[rt]fMRI_([a-zA-Z]+)(\d*)(?:_(7T))?(?:_(LR|RL|AP|PA))?")
 _CLEAN = re.compile(r"_hp\d+_clean\.nii\.gz")
 
 
-def find(folder: Path, task: str | None, known: Set[str], *, clean: bool) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str], *, clean: bool) -> list[Found]:
     """``<subject>/MNINonLinear/Results/<run>/<run>[_hp2000_clean].nii.gz``."""
     scan = partial(_subject, folder, task, clean)
-    return per_subject(folder, known, scan, _participant)
+    return per_subject(folder, skip, scan, _participant)
 
 
 def _participant(name: str) -> str | None:

@@ -20,16 +20,16 @@ from .base import (
 )
 
 
-def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """BIDS-named ``*_timeseries.{npy,tsv}``, or a flat folder of .dat, .npy or .tsv files."""
-    named = find_named(folder, task, known, (".npy", ".tsv"))
+    named = find_named(folder, task, skip, (".npy", ".tsv"))
     if named or any(name.startswith("sub-") for name in os.listdir(folder) if "." not in name):
         return named
-    return _flat(folder, known)
+    return _flat(folder, skip)
 
 
 def find_named(
-    folder: Path, task: str | None, known: Set[str], extensions: tuple[str, ...]
+    folder: Path, task: str | None, skip: Set[str], extensions: tuple[str, ...]
 ) -> list[Found]:
     """Series of parcels in a BIDS tree."""
 
@@ -48,17 +48,16 @@ def find_named(
                 recordings.append(found_bids(folder, item, DERIVED, variant=parcellation))
         return recordings
 
-    return per_subject(folder, known, scan)
+    return per_subject(folder, skip, scan)
 
 
-def _flat(folder: Path, known: Set[str]) -> list[Found]:
+def _flat(folder: Path, skip: Set[str]) -> list[Found]:
     recordings = []
     for item in files(str(folder)):
         named = item.name.endswith((".dat", ".npy", ".tsv")) and item.name != "participants.tsv"
-        if named and item.is_file():
+        if named and item.name not in skip and item.is_file():
             stem = re.sub(r"[^a-zA-Z0-9]+", "", item.name.rsplit(".", 1)[0])
-            if f"sub-{stem}" not in known:
-                recordings.append(found(folder, item.path, {"sub": stem}))
+            recordings.append(found(folder, item.path, {"sub": stem}))
     return recordings
 
 

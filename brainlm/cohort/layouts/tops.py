@@ -23,9 +23,9 @@ from .base import Beside, Found, Layout, found, functional, parse_name, per_subj
 _IMAGE = re.compile(r"(s?w)[a-z_]*?(sub-.+_bold)\.nii(\.gz)?")
 
 
-def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``sub-*/func/[s]w*sub-*_bold.nii[.gz]``."""
-    return per_subject(folder, known, lambda subject: _subject(folder, subject, task))
+    return per_subject(folder, skip, lambda subject: _subject(folder, subject, task))
 
 
 def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:

@@ -22,7 +22,7 @@ _IMAGES = {
 _TASKS = {"20227": "rest", "20249": "facesshapesemotion"}
 
 
-def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``<eid>_20227_<instance>_<array>/[fMRI/]rfMRI.ica/filtered_func_data_clean.nii.gz``, ...
 
     A folder without the image and a zip that is still packed are recordings that fail when they
@@ -36,7 +36,7 @@ def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
         if not match or (match[5] and item.name.removesuffix(".zip") in unpacked):
             continue
         eid, field, instance, array, packed = match.groups()
-        if f"sub-{eid}" not in known and task in (None, _TASKS[field]):
+        if item.name not in skip and task in (None, _TASKS[field]):
             path = item.path if packed else _image(item.path, _IMAGES[field])
             entities = {"sub": eid, "ses": instance, "task": _TASKS[field]}
             if array != "0":

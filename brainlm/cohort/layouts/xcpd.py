@@ -13,9 +13,9 @@ from .base import DERIVED, Beside, Found, Layout, parse_name
 from .parcels import find_named
 
 
-def find(folder: Path, task: str | None, known: Set[str]) -> list[Found]:
+def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_{seg,atlas}-<parcellation>_[stat-mean_]timeseries.tsv``."""
-    return find_named(folder, task, known, (".tsv",))
+    return find_named(folder, task, skip, (".tsv",))
 
 
 def beside(path: Path) -> Beside:

@@ -1,0 +1,83 @@
+"""What a run looks at again: new things at once, the newest recordings always, the rest in turn.
+
+A study grows by people, visits and runs; its old recordings hardly ever change. Looking at each of
+them every night costs three file operations or more, which a parallel file system answers in
+milliseconds. So a run looks at
+
+* every entry of the cohort's folder that is not in the index, and notices entries that are gone;
+* the newest :data:`NEWEST` recordings: scans arrive in pieces, and copies are finished later
+  (a cohort that has no more than these is looked at as a whole);
+* a seventh of the others for each day since the last look, so that each is looked at within
+  :data:`DAYS` days, or at the next run if that is later.
+
+An entry is what lies directly in the cohort's folder: a person, a visit or a file, by layout.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import date
+from pathlib import Path
+
+#: Recordings that every run looks at; a week's intake of a very large study.
+NEWEST = 1000
+DAYS = 7
+
+
+def today() -> int:
+    """The day as a number (proleptic Gregorian ordinal)."""
+    return date.today().toordinal()
+
+
+def entry_of(source: str) -> str:
+    """The entry of the cohort's folder in which a recording lies."""
+    return source.partition("/")[0]
+
+
+def entries_to_skip(
+    recordings: Collection[tuple[str, str]], folder: Path, looked: int | None
+) -> set[str]:
+    """Entries of `folder` that are not looked at today.
+
+    Parameters
+    ----------
+    recordings : collection of (source, chunk)
+        All recordings that the index knows.
+    looked : int or None
+        The day (:func:`today`) of the last look; None if there was none.
+    """
+    day = today()
+    if looked is None or not 0 <= day - looked < DAYS:  # also a clock that went back
+        return set()
+    due = {d % DAYS for d in range(looked + 1, day + 1)}
+    newest = _newest([chunk for _, chunk in recordings])
+    look: set[str] = set()
+    skip: set[str] = set()
+    for source, chunk in recordings:
+        entry = entry_of(source)
+        is_due = chunk in newest or zlib.crc32(entry.encode()) % DAYS in due
+        (look if is_due else skip).add(entry)
+    return (skip - look).intersection(_names(folder))
+
+
+def _newest(chunks: Sequence[str]) -> set[str]:
+    """The last chunks that hold :data:`NEWEST` recordings: chunks are numbered as they come."""
+    counts = Counter(chunks)
+    newest: set[str] = set()
+    total = 0
+    for chunk in sorted(counts, key=int, reverse=True):
+        if total >= NEWEST:
+            break
+        newest.add(chunk)
+        total += counts[chunk]
+    return newest
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # then nothing is skipped, and looking says what is wrong
+        return []

@@ -1,0 +1,158 @@
+"""What `watch: auto` looks at: new things at once, the newest always, the rest in turn."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from brainlm.cohort import index, watch
+from brainlm.cohort.index import list_chunks, update_index
+from brainlm.config import Cohort
+from brainlm.errors import BrainLMError
+
+PEOPLE = [f"{k:02d}" for k in range(40)]
+
+
+def image(folder: Path, person: str, middle: str = "") -> Path:
+    func = folder / f"sub-{person}/func"
+    func.mkdir(parents=True, exist_ok=True)
+    return func / f"sub-{person}_task-rest{middle}_bold.nii.gz"
+
+
+class Study:
+    """A cohort of 40 people in eight chunks of five, of which the last counts as the newest."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.results = folder / "bids", folder / "results"
+        for person in PEOPLE:
+            image(self.folder, person).write_bytes(b"x")
+        self.cohort = Cohort(name="c", folder=self.folder)
+        self.day = 738_000
+        self.update()
+
+    def update(self, days: int = 0, **options):
+        self.day += days
+        return update_index(self.cohort, self.results, 5, **options)
+
+    def tables(self) -> dict[str, bytes]:
+        folder = self.results / "index/c"
+        return {path.name: path.read_bytes() for path in folder.rglob("*.tsv")}
+
+    def rewrite_all(self, text: bytes) -> None:
+        for person in PEOPLE:
+            image(self.folder, person).write_bytes(text)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Study:
+    made = Study.__new__(Study)
+    monkeypatch.setattr(watch, "NEWEST", 5)
+    for module in (watch, index):
+        monkeypatch.setattr(module, "today", lambda: made.day)
+    made.__init__(tmp_path)
+    return made
+
+
+def test_each_recording_is_looked_at_within_seven_days_and_once(study):
+    study.rewrite_all(b"another")
+    seen = [study.update(days=1).changed for _ in range(7)]
+    assert sum(seen) == len(PEOPLE)
+    assert seen[0] >= 5 and max(seen[1:]) < 20
+    whole = study.tables()
+    assert study.update(everything=True).changed == 0
+    assert study.tables() == whole
+
+
+def test_days_without_a_run_are_made_up_for(study):
+    study.rewrite_all(b"another")
+    first = study.update(days=1).changed
+    assert first + study.update(days=6).changed == len(PEOPLE)
+    study.rewrite_all(b"and another")
+    assert study.update(days=30).changed == len(PEOPLE)
+    study.rewrite_all(b"by a clock that was wrong")
+    assert study.update(days=-3).changed == len(PEOPLE)
+
+
+def test_on_the_same_day_the_newest_new_and_gone_ones_are_seen(study):
+    study.rewrite_all(b"another")
+    image(study.folder, "02", "_run-2").touch()
+    image(study.folder, "38", "_run-2").touch()
+    image(study.folder, "99").touch()
+    shutil.rmtree(study.folder / "sub-07")
+    change = study.update()
+    # new: the run of 38 and 99; changed: the five newest; 07 is gone; 02 is not looked at
+    assert (change.added, change.changed, change.removed, change.chunks) == (2, 5, 1, 9)
+    change = study.update(everything=True)
+    assert (change.added, change.changed, change.removed) == (1, 34, 0)
+
+
+def test_a_whole_look_finds_nothing_that_the_shares_left_or_made(study):
+    image(study.folder, "05", "_run-2").touch()
+    image(study.folder, "31").unlink()
+    shutil.rmtree(study.folder / "sub-12")
+    for _ in range(7):
+        study.update(days=1)
+    shared = study.tables()
+    assert study.update(everything=True) == index.IndexChange(39, 0, 0, 0, 9)
+    assert study.tables() == shared
+
+
+def test_another_kind_of_recording_is_looked_for_everywhere(study):
+    for person in PEOPLE:
+        image(study.folder, person).with_name(f"sub-{person}_task-nback_bold.nii.gz").touch()
+    study.cohort = study.cohort.model_copy(update={"task": "nback"})
+    with pytest.raises(BrainLMError, match="40 of 40 known recordings are gone"):
+        study.update()
+    assert study.update(accept_removed=True).total == 40
+
+
+def test_a_lost_table_is_written_again_and_an_empty_folder_is_refused(study):
+    before = study.tables()
+    (study.results / "index/c/chunks/00001.tsv").unlink()
+    study.update()
+    assert study.tables() == before
+    away = study.folder.rename(study.folder.with_name("away"))
+    study.folder.mkdir()
+    with pytest.raises(BrainLMError, match="is the disk mounted"):
+        study.update()
+    assert away.exists() and len(list_chunks(study.results, "c")) == 8
+
+
+def test_a_visit_of_a_known_person_that_is_an_entry_of_its_own_is_new(study, tmp_path):
+    ukb = tmp_path / "ukb"
+    for eid in range(1_000_000, 1_000_040):
+        (ukb / f"{eid}_20227_2_0.zip").parent.mkdir(exist_ok=True)
+        (ukb / f"{eid}_20227_2_0.zip").touch()
+    study.cohort = Cohort(name="u", folder=ukb, layout="ukb")
+    study.update()
+    (ukb / "1000003_20227_3_0.zip").touch()  # another visit
+    unpacked = ukb / "1000004_20227_2_0/fMRI/rfMRI.ica"  # the zip is no recording any more
+    unpacked.mkdir(parents=True)
+    (unpacked / "filtered_func_data_clean.nii.gz").write_bytes(b"x")
+    change = study.update()
+    assert (change.total, change.added, change.changed, change.removed) == (41, 1, 1, 0)
+    again = study.tables()
+    assert study.update(everything=True).changed == 0
+    assert study.tables() == again
+
+
+def test_a_nights_look_costs_less_than_one_operation_per_recording(study, monkeypatch):
+    calls = []
+    for name in ("scandir", "stat", "listdir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os,
+            name,
+            lambda path, *a, real=real, **k: calls.append(str(path)) or real(path, *a, **k),
+        )
+
+    def cost(**options) -> float:
+        calls.clear()
+        study.update(**options)
+        return sum(call.startswith(str(study.folder)) for call in calls) / len(PEOPLE)
+
+    nights = [cost(days=1) for _ in range(7)]
+    assert sum(nights) / 7 < 1
+    assert cost() < 0.5  # the newest eighth, three each, and two listings
+    assert cost(everything=True) > 3
