@@ -3,6 +3,8 @@ of parcel series."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -13,10 +15,23 @@ from runs import DAMAGE
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory) -> Path:
-    """Folder with bids/ (18 people, 4 of them damaged) and series/ (6 people, true series)."""
+    """Folder with bids/ (18 people, 4 of them damaged) and series/ (6 people, true series), which
+    the first worker that needs it makes for all: it is copied, never changed."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder, done = folder / "simulated", folder / "simulated-is-whole"
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            make_simulated(folder)
+            done.touch()
+    return folder
+
+
+def make_simulated(folder: Path) -> None:
     from brainlm.simulate import simulate_cohort
 
-    folder = tmp_path_factory.mktemp("simulated")
     simulate_cohort(folder / "bids", num_subjects=18, seed=3, damage=DAMAGE, workers=2,
                     duration_s=220.0)  # fmt: skip
     simulate_cohort(folder / "more", num_subjects=6, seed=4, first_subject=101, workers=2,
@@ -29,4 +44,3 @@ def simulated(tmp_path_factory) -> Path:
             np.save(func / f"{name}.npy", kept["series"].astype(np.float32))
         (func / f"{name}.json").write_text('{"RepetitionTime": 2.0}')
     shutil.copy(folder / "more/participants.tsv", folder / "series/participants.tsv")
-    return folder
