@@ -48,6 +48,7 @@ def browser():
                  if (p := shutil.which(n))), None)  # fmt: skip
     if path is None:
         pytest.skip("no chromium found (Debian: apt-get install chromium)")
+    playwright.expect.set_options(timeout=30_000)
     with playwright.sync_playwright() as runner:
         opened = runner.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield opened

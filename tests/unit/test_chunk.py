@@ -78,7 +78,6 @@ def study(tmp_path, monkeypatch):
     config = parse_config({
         "results": str(results), "chunks": {"recordings": 10},
         "cohorts": [{"name": "c", "folder": str(folder)}],
-        "preprocess": {"time_limit_min": 1 / 60},
     })  # fmt: skip
     update_index(config.cohorts[0], results, 10)
     (results / "derivatives").mkdir(parents=True)
@@ -113,7 +112,8 @@ def test_every_recording_ends_as_a_row(study):
 def test_a_recording_over_its_time_limit_is_stopped(study):
     path = Path(study.cohorts[0].folder) / "sub-4/func/sub-4_bold.nii.gz"
     path.write_text("slow")
-    row = run(study)[4]
+    short = study.preprocess.model_copy(update={"time_limit_min": 2 / 60})
+    row = run(study.model_copy(update={"preprocess": short}))[4]
     assert row["status"] == "timeout"
     assert "longer than" in row["reason"]
     program = (study.results / "derivatives" / "program").read_text()

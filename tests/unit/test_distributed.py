@@ -105,7 +105,7 @@ def test_preemption_of_two_processes_saves(study, tmp_path):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=240)
     assert process.returncode != 0
     saved = int(re.search(r"SIGTERM: saved at update (\d+)", text)[1])
     assert (out / "checkpoints" / f"step-{saved:08d}.pt").exists()

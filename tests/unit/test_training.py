@@ -149,7 +149,7 @@ def test_killed_at_any_moment_and_resumed_bitwise(finished, tmp_path):
         process.communicate()
         assert not (out / "model.safetensors").exists()
     process = start(tmp_path, out, 0.0)
-    text, _ = process.communicate(timeout=120)
+    text, _ = process.communicate(timeout=240)
     assert process.returncode == 0
     assert "going on from update" in text
     assert weights(out) == weights(finished)
@@ -164,11 +164,11 @@ def test_preemption_saves_and_says_so(finished, tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    text, _ = process.communicate(timeout=60)
+    text, _ = process.communicate(timeout=240)
     assert process.returncode == EXIT_SAVED == 75
     assert "run again to go on" in text
     process = start(tmp_path, out, 0.0)
-    process.communicate(timeout=120)
+    process.communicate(timeout=240)
     assert weights(out) == weights(finished)
 
 

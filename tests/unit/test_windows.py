@@ -231,7 +231,7 @@ def test_a_corpus_larger_than_memory(tmp_path):
                 sample_period_s=1.0).save(tmp_path / "scaling.json")  # fmt: skip
     size = sum(path.stat().st_size for path in tmp_path.glob("*.parquet")) / 2**20
     done = subprocess.run([sys.executable, "-c", STREAM, str(tmp_path)], capture_output=True,
-                          text=True, timeout=120, check=True)  # fmt: skip
+                          text=True, timeout=240, check=True)  # fmt: skip
     seen, kept = map(float, done.stdout.split())
     assert seen == 120  # every recording
     assert size > 190  # MB on disk

@@ -160,12 +160,12 @@ PartitionName=spot Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMod
         return done.stdout
 
     def _wait(self, ready, what: str) -> None:
-        for _ in range(150):
+        for _ in range(600):
             if ready():
                 return
             time.sleep(0.2)
         logs = "".join(p.read_text()[-2000:] for p in self.folder.glob("*.log"))
-        raise RuntimeError(f"{what} did not come up in 30 s\n{logs}")
+        raise RuntimeError(f"{what} did not come up in 2 min\n{logs}")
 
     def __exit__(self, *_) -> None:
         with contextlib.suppress(OSError):

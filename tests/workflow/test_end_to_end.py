@@ -171,7 +171,7 @@ def test_the_tutorials_run(study, name, words):
     shutil.copy(study / "config.yaml", study / "tutorial.yaml")
     done = subprocess.run(
         [sys.executable, ROOT / f"docs/tutorials/{name}.py"],
-        cwd=study, capture_output=True, text=True, timeout=300, check=False,
+        cwd=study, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert words in done.stdout

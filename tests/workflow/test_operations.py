@@ -142,10 +142,10 @@ def test_a_second_snakemake_says_so_and_leaves(clone):
         assert second.returncode != 0
         assert "cannot be locked" in second.stdout + second.stderr
     finally:
-        assert first.wait(120) == 0
+        assert first.wait(300) == 0
 
 
-def until(ready, seconds: float = 60.0) -> None:
+def until(ready, seconds: float = 300.0) -> None:
     for _ in range(int(20 * seconds)):
         if ready():
             return

@@ -337,7 +337,7 @@ def test_bad_configuration_ends_in_one_clear_line(clone, old, new, words):
     clone.configure(old, new)
     done = subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", "-n"],
-        cwd=clone.folder, capture_output=True, text=True, timeout=120, check=False,
+        cwd=clone.folder, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode != 0
     line = [x for x in done.stderr.splitlines() if x.startswith("brainlm:")]

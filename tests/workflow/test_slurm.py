@@ -20,7 +20,7 @@ import pytest
 from local_slurm import LocalSlurm, why_not
 from runs import link_data, make_clone, make_series, snakemake
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1200)]  # alone it takes a few minutes
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]  # alone each takes two minutes
 
 MODEL = "results/models/r1/pretrain/model.safetensors"
 SERIES = """
@@ -82,7 +82,7 @@ def jobs(clone: Path) -> list[dict[str, str]]:
     return sorted(mine, key=lambda job: int(job["JobId"]))
 
 
-def until(ready, seconds: float = 240.0):
+def until(ready, seconds: float = 600.0):
     for _ in range(int(5 * seconds)):
         found = ready()
         if found:
@@ -109,7 +109,7 @@ def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(slurm, simulated, tmp_
     process = start(clones[0])
     done = snakemake(clones[1])
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
-    assert process.wait(400) == 0, said(clones[0])[-5000:]
+    assert process.wait(900) == 0, said(clones[0])[-5000:]
     assert made(clones[0]) == made(clones[1])
     assert (clones[0] / "results/report/index.html").exists()
 
@@ -145,7 +145,7 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths)
         process = start(clone, "results/shards/c/00000.parquet")
-        assert process.wait(240) == 0, said(clone)[-5000:]
+        assert process.wait(600) == 0, said(clone)[-5000:]
     asked = [job["MinMemoryNode"] for job in jobs(clone)]
     states = [job["JobState"] for job in jobs(clone)]
     assert asked[:2] == ["250M", "500M"]
@@ -170,7 +170,7 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
     until(lambda: jobs(clones[1])[-1]["JobState"] == "PENDING")
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     for clone, process in zip(clones, running, strict=True):
-        assert process.wait(300) == 0, said(clone)[-5000:]
+        assert process.wait(900) == 0, said(clone)[-5000:]
     text = (clones[1] / "results/logs/pretrain/r1.log").read_text()
     assert "going on from update" in text  # where SIGTERM saved: the next checkpoint was far away
     assert [job["Restarts"] for job in jobs(clones[1])][-1] == "1"
@@ -199,7 +199,7 @@ def test_twenty_kills_at_random_moments_change_nothing(slurm, series, undisturbe
             process.wait()
             unlock(clone)
             process = None
-    assert start(clone, MODEL).wait(400) == 0, said(clone)[-5000:]
+    assert start(clone, MODEL).wait(900) == 0, said(clone)[-5000:]
     until(lambda: is_quiet(clone))
     assert made(clone) == made(undisturbed)
     assert not list((clone / "results").rglob("*.tmp*"))
