@@ -77,7 +77,8 @@ def fit_mlp(known: Known, options: Finetune) -> Predictor:
         return torch.from_numpy(np.nan_to_num((features - mean) / spread)).float()
 
     torch.manual_seed(known.seed)
-    net = Head(known.train.shape[1], WIDTH, max(1, known.classes))
+    width = known.train.shape[1]
+    net = Head(width, width // 2, max(1, known.classes))
     inputs = ready(known.train)
     random = np.random.default_rng(known.seed)
 

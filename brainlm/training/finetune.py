@@ -34,9 +34,12 @@ from .predict import WINDOWS_PER_RECORDING, decode_outputs
 from .schedule import make_optimizer
 from .windows import Batch, Prefetch, Windows
 
-#: share of tokens left out while training: it regularises, as in the published head, and is 4x
-#: as fast; predictions use every token
+#: share of tokens left out while the encoder learns: it regularises, as in the published head, and
+#: is 4x as fast; predictions use every token
 TOKEN_DROP = 0.75
+#: the same of `connectivity`, which leaves out whole time steps: over a quarter of a window
+#: correlations are mostly noise
+STEP_DROP = 0.5
 #: share of the head's learning rate that pretrained layers get
 ENCODER_RATE = 0.2
 #: windows that the head's input scale is taken from; all of a large cohort would not fit in memory
@@ -222,11 +225,13 @@ class Task:
     def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, whole: bool) -> float:
         self.model.train(whole)
         self.model.head.train()
+        drop = STEP_DROP if self.model.config.pool == "connectivity" else TOKEN_DROP
+        drop = drop if whole else 0.0
         total = torch.zeros((), device=self.device)
         torch.manual_seed(hash((self.seed, epoch)))
         for batch in Prefetch(self.windows.batch, self._picks(epoch)):
             with torch.set_grad_enabled(whole):
-                summary = self._summary(batch, TOKEN_DROP if whole else 0.0)
+                summary = self._summary(batch, drop)
             output = self.model.head(summary)
             loss = self._loss(output, self._targets(batch.rows).to(self.device))
             optimizer.zero_grad(set_to_none=True)
