@@ -24,7 +24,7 @@ from ..errors import BrainLMError
 from ..files import write_text
 from .layouts import Found, find_recordings
 from .recordings import Entry
-from .watch import entries_to_skip, entry_of, today
+from .watch import entries_to_skip, today
 
 COLUMNS = (
     "recording_id", "participant_id", "session_id", "task", "run",
@@ -169,10 +169,11 @@ def _look(
 ) -> tuple[list[Found], list[Row]]:
     """Recordings that were looked at, and the rows of those that were not."""
     rows = known.values()
-    skip = entries_to_skip([(row[_SOURCE], row[-1]) for row in rows], cohort.folder, looked)
+    entries = [row[_SOURCE].partition("/")[0] for row in rows]
+    skip = entries_to_skip(entries, [row[-1] for row in rows], cohort.folder, looked)
     if not skip:
         return find_recordings(cohort), []
-    kept = [row for row in rows if entry_of(row[_SOURCE]) in skip]
+    kept = [row for row, entry in zip(rows, entries, strict=True) if entry in skip]
     try:
         found = find_recordings(cohort, skip)
         clash = {row[0] for row in kept}.intersection(item.recording_id for item in found)
@@ -338,9 +339,9 @@ def _stream_rows(table: Path) -> Iterator[Row]:
     try:
         with open(table, newline="", encoding="utf-8") as handle:
             rows = csv.reader(handle, delimiter="\t")
-            columns = tuple(next(rows, COLUMNS))
+            length = len(COLUMNS) if tuple(next(rows, COLUMNS)) == COLUMNS else -1
             for row in rows:
-                if columns != COLUMNS or len(row) != len(COLUMNS):
+                if len(row) != length:
                     raise BrainLMError(
                         f"{table}: expected columns {', '.join(COLUMNS)}; remove it and reindex"
                     )

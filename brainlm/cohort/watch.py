@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -32,20 +32,15 @@ def today() -> int:
     return date.today().toordinal()
 
 
-def entry_of(source: str) -> str:
-    """The entry of the cohort's folder in which a recording lies."""
-    return source.partition("/")[0]
-
-
 def entries_to_skip(
-    recordings: Collection[tuple[str, str]], folder: Path, looked: int | None
+    entries: Sequence[str], chunks: Sequence[str], folder: Path, looked: int | None
 ) -> set[str]:
     """Entries of `folder` that are not looked at today.
 
     Parameters
     ----------
-    recordings : collection of (source, chunk)
-        All recordings that the index knows.
+    entries, chunks : sequences of str
+        Of every recording that the index knows, the entry in which it lies and its chunk.
     looked : int or None
         The day (:func:`today`) of the last look; None if there was none.
     """
@@ -53,14 +48,12 @@ def entries_to_skip(
     if looked is None or not 0 <= day - looked < DAYS:  # also a clock that went back
         return set()
     due = {d % DAYS for d in range(looked + 1, day + 1)}
-    newest = _newest([chunk for _, chunk in recordings])
-    look: set[str] = set()
-    skip: set[str] = set()
-    for source, chunk in recordings:
-        entry = entry_of(source)
-        is_due = chunk in newest or zlib.crc32(entry.encode()) % DAYS in due
-        (look if is_due else skip).add(entry)
-    return (skip - look).intersection(_names(folder))
+    newest = _newest(chunks)
+    young = {entry for entry, chunk in zip(entries, chunks, strict=True) if chunk in newest}
+    old = set(entries) - young
+    if due:
+        old = {entry for entry in old if zlib.crc32(entry.encode()) % DAYS not in due}
+    return old.intersection(_names(folder))
 
 
 def _newest(chunks: Sequence[str]) -> set[str]:
