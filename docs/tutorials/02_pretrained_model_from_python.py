@@ -55,15 +55,18 @@ print(f"{windows.shape[0]} windows of {windows.shape[1]} parcels and {windows.sh
 # %% [markdown]
 # ## 3. Embeddings
 #
-# One vector per window: the CLS token, or the mean over tokens. Nothing is masked and nothing is
-# random, so the same series gives the same vector.
+# One vector per window: the CLS token, the mean over tokens, or, of a model with a token per
+# parcel, the correlations between the parcels' encodings. On real people the last tells most of
+# who they are; it is what fine-tuning reads. Nothing is masked and nothing is random, so the same
+# series gives the same vector.
 
 # %%
 with torch.no_grad():
     cls = model.embed(windows)  # [K, D]
     mean = model.embed(windows, "mean")
+    pairs = model.embed(windows, "connectivity")  # [K, R (R - 1) / 2], NaN where no data
 assert torch.equal(cls, model.embed(windows).detach())
-print(f"CLS {tuple(cls.shape)}, mean of tokens {tuple(mean.shape)}")
+print(f"CLS {tuple(cls.shape)}, mean of tokens {tuple(mean.shape)}, pairs {tuple(pairs.shape)}")
 
 # %% [markdown]
 # ## 4. Masked reconstruction
