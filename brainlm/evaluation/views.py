@@ -177,13 +177,14 @@ def _summarise(model, signal) -> list[np.ndarray]:
     from ..model.pooling import connectivity as latent_connectivity
 
     patches, _, missing = model.grid.cut(signal / model.config.divisor)
-    noise, parcels = raster_noise(len(missing), missing.shape[1], missing.device), None
-    if model.config.family == "parcel":
-        noise, parcels = model.grid.by_time(noise), ~model.grid.of_parcel(missing)[0]
+    noise = raster_noise(len(missing), missing.shape[1], missing.device)
+    of_parcels = model.config.family == "parcel"
+    if of_parcels:  # a recording has all values of a parcel, or none
+        noise, known = model.grid.by_time(noise, missing)
     with torch.inference_mode():
         masking = Masking.draw(noise.masked_fill(missing, 2.0), int((~missing[0]).sum()))
         latent = model.encode(patches, masking).float()
         out = [latent[:, 0].mean(0), latent[:, 1:].mean((0, 1))]
-        if parcels is not None:
-            out.append(latent_connectivity(latent, parcels).mean(0))
+        if of_parcels:
+            out.append(latent_connectivity(latent, known[0]).mean(0))
     return [values.cpu().numpy() for values in out]

@@ -116,13 +116,20 @@ class ParcelGrid(Grid):
         known = ~patches.isnan()
         return patches.nan_to_num(0.0), known, ~known.all(-1)
 
-    def of_parcel(self, missing: Tensor) -> Tensor:
-        """[B, N] -> [B, R] bool: parcels that lack anything."""
-        return missing.unflatten(1, (self.num_parcels, self.steps)).any(-1)
+    def by_time(self, noise: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
+        """To compare parcels over the same time.
 
-    def by_time(self, noise: Tensor) -> Tensor:
-        """[B, N] noise that keeps or removes a time step in all parcels together."""
-        return noise[:, : self.steps].repeat(1, self.num_parcels)
+        Returns
+        -------
+        noise : Tensor [B, N]
+            Keeps or removes a time step in all parcels together, tokens in order of time; a
+            parcel that lacks anything goes last, with all of its tokens.
+        known : Tensor [B, R] bool
+            The parcels that lack nothing.
+        """
+        known = ~missing.unflatten(1, (self.num_parcels, self.steps)).any(-1)
+        noise = noise[:, : self.steps].repeat(1, self.num_parcels)
+        return noise.masked_fill(~known.repeat_interleave(self.steps, 1), 2.0), known
 
     def paste(self, patches: Tensor) -> Tensor:
         """[B, N, P] -> [B, R, T]."""

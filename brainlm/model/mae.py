@@ -293,8 +293,7 @@ class BrainLM(nn.Module):
     def _compare_parcels(self, patches, missing, noise, mask_ratio: float) -> Tensor:
         """Samples that lack the same parcels together."""
         steps = max(1, int(self.grid.steps * (1 - mask_ratio)))
-        known, order = ~self.grid.of_parcel(missing), self.grid.by_time(noise)
-        order = order.masked_fill(missing, 2.0)
+        order, known = self.grid.by_time(noise, missing)
         parts, places = [], []
         for pattern in known.unique(dim=0):
             rows = (known == pattern).all(1).nonzero()[:, 0]

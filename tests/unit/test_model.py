@@ -164,6 +164,9 @@ def test_pooling_by_connectivity_is_the_correlation_of_the_parcels_tokens():
     first, second = np.triu_indices(24, 1)
     assert np.array_equal(z[1].isnan().numpy(), (first < 5) | (second < 5))
     assert not z[[0, 2]].isnan().any()
+    x[1, :5] = 1.0
+    x[1, :5, 20:] = torch.nan  # a parcel of which half is missing cannot be compared either
+    torch.testing.assert_close(model.embed(x, pool="connectivity"), z, equal_nan=True)
 
 
 def test_pooling_by_connectivity_leaves_out_whole_time_steps():

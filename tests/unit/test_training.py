@@ -436,7 +436,7 @@ def test_classification(study, finished, tmp_path):
 
 
 def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
-    """Half of the epochs leave the encoder as it was; a model without one finds connectivity."""
+    """Half of the epochs leave the encoder as it was."""
     kept = []
     monkeypatch.setattr(Task, "_held_out_loss", lambda self: kept.append(_copy(self.model)))
     tune(study, tmp_path / "a", finished, study.labels, epochs=4)
