@@ -322,11 +322,10 @@ def _write_tables(state: Path, rows: list[Row], known: dict[str, Row]) -> None:
             chunk_table(results, cohort, chunk).unlink(missing_ok=True)
 
 
-def _as_tsv(rows: list[Row], *, header: bool = True) -> str:
+def _as_tsv(rows: list[Row]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    if header:
-        writer.writerow(COLUMNS)
+    writer.writerow(COLUMNS)
     writer.writerows(rows)
     return out.getvalue()
 

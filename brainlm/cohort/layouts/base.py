@@ -127,18 +127,20 @@ def per_subject(
     def wanted(name: str) -> bool:
         return name not in skip and (participant(name) or "").startswith("sub-")
 
+    def scan_all(batch: list[str]) -> list[Found]:
+        return [found for name in batch for found in scan(name)]
+
     with os.scandir(folder) as items:
         subjects = sorted(i.name for i in items if wanted(i.name) and i.is_dir())
     batches = [subjects[k : k + _BATCH] for k in range(0, len(subjects), _BATCH)]
     parts: list[list[Found]] = []
     for batch in batches:
         started = time.monotonic()
-        parts.append([f for name in batch for f in scan(name)])
+        parts.append(scan_all(batch))
         if time.monotonic() - started > _SLOW_S * len(batch):
             break
     with ThreadPoolExecutor(_THREADS) as pool:
-        rest = batches[len(parts) :]
-        parts += pool.map(lambda batch: [f for name in batch for f in scan(name)], rest)
+        parts += pool.map(scan_all, batches[len(parts) :])
     return [found for part in parts for found in part]
 
 
