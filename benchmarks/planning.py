@@ -102,7 +102,7 @@ class Study:
             path = self.folder / "results" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        self.snakemake("--touch", "--quiet", "all", code=FAST_TOUCH)
+        self.snakemake("--touch", "--forceall", "--quiet", "all", code=FAST_TOUCH)
 
 
 def _environment() -> dict[str, str]:
@@ -126,6 +126,7 @@ def measure(study: Study, total: int, expected: dict[str, int]) -> str:
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, text
+    assert "missing provenance" not in text, f"planned without what earlier runs noted: {text}"
     jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
     jobs = {k: n for k, n in jobs.items() if k not in ("all", "total", "summary", "report")}
     assert jobs == expected, f"{text}planned {jobs}, expected {expected}"
