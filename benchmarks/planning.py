@@ -69,7 +69,7 @@ class Study:
                 os.close(os.open(f"{person}/{file.format(name)}", os.O_CREAT | os.O_WRONLY))
 
     def let_a_day_pass(self) -> None:
-        """The next run looks at another seventh of the known recordings."""
+        """The next run looks at the known recordings whose turn it is."""
         for path in self.folder.glob("results/index/*/looked.json"):
             day, what = json.loads(path.read_text())
             path.write_text(json.dumps([day - 1, what]))
@@ -102,7 +102,9 @@ class Study:
             path = self.folder / "results" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        self.snakemake("--touch", "--forceall", "--quiet", "all", code=FAST_TOUCH)
+        self.snakemake(
+            "--touch", "--forceall", "--cores", "9999", "--quiet", "all", code=FAST_TOUCH
+        )
 
 
 def _environment() -> dict[str, str]:

@@ -56,9 +56,9 @@ class Cohort(Section):
     )
     watch: Literal["auto", "full", "sealed"] = Field(
         "auto",
-        description="what a run looks at; auto: what is new, the newest 1000 recordings and each "
-        "day a seventh of the others; full: every recording; sealed: nothing (the finished cohort "
-        "is one node of the graph)",
+        description="what a run looks at; auto: what is new, the newest 1000 recordings and the "
+        "others in turn, each within a week (longer above 87,500); full: every recording; sealed: "
+        "nothing (the finished cohort is one node of the graph)",
     )
     participants: Path | None = Field(
         None, description="table with participant_id; default <folder>/participants.tsv if present"

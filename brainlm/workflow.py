@@ -72,7 +72,7 @@ def _update(config: Config) -> None:
         if took_s > _LONG_LOOK_S and cohort.watch == "full" and not change.added:
             print(
                 f"index {cohort.name}: looking at {change.total} recordings took {took_s:.0f} s; "
-                "`watch: auto` looks at what is new and at a seventh of the others a day, "
+                "`watch: auto` looks at what is new and at the others in turn, "
                 "`watch: sealed` at nothing",
                 file=sys.stderr,
             )
@@ -87,6 +87,7 @@ def _update(config: Config) -> None:
                 print(f"index {cohort.name}: {match}", file=sys.stderr)
         _retry(config, cohort)
         _seal(config, cohort)
+        _check_finished(config, cohort)
     path = config.results / "config.json"
     text = config.model_dump_json(indent=2) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -117,33 +118,73 @@ def _seal(config: Config, cohort: Cohort) -> None:
         print(f"{cohort.name}: sealed once its last {missing} chunks are made", file=sys.stderr)
 
 
-def open_chunks(config: Config) -> dict[str, list[str]]:
-    """Chunks of every cohort that is not sealed: what the graph is made of."""
+def open_chunks(config: Config, *, forced: bool = False) -> dict[str, list[str]]:
+    """What the graph is made of: of every cohort that is not sealed, the chunks that are not
+    through; all of them where the user forces work."""
+    from .cohort.finished import read_finished
     from .cohort.index import list_chunks
     from .cohort.seal import is_sealed
 
-    return {
-        cohort.name: list_chunks(config.results, cohort.name)
-        for cohort in config.cohorts
-        if not is_sealed(config.results, cohort.name)
-    }
+    chunks = {}
+    for cohort in config.cohorts:
+        if not is_sealed(config.results, cohort.name):
+            through = set() if forced else read_finished(config.results, cohort.name)
+            every = list_chunks(config.results, cohort.name)
+            chunks[cohort.name] = [chunk for chunk in every if chunk not in through]
+    return chunks
 
 
-def shard_files(config: Config, role: str | None = None) -> list[str]:
-    """Every shard of the cohorts with this role; of a sealed cohort the one file that stands for
-    them."""
+def shard_files(
+    config: Config, chunks: dict[str, list[str]], role: str | None = None
+) -> list[str]:
+    """Of the cohorts with this role: the shards of open chunks, and the file of each cohort that
+    stands for the others."""
+    from .cohort.finished import finished_path
     from .cohort.seal import seal_path
 
-    files, chunks = [], open_chunks(config)
+    files = []
     for cohort in config.cohorts:
         if role not in (None, cohort.role):
             continue
         folder = f"{config.results}/shards/{cohort.name}"
-        if cohort.name in chunks:
-            files += [f"{folder}/{chunk}.parquet" for chunk in chunks[cohort.name]]
-        else:
-            files.append(str(seal_path(config.results, cohort.name)))
+        files += [f"{folder}/{chunk}.parquet" for chunk in chunks.get(cohort.name, [])]
+        others = finished_path if cohort.name in chunks else seal_path
+        path = others(config.results, cohort.name)
+        if cohort.name not in chunks or path.exists():
+            files.append(str(path))
     return files
+
+
+def _check_finished(config: Config, cohort: Cohort) -> None:
+    from .cohort.finished import check_finished
+    from .cohort.seal import is_sealed
+
+    if not is_sealed(config.results, cohort.name):
+        check_finished(config.results, cohort.name, *_chunk_work(config, cohort))
+
+
+def _note_finished(config: Config, dag: Any) -> None:
+    """Chunks of this run's graph of which no job is left."""
+    from .cohort.finished import note_finished
+
+    def chunk(job: Any) -> tuple[str, str]:
+        return job.wildcards.get("cohort", ""), job.wildcards.get("chunk", "")
+
+    left = {chunk(job) for job in dag.needrun_jobs()}
+    through = {chunk(job) for job in dag.jobs if job.rule.name == "pages"} - left
+    for cohort in config.cohorts:
+        chunks = [name for owner, name in through if owner == cohort.name]
+        if chunks:
+            note_finished(config.results, cohort.name, *_chunk_work(config, cohort), chunks)
+
+
+def _chunk_work(config: Config, cohort: Cohort) -> tuple[list[str], str]:
+    """The stages of a cohort's chunks, and all settings that their jobs depend on."""
+    from .preprocess.registry import stages_of
+
+    stages = stages_of(cohort.layout)
+    every = [*stages, "shard", "pages"]
+    return stages, "\n".join(stage_parameters(config, s, cohort=cohort.name) for s in every)
 
 
 def _locked() -> bool:
@@ -211,17 +252,19 @@ def start(config: Config) -> None:
     _progress.start()
 
 
-def finish(config: Config, logs: Iterable[str] = ()) -> None:
+def finish(config: Config, logs: Iterable[str] = (), dag: Any = None) -> None:
     """The end of a run: what became of every recording, and where the failures are listed.
 
     `logs` are Snakemake's; where they tell of a job that did not end well, temporary files of
-    killed processes are looked for.
+    killed processes are looked for. Chunks in which `dag` has nothing left to do leave the graph.
     """
     from .preprocess.summary import summarise
 
     if _progress:
         _progress.stop()
     try:
+        if dag is not None:
+            _note_finished(config, dag)
         print(summarise(config).text(), file=sys.stderr)
         if any(_FAILED_JOB in Path(log).read_text(errors="replace") for log in logs):
             _remove_leftovers(config)

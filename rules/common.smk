@@ -1,5 +1,6 @@
 # Shared by all files of rules: the checked configuration, the index, and the lists made from it.
 # Logic lives in the package; this file only calls it.
+import functools
 import gc
 import sys
 from pathlib import Path
@@ -48,14 +49,6 @@ shell.prefix(
     f' PATH="$PATH:{Path(sys.executable).parent}"; '
 )
 
-CHUNKS = open_chunks(CONFIG)  # of cohorts that are not sealed
-SHARDS = shard_files(CONFIG)
-EXTERNAL = shard_files(CONFIG, "external")
-PAGES = [
-    f"{RESULTS}/work/{cohort}/{chunk}/pages.tsv"
-    for cohort, chunks in CHUNKS.items()
-    for chunk in chunks
-]
 TASKS = load_tasks(CONFIG.tasks)
 RESULT_TABLES = [f"{EVALUATION}/{task}.parquet" for task in TASKS]
 
@@ -68,6 +61,27 @@ wildcard_constraints:
     seed=r"\d+",
     preset=r"[a-z0-9]+",
     share=r"[\d.]+",
+
+
+@functools.cache
+def chunks():
+    """Of cohorts that are not sealed, what is not through; everything where work is forced (-F,
+    -R), which Snakemake says after it has read this file only."""
+    options = workflow.dag_settings
+    return open_chunks(CONFIG, forced=bool(options.forceall or options.forcerun))
+
+
+def all_shards(wildcards):
+    return shard_files(CONFIG, chunks())
+
+
+def external_shards(wildcards):
+    return shard_files(CONFIG, chunks(), "external")
+
+
+def all_pages(wildcards):
+    work = f"{RESULTS}/work"
+    return [f"{work}/{c}/{k}/pages.tsv" for c, ks in chunks().items() for k in ks]
 
 
 def more(amount):
@@ -98,7 +112,7 @@ def last_stage(wildcards):
 def unfrozen(wildcards):
     if Path(f"{RELEASE}/scaling.json").exists():
         return []
-    found = shard_files(CONFIG, "reference")
+    found = shard_files(CONFIG, chunks(), "reference")
     return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
 
 
@@ -107,8 +121,8 @@ def fits(wildcards):
     task = TASKS[wildcards.task]
     if not is_clinical(task):
         return [f"{MODELS}/{name}/model.safetensors" for name in sweep_models(task)]
-    external = EXTERNAL and not task.groups
-    made = ["predictions.parquet"] + (["external.parquet"] if external else [])
+    apart = external_shards(wildcards) and not task.groups
+    made = ["predictions.parquet"] + (["external.parquet"] if apart else [])
     return expand(
         f"{MODELS}/{{start}}-{task.name}/seed-{{seed}}/{{made}}",
         start=["finetune", "scratch"],

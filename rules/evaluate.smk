@@ -3,7 +3,7 @@ rule evaluate:
     input:
         model=rules.pretrain.output[0],
         fits=fits,
-        external=EXTERNAL,
+        external=external_shards,
     output:
         f"{EVALUATION}/{{task}}.parquet",
     log:

@@ -25,7 +25,7 @@ rule finetune:
 rule predict:
     input:
         rules.finetune.output,
-        EXTERNAL,
+        external_shards,
     output:
         f"{MODELS}/{{start}}-{{task}}/seed-{{seed}}/external.parquet",
     log:

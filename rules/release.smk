@@ -24,7 +24,7 @@ rule release:
 # max_failed_fraction allows. Nothing waits for it: the report is made all the same.
 rule summary:
     input:
-        SHARDS,
+        all_shards,
     output:
         f"{RESULTS}/summary.tsv",
     log:

@@ -1,8 +1,8 @@
 # The pages: self-contained, no network at view time.
 rule report:
     input:
-        SHARDS,
-        PAGES,
+        all_shards,
+        all_pages,
         rules.pretrain.output,
         RESULT_TABLES,
     output:

@@ -7,8 +7,8 @@ milliseconds. So a run looks at
 * every entry of the cohort's folder that is not in the index, and notices entries that are gone;
 * the newest :data:`NEWEST` recordings: scans arrive in pieces, and copies are finished later
   (a cohort that has no more than these is looked at as a whole);
-* a seventh of the others for each day since the last look, so that each is looked at within
-  :data:`DAYS` days, or at the next run if that is later.
+* a share of the others for each day since the last look, so that each is looked at within
+  :func:`cycle` days (a week up to 87,500 recordings), or at the next run if that is later.
 
 An entry is what lies directly in the cohort's folder: a person, a visit or a file, by layout.
 """
@@ -24,7 +24,17 @@ from pathlib import Path
 
 #: Recordings that every run looks at; a week's intake of a very large study.
 NEWEST = 1000
-DAYS = 7
+#: Older ones that a day's look takes at most, per cohort: half a minute of a parallel file system.
+A_DAY = 12_500
+
+
+def cycle(recordings: int) -> int:
+    """Days in which each recording is looked at: 7, 14, 28, ... Doubled, not stretched: a growing
+    cohort's recordings keep their turn but at a doubling."""
+    days = 7
+    while recordings > A_DAY * days:
+        days *= 2
+    return days
 
 
 def today() -> int:
@@ -45,14 +55,15 @@ def entries_to_skip(
         The day (:func:`today`) of the last look; None if there was none.
     """
     day = today()
-    if looked is None or not 0 <= day - looked < DAYS:  # also a clock that went back
+    days = cycle(len(entries))
+    if looked is None or not 0 <= day - looked < days:  # also a clock that went back
         return set()
-    due = {d % DAYS for d in range(looked + 1, day + 1)}
+    due = {d % days for d in range(looked + 1, day + 1)}
     newest = _newest(chunks)
     young = {entry for entry, chunk in zip(entries, chunks, strict=True) if chunk in newest}
     old = set(entries) - young
     if due:
-        old = {entry for entry in old if zlib.crc32(entry.encode()) % DAYS not in due}
+        old = {entry for entry in old if zlib.crc32(entry.encode()) % days not in due}
     return old.intersection(_names(folder))
 
 

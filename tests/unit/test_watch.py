@@ -64,6 +64,22 @@ def test_each_recording_is_looked_at_within_seven_days_and_once(study):
     assert study.tables() == whole
 
 
+def test_a_day_looks_at_a_bounded_share_of_a_very_large_cohort(tmp_path, monkeypatch):
+    assert [watch.cycle(n) for n in (1, 87_500, 87_501, 200_000)] == [7, 7, 14, 28]
+    (tmp_path / "people").mkdir()
+    entries = [f"sub-{k:03d}" for k in range(300)]
+    monkeypatch.setattr(watch, "A_DAY", 12)
+    monkeypatch.setattr(watch, "NEWEST", 1)
+    monkeypatch.setattr(watch, "_names", lambda folder: entries)
+    chunks = ["0"] * 299 + ["1"]
+    seen = []
+    for day in range(738_000, 738_028):
+        monkeypatch.setattr(watch, "today", lambda day=day: day)
+        skip = watch.entries_to_skip(entries, chunks, tmp_path, day - 1)
+        seen += [entry for entry in entries[:-1] if entry not in skip]
+    assert sorted(seen) == entries[:-1]  # each once in 28 days
+
+
 def test_days_without_a_run_are_made_up_for(study):
     study.rewrite_all(b"another")
     first = study.update(days=1).changed

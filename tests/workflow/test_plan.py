@@ -10,10 +10,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from brainlm.config import Pretrain
+from brainlm import workflow
+from brainlm.cohort.finished import read_finished
+from brainlm.config import Pretrain, parse_config
 from brainlm.resources import launch_line, training_resources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,6 +279,60 @@ def test_a_deleted_shard_is_made_again_from_what_is_there(clone):
     assert clone.plan() == {("shard", "a/00001"), ("pages", "a/00001")} | REPORTING
 
 
+def test_chunks_that_are_through_leave_the_graph(clone):
+    noted = clone.folder / "results/shards/a/finished.tsv"
+    assert [line[:5] for line in noted.read_text().splitlines()[2:]] == ["00000", "00001"]
+    newest = (clone.folder / "results/shards/a/00001.parquet").stat().st_mtime_ns
+    assert noted.stat().st_mtime_ns == newest
+    assert ":motion" not in clone.snakemake("--summary").replace("\t", ":")
+    forced = clone.plan("--forceall")
+    assert chunk_jobs("a/00000", "a/00001") <= forced
+    assert clone.plan("--forcerun", "parcellate") == REPORTING | {
+        (s, f"a/{c}") for s in ("parcellate", "shard", "pages") for c in ("00000", "00001")
+    }
+    assert clone.plan() == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "jobs"),
+    [
+        ("work/a/00001/normalise.tsv", CHUNK_STAGES[2:]),
+        ("work/a/00001/parcellate.tsv", CHUNK_STAGES[4:]),
+        ("shards/a/00001.parquet", CHUNK_STAGES[5:]),
+    ],
+)
+def test_what_was_made_anew_by_hand_counts_as_before(clone, file, jobs):
+    (clone.folder / "results" / file).write_bytes(b"another")
+    assert clone.plan() == {(stage, "a/00001") for stage in jobs} | REPORTING
+    assert "00001" not in (clone.folder / "results/shards/a/finished.tsv").read_text()
+
+
+def test_a_chunk_with_work_left_stays_in_the_graph(clone, monkeypatch):
+    monkeypatch.chdir(clone.folder)
+    noted = clone.folder / "results/shards/a/finished.tsv"
+    noted.unlink()
+    config = parse_config(yaml.safe_load((clone.folder / "config.yaml").read_text()))
+
+    def job(rule: str, chunk: str = "00000"):
+        wildcards = {"cohort": "a", "chunk": chunk} if chunk else {}
+        return SimpleNamespace(rule=SimpleNamespace(name=rule), wildcards=wildcards)
+
+    left = job("shard", "00001")
+    dag = SimpleNamespace(
+        jobs=[job("pages"), left, job("pages", "00001"), job("report", "")],
+        needrun_jobs=lambda: iter([left, job("report", "")]),
+    )
+    workflow._note_finished(config, dag)
+    assert read_finished(config.results, "a") == {"00000"}
+    dag.jobs = [left]  # a run up to shards: it says nothing of pages
+    dag.needrun_jobs = lambda: iter([])
+    workflow._note_finished(config, dag)
+    assert read_finished(config.results, "a") == {"00000"}
+    noted.write_text("of another version\n")
+    assert clone.plan() == set()
+    assert read_finished(config.results, "a") == set()
+
+
 def test_a_setting_reruns_its_stage_and_what_follows(clone):
     clone.configure("chunks:", "preprocess: {min_coverage: 0.7}\nchunks:")
     stages = {(s, f"a/{c}") for s in ("parcellate", "shard", "pages") for c in ("00000", "00001")}
@@ -402,10 +460,7 @@ def test_eight_nodes_are_planned_and_launched_as_one_step(clone, tmp_path):
 
 
 def test_memory_and_time_follow_the_chunk_and_the_attempt(tmp_path):
-    from types import SimpleNamespace
-
     from brainlm.cohort.index import update_index
-    from brainlm.config import parse_config
     from brainlm.resources import CHUNK_CPUS, chunk_resources, site_commands
 
     make_subjects(tmp_path / "bids", range(8))
