@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BrainLMError
-from ..model import BrainLM
+from ..model import BrainLM, Reconstruction
 from .fit import squared_error
 
 #: share of the given tokens that the transformer sees while it trains, the newest first: as in
@@ -32,6 +32,10 @@ class Forecaster(nn.Module):
 
 class TransformerForecaster(Forecaster):
     """The masked autoencoder asked for the last tokens of its window (paper, section 4.3).
+
+    A linear layer adds what it reads in the encoding of the newest given token of the same
+    parcels (a flattened head: Nie et al., "A time series is worth 64 words", ICLR 2023). The
+    decoder would first have to learn to find that token by attention.
 
     Training drops most of the older tokens; in evaluation mode every given token is seen, and
     the windows of a batch must lack the same parcels, as those of one recording do.
@@ -56,13 +60,27 @@ class TransformerForecaster(Forecaster):
         newest = model.grid.future(horizon + model.config.patch) & ~ahead
         self.register_buffer("ahead", ahead, persistent=False)
         self.register_buffer("newest", newest, persistent=False)
+        values = model.grid.values * int(ahead.sum()) // int(newest.sum())
+        self.carry = _readout(model.config.width, values)
 
     def forward(self, past: Tensor) -> Tensor:
         future = past.isnan().all(-1, keepdim=True).to(past.dtype)  # 1: a parcel without data
         future = torch.where(future > 0, torch.nan, 0.0).expand(-1, -1, self.horizon)
         window = torch.cat([past, future], -1)
         noise, visible = self._draw(window)
-        return self.model(window, noise=noise, visible=visible).prediction[..., -self.horizon :]
+        out = self.model(window, noise=noise, visible=visible)
+        return (out.prediction + self._carry_on(out))[..., -self.horizon :]
+
+    def _carry_on(self, out: Reconstruction) -> Tensor:
+        """[B, R, T], the future read from the newest given tokens; 0 before."""
+        shown = out.masking.ids_shuffle[:, : out.masking.visible, None]
+        B, _, D = out.latent.shape
+        tokens = out.latent.new_zeros(B, len(self.ahead), D)
+        tokens = tokens.scatter(1, shown.expand(-1, -1, D), out.latent[:, 1:])
+        future = self.carry(tokens[:, self.newest])  # [B, rows of tokens, values of their future]
+        values = future.new_zeros(B, len(self.ahead), self.model.grid.values)
+        values[:, self.ahead] = future.reshape(B, -1, values.shape[2])
+        return self.model.grid.paste(values) * self.model.config.divisor
 
     def _draw(self, window: Tensor) -> tuple[Tensor, int]:
         """Noise [B, N] and K: the newest given tokens first, the future right behind K."""
@@ -89,9 +107,9 @@ class TransformerForecaster(Forecaster):
         return (order[:, visible - 1 : visible] + order[:, visible : visible + 1]) / 2
 
 
-def _readout(width: int, parcels: int) -> nn.Linear:
-    """The last layer of a baseline; its first forecast is zero, the median."""
-    layer = nn.Linear(width, parcels)
+def _readout(width: int, values: int) -> nn.Linear:
+    """A last layer whose first forecast is zero, the median."""
+    layer = nn.Linear(width, values)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -17,7 +17,7 @@ from brainlm.errors import BrainLMError
 from brainlm.evaluation.autoregression import fit_linear
 from brainlm.evaluation.forecasting import MODEL, evaluate_forecasting, trivial
 from brainlm.evaluation.significance import holm, max_statistic_p, paired_p
-from brainlm.model import preset
+from brainlm.model import BrainLM, BrainLMConfig, preset
 from brainlm.shards import Corpus, Scaling, read_info, read_shard, write_shard
 from brainlm.training.fit import Budget, fit
 from brainlm.training.forecasters import (
@@ -70,29 +70,27 @@ def test_the_largest_statistic_corrects_over_all_parcels():
     assert (np.delete(p, 4) > 0.05).all()
 
 
+def _image(width: int = 16, patch: int = PATCH):
+    """The image family, small."""
+    return BrainLM(BrainLMConfig(
+        family="image", num_parcels=R, window=WINDOW, patch=patch, width=width, depth=1, heads=2,
+        ffn=16, decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_ffn=16,
+        patch_parcels=4))  # fmt: skip
+
+
 @pytest.mark.parametrize("family", ["tiny", "111m"])
 def test_the_transformer_forecasts_from_the_past_alone_and_decodes_all_of_the_future(family):
     torch.manual_seed(0)
-    if family == "111m":  # the image family, small
-        from brainlm.model import BrainLM, BrainLMConfig
-
-        model = BrainLM(BrainLMConfig(
-            family="image", num_parcels=R, window=WINDOW, patch=PATCH, width=16, depth=1, heads=2,
-            ffn=16, decoder_width=16, decoder_depth=1, decoder_heads=2, decoder_ffn=16,
-            patch_parcels=4))  # fmt: skip
-    else:
-        model = _tiny()
-    forecaster = TransformerForecaster(model, AHEAD)
+    forecaster = TransformerForecaster(_image() if family == "111m" else _tiny(), AHEAD)
     past = torch.randn(3, R, WINDOW - AHEAD)
     past[1, 2] = torch.nan  # a parcel without data
     calls = []
-    hook = model.register_forward_hook(lambda m, _, kwargs, out: calls.append((kwargs, out)),
-                                       with_kwargs=True)  # fmt: skip
+    hook = forecaster.model.register_forward_hook(lambda m, _, out: calls.append(out))
     for mode, rows in ((True, slice(0, 3)), (False, slice(0, 1)), (False, slice(1, 2))):
         forecaster.train(mode)
         ahead = forecaster(past[rows])
         assert ahead.shape == (len(past[rows]), R, AHEAD)
-        _, output = calls[-1]
+        output = calls[-1]
         tokens = output.mask[:, forecaster.ahead]
         assert tokens.all()  # no future token is visible
         known = ~past[rows].isnan().any(-1)
@@ -102,7 +100,36 @@ def test_the_transformer_forecasts_from_the_past_alone_and_decodes_all_of_the_fu
         assert ahead[known].isfinite().all()
     hook.remove()
     with pytest.raises(BrainLMError, match="whole patches"):
-        TransformerForecaster(model, 7)
+        TransformerForecaster(_tiny(), 7)
+
+
+@pytest.mark.parametrize("make", [_tiny, lambda: _image(64, patch=5)], ids=["parcels", "image"])
+def test_the_newest_tokens_alone_carry_each_parcel_on(make):
+    torch.manual_seed(0)
+    forecaster = TransformerForecaster(make(), AHEAD)  # of the image two tokens ahead
+    optimizer = torch.optim.Adam(forecaster.carry.parameters(), 3e-2)  # the rest stays random
+    with torch.no_grad():
+        for parameter in forecaster.model.decoder.parameters():
+            parameter.zero_()
+
+    def walk(count: int) -> torch.Tensor:
+        values = [torch.randn(count, R)]
+        for _ in range(WINDOW - 1):
+            values.append(0.95 * values[-1] + (1 - 0.95**2) ** 0.5 * torch.randn(count, R))
+        return torch.stack(values, -1)
+
+    for _ in range(60):
+        loss = forecast_error(forecaster.train(), walk(8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    window = walk(32)
+    with torch.no_grad():
+        guess = forecaster.eval()(window[..., :-AHEAD])
+    left = (guess - window[..., -AHEAD:]).square().mean((0, 1))  # of a variance of 1
+    best = 1 - 0.95 ** (2 * torch.arange(1, AHEAD + 1))
+    assert (left < best + 0.25).all(), left
+    assert left[0] < 0.35
 
 
 def test_the_transformer_learns_waves():
