@@ -27,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("motion", "normalise", "denoise", "parcellate", "shard", "pages")
+PLAN = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "--quiet"]
 FAST_TOUCH = (
     "import sys; from snakemake.executors import touch; touch.Executor.SLEEPING_TIME = 0; "
     "from snakemake.cli import main; main()"
@@ -85,6 +86,7 @@ class Study:
 
     def pretend_done(self) -> None:
         """Every output as an empty file, with Snakemake's metadata."""
+        self.snakemake(*PLAN[5:], "rules", "progress")  # indexes what is new
         for table in self.folder.glob("results/index/*/chunks/*.tsv"):
             cohort, chunk = table.parts[-3], table.stem
             work = self.folder / "results/work" / cohort / chunk
@@ -115,27 +117,36 @@ def measure(study: Study, total: int, expected: dict[str, int]) -> str:
     """One row: wall s of the first and the best of three runs, and of that one processor s and
     peak MB; file operations per recording."""
     index, before = study.folder / "results/index", study.folder / "index-before"
-    command = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "--quiet", "rules"]
     if index.exists():
         shutil.copytree(index, before)
-    runs = []
-    for _ in range(3):  # from the same state: the first reads folders that may be on disk only
-        runs.append(_plan(study, command, expected))
+
+    def plan(*quiet: str) -> tuple[float, float, float, str]:
+        """From the same state each time; the first reads folders that may be on disk only."""
+        run = _plan(study, [*PLAN, *quiet])
         shutil.rmtree(index)
         if before.exists():
             shutil.copytree(before, index)
-    operations = count_operations(study, command)
-    shutil.rmtree(index)
+        return run
+
+    # quiet in both: a run, unlike a dry run, does not describe each job before it starts
+    runs = [plan("rules", "progress") for _ in range(3)]
+    text = plan("rules")[-1]
+    assert "missing provenance" not in text, f"planned without what earlier runs noted: {text}"
+    jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
+    jobs = {k: n for k, n in jobs.items() if k not in ("all", "total", "summary", "report")}
+    assert jobs == expected, f"{text}planned {jobs}, expected {expected}"
+    operations = count_operations(study, [*PLAN, "rules", "progress"])
     if before.exists():
+        shutil.rmtree(index)
         before.rename(index)
     each = "–" if operations is None else f"{operations / total:.2f}"
-    wall, cpu, peak_mb = min(runs)
+    wall, cpu, peak_mb, _ = min(runs)
     row = f"{runs[0][0]:.1f} | {wall:.1f} | {cpu:.1f} | {peak_mb:.0f} | {each}"
     return f"{row} | {sum(expected.values())}"
 
 
-def _plan(study: Study, command: list[str], expected: dict[str, int]) -> tuple[float, ...]:
-    """Wall s, processor s and peak MB of one plan, whose jobs are compared."""
+def _plan(study: Study, command: list[str]) -> tuple[float, float, float, str]:
+    """Wall s, processor s, peak MB and what one plan says."""
     started = time.perf_counter()
     process = subprocess.Popen(
         command, cwd=study.folder, env=_environment(), stdout=subprocess.PIPE,
@@ -147,11 +158,7 @@ def _plan(study: Study, command: list[str], expected: dict[str, int]) -> tuple[f
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, text
-    assert "missing provenance" not in text, f"planned without what earlier runs noted: {text}"
-    jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
-    jobs = {k: n for k, n in jobs.items() if k not in ("all", "total", "summary", "report")}
-    assert jobs == expected, f"{text}planned {jobs}, expected {expected}"
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, text
 
 
 def count_operations(study: Study, command: list[str]) -> int | None:
