@@ -86,7 +86,6 @@ class Study:
 
     def pretend_done(self) -> None:
         """Every output as an empty file, with Snakemake's metadata."""
-        self.snakemake(*PLAN[5:], "rules", "progress")  # indexes what is new
         for table in self.folder.glob("results/index/*/chunks/*.tsv"):
             cohort, chunk = table.parts[-3], table.stem
             work = self.folder / "results/work" / cohort / chunk
@@ -120,25 +119,26 @@ def measure(study: Study, total: int, expected: dict[str, int]) -> str:
     if index.exists():
         shutil.copytree(index, before)
 
-    def plan(*quiet: str) -> tuple[float, float, float, str]:
-        """From the same state each time; the first reads folders that may be on disk only."""
-        run = _plan(study, [*PLAN, *quiet])
-        shutil.rmtree(index)
+    def restore() -> None:
+        if index.exists():
+            shutil.rmtree(index)
         if before.exists():
             shutil.copytree(before, index)
-        return run
 
-    # quiet in both: a run, unlike a dry run, does not describe each job before it starts
-    runs = [plan("rules", "progress") for _ in range(3)]
-    text = plan("rules")[-1]
+    # each from the same state; the first reads folders that may be on disk only. Quiet in both: a
+    # run, unlike a dry run, does not describe each job before it starts
+    runs = []
+    for _ in range(3):
+        runs.append(_plan(study, [*PLAN, "rules", "progress"]))
+        restore()
+    operations = count_operations(study, [*PLAN, "rules", "progress"])
+    restore()
+    text = _plan(study, [*PLAN, "rules"])[-1]  # what it has looked at stays looked at
+    shutil.rmtree(before, ignore_errors=True)
     assert "missing provenance" not in text, f"planned without what earlier runs noted: {text}"
     jobs = {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
     jobs = {k: n for k, n in jobs.items() if k not in ("all", "total", "summary", "report")}
     assert jobs == expected, f"{text}planned {jobs}, expected {expected}"
-    operations = count_operations(study, [*PLAN, "rules", "progress"])
-    if before.exists():
-        shutil.rmtree(index)
-        before.rename(index)
     each = "–" if operations is None else f"{operations / total:.2f}"
     wall, cpu, peak_mb, _ = min(runs)
     row = f"{runs[0][0]:.1f} | {wall:.1f} | {cpu:.1f} | {peak_mb:.0f} | {each}"
