@@ -126,6 +126,7 @@ class Task:
                                seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
         self.journal = Journal(out / "metrics.jsonl", "", quiet=False)
         self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
+        self.began_s = time.monotonic()
 
     def _labelled(self, split: str) -> np.ndarray:
         keep = (self.table["split"] == split) & self.table["label"].notna()
@@ -176,7 +177,6 @@ class Task:
             self.journal.say("no labelled validation subject: all epochs are run")
         self._fit_scale()
         half = self.options.epochs // 2
-        self.start_time = time.monotonic()
         best = self._improve(Best(_copy(self.model)), range(half), whole=False)
         best = self._improve(best, range(half, self.options.epochs), whole=True)
         self.model.load_state_dict(best.weights)
@@ -191,7 +191,7 @@ class Task:
             known = {"train": loss} | ({} if held_out is None else {"validation": held_out})
             for split, value in known.items():
                 self.journal.record(split=split, epoch=epoch + 1, loss=value, whole=whole,
-                                    seconds=time.monotonic() - self.start_time)  # fmt: skip
+                                    seconds=time.monotonic() - self.began_s)  # fmt: skip
             text = f"epoch {epoch + 1} {'all' if whole else 'head'} loss {loss:.4f}"
             text += f" validation {figure(held_out, 4)}"
             self.journal.progress(epoch + 1, self.options.epochs, text)
