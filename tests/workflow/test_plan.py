@@ -297,7 +297,6 @@ def test_chunks_that_are_through_leave_the_graph(clone):
     ("file", "jobs"),
     [
         ("work/a/00001/normalise.tsv", CHUNK_STAGES[2:]),
-        ("work/a/00001/parcellate.tsv", CHUNK_STAGES[4:]),
         ("shards/a/00001.parquet", CHUNK_STAGES[5:]),
     ],
 )
