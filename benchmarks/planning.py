@@ -103,6 +103,7 @@ class Study:
             path = self.folder / "results" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
+        # with two cores it would choose among all jobs anew for every two
         self.snakemake(
             "--touch", "--forceall", "--cores", "9999", "--quiet", "all", code=FAST_TOUCH
         )

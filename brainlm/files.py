@@ -64,10 +64,12 @@ def remove_leftovers(folder: Path) -> int:
     return count
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` so that the file appears whole."""
+def write_text(path: str | os.PathLike, text: str, *, mtime_ns: int | None = None) -> None:
+    """Write `text` so that the file appears whole, with another time than now if one is given."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+        if mtime_ns is not None:
+            os.utime(temporary, ns=(mtime_ns, mtime_ns))
 
 
 def plain_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -148,10 +148,11 @@ def shard_files(
             continue
         folder = f"{config.results}/shards/{cohort.name}"
         files += [f"{folder}/{chunk}.parquet" for chunk in chunks.get(cohort.name, [])]
-        others = finished_path if cohort.name in chunks else seal_path
-        path = others(config.results, cohort.name)
-        if cohort.name not in chunks or path.exists():
-            files.append(str(path))
+        through = finished_path(config.results, cohort.name)
+        if cohort.name not in chunks:
+            files.append(str(seal_path(config.results, cohort.name)))
+        elif through.exists():
+            files.append(str(through))
     return files
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from ..files import atomic_path
+from ..files import write_text
 from .index import chunk_table
 
 _THREADS = 16
@@ -45,7 +45,7 @@ def check_finished(results: Path, cohort: str, stages: Sequence[str], settings: 
     path = finished_path(results, cohort)
     known, rows = _read(path)
     same = _same(results, cohort, stages, rows) if known == _digest(settings) else []
-    if same != rows or not rows:
+    if same != rows or not rows:  # no rows: there may be a file of another form
         _write(path, known, same)
 
 
@@ -105,7 +105,4 @@ def _write(path: Path, settings: str, rows: list[Row]) -> None:
         path.unlink(missing_ok=True)
         return
     lines = [f"# settings {settings}", "\t".join(_HEADER), *("\t".join(row) for row in rows)]
-    newest = max(int(row[2]) for row in rows)
-    with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.utime(temporary, ns=(newest, newest))
+    write_text(path, "\n".join(lines) + "\n", mtime_ns=max(int(row[2]) for row in rows))

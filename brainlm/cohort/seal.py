@@ -7,10 +7,9 @@ value unseals it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from ..files import atomic_path
+from ..files import write_text
 from .index import chunk_table, list_chunks
 
 
@@ -42,9 +41,7 @@ def seal(results: Path, cohort: str) -> int:
         lines.append(f"{shard.name}\t{status.st_size}\t{status.st_mtime_ns}\n")
         newest = max(newest, status.st_mtime_ns)
     if not missing:
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(lines), encoding="utf-8")
-            os.utime(temporary, ns=(newest, newest))
+        write_text(path, "".join(lines), mtime_ns=newest)
     return missing
 
 

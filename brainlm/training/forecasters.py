@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import BrainLMError
 from ..model import BrainLM, Reconstruction
+from ..model.masking import take
 from .fit import squared_error
 
 #: share of the given tokens that the transformer sees while it trains, the newest first: as in
@@ -73,13 +74,12 @@ class TransformerForecaster(Forecaster):
 
     def _carry_on(self, out: Reconstruction) -> Tensor:
         """[B, R, T], the future read from the newest given tokens; 0 before."""
-        shown = out.masking.ids_shuffle[:, : out.masking.visible, None]
-        B, _, D = out.latent.shape
-        tokens = out.latent.new_zeros(B, len(self.ahead), D)
-        tokens = tokens.scatter(1, shown.expand(-1, -1, D), out.latent[:, 1:])
-        future = self.carry(tokens[:, self.newest])  # [B, rows of tokens, values of their future]
-        values = future.new_zeros(B, len(self.ahead), self.model.grid.values)
-        values[:, self.ahead] = future.reshape(B, -1, values.shape[2])
+        visible, where = out.masking.visible, out.masking.ids_restore[:, self.newest]
+        tokens = take(out.latent[:, 1:], where.clamp(max=visible - 1))
+        tokens = tokens * (where < visible)[..., None]  # nothing known of a parcel without data
+        future = self.carry(tokens)  # [B, rows of tokens, values of their future]
+        values = future.new_zeros(len(future), len(self.ahead), self.model.grid.values)
+        values[:, self.ahead] = future.reshape(len(future), -1, values.shape[2])
         return self.model.grid.paste(values) * self.model.config.divisor
 
     def _draw(self, window: Tensor) -> tuple[Tensor, int]:

@@ -146,6 +146,11 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
         ("evaluate", "reconstruction"), ("evaluate", "age"),
         ("predict", "finetune/age/1"), ("predict", "scratch/age/1"),
     }  # fmt: skip
+    clone.pretend_done()  # and then nothing: what stands for its shards is no newer than they are
+    make_subjects(clone.folder / "bids_b", [7])
+    again = clone.plan()
+    assert {job for job in again if job[0] in CHUNK_STAGES} == chunk_jobs("b/00002")
+    assert {"evaluate", "predict"} <= {rule for rule, _ in again}
 
 
 def test_a_scaling_task_plans_a_pretraining_for_each_of_its_points(clone):
