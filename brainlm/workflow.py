@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 #: brainlm.preprocess.registry.
 VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 1, "evaluate": 2}
 
-
+#: how long cancelled jobs are waited for; SLURM kills what has not ended after KillWait, 30 s
+_ORPHANS_END_S = 120
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
 
@@ -198,30 +201,49 @@ def _stop(message: str) -> None:
     raise SystemExit(1)
 
 
-def cancel_orphans(prefix: str = "brainlm") -> None:
-    """Cancel this folder's cluster jobs that a killed Snakemake left running.
+def cancel_orphans(prefix: str = "brainlm") -> bool:
+    """Cancel this folder's cluster jobs that a killed Snakemake left, and wait until they ended.
 
     They would write the same files as the jobs that replace them. Called while the folder's lock
     is held, so no living Snakemake owns them.
-    """
-    import shutil
-    import subprocess
 
+    Returns
+    -------
+    bool
+        Whether there were any, all of which have ended by now.
+    """
+    orphans = _jobs_of_folder(prefix)
+    if not orphans:
+        return False
+    print(f"cancelling {len(orphans)} jobs left by an earlier run", file=sys.stderr)
+    subprocess.run(["scancel", *orphans], timeout=60, check=False)
+    end = time.monotonic() + _ORPHANS_END_S
+    while orphans and time.monotonic() < end:
+        time.sleep(1)
+        orphans = sorted(set(orphans) & set(_jobs_of_folder(prefix)))
+    if orphans:
+        print(
+            f"jobs {', '.join(orphans)} of an earlier run have not ended {_ORPHANS_END_S} s after "
+            "they were cancelled; their node may be down: see `scontrol show job`",
+            file=sys.stderr,
+        )
+    return not orphans
+
+
+def _jobs_of_folder(prefix: str) -> list[str]:
+    """Ids of the user's cluster jobs that work in this folder, also of those about to end."""
     if shutil.which("squeue") is None:
-        return
+        return []
     try:
         queue = subprocess.run(
             ["squeue", "--noheader", "--me", "--format=%i|%j|%Z"],
             capture_output=True, text=True, timeout=30, check=True,
         ).stdout  # fmt: skip
     except (subprocess.SubprocessError, OSError):
-        return  # no cluster answers: nothing of ours can be running on it
+        return []  # no cluster answers: nothing of ours can be running on it
     here = str(Path.cwd())
     rows = [line.split("|") for line in queue.splitlines()]
-    orphans = [row[0] for row in rows if row[1].startswith(prefix) and row[2] == here]
-    if orphans:
-        print(f"cancelling {len(orphans)} jobs left by an earlier run", file=sys.stderr)
-        subprocess.run(["scancel", *orphans], timeout=60, check=False)
+    return [row[0] for row in rows if row[1].startswith(prefix) and row[2] == here]
 
 
 def is_clinical(task: Task) -> bool:
@@ -238,9 +260,16 @@ def sweep_models(task: Task) -> list[str]:
 _progress: Progress | None = None  # of this process's run
 
 
-def start(config: Config) -> None:
-    """The start of a run: end what a killed one left behind, and say how it goes from now on."""
-    cancel_orphans()
+def start(config: Config, unlock: Callable[[], None]) -> None:
+    """The start of a run: end what a killed one left behind, and say how it goes from now on.
+
+    A job that is cancelled takes away what it had made, also what this run's plan found there:
+    where one was left, the command begins anew, as the same process.
+    """
+    if cancel_orphans():
+        unlock()
+        print("planning again", file=sys.stderr, flush=True)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     mark = config.results / ".running"
     if mark.exists():
         _remove_leftovers(config)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: Penalties tried, as multiples of the mean eigenvalue of the training kernel.
-PENALTIES = np.logspace(-3, 3, 25)
+from ..training.ridge import Kernel, Ridge
+
 #: Costs of a support-vector machine tried, on a kernel of mean eigenvalue 1.
 COSTS = np.logspace(-3, 2, 6)
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -70,68 +70,6 @@ def balance(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
     return scores / scores.sum(-1, keepdims=True)
 
 
-@dataclass
-class Kernel:
-    """Linear kernel of training features, centred and imputed with the training means.
-
-    Ridge and logistic regression need the features only through it, so the cost grows with the
-    subjects squared and not with the 89,676 pairs of 424 parcels.
-    """
-
-    features: np.ndarray  # [S, F], centred, zero where missing
-    mean: np.ndarray  # [F]
-    eigenvalues: np.ndarray  # [S]
-    vectors: np.ndarray  # [S, S]
-
-    @classmethod
-    def of(cls, features: np.ndarray) -> Kernel:
-        seen = np.isfinite(features)
-        total = np.where(seen, features, 0).sum(0, dtype=np.float64)
-        mean = (total / np.maximum(seen.sum(0), 1)).astype(np.float32)
-        centred = np.where(seen, features - mean, 0)
-        values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-        return cls(centred, mean, np.maximum(values, 0), vectors)
-
-    def against(self, features: np.ndarray) -> np.ndarray:
-        """[N, S] kernel of other features [N, F] with the training ones."""
-        return np.where(np.isfinite(features), features - self.mean, 0) @ self.features.T
-
-    @property
-    def unit(self) -> float:
-        """Mean eigenvalue."""
-        return float(self.eigenvalues.mean()) or 1.0
-
-    def axes(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A rotation of features [N, F] to the axes of the training people, in unit scale.
-
-        Nothing of the training features is lost, and linear solutions are unchanged.
-        """
-        keep = self.eigenvalues > 1e-9 * self.eigenvalues.max()
-        turn = self.vectors[:, keep] / np.sqrt(self.eigenvalues[keep] * self.unit)
-        return lambda features: self.against(features) @ turn
-
-
-def fit_ridge(features: np.ndarray, target: np.ndarray) -> Predictor:
-    """Ridge regression, the penalty chosen by leave-one-out on the training subjects.
-
-    The left-out errors come in closed form from one eigendecomposition: with hat matrix H of the
-    centred problem, ``e_i = (y - Hy)_i / (1 - 1/n - H_ii)``; the 1/n is the intercept's share.
-    """
-    kernel, n = Kernel.of(features), len(target)
-    offset = target - target.mean()
-    rotated = kernel.vectors.T @ offset
-    best_error, weights = np.inf, np.zeros(n)
-    for penalty in PENALTIES * kernel.unit:
-        share = kernel.eigenvalues / (kernel.eigenvalues + penalty)
-        leverage = kernel.vectors**2 @ share
-        left_out = (offset - kernel.vectors @ (share * rotated)) / (1 - 1 / n - leverage)
-        error = float(np.mean(left_out**2))
-        if error < best_error:
-            best_error = error
-            weights = kernel.vectors @ (rotated / (kernel.eigenvalues + penalty))
-    return lambda others: target.mean() + kernel.against(others) @ weights
-
-
 def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predictor:
     """Logistic regression with an L2 penalty chosen by inner 5-fold cross-validation.
 
@@ -156,15 +94,10 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predict
 def fit_linear(known: Known) -> Predictor:
     """Ridge; for classes on an indicator of each (a least-squares classifier)."""
     if not known.classes:
-        return fit_ridge(known.train, known.y)
-    indicators = np.eye(known.classes)[known.y.astype(int)]
-    fits = [fit_ridge(known.train, column) for column in indicators.T]
-    share = indicators.mean(0)
-
-    def score(features: np.ndarray) -> np.ndarray:
-        return soften(4 * (np.stack([fit(features) for fit in fits], 1) - share))
-
-    return score
+        ridge = Ridge.fit(known.train, known.y[:, None])
+        return lambda features: ridge(features)[:, 0]
+    ridge = Ridge.fit(known.train, np.eye(known.classes)[known.y.astype(int)])
+    return lambda features: soften(4 * (ridge(features) - ridge.intercept))
 
 
 def soften(values: np.ndarray) -> np.ndarray:

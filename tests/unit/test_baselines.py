@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn import linear_model
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold, LeaveOneOut, cross_val_predict
 
 from brainlm.evaluation import baselines, views
+from brainlm.training.ridge import PENALTIES, Ridge
 
 
 def test_connectivity_is_fisher_z_of_the_upper_triangle_with_missing_parcels_missing():
@@ -22,28 +24,33 @@ def test_connectivity_is_fisher_z_of_the_upper_triangle_with_missing_parcels_mis
     assert np.isnan(z[[1, 3, 4, 6, 7, 8, 9]]).all()
 
 
-def test_ridge_chooses_the_penalty_that_leave_one_out_chooses():
+def test_ridge_chooses_the_penalty_that_leave_one_out_chooses_for_each_target():
     rng = np.random.default_rng(1)
     x, unseen = rng.normal(3, 1, (24, 40)), rng.normal(3, 1, (6, 40))
-    y = x[:, :5].sum(1) + rng.normal(0, 2, 24)
+    y = np.stack([x[:, :5].sum(1) + rng.normal(0, 2, 24), rng.normal(5, 1, 24)], 1)
     scale = np.linalg.eigvalsh((x - x.mean(0)) @ (x - x.mean(0)).T).mean()
-    models = [Ridge(alpha=a) for a in baselines.PENALTIES * scale]
-    errors = [np.mean((cross_val_predict(m, x, y, cv=LeaveOneOut()) - y) ** 2) for m in models]
-    best = models[int(np.argmin(errors))].fit(x, y)
-    predict = baselines.fit_ridge(x, y)
-    np.testing.assert_allclose(predict(unseen), best.predict(unseen), rtol=1e-6)
+    ridge = Ridge.fit(x, y)
+    for k, target in enumerate(y.T):
+        models = [linear_model.Ridge(alpha=a) for a in PENALTIES * scale]
+        left_out = [cross_val_predict(m, x, target, cv=LeaveOneOut()) for m in models]
+        best = int(np.argmin([np.mean((guess - target) ** 2) for guess in left_out]))
+        np.testing.assert_allclose(ridge.left_out[:, k], left_out[best], rtol=1e-6)
+        expected = models[best].fit(x, target).predict(unseen)
+        np.testing.assert_allclose(ridge(unseen)[:, k], expected, rtol=1e-6)
+        by_weights = (unseen - ridge.kernel.mean) @ ridge.weights[:, k] + ridge.intercept[k]
+        np.testing.assert_allclose(by_weights, expected, rtol=1e-6)
 
 
 def test_ridge_imputes_with_training_means_only():
     rng = np.random.default_rng(2)
     x = rng.normal(size=(20, 6))
-    predict = baselines.fit_ridge(x, x[:, 0])
+    ridge = Ridge.fit(x, x[:, :1])
     holes = x[:3].copy()
     holes[:, 4] = np.nan
     filled = holes.copy()
     filled[:, 4] = x[:, 4].mean()
-    np.testing.assert_allclose(predict(holes), predict(filled), rtol=1e-5)
-    assert np.isfinite(baselines.fit_ridge(np.where(x > 1, np.nan, x), x[:, 0])(holes)).all()
+    np.testing.assert_allclose(ridge(holes), ridge(filled), rtol=1e-5)
+    assert np.isfinite(Ridge.fit(np.where(x > 1, np.nan, x), x[:, :1])(holes)).all()
 
 
 def test_logistic_on_the_kernel_axes_is_logistic_on_the_features():
@@ -72,5 +79,5 @@ def test_age_from_connectivity_in_real_data(shared):
     age = people["age"].to_numpy(float)
     predicted = np.empty(len(age))
     for seen, unseen in KFold(5, shuffle=True, random_state=0).split(features):
-        predicted[unseen] = baselines.fit_ridge(features[seen], age[seen])(features[unseen])
+        predicted[unseen] = Ridge.fit(features[seen], age[seen, None])(features[unseen])[:, 0]
     assert np.corrcoef(predicted, age)[0, 1] > 0.65

@@ -145,6 +145,32 @@ def test_a_second_snakemake_says_so_and_leaves(clone):
         assert first.wait(300) == 0
 
 
+def test_what_a_killed_run_left_on_the_cluster_ends_before_the_plan_is_made(
+    clone, tmp_path, monkeypatch
+):
+    """A job that is cancelled takes away what it had made, also what the plan counted on."""
+    series, shard = (
+        clone / "results/work/c/00001/series.tsv",
+        clone / "results/shards/c/00001.parquet",
+    )
+    shard.unlink()
+    queue = tmp_path / "queue"
+    queue.write_text(f"7|brainlm-c|{clone}\n8|other|{clone}\n9|brainlm-c|/elsewhere\n")
+    commands = {
+        "squeue": f'cat "{queue}"',
+        "scancel": f'echo "$@" >> "{tmp_path}/cancelled"; sed -i /^7/d "{queue}"; rm "{series}"',
+    }
+    for name, line in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    done = run(clone, str(shard.relative_to(clone)))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "cancelling 1 jobs left by an earlier run\nplanning again" in done.stderr
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+    assert series.exists() and shard.exists()
+
+
 def until(ready, seconds: float = 300.0) -> None:
     for _ in range(int(20 * seconds)):
         if ready():

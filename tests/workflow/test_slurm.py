@@ -83,12 +83,21 @@ def jobs(clone: Path) -> list[dict[str, str]]:
 
 
 def until(ready, seconds: float = 600.0):
-    for _ in range(int(5 * seconds)):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         found = ready()
         if found:
             return found
         time.sleep(0.2)
-    raise AssertionError("it did not happen in time")
+    queue = subprocess.run(["scontrol", "-o", "show", "job"], capture_output=True, text=True,
+                           check=False).stdout.splitlines()  # fmt: skip
+    left = [job for job in queue if "JobState=COMPLETED" not in job]
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_text().replace("\0", " ")
+            if command:
+                left.append(f"{entry.name} {command[:300]}")
+    raise AssertionError("\n".join([f"it did not happen in {seconds:g} s; there are", *left]))
 
 
 # ---- raw images to the report
