@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .attention import attend
 
@@ -84,18 +85,26 @@ class Head(nn.Sequential):
     0 and 1, which change nothing, until :meth:`fit_scale`. A value that a summary lacks (NaN)
     counts as the training set's mean. A summary much wider than the layers is made smaller, so
     that one step of Adam, which moves every weight as far, does not throw the output about.
+
+    Parameters
+    ----------
+    linear : bool
+        Beside the layers a linear path from summary to output, zero until :meth:`start_linear`.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, width: int, hidden: int, outputs: int = 1, dropout: float = 0.1):
+    def __init__(self, width: int, hidden: int, outputs: int = 1, dropout: float = 0.1, *,
+                 linear: bool = False):  # fmt: skip
         super().__init__(
             nn.Linear(width, hidden), nn.Dropout(dropout), nn.ReLU(),
             nn.Linear(hidden, hidden), nn.Dropout(dropout), nn.ReLU(),
             nn.Linear(hidden, outputs),
         )  # fmt: skip
         self.gain = (2 * hidden / width) ** 0.5 if width > 2 * hidden else 1.0
+        skip = nn.Parameter(torch.zeros(outputs, width)) if linear else None
+        self.register_parameter("skip", skip)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
@@ -105,8 +114,21 @@ class Head(nn.Sequential):
         spread = (summaries - self.mean).square().nanmean(0).sqrt().nan_to_num(0.0)
         self.std.copy_(spread.clamp(min=1e-3 * float(summaries.square().nanmean().sqrt()) + 1e-12))
 
+    @torch.no_grad()
+    def start_linear(self, weights: Tensor, bias: Tensor) -> None:
+        """Give ``summary @ weights + bias`` from now on ([F, outputs], [outputs]), until trained:
+        the layers begin at zero."""
+        width = len(weights)
+        self.skip.copy_((weights * self.std[:, None]).T * width**0.5)
+        self[-1].weight.zero_()
+        self[-1].bias.copy_(bias + self.mean @ weights)
+
     def forward(self, summary: Tensor) -> Tensor:
-        return super().forward(self.gain * ((summary - self.mean) / self.std).nan_to_num(0.0))
+        x = ((summary - self.mean) / self.std).nan_to_num(0.0)
+        out = super().forward(self.gain * x)
+        if self.skip is None:
+            return out
+        return out + F.linear(x * x.shape[-1] ** -0.5, self.skip)  # made smaller for Adam, too
 
 
 def interleaved_sinusoid(count: int, width: int) -> Tensor:

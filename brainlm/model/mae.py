@@ -163,7 +163,8 @@ class BrainLM(nn.Module):
         self.head = None
         if config.head_outputs:
             width = summary_width(config, config.pool)
-            self.head = Head(width, config.width // 2, config.head_outputs, config.head_dropout)
+            self.head = Head(width, config.width // 2, config.head_outputs, config.head_dropout,
+                             linear=True)  # fmt: skip
         self.apply(self._initialise)
         if config.fourier_places and config.family == "parcel":
             for block in [*self.encoder, *(self.decoder.blocks if self.decoder else [])]:

@@ -102,7 +102,8 @@ def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordina
     converted = rename(weights, family)
     converted["coordinates"] = model.coordinates
     if model.head is not None:  # the published head takes summaries as they are
-        converted |= {"head.mean": model.head.mean, "head.std": model.head.std}
+        own = ("mean", "std", "skip")
+        converted |= {f"head.{name}": getattr(model.head, name) for name in own}
     load_strictly(model, converted, folder)
     return model
 

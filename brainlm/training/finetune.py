@@ -31,6 +31,7 @@ from ..shards import Corpus, Scaling
 from .card import finetuned_card
 from .journal import Journal, figure
 from .predict import WINDOWS_PER_RECORDING, decode_outputs
+from .ridge import linear_readout
 from .schedule import make_optimizer
 from .windows import Batch, Prefetch, Windows
 
@@ -44,6 +45,8 @@ STEP_DROP = 0.5
 ENCODER_RATE = 0.2
 #: windows that the head's input scale is taken from; all of a large cohort would not fit in memory
 SCALED_BY = 512
+#: training people that the head's linear path begins with, in closed form: 0.7 GB for 424 parcels
+FITTED_ON = 2000
 #: epochs without a better validation loss before training stops
 PATIENCE = 8
 
@@ -91,11 +94,20 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
 
 @dataclass
 class Best:
-    """The weights that predicted the validation subjects best so far, and when."""
+    """The weights that predicted the validation subjects best so far, and when.
+
+    Attributes
+    ----------
+    weights : dict
+        All that learns: of the head while it learns alone.
+    start : str
+        How its head began: at random, or as ridge regression.
+    """
 
     weights: dict[str, Tensor]
-    epoch: int = -1
-    loss: float = math.inf
+    start: str
+    loss: float
+    epoch: int = 0
 
 
 class Task:
@@ -167,7 +179,9 @@ class Task:
         """The head alone for the first half of the epochs, then all; the best weights are kept.
 
         A head that starts at random pulls a pretrained encoder out of shape before it has learnt
-        anything (Kumar et al., "Fine-tuning can distort pretrained features", ICLR 2022).
+        anything (Kumar et al., "Fine-tuning can distort pretrained features", ICLR 2022). Of two
+        heads that learn alone, one that starts at random and one that starts as ridge regression
+        on the encodings, validation people choose.
         """
         self.journal.say(
             f"{self.target}: {len(self.fit_rows)} training and {len(self.check_rows)} validation "
@@ -177,27 +191,42 @@ class Task:
             self.journal.say("no labelled validation subject: all epochs are run")
         self._fit_scale()
         half = self.options.epochs // 2
-        best = self._improve(Best(_copy(self.model)), range(half), whole=False)
+        alone = [self._improve(s, range(half), whole=False) for s in list(self._head_starts())]
+        best = min(alone, key=lambda best: best.loss) if len(self.check_rows) else alone[-1]
+        self.model.load_state_dict(best.weights, strict=False)
+        best.weights = _copy(self.model)
         best = self._improve(best, range(half, self.options.epochs), whole=True)
         self.model.load_state_dict(best.weights)
-        self.journal.say(f"best epoch: {best.epoch + 1} of {self.options.epochs}")
+        self.journal.say(
+            f"best epoch: {best.epoch} of {self.options.epochs}; the head began {best.start}"
+        )
+        self.head_start = best.start
+
+    def _head_starts(self) -> Iterator[Best]:
+        for start in ("at random", "as ridge regression"):
+            if start != "at random":
+                self._start_linear()
+            loss = self._held_out_loss()
+            yield Best(_copy(self.model, whole=False), start, math.inf if loss is None else loss)
 
     def _improve(self, best: Best, epochs: range, *, whole: bool) -> Best:
         """Epochs until the validation loss stops falling, from the best weights so far."""
-        self.model.load_state_dict(best.weights)
+        self.model.load_state_dict(best.weights, strict=whole)
         optimizer, waited = self._optimizer(), 0
         for epoch in epochs:
             loss, held_out = self._epoch(epoch, optimizer, whole), self._held_out_loss()
             known = {"train": loss} | ({} if held_out is None else {"validation": held_out})
             for split, value in known.items():
                 self.journal.record(split=split, epoch=epoch + 1, loss=value, whole=whole,
+                                    head=best.start,
                                     seconds=time.monotonic() - self.began_s)  # fmt: skip
-            text = f"epoch {epoch + 1} {'all' if whole else 'head'} loss {loss:.4f}"
-            text += f" validation {figure(held_out, 4)}"
+            text = f"epoch {epoch + 1} {'all' if whole else 'head, begun ' + best.start}"
+            text += f" loss {loss:.4f} validation {figure(held_out, 4)}"
             self.journal.progress(epoch + 1, self.options.epochs, text)
             waited += 1
             if held_out is None or held_out < best.loss:
-                best, waited = Best(_copy(self.model), epoch, held_out or loss), 0
+                weights, waited = _copy(self.model, whole), 0
+                best = Best(weights, best.start, held_out or loss, epoch + 1)
             elif waited >= PATIENCE:
                 break
         return best
@@ -209,6 +238,29 @@ class Task:
         some = itertools.islice(self._picks(0), math.ceil(SCALED_BY / self.options.batch_size))
         batches = Prefetch(self.windows.batch, some)
         self.model.head.fit_scale(torch.cat([self._summary(b, 0.0) for b in batches]))
+
+    @torch.no_grad()
+    def _start_linear(self) -> None:
+        """The head as ridge regression on what the encoder makes of training people, each the
+        mean of a few windows."""
+        rows = self.table.loc[self.fit_rows].groupby(["cohort", "participant_id"], sort=False)
+        people = [group.index.to_numpy() for _, group in rows]
+        targets = self._targets([rows[0] for rows in people]).numpy()
+        some = np.random.default_rng(self.seed).permutation(len(people))[:FITTED_ON]
+        if self.classes is not None:  # somebody of each, however rare
+            some = np.union1d(some, np.unique(targets, return_index=True)[1])
+        self.model.eval()
+        summaries = torch.stack([self._person(people[k]) for k in some]).cpu().numpy()
+        classes = 0 if self.classes is None else len(self.classes)
+        weights, bias = (
+            torch.from_numpy(x) for x in linear_readout(summaries, targets[some], classes)
+        )
+        self.model.head.start_linear(weights.to(self.device), bias.to(self.device))
+
+    def _person(self, rows: np.ndarray) -> Tensor:
+        """[F] mean summary of a person's recordings; NaN where none has it."""
+        windows = torch.cat([self.windows.even(int(row), WINDOWS_PER_RECORDING) for row in rows])
+        return self.model.embed(windows.to(self.device), self.model.config.pool).nanmean(0)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.model, self.options.learning_rate, 0.05)
@@ -295,7 +347,7 @@ class Task:
             scores |= {f"{split} {name}": value for name, value in self._score(part).items()}
         return {
             "target": self.target, "kind": self.kind, "start": self.start, "short": self.short,
-            "pool": self.model.config.pool,
+            "pool": self.model.config.pool, "head_start": self.head_start,
             "classes": None if self.classes is None else self.classes.tolist(),
             "class_names": list(self.class_names), "seed": self.seed,
             "versions": {"brainlm": __version__, "torch": torch.__version__},
@@ -349,5 +401,7 @@ def _table(corpus: Corpus, labels: pd.Series) -> pd.DataFrame:
     return table.assign(label=labels.reindex(keys).to_numpy(np.float64))
 
 
-def _copy(model: BrainLM) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+def _copy(model: BrainLM, whole: bool = True) -> dict[str, Tensor]:
+    """The weights now, or those of the head."""
+    state = model.state_dict().items()
+    return {k: v.detach().clone() for k, v in state if whole or k.startswith("head.")}

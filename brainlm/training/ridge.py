@@ -111,3 +111,55 @@ class Ridge:
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """[N, K] predictions for features [N, F]."""
         return self.intercept + self.kernel.against(features) @ self.dual
+
+
+def linear_readout(
+    features: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression as the weights of a linear layer.
+
+    For classes on an indicator of each, whose scores come as log odds: the classes' shares, plus
+    as much of the scores as predicts best the people who were left out. Far more features than
+    people would else be far too sure of themselves.
+
+    Parameters
+    ----------
+    features : ndarray [S, F]
+        NaN counts as the mean.
+    labels : ndarray [S]
+        Targets, or classes 0, 1, ...
+    classes : int
+        C; 0 for a regression.
+
+    Returns
+    -------
+    weights : ndarray [F, K] float32
+        K is 1 for a regression and for two classes (log odds of class 1), else C.
+    bias : ndarray [K] float32
+    """
+    indicators = labels[:, None].astype(float)
+    if classes > 2:
+        indicators = np.eye(classes)[labels.astype(int)]
+    ridge = Ridge.fit(features, indicators)
+    weights, bias = ridge.weights, ridge.intercept
+    if classes:
+        share = np.bincount(labels.astype(int), minlength=classes) / len(labels)
+        bias = np.log(share) if classes > 2 else np.log(share[1:] / share[0])
+        weights = weights * _sureness(ridge.left_out - ridge.intercept, bias, labels.astype(int))
+    bias = bias - ridge.kernel.mean @ weights
+    return weights.astype(np.float32), bias.astype(np.float32)
+
+
+def _sureness(scores: np.ndarray, bias: np.ndarray, labels: np.ndarray) -> float:
+    """The factor >= 0 of scores [S, K] with which cross-entropy is least."""
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    def loss(factor: float) -> float:
+        odds = factor * scores + bias
+        if odds.shape[1] == 1:
+            odds = np.concatenate([np.zeros_like(odds), odds], 1)
+        return -float(log_softmax(odds, 1)[np.arange(len(labels)), labels].mean())
+
+    most = 10 / max(float(scores.std()), 1e-9)
+    return float(minimize_scalar(loss, bounds=(0.0, most), method="bounded").x)

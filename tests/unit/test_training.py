@@ -436,15 +436,16 @@ def test_classification(study, finished, tmp_path):
 
 
 def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
-    """Half of the epochs leave the encoder as it was."""
+    """Half of the epochs leave the encoder as it was: of a head at random, and of a ridge."""
     kept = []
     monkeypatch.setattr(Task, "_held_out_loss", lambda self: kept.append(_copy(self.model)))
     tune(study, tmp_path / "a", finished, study.labels, epochs=4)
     start = from_pretrained(finished).state_dict()
     same = [all(torch.equal(w[k], start[k]) for k in w if not k.startswith("head")) for w in kept]
-    assert same == [True, True, False, False]
-    heads = [w["head.0.weight"] for w in kept]
-    assert not torch.equal(heads[0], heads[1])
+    assert same == [True] * 6 + [False] * 2  # both at their start and after each epoch, then all
+    linear = [bool(w["head.skip"].any()) for w in kept]
+    assert linear[:2] == [False, True] and not kept[1]["head.6.weight"].any()
+    assert not torch.equal(kept[2]["head.0.weight"], kept[3]["head.0.weight"])
     assert from_pretrained(tmp_path / "a").config.pool == "connectivity"
     assert "correlations between" in (tmp_path / "a" / "README.md").read_text()
 
