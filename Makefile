@@ -38,7 +38,7 @@ demo: env
 
 test: env
 	@mkdir -p $(TMPDIR)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	@mkdir -p $(TMPDIR)

@@ -5,6 +5,7 @@ Imported at every parse, once per cluster job, so it imports nothing heavy.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -216,11 +217,13 @@ def cancel_orphans(prefix: str = "brainlm") -> bool:
     if not orphans:
         return False
     print(f"cancelling {len(orphans)} jobs left by an earlier run", file=sys.stderr)
-    subprocess.run(["scancel", *orphans], timeout=60, check=False)
     end = time.monotonic() + _ORPHANS_END_S
     while orphans and time.monotonic() < end:
+        # again and again: one that was just being requeued comes back
+        with contextlib.suppress(subprocess.SubprocessError):
+            subprocess.run(["scancel", *orphans], capture_output=True, timeout=60, check=False)
         time.sleep(1)
-        orphans = sorted(set(orphans) & set(_jobs_of_folder(prefix)))
+        orphans = _jobs_of_folder(prefix)
     if orphans:
         print(
             f"jobs {', '.join(orphans)} of an earlier run have not ended {_ORPHANS_END_S} s after "
