@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-# Two workers share two cores (make test): OpenMP's second thread would wait for its turn spinning.
+# Workers share the cores (make test): OpenMP's second thread would wait for its turn spinning.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch and BLAS are imported
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The two files that take ten minutes each begin at once, each on a worker of its own; on the
+    third the fast tests run first."""
+    long = ("test_end_to_end.py", "test_slurm.py")
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: item.path.name not in long)
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,8 @@ class Task:
             self.journal.say("no labelled validation subject: all epochs are run")
         self._fit_scale()
         half = self.options.epochs // 2
-        alone = [self._improve(s, range(half), whole=False) for s in list(self._head_starts())]
+        starts = list(self._head_starts())
+        alone = [self._improve(start, range(half), whole=False) for start in starts]
         best = min(alone, key=lambda best: best.loss) if len(self.check_rows) else alone[-1]
         self.model.load_state_dict(best.weights, strict=False)
         best.weights = _copy(self.model)
@@ -204,7 +205,7 @@ class Task:
 
     def _head_starts(self) -> Iterator[Best]:
         for start in ("at random", "as ridge regression"):
-            if start != "at random":
+            if start == "as ridge regression":
                 self._start_linear()
             loss = self._held_out_loss()
             yield Best(_copy(self.model, whole=False), start, math.inf if loss is None else loss)
@@ -225,8 +226,9 @@ class Task:
             self.journal.progress(epoch + 1, self.options.epochs, text)
             waited += 1
             if held_out is None or held_out < best.loss:
-                weights, waited = _copy(self.model, whole), 0
-                best = Best(weights, best.start, held_out or loss, epoch + 1)
+                least = loss if held_out is None else held_out
+                best = Best(_copy(self.model, whole), best.start, least, epoch + 1)
+                waited = 0
             elif waited >= PATIENCE:
                 break
         return best
