@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
 #: brainlm.preprocess.registry.
-VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 2, "evaluate": 3}
+VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 2, "evaluate": 2}
 
 #: how long cancelled jobs are waited for; SLURM kills what has not ended after KillWait, 30 s
 _ORPHANS_END_S = 120

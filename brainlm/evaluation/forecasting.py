@@ -34,10 +34,8 @@ from .metrics import (
 from .people import cohort_parts, long_enough
 from .significance import holm, paired_p
 from .tables import describe_left_out, write_results
-from .views import WINDOWS
 
 MODEL = "fine-tuned"
-_PREPARED_ON = 512  # training recordings; each gives a sample per parcel and window
 _EXAMPLES = 3  # recordings per cohort, and parcels of each
 
 #: past [K, R, G] -> forecast [K, R, H]; past is NaN where there is no data
@@ -220,8 +218,6 @@ def _fit_linear(setting: Setting, train, check) -> dict[str, Fit]:
 
 def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit]:
     """Every network, trained with the same budget."""
-    import torch
-
     from ..model import BrainLM
     from ..training import forecasters as nets
     from ..training.fit import fit
@@ -236,12 +232,7 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
         model = BrainLM(dataclasses.replace(config, head_outputs=0), points)
         if pretrained:
             model.load_state_dict(base.state_dict())
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        forecaster = nets.TransformerForecaster(model, ahead).to(device)
-        some = train[:: -(-len(train) // _PREPARED_ON)]
-        of_some = windows(some)
-        forecaster.prepare(of_some.even(int(row), WINDOWS) for row in some)
-        return forecaster
+        return nets.TransformerForecaster(model, ahead)
 
     builds = {
         MODEL: lambda: transformer(True),

@@ -11,8 +11,6 @@ recurrent encoder, a variational initial state), Rubanova et al. 2019. The paper
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +22,6 @@ from .fit import squared_error
 #: share of the given tokens that the transformer sees while it trains, the newest first: as in
 #: pretraining, it regularises and is several times as fast; forecasts are made from every token
 TOKEN_KEEP = 0.25
-#: penalty of the least-squares start, in units of the encodings' mean square
-RIDGE = 1e-4
 
 
 class Forecaster(nn.Module):
@@ -68,54 +64,23 @@ class TransformerForecaster(Forecaster):
         values = model.grid.values * int(ahead.sum()) // int(newest.sum())
         self.carry = _readout(model.config.width, values)
 
-    @torch.no_grad()
-    def prepare(self, windows: Iterable[Tensor]) -> None:
-        """Fit the linear layer to what the decoder's forecast lacks, by least squares.
-
-        Parameters
-        ----------
-        windows : iterable of Tensor [K, R, G + H]
-            The windows of one training recording at a time.
-        """
-        self.eval()
-        width, values = self.carry.in_features + 1, self.carry.out_features
-        device, kind = self.carry.weight.device, torch.float64
-        xx = torch.zeros(width, width, dtype=kind, device=device)
-        xy = torch.zeros(width, values, dtype=kind, device=device)
-        for window in windows:
-            out = self._reconstruct(window[..., : -self.horizon].to(device))
-            tokens, known = self._newest(out)
-            lack = window.to(device).nan_to_num(0.0) - out.prediction
-            lack = self.model.grid.cut(lack / self.model.config.divisor)[0][:, self.ahead]
-            x = torch.cat([tokens, torch.ones_like(tokens[..., :1])], -1)[known].to(kind)
-            y = lack.reshape(*known.shape, values)[known].to(kind)
-            xx, xy = xx + x.T @ x, xy + x.T @ y
-        damped = xx + RIDGE * xx.diagonal().mean().clamp(min=1e-12) * torch.eye(width).to(xx)
-        solution = torch.linalg.solve(damped, xy).float()
-        self.carry.weight.copy_(solution[:-1].T)
-        self.carry.bias.copy_(solution[-1])
-
     def forward(self, past: Tensor) -> Tensor:
-        out = self._reconstruct(past)
-        tokens, known = self._newest(out)
-        future = self.carry(tokens * known[..., None])  # nothing of a parcel without data
-        values = future.new_zeros(len(future), len(self.ahead), self.model.grid.values)
-        values[:, self.ahead] = future.reshape(len(future), -1, values.shape[2])
-        carried = self.model.grid.paste(values) * self.model.config.divisor
-        return (out.prediction + carried)[..., -self.horizon :]
-
-    def _reconstruct(self, past: Tensor) -> Reconstruction:
-        """Of the window that `past` [B, R, G] begins."""
         future = past.isnan().all(-1, keepdim=True).to(past.dtype)  # 1: a parcel without data
         future = torch.where(future > 0, torch.nan, 0.0).expand(-1, -1, self.horizon)
         window = torch.cat([past, future], -1)
         noise, visible = self._draw(window)
-        return self.model(window, noise=noise, visible=visible)
+        out = self.model(window, noise=noise, visible=visible)
+        return (out.prediction + self._carry_on(out))[..., -self.horizon :]
 
-    def _newest(self, out: Reconstruction) -> tuple[Tensor, Tensor]:
-        """Encodings [B, rows of tokens, D] of the newest given tokens, and which are known."""
+    def _carry_on(self, out: Reconstruction) -> Tensor:
+        """[B, R, T], the future read from the newest given tokens; 0 before."""
         visible, where = out.masking.visible, out.masking.ids_restore[:, self.newest]
-        return take(out.latent[:, 1:], where.clamp(max=visible - 1)), where < visible
+        tokens = take(out.latent[:, 1:], where.clamp(max=visible - 1))
+        tokens = tokens * (where < visible)[..., None]  # nothing known of a parcel without data
+        future = self.carry(tokens)  # [B, rows of tokens, values of their future]
+        values = future.new_zeros(len(future), len(self.ahead), self.model.grid.values)
+        values[:, self.ahead] = future.reshape(len(future), -1, values.shape[2])
+        return self.model.grid.paste(values) * self.model.config.divisor
 
     def _draw(self, window: Tensor) -> tuple[Tensor, int]:
         """Noise [B, N] and K: the newest given tokens first, the future right behind K."""
