@@ -199,7 +199,8 @@ class Task:
         best = self._improve(best, range(half, self.options.epochs), whole=True)
         self.model.load_state_dict(best.weights)
         self.journal.say(
-            f"best epoch: {best.epoch} of {self.options.epochs}; the head began {best.start}"
+            f"best epoch: {best.epoch or 'none'} of {self.options.epochs}; "
+            f"the head began {best.start}"
         )
         self.head_start = best.start
 
