@@ -14,8 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The two files that take ten minutes each begin at once, each on a worker of its own; on the
-    third the fast tests run first."""
+    """The two files that take ten minutes each begin at once, each on a worker of its own."""
     long = ("test_end_to_end.py", "test_slurm.py")
     if os.environ.get("PYTEST_XDIST_WORKER"):
         items.sort(key=lambda item: item.path.name not in long)
