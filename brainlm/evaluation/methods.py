@@ -11,9 +11,10 @@ import pandas as pd
 
 from ..config import Finetune
 from ..shards import Corpus
+from ..training.ridge import Kernel
 from ..training.windows import Windows
 from . import baselines, views
-from .baselines import Kernel, Known, Predictor
+from .baselines import Known, Predictor
 
 #: Kernel methods grow with people squared, in time and memory (10 GB for 424 parcels at this
 #: number): of more training people so many are drawn.

@@ -128,7 +128,7 @@ class Head(nn.Sequential):
         out = super().forward(self.gain * x)
         if self.skip is None:
             return out
-        return out + F.linear(x * x.shape[-1] ** -0.5, self.skip)  # made smaller for Adam, too
+        return out + x.shape[-1] ** -0.5 * F.linear(x, self.skip)  # made smaller for Adam, too
 
 
 def interleaved_sinusoid(count: int, width: int) -> Tensor:

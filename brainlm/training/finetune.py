@@ -262,8 +262,12 @@ class Task:
 
     def _person(self, rows: np.ndarray) -> Tensor:
         """[F] mean summary of a person's recordings; NaN where none has it."""
-        windows = torch.cat([self.windows.even(int(row), WINDOWS_PER_RECORDING) for row in rows])
-        return self.model.embed(windows.to(self.device), self.model.config.pool).nanmean(0)
+        return torch.cat([self._embed(int(row), WINDOWS_PER_RECORDING) for row in rows]).nanmean(0)
+
+    def _embed(self, row: int, count: int) -> Tensor:
+        """[count, F] summaries of windows spread evenly over one recording."""
+        signal = self.windows.even(row, count).to(self.device)
+        return self.model.embed(signal, self.model.config.pool)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = make_optimizer(self.model, self.options.learning_rate, 0.05)
@@ -322,9 +326,8 @@ class Task:
     @torch.no_grad()
     def _output(self, row: int, count: int) -> Tensor:
         """Head output averaged over windows spread evenly over one recording."""
-        signal = self.windows.even(row, count).to(self.device)
         self.model.eval()
-        return self.model.head(self.model.embed(signal, self.model.config.pool)).mean(0).cpu()
+        return self.model.head(self._embed(row, count)).mean(0).cpu()
 
     # ---- results ----------------------------------------------------------------------------
 

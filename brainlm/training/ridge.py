@@ -127,7 +127,7 @@ def linear_readout(
     features : ndarray [S, F]
         NaN counts as the mean.
     labels : ndarray [S]
-        Targets, or classes 0, 1, ...
+        Targets, or classes 0, 1, ... as whole numbers.
     classes : int
         C; 0 for a regression.
 
@@ -137,15 +137,13 @@ def linear_readout(
         K is 1 for a regression and for two classes (log odds of class 1), else C.
     bias : ndarray [K] float32
     """
-    indicators = labels[:, None].astype(float)
-    if classes > 2:
-        indicators = np.eye(classes)[labels.astype(int)]
+    indicators = np.eye(classes)[labels] if classes > 2 else labels[:, None].astype(float)
     ridge = Ridge.fit(features, indicators)
     weights, bias = ridge.weights, ridge.intercept
     if classes:
-        share = np.bincount(labels.astype(int), minlength=classes) / len(labels)
+        share = np.bincount(labels, minlength=classes) / len(labels)
         bias = np.log(share) if classes > 2 else np.log(share[1:] / share[0])
-        weights = weights * _sureness(ridge.left_out - ridge.intercept, bias, labels.astype(int))
+        weights = weights * _sureness(ridge.left_out - ridge.intercept, bias, labels)
     bias = bias - ridge.kernel.mean @ weights
     return weights.astype(np.float32), bias.astype(np.float32)
 
