@@ -5,11 +5,8 @@ Imported at every parse, once per cluster job, so it imports nothing heavy.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -21,6 +18,7 @@ from .config import Cohort, Config, Pretrain, load_config, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
 from .files import describe_disk_error, remove_leftovers, write_text
+from .orphans import cancel_orphans, end_with_daemon
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 #: brainlm.preprocess.registry.
 VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 2, "evaluate": 2}
 
-#: how long cancelled jobs are waited for; SLURM kills what has not ended after KillWait, 30 s
-_ORPHANS_END_S = 120
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
 
@@ -43,6 +39,8 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     """
     try:
         stored = os.environ.get("BRAINLM_CONFIG", "")
+        if not is_main_process:
+            end_with_daemon()
         if not is_main_process and Path(stored).is_file():
             return load_config(stored)
         config = parse_config(dict(values), "config.yaml")
@@ -200,53 +198,6 @@ def _stop(message: str) -> None:
     """Say what is wrong in one line; Snakemake would add its own traceback to an exception."""
     print(f"brainlm: {message}", file=sys.stderr)
     raise SystemExit(1)
-
-
-def cancel_orphans(prefix: str = "brainlm") -> bool:
-    """Cancel this folder's cluster jobs that a killed Snakemake left, and wait until they ended.
-
-    They would write the same files as the jobs that replace them. Called while the folder's lock
-    is held, so no living Snakemake owns them.
-
-    Returns
-    -------
-    bool
-        Whether there were any, all of which have ended by now.
-    """
-    orphans = _jobs_of_folder(prefix)
-    if not orphans:
-        return False
-    print(f"cancelling {len(orphans)} jobs left by an earlier run", file=sys.stderr)
-    end = time.monotonic() + _ORPHANS_END_S
-    while orphans and time.monotonic() < end:
-        # again and again: one that was just being requeued comes back
-        with contextlib.suppress(subprocess.SubprocessError):
-            subprocess.run(["scancel", *orphans], capture_output=True, timeout=60, check=False)
-        time.sleep(1)
-        orphans = _jobs_of_folder(prefix)
-    if orphans:
-        print(
-            f"jobs {', '.join(orphans)} of an earlier run have not ended {_ORPHANS_END_S} s after "
-            "they were cancelled; their node may be down: see `scontrol show job`",
-            file=sys.stderr,
-        )
-    return not orphans
-
-
-def _jobs_of_folder(prefix: str) -> list[str]:
-    """Ids of the user's cluster jobs that work in this folder, also of those about to end."""
-    if shutil.which("squeue") is None:
-        return []
-    try:
-        queue = subprocess.run(
-            ["squeue", "--noheader", "--me", "--format=%i|%j|%Z"],
-            capture_output=True, text=True, timeout=30, check=True,
-        ).stdout  # fmt: skip
-    except (subprocess.SubprocessError, OSError):
-        return []  # no cluster answers: nothing of ours can be running on it
-    here = str(Path.cwd())
-    rows = [line.split("|") for line in queue.splitlines()]
-    return [row[0] for row in rows if row[1].startswith(prefix) and row[2] == here]
 
 
 def is_clinical(task: Task) -> bool:

@@ -240,8 +240,7 @@ def meet(kind: str, clone: Path, undisturbed: Path, process, dice: random.Random
 
 
 def requeue(job: str) -> None:
-    """What SLURM does when it misses the daemon, at the node's next registration. What the job
-    ran was nobody's to stop and goes on, beside the job's second try: two write the same files."""
+    """What SLURM does when it misses the daemon, at the node's next registration."""
     subprocess.run(["scontrol", "requeue", job], check=False)  # fails if the job ended just now
     until(lambda: state_of(job) != "COMPLETING")
     if state_of(job) == "PENDING":
