@@ -6,18 +6,18 @@ to stop is decided on validation subjects. Test subjects are only predicted.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import __version__, config
@@ -30,6 +30,7 @@ from ..model.pooling import check_pool
 from ..shards import Corpus, Scaling
 from .card import finetuned_card
 from .journal import Journal, figure
+from .learner import Learner
 from .predict import WINDOWS_PER_RECORDING, decode_outputs
 from .ridge import linear_readout
 from .schedule import make_optimizer
@@ -47,8 +48,6 @@ ENCODER_RATE = 0.2
 SCALED_BY = 512
 #: training people that the head's linear path begins with, in closed form: 0.7 GB for 424 parcels
 FITTED_ON = 2000
-#: epochs without a better validation loss before training stops
-PATIENCE = 8
 
 
 def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels: pd.Series,
@@ -90,24 +89,6 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
                 atlas, seed, transform, class_names)  # fmt: skip
     task.train()
     return task.finish()
-
-
-@dataclass
-class Best:
-    """The weights that predicted the validation subjects best so far, and when.
-
-    Attributes
-    ----------
-    weights : dict
-        All that learns: of the head while it learns alone.
-    start : str
-        How its head began: at random, or as ridge regression.
-    """
-
-    weights: dict[str, Tensor]
-    start: str
-    loss: float
-    epoch: int = 0
 
 
 class Task:
@@ -191,48 +172,53 @@ class Task:
             self.journal.say("no labelled validation subject: all epochs are run")
         self._fit_scale()
         half = self.options.epochs // 2
-        starts = list(self._head_starts())
-        alone = [self._improve(start, range(half), whole=False) for start in starts]
-        best = min(alone, key=lambda best: best.loss) if len(self.check_rows) else alone[-1]
-        self.model.load_state_dict(best.weights, strict=False)
-        best.weights = _copy(self.model)
-        best = self._improve(best, range(half, self.options.epochs), whole=True)
-        self.model.load_state_dict(best.weights)
+        heads = self._begin_heads()
+        self._run(range(half), heads, whole=False)
+        # without validation people, the one that knows most
+        best = min(heads, key=lambda head: head.loss) if len(self.check_rows) else heads[-1]
+        self.model.head.load_state_dict(best.weights)
+        learner = Learner(best.start, self.model.head, self.model, self._optimizer(self.model),
+                          best.loss, best.epoch)  # fmt: skip
+        self._run(range(half, self.options.epochs), [learner], whole=True)
+        self.model.load_state_dict(learner.weights)
+        self.head_start = learner.start
         self.journal.say(
-            f"best epoch: {best.epoch or 'none'} of {self.options.epochs}; "
-            f"the head began {best.start}"
+            f"best epoch: {learner.epoch or 'none'} of {self.options.epochs}; "
+            f"the head began {learner.start}"
         )
-        self.head_start = best.start
 
-    def _head_starts(self) -> Iterator[Best]:
-        for start in ("at random", "as ridge regression"):
-            if start == "as ridge regression":
-                self._start_linear()
-            loss = self._held_out_loss()
-            yield Best(_copy(self.model, whole=False), start, math.inf if loss is None else loss)
+    def _begin_heads(self) -> list[Learner]:
+        random, linear = self.model.head, copy.deepcopy(self.model.head)
+        self._start_linear(linear)
+        heads = {"at random": random, "as ridge regression": linear}
+        losses = self._held_out_losses(list(heads.values()))
+        return [
+            Learner(start, head, head, self._optimizer(head), math.inf if loss is None else loss)
+            for (start, head), loss in zip(heads.items(), losses, strict=True)
+        ]
 
-    def _improve(self, best: Best, epochs: range, *, whole: bool) -> Best:
-        """Epochs until the validation loss stops falling, from the best weights so far."""
-        self.model.load_state_dict(best.weights, strict=whole)
-        optimizer, waited = self._optimizer(), 0
+    def _run(self, epochs: range, learners: list[Learner], *, whole: bool) -> None:
+        """Epochs until nobody's validation loss falls any more."""
         for epoch in epochs:
-            loss, held_out = self._epoch(epoch, optimizer, whole), self._held_out_loss()
-            known = {"train": loss} | ({} if held_out is None else {"validation": held_out})
-            for split, value in known.items():
-                self.journal.record(split=split, epoch=epoch + 1, loss=value, whole=whole,
-                                    head=best.start,
-                                    seconds=time.monotonic() - self.began_s)  # fmt: skip
-            text = f"epoch {epoch + 1} {'all' if whole else 'head, begun ' + best.start}"
-            text += f" loss {loss:.4f} validation {figure(held_out, 4)}"
-            self.journal.progress(epoch + 1, self.options.epochs, text)
-            waited += 1
-            if held_out is None or held_out < best.loss:
-                least = loss if held_out is None else held_out
-                best = Best(_copy(self.model, whole), best.start, least, epoch + 1)
-                waited = 0
-            elif waited >= PATIENCE:
-                break
-        return best
+            at_work = [learner for learner in learners if not learner.is_over]
+            if not at_work:
+                return
+            losses = self._epoch(epoch, at_work, whole)
+            held_out = self._held_out_losses([learner.head for learner in at_work])
+            for learner, loss, check in zip(at_work, losses, held_out, strict=True):
+                self._tell(epoch + 1, learner, loss, check, whole)
+                learner.note(epoch + 1, check)
+
+    def _tell(self, epoch: int, learner: Learner, loss: float, held_out: float | None,
+              whole: bool) -> None:  # fmt: skip
+        known = {"train": loss} | ({} if held_out is None else {"validation": held_out})
+        for split, value in known.items():
+            self.journal.record(split=split, epoch=epoch, loss=value, whole=whole,
+                                head=learner.start,
+                                seconds=time.monotonic() - self.began_s)  # fmt: skip
+        text = f"epoch {epoch} {'all' if whole else 'head, begun ' + learner.start}"
+        text += f" loss {loss:.4f} validation {figure(held_out, 4)}"
+        self.journal.progress(epoch, self.options.epochs, text)
 
     @torch.no_grad()
     def _fit_scale(self) -> None:
@@ -243,7 +229,7 @@ class Task:
         self.model.head.fit_scale(torch.cat([self._summary(b, 0.0) for b in batches]))
 
     @torch.no_grad()
-    def _start_linear(self) -> None:
+    def _start_linear(self, head: nn.Module) -> None:
         """The head as ridge regression on what the encoder makes of training people, each the
         mean of a few windows."""
         rows = self.table.loc[self.fit_rows].groupby(["cohort", "participant_id"], sort=False)
@@ -258,7 +244,7 @@ class Task:
         weights, bias = (
             torch.from_numpy(x) for x in linear_readout(summaries, targets[some], classes)
         )
-        self.model.head.start_linear(weights.to(self.device), bias.to(self.device))
+        head.start_linear(weights.to(self.device), bias.to(self.device))
 
     def _person(self, rows: np.ndarray) -> Tensor:
         """[F] mean summary of a person's recordings; NaN where none has it."""
@@ -269,43 +255,45 @@ class Task:
         signal = self.windows.even(row, count).to(self.device)
         return self.model.embed(signal, self.model.config.pool)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = make_optimizer(self.model, self.options.learning_rate, 0.05)
-        head = {id(p) for p in self.model.head.parameters()}
+    def _optimizer(self, learns: nn.Module) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(learns, self.options.learning_rate, 0.05)
+        encoder = set() if learns is not self.model else {
+            id(p) for name, p in self.model.named_parameters() if not name.startswith("head.")
+        }  # fmt: skip
         groups = []
         for group in optimizer.param_groups:
-            for own in (True, False):
-                some = [p for p in group["params"] if (id(p) in head) == own]
-                rate = 1.0 if own or self.pretrained is None else ENCODER_RATE
+            for below in (True, False):
+                some = [p for p in group["params"] if (id(p) in encoder) == below]
+                rate = ENCODER_RATE if below and self.pretrained is not None else 1.0
                 groups.append({"params": some, "weight_decay": group["weight_decay"],
                                "lr": rate * self.options.learning_rate})  # fmt: skip
         return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
 
-    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, whole: bool) -> float:
+    def _epoch(self, epoch: int, learners: list[Learner], whole: bool) -> list[float]:
+        """Mean loss of each learner; those that learn beside each other get the same encodings."""
         self.model.train(whole)
-        self.model.head.train()
+        for learner in learners:
+            learner.head.train()
         drop = STEP_DROP if self.model.config.pool == "connectivity" else TOKEN_DROP
         drop = drop if whole else 0.0
-        total = torch.zeros((), device=self.device)
+        totals = torch.zeros(len(learners), device=self.device)
         torch.manual_seed(hash((self.seed, epoch)))
         for batch in Prefetch(self.windows.batch, self._picks(epoch)):
             with torch.set_grad_enabled(whole):
                 summary = self._summary(batch, drop)
-            output = self.model.head(summary)
-            loss = self._loss(output, self._targets(batch.rows).to(self.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            optimizer.step()
-            # a norm that is not finite must not pass: the head reads NaN as "missing"
-            total += loss.detach() * len(batch.rows) + 0.0 * norm
-        if not math.isfinite(float(total)):
+            targets = self._targets(batch.rows).to(self.device)
+            for k, learner in enumerate(learners):
+                loss = self._loss(learner.head(summary), targets)
+                norm = learner.step(loss)
+                # a norm that is not finite must not pass: the head reads NaN as "missing"
+                totals[k] += loss.detach() * len(batch.rows) + 0.0 * norm
+        if not bool(totals.isfinite().all()):
             raise BrainLMError(
                 f"{self.target}: training diverged in epoch {epoch + 1}: its loss or gradients "
                 f"are not finite; lower finetune.learning_rate "
                 f"(now {self.options.learning_rate:g})"
             )
-        return float(total / len(self.fit_rows))
+        return (totals / len(self.fit_rows)).tolist()
 
     def _picks(self, epoch: int) -> Iterator[list[tuple[int, int]]]:
         size = self.options.batch_size
@@ -317,24 +305,28 @@ class Task:
         return self.model.summarise(batch.signal.to(self.device), self.model.config.pool,
                                     batch.noise.to(self.device), drop)  # fmt: skip
 
-    def _held_out_loss(self) -> float | None:
+    def _held_out_losses(self, heads: list[nn.Module]) -> list[float] | list[None]:
         if not len(self.check_rows):
-            return None
-        outputs = torch.stack([self._output(int(row), 1) for row in self.check_rows])
-        return float(self._loss(outputs, self._targets(self.check_rows)))
+            return [None] * len(heads)
+        rows = [self._outputs(int(row), 1, heads) for row in self.check_rows]
+        targets = self._targets(self.check_rows)
+        return [float(self._loss(torch.stack(outputs), targets))
+                for outputs in zip(*rows, strict=True)]  # fmt: skip
 
     @torch.no_grad()
-    def _output(self, row: int, count: int) -> Tensor:
-        """Head output averaged over windows spread evenly over one recording."""
+    def _outputs(self, row: int, count: int, heads: list[nn.Module]) -> list[Tensor]:
+        """Each head's output averaged over windows spread evenly over one recording."""
         self.model.eval()
-        return self.model.head(self._embed(row, count)).mean(0).cpu()
+        summary = self._embed(row, count)
+        return [head.eval()(summary).mean(0).cpu() for head in heads]
 
     # ---- results ----------------------------------------------------------------------------
 
     def finish(self) -> pd.DataFrame:
         """Predict all recordings and write everything."""
         rows = self.table.index.to_numpy()
-        outputs = [self._output(int(row), WINDOWS_PER_RECORDING) for row in rows]
+        heads = [self.model.head]
+        outputs = [self._outputs(int(row), WINDOWS_PER_RECORDING, heads)[0] for row in rows]
         columns = ["cohort", "participant_id", "recording_id", "split", "label"]
         predicted = decode_outputs(outputs, self.classes, self.transform)
         result = self.table[columns].assign(**predicted).reset_index(drop=True)
@@ -405,9 +397,3 @@ def _table(corpus: Corpus, labels: pd.Series) -> pd.DataFrame:
     keys = pd.MultiIndex.from_frame(table[["cohort", "participant_id"]])
     labels = labels[~labels.index.duplicated()]
     return table.assign(label=labels.reindex(keys).to_numpy(np.float64))
-
-
-def _copy(model: BrainLM, whole: bool = True) -> dict[str, Tensor]:
-    """The weights now, or those of the head."""
-    state = model.state_dict().items()
-    return {k: v.detach().clone() for k, v in state if whole or k.startswith("head.")}

@@ -27,7 +27,7 @@ from brainlm.model import from_pretrained
 from brainlm.model.masking import count_visible
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
-from brainlm.training.finetune import Task, _copy, finetune
+from brainlm.training.finetune import Task, finetune
 from brainlm.training.meter import Meter
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
@@ -436,16 +436,27 @@ def test_classification(study, finished, tmp_path):
 
 
 def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
-    """Half of the epochs leave the encoder as it was: of a head at random, and of a ridge."""
+    """Half of the epochs leave the encoder as it was: two heads learn from the same encodings, one
+    that began at random and one that began as ridge regression."""
     kept = []
-    monkeypatch.setattr(Task, "_held_out_loss", lambda self: kept.append(_copy(self.model)))
+
+    def note(task, heads):
+        kept.append(copy.deepcopy((task.model.state_dict(), [h.state_dict() for h in heads])))
+        return [None] * len(heads)
+
+    monkeypatch.setattr(Task, "_held_out_losses", note)
     tune(study, tmp_path / "a", finished, study.labels, epochs=4)
     start = from_pretrained(finished).state_dict()
-    same = [all(torch.equal(w[k], start[k]) for k in w if not k.startswith("head")) for w in kept]
-    assert same == [True] * 6 + [False] * 2  # both at their start and after each epoch, then all
-    linear = [bool(w["head.skip"].any()) for w in kept]
-    assert linear[:2] == [False, True] and not kept[1]["head.6.weight"].any()
-    assert not torch.equal(kept[2]["head.0.weight"], kept[3]["head.0.weight"])
+    same = [
+        all(torch.equal(w[k], start[k]) for k in w if not k.startswith("head")) for w, _ in kept
+    ]
+    assert same == [True] * 3 + [False] * 2  # at their start and after each epoch, then all
+    assert [len(heads) for _, heads in kept] == [2, 2, 2, 1, 1]
+    (random, linear), (random_later, linear_later) = kept[0][1], kept[1][1]
+    assert [bool(head["skip"].any()) for head in (random, linear)] == [False, True]
+    assert not linear["6.weight"].any()
+    for before, after in ((random, random_later), (linear, linear_later)):
+        assert not torch.equal(before["skip"], after["skip"])
     assert from_pretrained(tmp_path / "a").config.pool == "connectivity"
     assert "correlations between" in (tmp_path / "a" / "README.md").read_text()
 

@@ -1,0 +1,63 @@
+"""What learns in a fine-tuning, and the weights that predicted the validation people best."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+#: epochs without a better validation loss before training stops
+PATIENCE = 8
+
+
+class Learner:
+    """A head that learns, alone or with the encoder below it, and its best weights so far.
+
+    Attributes
+    ----------
+    start : str
+        How the head began: at random, or as ridge regression.
+    learns : Module
+        The head, or the whole model.
+    loss : float
+        The validation people's, of the best weights; infinite before the first.
+    epoch : int
+        When those were reached; 0 is before the first epoch.
+    """
+
+    def __init__(
+        self,
+        start: str,
+        head: nn.Module,
+        learns: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: float = math.inf,
+        epoch: int = 0,
+    ):
+        self.start, self.head, self.learns, self.optimizer = start, head, learns, optimizer
+        self.loss, self.epoch, self.weights = loss, epoch, _copy(learns)
+        self._waited = 0
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One update; returns the norm of the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.learns.parameters(), 1.0)
+        self.optimizer.step()
+        return norm
+
+    def note(self, epoch: int, held_out: float | None) -> None:
+        """Keep the weights if they are the best so far, or the latest if nobody can tell."""
+        self._waited += 1
+        if held_out is None or held_out < self.loss:
+            self.weights, self.epoch, self._waited = _copy(self.learns), epoch, 0
+            self.loss = self.loss if held_out is None else held_out
+
+    @property
+    def is_over(self) -> bool:
+        return self._waited >= PATIENCE
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
