@@ -6,6 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+from debian import install
 from study import HOSTILE, build, make_results
 
 from brainlm.cohort.recordings import Entry
@@ -42,10 +43,16 @@ _WIDER_THAN = """(edge) => [...document.querySelectorAll("table, svg, p, h1, h2"
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 
+def find_chromium() -> str | None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
 @pytest.fixture(scope="module")
 def browser():
-    path = next((p for n in ("chromium", "chromium-browser", "google-chrome")
-                 if (p := shutil.which(n))), None)  # fmt: skip
+    if find_chromium() is None:
+        install("chromium")
+    path = find_chromium()
     if path is None:
         pytest.skip("no chromium found (Debian: apt-get install chromium)")
     playwright.expect.set_options(timeout=30_000)

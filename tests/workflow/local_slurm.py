@@ -15,6 +15,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from debian import install
+
 PACKAGES = ("slurm-wlm", "munge")
 _LINK = Path("/etc/slurm/slurm.conf")
 
@@ -23,11 +25,8 @@ def why_not() -> str | None:
     """Why a SLURM cannot be started here, or None. In CI the packages are installed first."""
     if os.geteuid() != 0:
         return "starting a SLURM needs root"
-    if not _found() and os.environ.get("CI") and shutil.which("apt-get"):
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
-        subprocess.run(["apt-get", "update"], **quiet)
-        install = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
-        subprocess.run(install, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, **quiet)
+    if not _found():
+        install(*PACKAGES)
     if not _found():
         return f"SLURM is not installed (apt-get install {' '.join(PACKAGES)})"
     if _LINK.exists() and not _LINK.is_symlink():
