@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .blocks import count, show, show_interval
+from .blocks import count, join_words, show, show_interval
 from .facts import Facts
 
 _FEW_PEOPLE = 30
@@ -21,7 +21,7 @@ def list_cautions(facts: Facts) -> list[str]:
     """Sentences, the gravest first; empty only if there is truly nothing to say."""
     found = [
         *_about_data(facts), *_about_training(facts), *_about_reconstruction(facts),
-        *_about_targets(facts),
+        *_about_targets(facts), *_about_methods(facts),
     ]  # fmt: skip
     if all(cohort.role == "reference" for cohort in facts.config.cohorts):
         found.append(
@@ -75,20 +75,44 @@ def _about_reconstruction(facts: Facts) -> list[str]:
         return ["Reconstruction on held-out people was not evaluated."]
     found = _about_people(table, "reconstruction")
     r2 = table[(table["metric"] == "r2") & (table["level"] == "pooled")]
-    for row in r2[r2["method"].str.startswith("model minus ")].itertuples():
-        if pd.isna(row.low) or row.low <= 0:
-            worse = pd.notna(row.high) and row.high < 0
+    for (hidden, cohort), part in r2.groupby(["target", "cohort"], sort=False):
+        where = f"Reconstruction, {hidden} hidden, {cohort}: the model"
+        found += _compare(where, part, "model")
+        for row in part[(part["method"] == "model") & (part["value"] < _LITTLE)].itertuples():
             found.append(
-                f"Reconstruction, {row.target} hidden, {row.cohort}: the model is "
-                f"{'worse than' if worse else 'not shown to beat'} "
-                f"{_TRIVIAL.get(row.method.removeprefix('model minus '), row.method)} "
-                f"(R² difference {show_interval(row.value, row.low, row.high)})."
+                f"{where} explains almost nothing "
+                f"(R² {show_interval(row.value, row.low, row.high)}), whatever it beats."
             )
-    for row in r2[(r2["method"] == "model") & (r2["value"] < _LITTLE)].itertuples():
-        found.append(
-            f"Reconstruction, {row.target} hidden, {row.cohort}: the model explains almost "
-            f"nothing (R² {show_interval(row.value, row.low, row.high)}), whatever it beats."
-        )
+    return found
+
+
+def _about_methods(facts: Facts) -> list[str]:
+    found = []
+    models = {"forecasting": ("r2", "fine-tuned"), "networks": ("accuracy", "attention rows")}
+    for name, task in facts.tasks.items():
+        table = facts.results.get(name)
+        if task.kind not in models or table is None:
+            continue
+        metric, model = models[task.kind]
+        rows = table[(table["metric"] == metric) & (table["level"] == "pooled")]
+        for cohort, part in rows.groupby("cohort", sort=False):
+            who = "attention rows" if task.kind == "networks" else "the fine-tuned model"
+            found += _compare(f"{name}, {cohort}: {who}", part, model)
+    return found
+
+
+def _compare(what: str, part: pd.DataFrame, model: str) -> list[str]:
+    """What of a figure that should be large the model is not shown to have more of."""
+    start = f"{model} minus "
+    rows = part[part["method"].str.startswith(start)]
+    worse = rows["high"] < 0
+    level = ~(rows["low"] > 0) & ~worse
+    found = []
+    for which, words in ((worse, "worse than"), (level, "not shown to beat")):
+        others = rows["method"][which].str.removeprefix(start)
+        if len(others):
+            named = join_words([_TRIVIAL.get(other, other) for other in others])
+            found.append(f"{what} {'are' if model.endswith('rows') else 'is'} {words} {named}.")
     return found
 
 

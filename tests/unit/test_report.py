@@ -6,6 +6,7 @@ import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -223,6 +224,21 @@ def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
     text = " ".join(list_cautions(facts))
     assert "the model is worse than predicting zero" in text
     assert "the model explains almost nothing (R² 0.010 [0.000, 0.020])" in text
+
+
+def test_what_forecasts_better_than_the_model_is_said(study):
+    config, *_ = study
+    facts = read_facts(config.results, config)
+    rows = [("AR", -0.2, -0.3, -0.1), ("VAR", -0.1, -0.2, -0.05), ("LSTM", 0.01, -0.01, 0.03),
+            ("zero", 0.1, 0.05, 0.2)]  # fmt: skip
+    facts.tasks["forecasting"] = SimpleNamespace(kind="forecasting")
+    facts.results["forecasting"] = pd.DataFrame(
+        [(f"fine-tuned minus {name}", *values) for name, *values in rows],
+        columns=["method", "value", "low", "high"],
+    ).assign(metric="r2", level="pooled", cohort="home")
+    found = list_cautions(facts)
+    assert "forecasting, home: the fine-tuned model is worse than AR and VAR." in found
+    assert "forecasting, home: the fine-tuned model is not shown to beat LSTM." in found
 
 
 def test_the_pages_of_a_chunk_are_drawn_once(tmp_path):
