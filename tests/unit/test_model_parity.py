@@ -23,6 +23,11 @@ def _threads():
     torch.set_num_threads(1)
 
 
+#: The reference's float32 logits are up to 1.1e-5 from the float64 result (raw mm are large), and so
+#: may ours be, on another processor to the other side: 1.31e-5 apart on one without AVX-512.
+LOGITS = 2e-5
+
+
 @pytest.fixture(scope="module")
 def parcel(shared):
     return shared / "fixtures" / "parcel"
@@ -49,8 +54,7 @@ def open_parcel(folder, tmp_path, **changes):
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
     shutil.copy(folder / "model.safetensors", tmp_path)
     model = from_pretrained(tmp_path, coordinates=inputs["xyz_vectors"][0].numpy())
-    # The reference multiplies out its attention too. Its float32 logits are themselves up to
-    # 1.1e-5 from the float64 result (raw mm are large), so the order of sums matters here.
+    # The reference multiplies out its attention too: the order of sums matters here.
     set_attention(model, "math")
     return model, inputs["signal_vectors"], inputs["noise"]
 
@@ -102,7 +106,7 @@ def test_parcel_forward(parcel, tmp_path, case, ratio, loss):
     want = arrays(parcel / f"out_{case}.npz")
     seen = watch(model)
     out = model(signal, mask_ratio=ratio, noise=noise)
-    close(out.prediction.reshape(want["logits"].shape), want["logits"], 1e-5)
+    close(out.prediction.reshape(want["logits"].shape), want["logits"], LOGITS)
     close(out.latent, want["latent"], 1e-5)
     close(out.latent[:, 0], want["cls"], 1e-5)
     close(out.loss, want["loss"], 1e-6)
@@ -132,14 +136,14 @@ def test_parcel_without_masking(parcel, tmp_path):
     check_states(seen, identity)
     close(maps[1][0], identity["encoder_attentions_last_sample0"], 1e-5)
     close(out.latent, identity["latent"], 1e-5)
-    close(out.prediction.reshape(identity["logits"].shape), identity["logits"], 1e-5)
+    close(out.prediction.reshape(identity["logits"].shape), identity["logits"], LOGITS)
     assert out.loss.item() == 0  # the reference divides 0 by 0
     seen.clear()
     out = model(signal, mask_ratio=0.0, noise=noise)
     check_states(seen, shuffled)
     close(out.latent, shuffled["latent"], 1e-5)
     close(out.latent[:, 0], shuffled["cls"], 1e-5)
-    close(out.prediction.reshape(shuffled["logits"].shape), shuffled["logits"], 1e-5)
+    close(out.prediction.reshape(shuffled["logits"].shape), shuffled["logits"], LOGITS)
     close(out.masking.ids_restore, shuffled["ids_restore"], 0)
     assert (shuffled["cls"] - identity["cls"]).abs().max() > 0.01  # its CLS depends on order
 
