@@ -23,8 +23,8 @@ def _threads():
     torch.set_num_threads(1)
 
 
-#: The reference's float32 logits are up to 1.1e-5 from the float64 result (raw mm are large), and so
-#: may ours be, on another processor to the other side: 1.31e-5 apart on one without AVX-512.
+#: The reference's float32 logits are up to 1.1e-5 from the float64 result (raw mm are large), and
+#: so may ours be, on another processor to the other side: 1.31e-5 apart on one without AVX-512.
 LOGITS = 2e-5
 
 
