@@ -77,7 +77,7 @@ def _about_reconstruction(facts: Facts) -> list[str]:
     r2 = table[(table["metric"] == "r2") & (table["level"] == "pooled")]
     for (hidden, cohort), part in r2.groupby(["target", "cohort"], sort=False):
         where = f"Reconstruction, {hidden} hidden, {cohort}: the model"
-        found += _compare(where, part, "model")
+        found += _compare(f"{where} is", part, "model")
         for row in part[(part["method"] == "model") & (part["value"] < _LITTLE)].itertuples():
             found.append(
                 f"{where} explains almost nothing "
@@ -88,16 +88,18 @@ def _about_reconstruction(facts: Facts) -> list[str]:
 
 def _about_methods(facts: Facts) -> list[str]:
     found = []
-    models = {"forecasting": ("r2", "fine-tuned"), "networks": ("accuracy", "attention rows")}
+    models = {
+        "forecasting": ("r2", "fine-tuned", "the fine-tuned model is"),
+        "networks": ("accuracy", "attention rows", "attention rows are"),
+    }
     for name, task in facts.tasks.items():
         table = facts.results.get(name)
         if task.kind not in models or table is None:
             continue
-        metric, model = models[task.kind]
+        metric, model, words = models[task.kind]
         rows = table[(table["metric"] == metric) & (table["level"] == "pooled")]
         for cohort, part in rows.groupby("cohort", sort=False):
-            who = "attention rows" if task.kind == "networks" else "the fine-tuned model"
-            found += _compare(f"{name}, {cohort}: {who}", part, model)
+            found += _compare(f"{name}, {cohort}: {words}", part, model)
     return found
 
 
@@ -112,7 +114,7 @@ def _compare(what: str, part: pd.DataFrame, model: str) -> list[str]:
         others = rows["method"][which].str.removeprefix(start)
         if len(others):
             named = join_words([_TRIVIAL.get(other, other) for other in others])
-            found.append(f"{what} {'are' if model.endswith('rows') else 'is'} {words} {named}.")
+            found.append(f"{what} {words} {named}.")
     return found
 
 
