@@ -17,9 +17,17 @@ from ..config import Evaluate, sweep_point
 from ..files import read_json
 from ..shards import Corpus
 from .job import Job, open_model
-from .metrics import MIN_SUBJECTS, POOLED, add_by_subject, draw_counts, percentiles
+from .metrics import (
+    POOLED,
+    add_by_subject,
+    bootstrap,
+    bootstrap_p,
+    difference,
+    of_sums,
+)
 from .people import cohort_parts, long_enough
 from .reconstruction import evaluate_masking
+from .significance import holm
 from .tables import describe_left_out, write_results
 
 #: (preset, share, seed) -> folder
@@ -68,7 +76,8 @@ def evaluate_scaling(
     -------
     DataFrame
         Method: the preset; target: the share; ``n_train`` people. Pooled rows take all seeds
-        together, with an interval over people; ``seed`` rows have one R² per seed.
+        together, with an interval over people; ``seed`` rows have one R² per seed; ``minus`` rows
+        are every point less the first preset on its smallest share, on the same resamples.
     """
     corpus, roles = Corpus(shards), roles or {}
     opened = {point: open_model(folder, corpus) for point, folder in models.items()}
@@ -77,6 +86,7 @@ def evaluate_scaling(
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):
         indices, why = long_enough(part, window)
         people = corpus.table["participant_id"][indices].to_numpy()
+        points: list[tuple[dict, np.ndarray]] = []
         for preset, share in dict.fromkeys(point[:2] for point in models):
             seeds = {p[2]: p for p in models if p[:2] == (preset, share)}
             first = next(iter(seeds.values()))
@@ -94,23 +104,46 @@ def evaluate_scaling(
                 )[0]["model"][0]
                 for seed, point in seeds.items()
             }
-            rows += _rows(sums, people, where, options)
+            points.append((where, add_by_subject(np.sum(list(sums.values()), axis=0), people)))
+            rows += _rows(sums, points[-1], options)
+        rows += _differences(points, options)
     return write_results(rows, out, options.seed, config)
 
 
-def _rows(sums: dict[int, np.ndarray], people, where: dict, options: Evaluate) -> Iterator[dict]:
+def _rows(
+    sums: dict[int, np.ndarray], point: tuple[dict, np.ndarray], options: Evaluate
+) -> Iterator[dict]:
     """One size and share: all seeds together, then one by one."""
-    by_subject = add_by_subject(np.sum(list(sums.values()), axis=0), people)
-    draws = draw_counts(len(by_subject), options.bootstrap, options.seed)
-    for metric, formula in POOLED.items():
-        low, high = np.nan, np.nan
-        if len(by_subject) >= MIN_SUBJECTS:
-            low, high = percentiles(formula(draws @ by_subject))
-        value = float(formula(by_subject.sum(0)))
-        yield where | {"metric": metric, "value": value, "low": low, "high": high}
+    where, by_subject = point
+    for metric in POOLED:
+        yield where | {"metric": metric} | _measure(of_sums(metric, by_subject), point, options)
     for seed, one in sums.items():
         value = float(POOLED["r2"](one.sum(0)))
         yield where | {"level": "seed", "unit": str(seed), "metric": "r2", "value": value}
+
+
+def _differences(points: list[tuple[dict, np.ndarray]], options: Evaluate) -> Iterator[dict]:
+    """Every point less the first preset on its smallest share, p corrected over the points."""
+    if len(points) < 2:
+        return
+    preset = points[0][0]["method"]
+    of_preset = [point for point in points if point[0]["method"] == preset]
+    least = min(of_preset, key=lambda point: float(point[0]["target"]))
+    others = [point for point in points if point is not least]
+    for metric in POOLED:
+        gaps = [difference(of_sums(metric, o[1]), of_sums(metric, least[1])) for o in others]
+        count = len(least[1])
+        chances = [bootstrap_p(gap, count, options.bootstrap, options.seed) for gap in gaps]
+        for point, gap, p in zip(others, gaps, holm(np.array(chances)), strict=True):
+            name = f"{point[0]['method']} minus {preset} on {least[0]['target']}"
+            row = point[0] | {"method": name, "metric": metric, "p": p}
+            yield row | _measure(gap, point, options)
+
+
+def _measure(statistic, point: tuple[dict, np.ndarray], options: Evaluate) -> dict:
+    value, interval = bootstrap(statistic, len(point[1]), options.bootstrap, options.seed)
+    low, high = interval or (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def _count_people(table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]) -> int:

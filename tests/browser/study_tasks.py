@@ -45,6 +45,8 @@ def write_tasks(folder: Path, rng) -> None:
     rows = [row | {"method": m, "target": f"{s:.0%}", "n_train": int(46 * s), "value": v + s / 5,
                    "low": v + s / 5 - 0.03, "high": v + s / 5 + 0.03}
             for m, v in (("tiny", 0.2), ("13m", 0.25)) for s in (0.1, 0.3, 1.0)]  # fmt: skip
+    gap = {"method": "13m minus tiny on 0.1", "target": "100%", "n_train": 46}
+    rows.append(row | gap | {"value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01})
     write(rows, folder / "scaling.parquet")
 
 

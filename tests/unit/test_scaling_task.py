@@ -71,7 +71,14 @@ def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_sam
         assert lines[0][column].equals(lines[2][column])
     table = evaluate_scaling(models, study.shards, tmp_path / "scaling.parquet",
                              options=Evaluate(bootstrap=100))  # fmt: skip
-    pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")].set_index("target")
+    pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")]
+    apart = pooled["method"].str.contains(" minus ")
+    gap, pooled = pooled[apart], pooled[~apart].set_index("target")
+    assert gap[["method", "target"]].to_numpy().tolist() == [["tiny minus tiny on 0.3", "1"]]
+    gap = gap.iloc[0]
+    assert gap["value"] == pytest.approx(pooled["value"]["1"] - pooled["value"]["0.3"])
+    assert gap["low"] < gap["value"] < gap["high"] and 0 < gap["p"] <= 1
+    assert gap["high"] - gap["low"] < pooled["high"]["1"] - pooled["low"]["1"]  # paired
     assert set(pooled.index) == {"0.3", "1"} and set(pooled["n"]) == {6}
     assert pooled["n_train"].to_dict() == {"0.3": few, "1": 42}
     assert (pooled["low"] < pooled["value"]).all() and (pooled["value"] < pooled["high"]).all()
