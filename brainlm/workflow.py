@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Raised when a later rule's code changes its results; a stage's own versions are in
 #: brainlm.preprocess.registry.
-VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 3, "evaluate": 2}
+VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 4, "evaluate": 3}
 
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
@@ -54,7 +54,11 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
             os.environ["BRAINLM_CONFIG"] = str((config.results / "config.json").absolute())
             check_targets(
                 config.cohorts,
-                {name: task.target for name, task in tasks.items() if isinstance(task, CLINICAL)},
+                {
+                    name: [task.target, *([task.groups] if task.groups else [])]
+                    for name, task in tasks.items()
+                    if isinstance(task, CLINICAL)
+                },
             )
     except BrainLMError as error:
         _stop(str(error))

@@ -115,14 +115,19 @@ def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
     return text + f"; {len(rows - people)} of its {len(rows)} rows have no recording"
 
 
-def check_targets(cohorts: Sequence[Cohort], targets: Mapping[str, str]) -> None:
-    """Refuse a task whose target no participants table has, before anything is computed."""
+def check_targets(cohorts: Sequence[Cohort], wanted: Mapping[str, Collection[str]]) -> None:
+    """Refuse a task of whose columns no participants table has one, before anything is computed.
+
+    `wanted` has by the task's name the columns that it predicts or groups by.
+    """
     columns = {cohort.name: _header(cohort) for cohort in cohorts}
-    for task, target in targets.items():
-        if not any(target in names for names in columns.values()):
+    for task, asked in wanted.items():
+        for column in asked:
+            if any(column in names for names in columns.values()):
+                continue
             known = "; ".join(f"{c}: {', '.join(n) or 'no table'}" for c, n in columns.items())
             raise BrainLMError(
-                f"task {task}: no participants table has a column {target!r} ({known}); name "
+                f"task {task}: no participants table has a column {column!r} ({known}); name "
                 "another column in the task's file, or leave the task out of tasks"
             )
 
@@ -186,22 +191,19 @@ class Labels:
     values: pd.Series
     classes: tuple[str, ...] = ()
 
-    def drop_small_classes(self, train: pd.Index) -> tuple[Labels, dict[str, int]]:
+    def drop_small_classes(self, train: pd.Index) -> tuple[Labels, pd.Series]:
         """Without classes that fewer than :data:`SMALLEST_CLASS` of the people `train` are of.
 
-        Returns the labels, classes numbered anew, and people left out by class.
+        Returns the labels, classes numbered anew, and of those who are left out the class.
         """
         if not self.classes:
-            return self, {}
+            return self, pd.Series(dtype=object, index=self.values.index[:0])
         seen = self.values.reindex(train).value_counts()
         kept = [k for k in range(len(self.classes)) if seen.get(k, 0) >= SMALLEST_CLASS]
         values = self.values.map({old: float(new) for new, old in enumerate(kept)})
-        lost = {
-            f"of class {name}, which has fewer than {SMALLEST_CLASS} training people":
-                int((self.values == k).sum())
-            for k, name in enumerate(self.classes) if k not in kept
-        }  # fmt: skip
-        return Labels(values, tuple(self.classes[k] for k in kept)), lost
+        lost = self.values[self.values.notna() & ~self.values.isin(kept)]
+        names = lost.map(lambda k: self.classes[int(k)])
+        return Labels(values, tuple(self.classes[k] for k in kept)), names
 
 
 @dataclass(frozen=True)
@@ -283,16 +285,25 @@ def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
     return pd.concat(parts, names=["cohort", "participant_id"]).rename(target)
 
 
-def read_labels(cohorts: Sequence[Cohort], target: str, kind: str) -> Labels:
+def read_labels(
+    cohorts: Sequence[Cohort], target: str, kind: str, transform: str = "none"
+) -> Labels:
     """The column of a task; classes keep their names (words, or numbers as written).
 
     Raises
     ------
     BrainLMError
-        No cohort has the column, it is constant, or it is not of the kind.
+        No cohort has the column, it is constant, it is not of the kind, or somebody's value has
+        no logarithm where one is learnt (a code such as -3 for "prefer not to answer").
     """
     if kind == "regression":
         labels = Labels(read_target(cohorts, target))
+        if transform == "log_minmax" and (labels.values < 0).any():
+            who = labels.values.idxmin()
+            raise BrainLMError(
+                f"{target} of {who[1]} in {who[0]} is {labels.values[who]:g}, log_minmax needs "
+                "labels >= 0; write n/a where a number is a code, or use minmax or zscore"
+            )
     else:
         names = pd.concat(
             [read_column(cohort, target) for cohort in cohorts]

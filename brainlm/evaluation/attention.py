@@ -46,7 +46,7 @@ def run(job: Job) -> pd.DataFrame:
         within=task.within,
         adjust=task.adjust,
         permutations=task.permutations,
-        config=job.config.fingerprint(),
+        config=job.fingerprint,
     )
 
 

@@ -8,37 +8,41 @@ import numpy as np
 import pandas as pd
 
 from ..atlas import Atlas
-from ..cohort.labels import Labels, describe_shortage, read_column, read_labels
+from ..cohort.labels import Labels, read_column, read_labels
 from ..files import atomic_path, write_json
 from ..shards import Corpus
 from ..training.finetune import finetune
 from ..training.predict import skip_target
 from .job import Job
-from .people import hold_out_groups, list_people, list_trainable
+from .people import Population, hold_out_groups
 
 
 def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool) -> None:
     """Fine-tune (or train anew) for a clinical task; `out` gets ``predictions.parquet``.
 
     With ``groups`` there is a model per fold of whole groups, in ``fold-<k>``, and the
-    predictions are those of held-out test people; else the model itself is in `out`.
+    predictions are those of held-out test people; else the model itself is in `out`. A fold
+    from whose training people nothing can be learnt is left out: it says so, and so does the
+    task's table.
     """
     task, cohorts = job.task, job.config.cohorts
-    labels, corpus = read_labels(cohorts, task.target, task.kind), Corpus(job.release_shards)
-    people = list_people(corpus, labels.values)
-    train = list_trainable(people)
-    shortage = describe_shortage(labels, train)
-    if shortage:
-        print(f"{task.name}: not fine-tuned: {shortage}")
-        skip_target(out, shortage)
+    transform = getattr(task, "transform", "none")
+    known = read_labels(cohorts, task.target, task.kind, transform)
+    population = Population.of(Corpus(job.release_shards), known, job.config.model.window)
+    people, labels = population.people, population.labels
+    if population.shortage:
+        print(f"{task.name}: not fine-tuned: {population.shortage}")
+        skip_target(out, population.shortage)
         return
-    labels, _ = labels.drop_small_classes(train)
     if task.groups is None:
         _fit(job, labels, out, atlas, seed, from_scratch)
         return
-    known = [read_column(cohort, task.groups) for cohort in cohorts]
-    groups, tables = pd.concat(known).reindex(people.index), []
+    columns = [read_column(cohort, task.groups) for cohort in cohorts]
+    groups, tables = pd.concat(columns).reindex(people.index), []
     for number, split in enumerate(hold_out_groups(people, groups), 1):
+        if why := population.why_not(split):
+            print(f"{task.name}: fold {number} is left out: {why}")
+            continue
         seen = labels.values.copy()  # who is neither trained nor validated on has no label
         seen[~seen.index.isin(split.train.append(split.validation))] = np.nan
         some = Labels(seen, labels.classes)
@@ -46,6 +50,9 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
         keys = pd.MultiIndex.from_frame(table[["cohort", "participant_id"]])
         held = table[keys.isin(split.test)]
         tables.append(held.assign(label=labels.values.reindex(keys[keys.isin(split.test)]).values))
+    if not tables:
+        skip_target(out, "no fold has training people to learn from")
+        return
     with atomic_path(out / "predictions.parquet") as temporary:
         pd.concat(tables).reset_index(drop=True).to_parquet(temporary)
     write_json(out / "done.json", {"target": task.target, "folds": len(tables)})

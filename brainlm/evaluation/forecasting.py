@@ -63,7 +63,7 @@ def run(job: Job) -> pd.DataFrame:
         learning_rates=task.learning_rates,
         seeds=task.seeds,
         roles=job.roles,
-        config=job.config.fingerprint(),
+        config=job.fingerprint,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -72,6 +73,13 @@ class Job:
     def roles(self) -> dict[str, str]:
         """cohort -> "reference" or "external"."""
         return {cohort.name: cohort.role for cohort in self.config.cohorts}
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits of the resolved configuration and the task's declaration, which a
+        configuration names only."""
+        text = self.config.fingerprint() + self.task.model_dump_json()
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def fits(self, start: str) -> list[Path]:
         """Folders of the fine-tuned (``finetune``) or untrained (``scratch``) fits, one a seed."""

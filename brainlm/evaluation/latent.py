@@ -42,7 +42,7 @@ def run(job: Job) -> pd.DataFrame:
         columns=job.task.colour,
         splits=job.task.splits,
         roles=job.roles,
-        config=job.config.fingerprint(),
+        config=job.fingerprint,
     )
 
 

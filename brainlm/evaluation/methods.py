@@ -23,8 +23,6 @@ MOST_PEOPLE = 4000
 UNTRAINED = "untrained "
 #: People whose features are held at a time while predicting.
 _CHUNK = 500
-#: What people are asked, where the participants tables have it.
-DEMOGRAPHICS = ("age", "sex")
 
 Fit = Callable[[Known], Predictor]
 
@@ -74,7 +72,7 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
         Method(f"connectivity + {svm}", "connectivity", baselines.fit_svm),
         Method("connectivity + MLP", "connectivity", mlp, random=True),
         Method("tangent connectivity + ridge", "tangent", baselines.fit_linear),
-        Method("connectivity less motion and site + ridge", "cleaned", baselines.fit_linear),
+        Method("connectivity less confounds + ridge", "cleaned", baselines.fit_linear),
     ]
     if windows is None:
         return methods
@@ -117,8 +115,9 @@ class Fold:
     def __init__(self, corpus: Corpus, train: pd.DataFrame, validation: pd.DataFrame, model=None,
                  windows: Windows | None = None, cache: dict | None = None):  # fmt: skip
         self.corpus, self.model, self.windows = corpus, model, windows
-        self.left = max(0, len(train) - MOST_PEOPLE)
-        self.train = train.sample(MOST_PEOPLE, random_state=0) if self.left else train
+        self.everybody = train, validation
+        many = len(train) > MOST_PEOPLE
+        self.train = train.sample(MOST_PEOPLE, random_state=0) if many else train
         self.validation = validation.head(MOST_PEOPLE)
         self._keep, self._cache = cache is not None, {} if cache is None else cache
 
@@ -134,7 +133,7 @@ class Fold:
         if name == "mean FD":
             return people[["mean_fd_mm"]].to_numpy(float)
         if name in ("site", "demographics"):
-            wanted = ["site"] if name == "site" else list(DEMOGRAPHICS)
+            wanted = ["site"] if name == "site" else ["age", "sex"]
             some = [c for c in wanted if f"is:{c}" in people]
             named = [f"is:{c}" for c in some]
             return views.one_hot(people[named], self.train[named]) if some else None
@@ -149,6 +148,14 @@ class Fold:
             scaling, window = self.model.scaling, self.model.config.window
             return views.raw_series(self.corpus, scaling, window, rows)
         return self._per_person(name, people)
+
+    def count_trained_on(self, methods: list[Method]) -> dict[str, int]:
+        """Training people by method: networks that learn from windows get all of them."""
+        return {m.name: len(self._learners(m.view)[0]) for m in methods}
+
+    def _learners(self, view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Training and validation people that methods of a view are fitted on."""
+        return self.everybody if view == "rows" else (self.train, self.validation)
 
     def _known(self, name: str, people: pd.DataFrame) -> np.ndarray:
         features = self.view(name, people)
@@ -188,7 +195,11 @@ class Fold:
         return model
 
     def _fitted(self, name: str) -> Callable[[pd.DataFrame], np.ndarray] | None:
-        """The view with what it fits, as features of at most as many columns as people."""
+        """The view with what it fits; a wide one as its axes, at most as many as people.
+
+        Not tokens: neighbours are found among their dimensions, and of as many axes as people
+        every training person would be as far from every other.
+        """
         features = self.view(name, self.train)
         if features is None or (features.dtype != object and name != "people"
                                 and not np.isfinite(features).any()):  # fmt: skip
@@ -198,6 +209,8 @@ class Fold:
             tangent = views.Tangent(features)
             step = lambda f, people: tangent(f)  # noqa: E731
         elif name == "cleaned":
+            if not self._confounds(self.train).shape[1]:
+                return None
             cleaned = views.Cleaned(features, self._confounds(self.train))
             step = lambda f, people: cleaned(f, self._confounds(people))  # noqa: E731
         elif name == "both":
@@ -208,7 +221,8 @@ class Fold:
         else:
             step = lambda f, people: f  # noqa: E731
         features = step(features, self.train)
-        if features.dtype == object or features.shape[1] <= len(features):
+        tokens = name.removeprefix(UNTRAINED) in ("CLS", "mean token")
+        if tokens or features.dtype == object or features.shape[1] <= len(features):
             return lambda people: step(self._known(name, people), people)
         axes = Kernel.of(features).axes()
         return lambda people: axes(step(self._known(name, people), people))
@@ -246,11 +260,11 @@ class Fold:
             features = self._fitted(name)
             if features is None:
                 continue
-            train = features(self.train)
+            people, others = self._learners(name)
+            train = features(people)
             known = Known(
-                train, self.train["y"].to_numpy(float),
-                features(self.validation) if len(self.validation) else train[:0],
-                self.validation["y"].to_numpy(float), classes,
+                train, people["y"].to_numpy(float), features(others) if len(others) else train[:0],
+                others["y"].to_numpy(float), classes,
             )  # fmt: skip
             yield (
                 features,

@@ -60,7 +60,7 @@ def run(job: Job) -> pd.DataFrame:
         batch_size=config.pretrain.batch_size,
         seeds=task.seeds,
         roles=job.roles,
-        config=config.fingerprint(),
+        config=job.fingerprint,
     )
 
 

@@ -8,14 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..cohort.labels import read_column, read_columns, read_target
+from ..cohort.labels import (
+    SMALLEST_CLASS,
+    Labels,
+    describe_shortage,
+    read_column,
+    read_columns,
+    read_target,
+)
 from ..cohort.splits import split_of
 from ..config import Cohort
+from ..errors import BrainLMError
 from ..shards import Corpus
 
 KEY = ["cohort", "participant_id"]
 #: Groups (sites) are held out in at most so many folds of whole groups.
 MOST_FOLDS = 5
+#: What people are asked, and what tables call its column, in capitals or not.
+QUESTIONS = {
+    "age": ("age", "age_in_yrs", "age_at_scan", "interview_age"),
+    "sex": ("sex", "gender"),
+    "site": ("site", "site_id", "scan_site", "acquisition_site"),
+}
 
 
 def cohort_parts(
@@ -74,10 +88,54 @@ def list_people(
     return people
 
 
-def list_trainable(people: pd.DataFrame) -> pd.Index:
-    """Training people of reference cohorts who have a usable recording, labelled or not."""
-    inside = people["recorded"] & ~people["external"]
-    return people.index[inside & (people["split"] == "train")]
+@dataclass(frozen=True)
+class Population:
+    """Who a clinical task is about: the same people for every method and every fit.
+
+    Attributes
+    ----------
+    people : DataFrame
+        See :func:`list_people`; ``class left out`` names a person's class that is too rare.
+    labels : Labels
+        Without classes that are too rare.
+    shortage : str or None
+        Why nothing can be learnt.
+    """
+
+    people: pd.DataFrame
+    labels: Labels
+    shortage: str | None
+
+    @classmethod
+    def of(cls, corpus: Corpus, labels: Labels, window: int, *,
+           roles: Mapping[str, str] | None = None, motion: pd.Series | None = None
+           ) -> Population:  # fmt: skip
+        everybody = list_people(corpus, labels.values, roles=roles)
+        inside = everybody["recorded"] & ~everybody["external"]
+        train = everybody.index[inside & (everybody["split"] == "train")]
+        shortage = describe_shortage(labels, train)
+        labels, rare = labels.drop_small_classes(train)
+        people = list_people(
+            corpus, labels.values, roles=roles, motion=motion, min_timepoints=window
+        )
+        people["class left out"] = rare.reindex(people.index)
+        return cls(people, labels, shortage)
+
+    def describe_rare(self) -> str | None:
+        """Classes that nobody is predicted to be of."""
+        names = self.people["class left out"].dropna().value_counts()
+        return "; ".join(
+            f"class {name} ({count} in all) has fewer than {SMALLEST_CLASS} training people"
+            for name, count in names.items()
+        ) or None  # fmt: skip
+
+    def why_not(self, split: Split) -> str | None:
+        """Why nothing can be learnt from a fold's training people, or None."""
+        known = self.people.loc[split.train, "label"].astype(int if self.labels.classes else float)
+        lacking = sorted(set(range(len(self.labels.classes))) - set(known))
+        if lacking:
+            return "no training person is " + ", ".join(self.labels.classes[k] for k in lacking)
+        return None if len(known) else "no training people"
 
 
 def read_motion(cohorts: Sequence[Cohort]) -> pd.Series | None:
@@ -89,13 +147,13 @@ def read_motion(cohorts: Sequence[Cohort]) -> pd.Series | None:
 def read_questionnaires(
     cohorts: Sequence[Cohort], people: pd.DataFrame, columns: Sequence[str]
 ) -> pd.DataFrame:
-    """`people` with a column ``is:<name>`` for those of `columns` that a table has: numbers where
-    all values are, else words."""
-    known = read_columns(cohorts)
+    """`people` with a column ``is:<name>`` for those of `columns` that a table has, by any of
+    :data:`QUESTIONS`' names: numbers where all values are, else words."""
     people = people.copy()
     for name in columns:
-        if name in known:
-            text = pd.concat([read_column(cohort, name) for cohort in cohorts])
+        called = [(c, column) for c in cohorts if (column := _find_question(name, c))]
+        if called:
+            text = pd.concat([read_column(cohort, column) for cohort, column in called])
             text = text.reindex(people.index)
             numbers = pd.to_numeric(text, errors="coerce")
             is_number = numbers.notna().sum() == text.notna().sum() > 0
@@ -103,13 +161,20 @@ def read_questionnaires(
     return people
 
 
+def _find_question(name: str, cohort: Cohort) -> str | None:
+    """The column of a cohort's table that holds the answer."""
+    header = {column.casefold(): column for column in sorted(read_columns([cohort]))}
+    return next((header[called] for called in QUESTIONS[name] if called in header), None)
+
+
 def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
     """Why people of a table are not ready, each counted once."""
-    no_rows = part["rows"].str.len() == 0
+    no_rows, rare = part["rows"].str.len() == 0, part["class left out"]
     return {
         "without a usable recording": int((~part["recorded"]).sum()),
         f"with fewer than {min_timepoints} time points": int((no_rows & part["recorded"]).sum()),
-        "without a label": int((part["label"].isna() & ~no_rows).sum()),
+        "without a label": int((part["label"].isna() & rare.isna() & ~no_rows).sum()),
+        **{f"of class {k}": int(n) for k, n in rare[~no_rows].value_counts().items()},
     }
 
 
@@ -145,9 +210,20 @@ def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
 
     Within a fold the stable split holds: test people are of its test split, so that the
     pretrained model never saw them either.
+
+    Raises
+    ------
+    BrainLMError
+        Everybody is of one group.
     """
     inside = people.index[people["ready"] & ~people["external"] & groups.notna()]
     split = people["split"].reindex(inside)
+    if groups.reindex(inside).nunique() < 2:
+        found = ", ".join(sorted(groups.dropna().unique())) or "n/a"
+        raise BrainLMError(
+            f"groups: {groups.name} is {found} for all {len(inside)} people with a label: no "
+            "group can be held out; name another column, or leave groups out of the task's file"
+        )
     for held in fold_groups(groups.reindex(inside)):
         out = groups.reindex(inside).isin(held)
         yield Split(*(

@@ -37,7 +37,7 @@ def run(job: Job) -> pd.DataFrame:
         job.out,
         options=job.config.evaluate,
         roles=job.roles,
-        config=job.config.fingerprint(),
+        config=job.fingerprint,
     )
 
 
@@ -174,7 +174,7 @@ def _save_traces(path: Path, traces: dict[str, np.ndarray]) -> None:
 
 
 def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) -> Iterator[dict]:
-    """Pooled rows with intervals and paired differences, then one R² per recording and parcel."""
+    """Pooled rows with intervals and paired differences, then each recording and parcel."""
     subjects = table["participant_id"].to_numpy()
     by_subject = {name: add_by_subject(of_row, subjects) for name, (of_row, _) in sums.items()}
     count = len(np.unique(subjects))
@@ -192,9 +192,10 @@ def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) 
     for name, parts in sums.items():
         units["parcel"] = list(range(1, len(parts[1]) + 1))
         for (level, labels), part in zip(units.items(), parts, strict=True):
-            for unit, value in zip(labels, POOLED["r2"](part), strict=True):
-                row = {"method": name, "level": level, "unit": str(unit), "metric": "r2"}
-                yield where | row | {"value": float(value)}
+            for metric, formula in POOLED.items():
+                for unit, value in zip(labels, formula(part), strict=True):
+                    row = {"method": name, "level": level, "unit": str(unit), "metric": metric}
+                    yield where | row | {"value": float(value)}
 
 
 def load_traces(path: Path) -> dict[str, np.ndarray]:

@@ -103,13 +103,15 @@ def fit_series(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = kind(windows.series.num_parcels, windows.window, max(1, known.classes)).to(device)
     random = np.random.default_rng(known.seed)
+    person = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])
+    recordings = np.concatenate(list(known.train))
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
-        order = random.permutation(len(known.train))
+        order = random.permutation(len(recordings))
         for first in range(0, len(order), options.batch_size):
             some = order[first : first + options.batch_size]
-            picks = [(epoch, int(random.choice(known.train[i]))) for i in some]
-            yield windows.batch(picks).signal.nan_to_num(0.0).to(device), some
+            picks = [(epoch, int(row)) for row in recordings[some]]
+            yield windows.batch(picks).signal.nan_to_num(0.0).to(device), person[some]
 
     def predict(rows: np.ndarray) -> np.ndarray:
         out = []

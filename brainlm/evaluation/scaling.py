@@ -47,7 +47,7 @@ def run(job: Job) -> pd.DataFrame:
         options=job.config.evaluate,
         mask_ratio=job.config.pretrain.mask_ratio,
         roles=job.roles,
-        config=job.config.fingerprint(),
+        config=job.fingerprint,
     )
 
 

@@ -28,15 +28,20 @@ if TYPE_CHECKING:
 Statistic = Callable[[np.ndarray], np.ndarray]  # counts [..., N] -> values [...]
 #: What every method is compared with.
 REFERENCE = "connectivity + ridge"
+#: Does pretraining help? What the same network reaches without it.
+_UNTRAINED = {
+    "fine-tuned": "from scratch",
+    "linear probe on latent connectivity": "linear probe on latent connectivity, untrained",
+}
 #: Methods that are not: one need not show that motion is worse.
 _FLOOR = ("mean", "chance", "mean FD", "site", "demographics")
 
 
 def score(part: Part, where: dict, options: Evaluate) -> Iterator[dict]:
     """Rows of one cohort and split."""
-    notes = [describe_left_out(part.left_out), part.note]
+    notes = [describe_left_out(part.left_out), part.note, _describe_one_class(part)]
     where = where | {
-        "cohort": part.cohort, "split": part.split, "n": len(part), "n_train": part.n_train,
+        "cohort": part.cohort, "split": part.split, "n": len(part),
         "left_out": sum(part.left_out.values()), "note": "; ".join(filter(None, notes)) or None,
     }  # fmt: skip
     if not len(part):
@@ -46,13 +51,19 @@ def score(part: Part, where: dict, options: Evaluate) -> Iterator[dict]:
         yield from _rows(part, metric, by_method, where | {"metric": metric}, options)
 
 
+def _describe_one_class(part: Part) -> str | None:
+    if not part.classes or len(np.unique(part.label)) != 1:
+        return None
+    return f"all are {part.classes[int(part.label[0])]}: there is no AUC"
+
+
 def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where: dict,
           options: Evaluate) -> Iterator[dict]:  # fmt: skip
     count, lone = len(part), len(part) < MIN_SUBJECTS and "mae" not in metric
     means = {name: mean_over_seeds(of) for name, of in by_method.items()}
     compared = []
     for name, statistic in means.items():
-        row = where | {"method": name, "level": "pooled"}
+        row = where | {"method": name, "level": "pooled", "n_train": part.n_train.get(name)}
         if (lone and "mse" not in metric) or (name == "mean" and metric == "r"):
             yield row | {"value": None}  # two people always correlate ±1, means of folds below 0
             continue
@@ -65,14 +76,17 @@ def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where:
             for seed, of in zip(part.seeds, by_method[name], strict=True):
                 value = float(of(np.ones((1, count)))[0])
                 yield row | {"level": "seed", "unit": str(seed), "value": value}
-    differences = [difference(means[name], means[REFERENCE]) for name in compared]
+    pairs = [(name, REFERENCE) for name in compared]
+    pairs += [(one, other) for one, other in _UNTRAINED.items() if {one, other} <= {*compared}]
+    differences = [difference(means[one], means[other]) for one, other in pairs]
     p = holm(np.array([bootstrap_p(d, count, options.bootstrap, options.seed)
                        for d in differences]))  # fmt: skip
-    for name, statistic, chance in zip(compared, differences, p, strict=True):
+    for (one, other), statistic, chance in zip(pairs, differences, p, strict=True):
         value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
         low, high = interval or (None, None)
-        yield where | {"method": f"{name} minus {REFERENCE}", "level": "pooled", "value": value,
-                       "low": low, "high": high, "p": chance}  # fmt: skip
+        yield where | {"method": f"{one} minus {other}", "level": "pooled", "value": value,
+                       "low": low, "high": high, "p": chance,
+                       "n_train": part.n_train.get(one)}  # fmt: skip
 
 
 def mean_over_seeds(statistics: list[Statistic]) -> Statistic:
@@ -115,6 +129,11 @@ def _of_classes(part: Part) -> dict[str, dict[str, list[Statistic]]]:
         ]
         out["auc"][name] = [
             mean_over_seeds([partial(auc, truth == k, of[:, k]) for k in positive])
+            if len(present) > 1 else _unknown
             for of in values.swapaxes(0, 1)
-        ]
+        ]  # fmt: skip
     return out
+
+
+def _unknown(counts: np.ndarray) -> np.ndarray:
+    return np.full(counts.shape[:-1], np.nan)

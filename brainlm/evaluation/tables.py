@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -32,8 +33,8 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "left_out": (pa.int32(), "subjects of this cohort and split that are not in n"),
     "note": (pa.string(), "why they were left out, or why there is no value"),
     "command": (pa.string(), "what made the row"),
-    "config": (pa.string(), "Config.fingerprint of the resolved configuration"),
-    "seed": (pa.int64(), "of masks and resamples"),
+    "config": (pa.string(), "Job.fingerprint: the resolved configuration and the task's file"),
+    "seed": (pa.int64(), "of masks and resamples; at level seed, of the fit"),
 }
 
 
@@ -44,7 +45,8 @@ def write_results(
     command = current_command()
     full = [
         {name: row.get(name) for name in COLUMNS}
-        | {"command": command, "config": config, "seed": seed}
+        | {"command": command, "config": config}
+        | {"seed": int(row["unit"]) if row.get("level") == "seed" else seed}
         for row in rows
     ]
     for row in full:
@@ -63,7 +65,9 @@ def write_results(
 def current_command() -> str:
     """The command line of this process, as a user would type it."""
     name = Path(sys.argv[0]).name
-    return shlex.join(["brainlm" if name == "__main__.py" else name, *sys.argv[1:]])
+    line = shlex.join(["brainlm" if name == "__main__.py" else name, *sys.argv[1:]])
+    stored = os.environ.get("BRAINLM_CONFIG")  # what Snakemake's jobs read instead of config.yaml
+    return f"BRAINLM_CONFIG={shlex.quote(stored)} {line}" if stored else line
 
 
 def describe_left_out(reasons: dict[str, int]) -> str | None:

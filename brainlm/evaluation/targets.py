@@ -16,25 +16,25 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from ..cohort.labels import Labels, LabelTransform, describe_shortage, read_column, read_labels
+from ..cohort.labels import Labels, LabelTransform, read_column, read_labels
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..model import BrainLM
 from ..shards import Corpus
 from .baselines import balance
 from .job import Job, open_model
-from .methods import DEMOGRAPHICS, MOST_PEOPLE, Fold, Method, list_methods
+from .methods import Fold, Method, list_methods
 from .metrics import MIN_SUBJECTS
 from .people import (
     KEY,
+    QUESTIONS,
+    Population,
     Split,
     cohort_parts,
     count_absent,
     count_left_out,
     hold_out_groups,
     hold_out_groups_of_everybody,
-    list_people,
-    list_trainable,
     read_motion,
     read_questionnaires,
     split_people,
@@ -49,16 +49,17 @@ _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent"
 def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
     task, corpus = job.task, Corpus(job.shards)
-    labels = read_labels(job.config.cohorts, task.target, task.kind)
+    transform = getattr(task, "transform", "none")
+    labels = read_labels(job.config.cohorts, task.target, task.kind, transform)
     study = Study(job, corpus, labels, open_model(job.models / "pretrain", corpus))
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
         row |= {"left_out": len(study.people), "note": f"not evaluated: {study.shortage}"}
-        return write_results([study.where | row], job.out, study.seed, job.config.fingerprint())
+        return write_results([study.where | row], job.out, study.seed, job.fingerprint)
     parts = list(study.parts())
     rows = [row for part in parts for row in score(part, study.where, job.config.evaluate)]
     _save_predictions(job.out.with_suffix(".predictions.parquet"), parts, task)
-    return write_results(rows, job.out, study.seed, job.config.fingerprint())
+    return write_results(rows, job.out, study.seed, job.fingerprint)
 
 
 @dataclass
@@ -71,6 +72,8 @@ class Part:
         In the label's units (classes: 0, 1, ...), and as a network learns it.
     predictions : dict
         Method -> [N, seeds] in the label's units, or scores [N, seeds, C].
+    n_train : dict
+        Method -> training people it was fitted on, the mean over folds.
     seeds : tuple of int
     """
 
@@ -81,7 +84,7 @@ class Part:
     transforms: list[LabelTransform]
     predictions: dict[str, np.ndarray]
     left_out: dict[str, int]
-    n_train: int
+    n_train: dict[str, int]
     seeds: tuple[int, ...]
     classes: tuple[str, ...] = ()
     note: str = ""
@@ -109,17 +112,14 @@ class Study:
         self.where = {"task": self.task.kind, "target": self.task.target}
         self.window = self.model.config.window
         roles = self.job.roles
-        people = list_people(self.corpus, self.labels.values, roles=roles)
-        train = list_trainable(people)
-        self.shortage = describe_shortage(self.labels, train)
-        self.labels, self.small = self.labels.drop_small_classes(train)
         cohorts = self.job.config.cohorts
-        self.people = list_people(
-            self.corpus, self.labels.values, roles=roles, motion=read_motion(cohorts),
-            min_timepoints=self.window,
-        )  # fmt: skip
-        asked = [c for c in (*DEMOGRAPHICS, "site") if c not in (self.task.target, self.groups)]
-        self.people = read_questionnaires(cohorts, self.people, asked)
+        self.population = Population.of(
+            self.corpus, self.labels, self.window, roles=roles, motion=read_motion(cohorts)
+        )
+        self.labels, self.shortage = self.population.labels, self.population.shortage
+        known = {self.task.target.casefold(), (self.groups or "").casefold()}
+        asked = [question for question, names in QUESTIONS.items() if not known & set(names)]
+        self.people = read_questionnaires(cohorts, self.population.people, asked)
 
     @property
     def groups(self) -> str | None:
@@ -160,12 +160,15 @@ class Study:
         return list_methods(self.task.kind, self.job.config.finetune, windows)
 
     def _predict(self, splits: Sequence[Split], methods: list[Method], *, fits: bool) -> dict:
-        """Per person: transform and one prediction per seed by method; ``n_train`` of a fold."""
-        found: dict[str, list] = {"transform": [], "people": [], "n_train": []}
+        """Per person: transform and one prediction per seed by method; ``n_train`` by method.
+
+        A fold from which nothing can be learnt is left out, and its test people with it.
+        """
+        found: dict[str, list] = {"transform": [], "people": []}
+        counts: dict[str, list[int]] = {}
         values: dict[str, list[np.ndarray]] = {}
+        splits = [s for s in splits if len(s.test) and not self.population.why_not(s)]
         for split in splits:
-            if not len(split.test) or not len(split.train):
-                continue
             transform = self._transform(split)
             train, validation, test = (
                 self.people.loc[keys].assign(
@@ -182,9 +185,10 @@ class Study:
                 values.setdefault(name, []).append(transform.invert(predicted))
             found["people"].append(split.test)
             found["transform"] += [transform] * len(split.test)
-            found["n_train"].append(len(fold.train))
+            for name, count in fold.count_trained_on(methods).items():
+                counts.setdefault(name, []).append(count)
         if not found["people"]:
-            return {"people": self.people.index[:0], "transform": [], "n_train": 0, "methods": {}}
+            return {"people": self.people.index[:0], "transform": [], "n_train": {}, "methods": {}}
         people = found["people"][0].append(found["people"][1:])
         made = {  # a view may be known in some folds only
             name: np.concatenate(v)
@@ -192,23 +196,27 @@ class Study:
             if sum(map(len, v)) == len(people)
         }
         if fits:
-            made = self._read_fits(people, splits) | made
-        return {"people": people, "transform": found["transform"],
-                "n_train": round(float(np.mean(found["n_train"]))), "methods": made}  # fmt: skip
+            fitted = self._read_fits(people, splits)
+            counts |= {name: [len(split.train) for split in splits] for name in fitted}
+            made = fitted | made
+        n_train = {name: round(float(np.mean(counts[name]))) for name in made}
+        return {"people": people, "transform": found["transform"], "n_train": n_train,
+                "methods": made}  # fmt: skip
 
     def _transform(self, split: Split) -> LabelTransform:
         name = getattr(self.task, "transform", "none")
         return LabelTransform.fit(name, self.people.loc[split.train, "label"].to_numpy())
 
     def _read_fits(self, people: pd.Index, splits: Sequence[Split]) -> dict[str, np.ndarray]:
-        starts = {"fine-tuned": "finetune", "from scratch": "scratch"}
-        train = splits[0].train
-        return {
-            name: read_predictions(
-                self.job.fits(start), people, self.labels, self.people.loc[train, "label"]
-            )
-            for name, start in starts.items()
-        }
+        """Classes are weighed as the fold's own training people have them."""
+        out = {}
+        for name, start in {"fine-tuned": "finetune", "from scratch": "scratch"}.items():
+            out[name] = read_predictions(self.job.fits(start), people, self.labels)
+            if self.labels.classes:
+                for split in splits:
+                    some, train = people.isin(split.test), self.people.loc[split.train, "label"]
+                    out[name][some] = balance(out[name][some], train.to_numpy())
+        return out
 
     def _part(self, cohort: str, split: str, table: pd.DataFrame, test: dict,
               lost: Mapping[str, pd.Series] | None = None) -> Part:  # fmt: skip
@@ -220,6 +228,9 @@ class Study:
         for reason, missing in (lost or {}).items():
             missing = missing.reindex(table.index) & ready
             why[reason], ready = int(missing.sum()), ready & ~missing
+        unlearnt = ready & ~table.index.isin(test["people"])
+        why["of a fold whose training people lack a class"] = int(unlearnt.sum())
+        ready = ready & ~unlearnt
         keys = table.index[ready]
         where = test["people"].get_indexer(keys)
         of = {name: values[where] for name, values in test["methods"].items()}
@@ -228,24 +239,20 @@ class Study:
             missing = ~np.isfinite(values).reshape(len(keys), -1).all(1) & whole
             why[f"without a prediction by {name}"] = int(missing.sum())
             whole &= ~missing
-        small = {
-            reason: int(count) for reason, count in self.small.items()
-        } if split == "test" else {}  # fmt: skip
-        note = "" if test["n_train"] < MOST_PEOPLE else (
-            f"baselines fitted on {MOST_PEOPLE} training people drawn at random"
-        )  # fmt: skip
+        fewest, most = (f(test["n_train"].values(), default=0) for f in (min, max))
+        drawn = "" if fewest == most else f"kernels and probes fitted on {fewest} drawn at random"
+        note = "; ".join(filter(None, [drawn, self.population.describe_rare()]))
         return Part(
             cohort, split, keys[whole], table.loc[keys[whole], "label"].to_numpy(float),
             [test["transform"][i] for i in where[whole]],
             {name: values[whole] for name, values in of.items()},
-            why | small, test["n_train"], tuple(self.task.seeds), self.labels.classes, note,
+            why, test["n_train"], tuple(self.task.seeds), self.labels.classes, note,
         )  # fmt: skip
 
 
-def read_predictions(
-    folders: Sequence[Path], people: pd.Index, labels: Labels, train: pd.Series
-) -> np.ndarray:
-    """Mean over each person's recordings [N, seeds], or scores [N, seeds, C]; NaN where none."""
+def read_predictions(folders: Sequence[Path], people: pd.Index, labels: Labels) -> np.ndarray:
+    """Mean over each person's recordings [N, seeds], or of the classes' probabilities
+    [N, seeds, C]; NaN where none."""
     seeds = []
     for folder in folders:
         paths = [folder / "predictions.parquet", *folder.glob("external.parquet")]
@@ -265,7 +272,7 @@ def read_predictions(
                 table["probability_0"] = 1 - table["prediction"]
         seeds.append(table.groupby(KEY)[columns].mean().reindex(people).to_numpy(float))
     out = np.stack(seeds, 1)
-    return balance(out, train.to_numpy()) if labels.classes else out[..., 0]
+    return out if labels.classes else out[..., 0]
 
 
 def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:

@@ -41,8 +41,8 @@ class Regression(_Task):
         "zscore", description="of the label, fitted on training people; metrics are in its units"
     )
     groups: str | None = Field(
-        None, description="column, such as site: every group is predicted by methods that never "
-        "saw it (leave-site-out)",
+        None, description="column, such as site: every group is predicted by methods that learnt "
+        "from nobody in it (leave-site-out); pretraining saw its training people, without labels",
     )  # fmt: skip
     metric: Literal["r", "r2", "mse", "mae"] = Field("r", description="the headline figure")
     seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")

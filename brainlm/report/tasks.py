@@ -78,6 +78,7 @@ def _describe_reconstruction(facts: Facts, name: str, result: pd.DataFrame) -> l
 def _describe_levels(name: str, result: pd.DataFrame) -> list[Any]:
     """The spread of R² over recordings and over parcels."""
     part = result[result["level"].isin(["recording", "parcel"]) & result["value"].notna()]
+    part = part[part["metric"] == "r2"]
     if part.empty:
         return []
     spread = part.groupby(["cohort", "target", "level", "method"], sort=False)["value"]

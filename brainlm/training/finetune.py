@@ -112,7 +112,8 @@ class Task:
         self.table = self.table[long_enough]
         self.fit_rows, self.check_rows = (self._labelled(s) for s in ("train", "validation"))
         self.class_names = class_names
-        self._fit_labels(self.table["label"][self.fit_rows], base.config.window, transform)
+        people = self.table.loc[self.fit_rows].drop_duplicates(["cohort", "participant_id"])
+        self._fit_labels(people["label"], base.config.window, transform)
         outputs = 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
         self.model = _with_head(base, outputs, self.transform, options.pool).to(self.device)
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
@@ -126,7 +127,7 @@ class Task:
         return self.table.index[keep].to_numpy()
 
     def _fit_labels(self, train: pd.Series, window: int, transform: str) -> None:
-        """Label transform, from training subjects only."""
+        """Label transform, from training subjects only, each once."""
         if len(train) == 0:
             raise BrainLMError(
                 f"{self.target}: no training subject has both a label and a recording of at least "

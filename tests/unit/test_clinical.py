@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from brainlm.atlas import Atlas
-from brainlm.cohort.labels import LabelTransform, read_labels
+from brainlm.cohort.labels import LabelTransform, check_targets, read_labels
 from brainlm.cohort.splits import split_of
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError
@@ -70,6 +70,10 @@ def _write_cohort(folder, cohort: str, count: int) -> None:
                 "third": ["low", "middle", "high"][min(2, int((age - 20) // 20))],
                 "rare": "odd" if number == 5 else "FM"[age > 50],
                 "same": 3,
+                "camp": f"c{number % 3}",
+                "kind": "z" if number % 3 == 2 else "xy"[age > 50],
+                "coded": -3 if number == 4 else number,
+                "Gender": "FM"[number % 2],
                 "score": np.expm1(age / 20),
                 "mostly": age if number % 40 == 0 else None,
             }
@@ -141,7 +145,7 @@ def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
     assert methods == {
         "fine-tuned", "from scratch", "mean", "mean FD", "site", "demographics",
         "connectivity + ridge", "connectivity + SVR", "connectivity + MLP",
-        "tangent connectivity + ridge", "connectivity less motion and site + ridge",
+        "tangent connectivity + ridge", "connectivity less confounds + ridge",
         "raw series + SVR", "raw series + MLP", "LSTM", "GCN",
         "k-NN on CLS, zero-shot", "k-NN on mean token, zero-shot", "linear probe on CLS",
         "linear probe on mean token", "linear probe on latent connectivity",
@@ -179,6 +183,8 @@ def test_a_random_method_is_the_mean_of_its_seeds_which_stand_beside_it(age):
     assert rows.loc["pooled", "value"] == pytest.approx(rows.loc["seed", "value"].mean())
     fixed = age[age["method"] == "connectivity + ridge"]
     assert set(fixed["level"]) == {"pooled"}
+    assert rows.loc["seed", "seed"].tolist() == [1, 2]
+    assert set(age["n_train"]) == {97}
     assert age["command"].notna().all()
     assert age["config"].nunique() == 1
 
@@ -223,7 +229,10 @@ def test_classes_keep_their_names(folder, target, classes):
 
 def test_a_class_of_one_person_is_left_out_and_counted(folder):
     table = run(job(folder, "classification", "rare"))
-    assert "1 of class odd, which has fewer than 5 training people" in table["note"].iloc[0]
+    test = split_of("sub-home005") == "test"
+    assert "class odd (1 in all) has fewer than 5 training people" in table["note"].iloc[0]
+    assert ("1 of class odd" in table["note"].iloc[0]) == test
+    assert set(table["left_out"]) == {3 + test}
     assert value(table, "connectivity + logistic", "auc")["value"] > 0.65
 
 
@@ -243,6 +252,48 @@ def test_whole_sites_are_held_out(folder):
     assert len(list(this.fits("finetune")[0].glob("fold-*"))) == 2
 
 
+def test_a_fold_that_lacks_a_class_is_left_out_and_counted(folder):
+    """All of class z are of camp c2: who holds it out has nobody to learn z from."""
+    this = job(folder, "classification", "kind", groups="camp")
+    table = run(this)
+    part = table[table["split"] == "test, camp held out"]
+    tested = [i for i in range(130) if split_of(f"sub-home{i:03d}") == "test"]
+    lost = sum(i % 3 == 2 for i in tested)
+    assert lost > 0 and set(part["n"]) == {len(tested) - lost}
+    words = f"{lost} of a fold whose training people lack a class"
+    assert part["note"].str.contains(words).all()
+    assert set(part["left_out"]) == {3 + lost}
+    assert {"fine-tuned", "connectivity + SVC", "connectivity + logistic"} <= set(part["method"])
+    assert value(part, "connectivity + ridge", "auc")["value"] > 0.5
+    folds = sorted(path.name for path in this.fits("finetune")[0].glob("fold-*"))
+    assert len(folds) == 2
+
+
+@pytest.mark.parametrize(("column", "words"), [("same", "same is 3 for all"), ("lab", "is n/a")])
+def test_groups_of_one_are_refused_in_words(folder, column, words):
+    this = job(folder, groups=column)
+    with pytest.raises(BrainLMError, match=words):
+        fit_task(this, this.fits("finetune")[0], ATLAS, seed=1, from_scratch=False)
+
+
+def test_a_groups_column_that_no_table_has_is_refused_before_anything_runs(folder):
+    with pytest.raises(BrainLMError, match="task old: no participants table has a column 'lab'"):
+        check_targets(job(folder).config.cohorts, {"age": ["age"], "old": ["age", "lab"]})
+
+
+def test_does_pretraining_help_is_a_row(age):
+    row = value(age, "fine-tuned minus from scratch", "mae")
+    alone = [value(age, name, "mae")["value"] for name in ("fine-tuned", "from scratch")]
+    assert row["value"] == pytest.approx(alone[0] - alone[1])
+    assert 0 < row["p"] <= 1
+
+
+def test_a_task_s_file_is_part_of_the_configuration_s_fingerprint(folder):
+    first, same = job(folder), job(folder)
+    other = dataclasses.replace(first, task=first.task.model_copy(update={"transform": "minmax"}))
+    assert first.fingerprint == same.fingerprint != other.fingerprint
+
+
 def test_too_few_labels_are_said_in_the_table(folder):
     table = run(job(folder, target="mostly"))
     assert table["value"].isna().all()
@@ -258,11 +309,12 @@ def test_too_few_labels_are_said_in_the_table(folder):
         ("regression", "sex", "'F', expected a number"),
         ("classification", "age", "131 different values .* use kind: regression"),
         ("classification", "same", "same is 3 for all"),
+        ("regression", "coded", "coded of sub-home004 in home is -3, log_minmax needs"),
     ],
 )
 def test_bad_columns_are_refused_in_words(folder, kind, target, words):
     with pytest.raises(BrainLMError, match=words):
-        read_labels(job(folder).config.cohorts, target, kind)
+        read_labels(job(folder).config.cohorts, target, kind, "log_minmax")
 
 
 def test_an_external_cohort_of_another_atlas_is_refused(folder, age, tmp_path):

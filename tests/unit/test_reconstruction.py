@@ -130,9 +130,14 @@ def test_external_cohorts_are_evaluated_whole(study):
 def test_every_recording_and_parcel_has_its_own_figure(study):
     table = _run(study)
     part = table[(table["cohort"] == "home") & (table["target"] == "random 50%")]
-    counts = part[part["method"] == "model"]["level"].value_counts()
+    assert set(part["metric"]) == {"r2", "r", "mse", "mae"}
+    one = part[(part["method"] == "model") & (part["metric"] == "mse")]
+    counts = one["level"].value_counts()
     assert counts["recording"] == 4
     assert counts["parcel"] == PARCELS
+    pooled = one[one["level"] == "pooled"]["value"].item()
+    for level in ("recording", "parcel"):  # the pooled error is a mean of theirs
+        assert one[one["level"] == level]["value"].mean() == pytest.approx(pooled, rel=0.05)
 
 
 def test_a_split_without_people_says_so(study):

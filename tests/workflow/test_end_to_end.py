@@ -16,6 +16,8 @@ from runs import DAMAGE, ROOT, link_data, make_clone, snakemake
 
 from brainlm.cohort.splits import split_of
 from brainlm.config import load_config
+from brainlm.evaluation.job import Job
+from brainlm.evaluation.tasks import find_task
 from brainlm.shards import Corpus, Scaling, read_info
 
 pytestmark = pytest.mark.timeout(1800)  # alone it takes minutes; other work may share the cores
@@ -111,7 +113,9 @@ def test_evaluation_stands_beside_its_baselines(study):
     for name in ("reconstruction", "age"):  # what made each row, and who is not in it
         table = pd.read_parquet(results / f"{name}.parquet")
         assert table["command"].str.endswith(f"evaluate --task {name}").all()
-        assert (table["config"] == load_config(study / "results/config.json").fingerprint()).all()
+        config = load_config(study / "results/config.json")
+        job = Job(find_task(config.tasks, name), config, [])
+        assert (table["config"] == job.fingerprint).all()
         assert table[["seed", "n", "left_out"]].notna().all(axis=None)
         assert table["note"].notna()[table["left_out"] > 0].all()
 
