@@ -19,6 +19,8 @@ from .layouts import LAYOUTS
 ID_COLUMNS = (
     "participant_id", "eid", "Subject", "src_subject_id", "PTID", "subject_id", "subject", "sub",
 )  # fmt: skip
+#: What tables write for a missing value; None is a class (of patients without a diagnosis, say).
+_MISSING = ["", "n/a", "N/A", "NA", "#N/A", "NaN", "nan", "<NA>", "NULL", "null"]
 #: A class with fewer training people is left out, and counted.
 SMALLEST_CLASS = 5
 #: More different values than this are numbers, not classes.
@@ -38,7 +40,8 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
     """The participants table indexed by participant_id (``sub-<label>``).
 
     Ids are in the first of :data:`ID_COLUMNS` that the table has; the cohort's layout knows how
-    they become labels. ``n/a`` is missing, as BIDS says. Without a table the frame is empty.
+    they become labels. ``n/a`` is missing, as BIDS says, and so is what other programs write for
+    it; ``None`` is a word. Without a table the frame is empty.
 
     Parameters
     ----------
@@ -54,30 +57,21 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
     path = participants_path(cohort)
     if path is None:
         return pd.DataFrame(index=pd.Index([], name="participant_id"))
+    if not path.exists():
+        raise BrainLMError(f"{path}: participants table not found")
     header = _header(cohort)
     column = next((name for name in ID_COLUMNS if name in header), None)
-    if header and column is None:
+    if column is None:
         raise BrainLMError(
             f"{path}: expected a column participant_id (or {', '.join(ID_COLUMNS[1:])}), found: "
-            + ", ".join(header)
+            + (", ".join(header) or "nothing")
         )
-    wanted = None if columns is None else {column, *columns}
-    try:
-        table = pd.read_csv(
-            path,
-            sep=_separator(path),
-            dtype={column: str},
-            usecols=None if wanted is None else lambda name: name in wanted,
-            na_values=["n/a"],
-            encoding="utf-8-sig",
-        )
-    except FileNotFoundError:
-        raise BrainLMError(f"{path}: participants table not found") from None
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise BrainLMError(f"{path}: not a readable table ({error})") from None
-    ids = table.pop(column)
+    wanted = header if columns is None else [n for n in header if n == column or n in columns]
+    table = _read_table(path, wanted)
+    ids = table.pop(column).str.strip().replace("", np.nan)
     if ids.isna().any():
         raise BrainLMError(f"{path}: row {int(ids.isna().argmax()) + 2} has no {column}")
+    ids = ids.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # numbers that were floats once
     if column == "participant_id":
         table.index = pd.Index(ids.where(ids.str.startswith("sub-"), "sub-" + ids))
     else:
@@ -137,8 +131,39 @@ def read_columns(cohorts: Sequence[Cohort]) -> set[str]:
     return {name for cohort in cohorts for name in _header(cohort)}
 
 
+def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table, as numbers where all values are; every row must be as long as the first.
+
+    Arrow's reader and not pandas': that one moves or drops cells of rows that are too long.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    try:
+        cells = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(use_threads=False),  # with threads no row is named
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=_separator(path), newlines_in_values=True
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(columns), null_values=_MISSING, strings_can_be_null=True,
+                quoted_strings_can_be_null=True, column_types=dict.fromkeys(columns, pa.string()),
+            ),
+        ).to_pandas()  # fmt: skip
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise BrainLMError(f"{path}: not a readable table ({error})") from None
+    for name in columns:
+        numbers = pd.to_numeric(cells[name], errors="coerce")
+        if name not in ID_COLUMNS and numbers.notna().equals(cells[name].notna()):
+            cells[name] = numbers
+    return cells
+
+
 def _separator(path: Path) -> str:
-    return "," if path.suffix == ".csv" else "\t"
+    """A tab where the first line has one, else a comma, whatever the file is called."""
+    with open(path, encoding="utf-8-sig", newline="") as handle:
+        return "\t" if "\t" in handle.readline() else ","
 
 
 def _header(cohort: Cohort) -> list[str]:
@@ -328,11 +353,11 @@ def read_labels(
 
 
 def read_column(cohort: Cohort, column: str) -> pd.Series:
-    """One column as text by (cohort, participant_id); whole numbers without ``.0``."""
+    """One column as text by (cohort, participant_id); whole numbers without ``.0``, all digits."""
     table = read_participants(cohort, [column])
     values = table[column] if column in table else pd.Series(dtype=object, index=table.index[:0])
     if pd.api.types.is_numeric_dtype(values):
-        text = values.map(lambda x: f"{x:g}", na_action="ignore")
+        text = values.map(lambda x: str(int(x) if x == int(x) else x), na_action="ignore")
     else:
         text = values.map(lambda x: str(x).strip(), na_action="ignore")
     index = pd.MultiIndex.from_product(

@@ -148,7 +148,8 @@ def read_questionnaires(
     cohorts: Sequence[Cohort], people: pd.DataFrame, columns: Sequence[str]
 ) -> pd.DataFrame:
     """`people` with a column ``is:<name>`` for those of `columns` that a table has, by any of
-    :data:`QUESTIONS`' names: numbers where all values are, else words."""
+    :data:`QUESTIONS`' names: ages as numbers where all are, else words (a site's number names it).
+    """
     people = people.copy()
     for name in columns:
         called = [(c, column) for c in cohorts if (column := _find_question(name, c))]
@@ -157,7 +158,7 @@ def read_questionnaires(
             text = text.reindex(people.index)
             numbers = pd.to_numeric(text, errors="coerce")
             is_number = numbers.notna().sum() == text.notna().sum() > 0
-            people[f"is:{name}"] = numbers if is_number else text
+            people[f"is:{name}"] = numbers if name == "age" and is_number else text
     return people
 
 

@@ -3,7 +3,13 @@ import time
 import numpy as np
 import pytest
 
-from brainlm.cohort.labels import describe_match, read_participants, read_target
+from brainlm.cohort.labels import (
+    describe_match,
+    read_column,
+    read_labels,
+    read_participants,
+    read_target,
+)
 from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
 
@@ -36,13 +42,33 @@ def test_a_cohort_without_the_column_contributes_nothing(tmp_path):
         ("id\tage\n1\t2\n", "expected a column participant_id .or eid.*found: id, age"),
         ("participant_id\tage\nsub-1\told\n", "'old', expected a number"),
         ("participant_id\tage\nsub-1\t1\nsub-1\t2\n", "stands in 2 rows"),
-        ("", "not a readable table"),
+        ("", "expected a column participant_id .* found: nothing"),
+        ("participant_id\tage\n1\t2\n2\t3\t4\n", "Row #3: Expected 2 columns, got 3"),
+        ("participant_id\tage\n1\t2\t3\n", "not a readable table"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, text, words):
     with pytest.raises(BrainLMError, match=words) as error:
         read_target([cohort(tmp_path / "a", text)], "age")
     assert "participants.tsv" in str(error.value)
+
+
+def test_what_other_programs_write_is_read_as_it_was_meant(tmp_path):
+    text = "participant_id\tdx\tcode\tage\nsub-1 \tNone\t1234567\tNA\nsub-2\tMDD\t1234568\t31\n"
+    c = cohort(tmp_path / "a", text)
+    assert read_column(c, "dx").tolist() == ["None", "MDD"]
+    assert read_column(c, "code").tolist() == ["1234567", "1234568"]
+    age = read_target([c], "age")
+    assert np.isnan(age["c", "sub-1"]) and age["c", "sub-2"] == 31
+    assert read_labels([c], "dx", "classification").classes == ("MDD", "None")
+
+
+@pytest.mark.parametrize(("name", "sep"), [("t.CSV", ","), ("t.txt", ","), ("t.txt", "\t")])
+def test_the_first_line_says_what_separates(tmp_path, name, sep):
+    (tmp_path / name).write_text(f"eid{sep}age\n1000223.0{sep}61.5\n")
+    c = Cohort(name="c", folder=tmp_path, layout="ukb", participants=tmp_path / name)
+    assert read_target([c], "age")["c", "sub-1000223"] == 61.5
+    assert read_column(c, "age").tolist() == ["61.5"]
 
 
 def test_a_named_table_must_exist(tmp_path):
