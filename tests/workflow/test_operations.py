@@ -179,7 +179,8 @@ def until(ready, seconds: float = 300.0) -> None:
     raise AssertionError("it did not happen in time")
 
 
-def test_doctor_says_what_is_missing_and_what_to_do(clone):
+def test_doctor_says_what_is_missing_and_what_to_do(clone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = load_config(clone / "config.yaml")
     results = config.model_copy(update={"results": clone / "results"})
     found = {finding.name: finding for finding in examine(results, clone)}
