@@ -18,7 +18,7 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test check lint env clean lock
+.PHONY: demo test check lint env clean
 
 env: $(READY)
 

@@ -1,6 +1,6 @@
 """Normalisation of real recordings, ours and antspyx SyN, by the same figures.
 
-    python benchmarks/normalise_real.py FOLDER [--atlas-folder atlas] [--threads 1]
+    python benchmarks/normalise_real.py FOLDER [--atlas-folder atlases/files] [--threads 1]
 
 FOLDER is a BIDS dataset. Prints, for each fit: seconds; correlation of the mean image with the
 template's tissue mixture; Dice of the two brains inside the field of view; share of the
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--atlas", default="a424")
-    parser.add_argument("--atlas-folder", type=Path, default=Path("atlas"))
+    parser.add_argument("--atlas-folder", type=Path, default=Path("atlases/files"))
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)

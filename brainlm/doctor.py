@@ -129,7 +129,10 @@ def _gpu(config: Config) -> Iterator[Finding]:
     wanted = config.pretrain.gpus
     names = _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     here = ", ".join(names.splitlines()) if names else "none on this machine"
-    if not wanted:
+    if not wanted and (partition := os.environ.get("BRAINLM_GPU_PARTITION")):
+        found = f"BRAINLM_GPU_PARTITION={partition}, but no job asks for a GPU (pretrain.gpus: 0)"
+        yield Finding("GPU", None, found, "set pretrain.gpus: 1 or more to train on them")
+    elif not wanted:
         yield Finding("GPU", True, f"{here}; training runs on the CPU (pretrain.gpus: 0)")
     elif names:
         import torch

@@ -49,6 +49,7 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
         if is_main_process:
             from .cohort.labels import check_targets
 
+            _check_release(config)
             if not _locked():
                 _update(config)
             os.environ["BRAINLM_CONFIG"] = str((config.results / "config.json").absolute())
@@ -65,6 +66,16 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     except OSError as error:  # of writing the index: the folder is read-only, full or no folder
         _stop(describe_disk_error(error))
     return config
+
+
+def _check_release(config: Config) -> None:
+    folder = config.results / "releases" / config.release
+    if all((folder / name).exists() for name in ("scaling.json", "shards.tsv")):
+        from .shards.release import check_release
+
+        train = any(cohort.role == "reference" for cohort in config.cohorts)
+        names = [cohort.name for cohort in config.cohorts] if train else []
+        check_release(folder, names, config.atlas.name)
 
 
 def _update(config: Config) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..errors import BrainLMError
-from ..files import sha256, write_text
+from ..files import read_json, sha256, write_text
 from .scaling import ParcelQuantiles, Scaling
 from .store import read_info
 
@@ -94,3 +94,43 @@ def read_release(folder: Path) -> list[Path]:
             )
         shards.append(shard)
     return shards
+
+
+def check_release(folder: Path, cohorts: Collection[str], atlas: str) -> None:
+    """Refuse a frozen release that is another study's, before anything is preprocessed for it.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the release, frozen.
+    cohorts : collection of str
+        Names of the study's cohorts; one of them in the release is enough. None: any will do.
+    atlas : str
+        Name of the study's atlas.
+
+    Raises
+    ------
+    BrainLMError
+        It has another atlas, or no shard of any of these cohorts.
+    """
+    advice = (
+        "A frozen release never changes; in config.yaml give this study a release of its own "
+        "(release: r2), or a folder of its own (results: results/mystudy)"
+    )
+    path = folder / "scaling.json"
+    found = read_json(path)["atlas"]
+    if found != atlas:
+        raise BrainLMError(
+            f"{path}: frozen with atlas {found}, but atlas.name is {atlas}. {advice}"
+        )
+    other, path = "", folder / "shards.tsv"
+    with open(path, newline="", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle, delimiter="\t"):
+            other = Path(row["shard"]).parent.name
+            if other in cohorts:
+                return
+    if other and cohorts:
+        raise BrainLMError(
+            f"{path}: frozen with shards of cohort {other!r} and of none of this study "
+            f"({', '.join(cohorts)}): nothing of it would be trained on. {advice}"
+        )

@@ -2,9 +2,11 @@
 # # From BIDS to report
 #
 # A raw BIDS folder goes in, a trained and evaluated model and a report come out. The recordings
-# are simulated, so their truth is known; put your own folder in `tutorial.yaml` and nothing else
-# changes. Run this from the clone's root, as a notebook or as a script; the whole of it takes
-# some minutes on two cores, and is done at once the second time.
+# are simulated, so their truth is known. With your own folder in `tutorial.yaml` three things
+# change: the atlas is `a424` (`demo424` is the simulator's), `participants.tsv` needs the column
+# `age`, and there is no truth to compare with in section 4. Run this from the clone's root, as a
+# notebook or as a script; the whole of it takes some minutes on two cores, and is done at once the
+# second time.
 
 # %%
 import subprocess
@@ -43,7 +45,7 @@ cohort = config.cohorts[0]
 # %% [markdown]
 # ## 2. Recordings
 #
-# Sixteen people, 220 s each. With your own data there is nothing to do here.
+# Sixteen people, 220 s each. With your own data there is nothing to simulate.
 
 # %%
 if not cohort.folder.exists():

@@ -102,6 +102,40 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch,
     assert said.startswith("brainlm: ") and "results" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "change", "words"),
+    [
+        (["mine"], {}, "shards.tsv: frozen with shards of cohort 'demo' and of none of"),
+        (["demo"], {"atlas": {"name": "a424"}}, "scaling.json: frozen with atlas demo424, but"),
+        (["demo"], {}, ""),
+        (["mine", "demo"], {}, ""),  # a cohort more is no other study
+        (["mine"], {"role": "external"}, ""),  # only evaluated, with what was trained
+        (["mine"], {"release": "r2"}, ""),
+    ],
+)
+def test_a_release_of_another_study_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, capsys, names, change, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRAINLM_CONFIG", "")
+    release = tmp_path / "results/releases/r1"
+    release.mkdir(parents=True)
+    (release / "scaling.json").write_text('{"atlas": "demo424"}')
+    (release / "shards.tsv").write_text("shard\tsize\nresults/shards/demo/00000.parquet\t1\n")
+    make_series(tmp_path / "series", 2)
+    values = {"atlas": {"name": "demo424"}, "tasks": []} | change
+    cohort = {"folder": "series", "layout": "parcels", "role": values.pop("role", "reference")}
+    values["cohorts"] = [{"name": name} | cohort for name in names]
+    if not words:
+        prepare(values, is_main_process=True)
+        return
+    with pytest.raises(SystemExit):
+        prepare(values, is_main_process=True)
+    said = capsys.readouterr().err
+    assert words in said and "release: r2" in said and said.count("\n") == 1
+    assert not (tmp_path / "results/index").exists()
+
+
 def test_jobs_read_the_configuration_that_the_run_began_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRAINLM_CONFIG", "")

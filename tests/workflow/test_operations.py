@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from runs import make_clone, make_series, snakemake
 
-from brainlm.config import load_config
+from brainlm.config import load_config, parse_config
 from brainlm.doctor import examine
 from brainlm.status import read_status
 
@@ -179,7 +179,8 @@ def until(ready, seconds: float = 300.0) -> None:
     raise AssertionError("it did not happen in time")
 
 
-def test_doctor_says_what_is_missing_and_what_to_do(clone):
+def test_doctor_says_what_is_missing_and_what_to_do(clone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     config = load_config(clone / "config.yaml")
     results = config.model_copy(update={"results": clone / "results"})
     found = {finding.name: finding for finding in examine(results, clone)}
@@ -187,3 +188,15 @@ def test_doctor_says_what_is_missing_and_what_to_do(clone):
     assert found["results"].ok
     assert found["cohort c"].ok is False
     assert "is the disk mounted" in str(found["cohort c"])  # relative to another folder: not there
+
+
+@pytest.mark.parametrize(("partition", "ok"), [("gpu", None), ("", True)])
+def test_doctor_says_that_a_gpu_partition_is_named_and_no_gpu_asked_for(
+    tmp_path, monkeypatch, partition, ok
+):
+    monkeypatch.setenv("BRAINLM_GPU_PARTITION", partition)
+    cohort = {"name": "c", "folder": str(tmp_path), "layout": "parcels"}
+    values = {"results": str(tmp_path), "cohorts": [cohort]}
+    found = {f.name: f for f in examine(parse_config(values, "config.yaml"), tmp_path)}["GPU"]
+    assert found.ok is ok
+    assert ("set pretrain.gpus: 1" in str(found)) == (ok is None)

@@ -88,6 +88,8 @@ class Clone:
                 path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch() if path.suffix else path.mkdir(exist_ok=True)
+                if path.name == "scaling.json":
+                    path.write_text('{"atlas": "demo424"}')
         self.snakemake("--touch", "--forceall", "--quiet", "all")
         assert self.plan() == set()
 
@@ -287,8 +289,8 @@ def test_a_deleted_shard_is_made_again_from_what_is_there(clone):
 def test_chunks_that_are_through_leave_the_graph(clone):
     noted = clone.folder / "results/shards/a/finished.tsv"
     assert [line[:5] for line in noted.read_text().splitlines()[2:]] == ["00000", "00001"]
-    newest = (clone.folder / "results/shards/a/00001.parquet").stat().st_mtime_ns
-    assert noted.stat().st_mtime_ns == newest
+    shards = (clone.folder / "results/shards/a").glob("?????.parquet")
+    assert noted.stat().st_mtime_ns == max(shard.stat().st_mtime_ns for shard in shards)
     assert ":motion" not in clone.snakemake("--summary").replace("\t", ":")
     forced = clone.plan("--forceall")
     assert chunk_jobs("a/00000", "a/00001") <= forced
