@@ -47,20 +47,13 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
         check_registered(config.atlas.name)
         tasks = load_tasks(config.tasks)
         if is_main_process:
-            from .cohort.labels import check_targets
+            from .cohort.labels import check_columns
 
             _check_release(config)
-            if not _locked():
-                _update(config)
+            check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
+            if not _locked() and _update(config):
+                _check_labels(config, tasks)
             os.environ["BRAINLM_CONFIG"] = str((config.results / "config.json").absolute())
-            check_targets(
-                config.cohorts,
-                {
-                    name: [task.target, *([task.groups] if task.groups else [])]
-                    for name, task in tasks.items()
-                    if isinstance(task, CLINICAL)
-                },
-            )
     except BrainLMError as error:
         _stop(str(error))
     except OSError as error:  # of writing the index: the folder is read-only, full or no folder
@@ -78,10 +71,22 @@ def _check_release(config: Config) -> None:
         check_release(folder, names, config.atlas.name)
 
 
-def _update(config: Config) -> None:
+def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
+    """What would end a task's jobs after days of preprocessing ends the planning."""
+    from .cohort.labels import read_labels
+
+    for task in tasks.values():
+        if isinstance(task, CLINICAL):
+            transform = getattr(task, "transform", "none")
+            read_labels(config.cohorts, task.target, task.kind, transform)
+
+
+def _update(config: Config) -> bool:
+    """Whether anything is new: a recording, or a word of the configuration."""
     from .cohort.index import read_people, update_index
     from .cohort.labels import describe_match
 
+    news = False
     for cohort in config.cohorts:
         started = time.monotonic()
         change = update_index(cohort, config.results, config.chunks.recordings)
@@ -94,6 +99,7 @@ def _update(config: Config) -> None:
                 file=sys.stderr,
             )
         if change.added or change.changed or change.removed:
+            news = True
             print(
                 f"index {cohort.name}: {change.total} recordings in {change.chunks} chunks "
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)",
@@ -107,8 +113,10 @@ def _update(config: Config) -> None:
         _check_finished(config, cohort)
     path = config.results / "config.json"
     text = config.model_dump_json(indent=2) + "\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return news
+    write_text(path, text)
+    return True
 
 
 def _retry(config: Config, cohort: Cohort) -> None:

@@ -109,11 +109,9 @@ def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
     return text + f"; {len(rows - people)} of its {len(rows)} rows have no recording"
 
 
-def check_targets(cohorts: Sequence[Cohort], wanted: Mapping[str, Collection[str]]) -> None:
-    """Refuse a task of whose columns no participants table has one, before anything is computed.
-
-    `wanted` has by the task's name the columns that it predicts or groups by.
-    """
+def check_columns(cohorts: Sequence[Cohort], wanted: Mapping[str, Collection[str]]) -> None:
+    """Refuse a task that needs a column which no participants table has, before anything is
+    computed. `wanted` has the columns by the task's name."""
     columns = {cohort.name: _header(cohort) for cohort in cohorts}
     for task, asked in wanted.items():
         for column in asked:

@@ -25,6 +25,12 @@ Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 class _Task(Section):
     name: Name = Field(description="from the file's name")
 
+    def columns(self) -> list[str]:
+        """Of the participants tables, without which the task can do nothing."""
+        asked = [getattr(self, key, None) for key in ("target", "groups", "contrast", "within")]
+        named = [column for column in asked if isinstance(column, str) and column != "task"]
+        return named + [c for c in getattr(self, "adjust", ()) if c != "mean_fd_mm"]
+
 
 class Reconstruction(_Task):
     """Masked patches of people not seen (paper, 4.1); the masks are ``evaluate.mask_ratios``."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from brainlm.atlas import Atlas
-from brainlm.cohort.labels import LabelTransform, check_targets, read_labels
+from brainlm.cohort.labels import LabelTransform, check_columns, read_labels
 from brainlm.cohort.splits import split_of
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError
@@ -276,9 +276,14 @@ def test_groups_of_one_are_refused_in_words(folder, column, words):
         fit_task(this, this.fits("finetune")[0], ATLAS, seed=1, from_scratch=False)
 
 
-def test_a_groups_column_that_no_table_has_is_refused_before_anything_runs(folder):
+def test_a_column_that_no_table_has_is_refused_before_anything_runs(folder):
+    held_out = job(folder, groups="lab").task.columns()
     with pytest.raises(BrainLMError, match="task old: no participants table has a column 'lab'"):
-        check_targets(job(folder).config.cohorts, {"age": ["age"], "old": ["age", "lab"]})
+        check_columns(job(folder).config.cohorts, {"age": ["age"], "old": held_out})
+    attention = {"kind": "attention", "contrast": "task", "within": "site"}
+    assert parse_task(attention, "a", "a").columns() == ["site"]
+    attention |= {"contrast": "sex", "adjust": ["age", "mean_fd_mm"], "within": None}
+    assert parse_task(attention, "a", "a").columns() == ["sex", "age"]
 
 
 def test_does_pretraining_help_is_a_row(age):

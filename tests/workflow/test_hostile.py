@@ -103,6 +103,29 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize(
+    ("ages", "words"), [("30 30", "age is 30"), ("30 old", "'old', expected"), ("30 31", "")]
+)
+def test_a_label_that_cannot_be_learnt_is_refused_before_anything_is_done(
+    tmp_path, monkeypatch, capsys, ages, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BRAINLM_CONFIG", "")
+    make_series(tmp_path / "series", 2)
+    people = sorted({path.name.split("_")[0] for path in (tmp_path / "series").rglob("sub-*_*")})
+    lines = [f"{person}\t{age}" for person, age in zip(people, ages.split(), strict=True)]
+    text = "\n".join(["participant_id\tage", *lines, ""])
+    (tmp_path / "series/participants.tsv").write_text(text)
+    cohort = {"name": "c", "folder": "series", "layout": "parcels"}
+    values = {"cohorts": [cohort], "tasks": ["age"]}
+    if not words:
+        prepare(values, is_main_process=True)
+        return
+    with pytest.raises(SystemExit):
+        prepare(values, is_main_process=True)
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("names", "change", "words"),
     [
         (["mine"], {}, "shards.tsv: frozen with shards of cohort 'demo' and of none of"),
