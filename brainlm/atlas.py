@@ -61,6 +61,12 @@ def registered() -> list[str]:
     return sorted(path.stem for path in REGISTRY.glob("*.yaml"))
 
 
+def registered_files() -> set[str]:
+    """Names of the files of all atlases: tables of parcels, not of people or recordings."""
+    entries = [yaml.safe_load(path.read_text("utf-8")) for path in REGISTRY.glob("*.yaml")]
+    return {item["name"] for entry in entries for item in (entry.get("files") or {}).values()}
+
+
 def check_registered(name: str) -> None:
     """Refuse a name without a registry entry, saying the nearest one."""
     names = registered()

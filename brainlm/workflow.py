@@ -84,6 +84,8 @@ def _update(config: Config) -> None:
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)",
                 file=sys.stderr,
             )
+            for line in change.left_out:
+                print(f"index {cohort.name}: {line}", file=sys.stderr)
             match = describe_match(cohort, read_people(config.results, cohort.name))
             if match:
                 print(f"index {cohort.name}: {match}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from brainlm.cohort.layouts import LAYOUTS, find_recordings
+from brainlm.cohort.layouts import LAYOUTS, find_recordings, look
 from brainlm.config import Cohort, LayoutName
 from brainlm.errors import BrainLMError
 
@@ -213,6 +213,70 @@ def test_a_flat_folder_of_series(tmp_path):
     plant(tmp_path, ["A424_example.dat", "b.npy", "c.tsv", "participants.tsv", "notes.txt"])
     assert [r.recording_id for r in find(tmp_path, "parcels")] == ["sub-A424example", "sub-b",
                                                                   "sub-c"]  # fmt: skip
+
+
+def test_files_of_one_person_in_a_flat_folder_are_one_person(tmp_path):
+    names = [
+        "1000223_20227_2_0_rs.dat", "1000223_20227_3_0_rs.dat", "1000223_20249_2_0_tf.dat",
+        "sub-01_ses-1_task-rest_atlas-A424_timeseries.npy",
+        "sub-01_ses-2_task-rest_atlas-A424_timeseries.npy", "sub-02_task-nback.tsv",
+    ]  # fmt: skip
+    plant(tmp_path, names)
+    found = find(tmp_path, "parcels")
+    assert [item.recording_id for item in found] == [
+        "sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_task-nback",
+        "sub-1000223_ses-2_task-facesshapesemotion", "sub-1000223_ses-2_task-rest",
+        "sub-1000223_ses-3_task-rest",
+    ]  # fmt: skip
+    assert {item.entities["sub"] for item in found} == {"01", "02", "1000223"}
+    assert len(find(tmp_path, "parcels", task="rest")) == 4
+
+
+def test_files_of_a_flat_folder_that_are_no_series_are_left_out_and_counted(tmp_path):
+    tables = {
+        "phenotypes.tsv": "participant_id\tage\n0050642\t33\n",
+        "ukb.tsv": "eid\t31-0.0\n1000223\t1\n",
+        "sub-01_task-rest_events.tsv": "onset\tduration\n0\t1\n",
+        "sub-01_task-rest_desc-confounds_timeseries.tsv": "trans_x\trot_x\n0\t1\n",
+        "A424_Coordinates.dat": "1 0 0 0\n",
+        "demo424_labels.tsv": "index\tname\n1\ta\n",
+        "0050642.tsv": "p1\tp2\n1\t2\n",
+        "sub-01_task-rest.dat": "1 2\n",
+    }
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+    cohort = Cohort(name="c", folder=tmp_path, layout="parcels")
+    recordings, left_out = look(cohort)
+    assert [item.source for item in recordings] == ["0050642.tsv", "sub-01_task-rest.dat"]
+    text = "; ".join(left_out)
+    assert "a table of people or recordings: 2 (phenotypes.tsv, ukb.tsv)" in text
+    assert "a file of an atlas: 2 (A424_Coordinates.dat, demo424_labels.tsv)" in text
+    assert "no parcel series by its name: 2" in text
+    assert [item.source for item in find(tmp_path, "parcels", task="rest")] == [
+        "sub-01_task-rest.dat"
+    ]
+    only = tmp_path / "only"
+    plant(only, ["0050642.npy"])
+    with pytest.raises(BrainLMError, match=r"no task in its name: 1 \(0050642.npy\)"):
+        find(only, "parcels", task="rest")
+
+
+def test_series_anywhere_below_a_person_are_found_or_said_to_be_left_out(tmp_path):
+    plant(
+        tmp_path,
+        [
+            "sub-01/func/sub-01_task-rest_atlas-A424_timeseries.dat",
+            "sub-02/sub-02_task-rest_atlas-A424_timeseries.npy",
+            "sub-03/ses-1/sub-03_ses-1_task-rest_atlas-A424_timeseries.tsv",
+            "sub-04/func/sub-04_task-rest_timeseries.npy",
+            "sub-04/func/sub-04_task-rest_desc-confounds_timeseries.tsv",
+        ],
+    )
+    recordings, left_out = look(Cohort(name="c", folder=tmp_path, layout="parcels"))
+    assert [item.entities["sub"] for item in recordings] == ["01", "02", "03"]
+    assert left_out == [
+        "left out, no atlas- or seg- in its name: 1 (sub-04/func/sub-04_task-rest_timeseries.npy)"
+    ]
 
 
 def test_ids_of_tables_become_labels():

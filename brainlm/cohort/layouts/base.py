@@ -30,7 +30,8 @@ class Found:
     """A file that a layout recognises as a recording.
 
     `variant` tells forms of the same recording apart: the space of an image
-    (``MNI152NLin6Asym:res-2``), the parcellation of a series.
+    (``MNI152NLin6Asym:res-2``), the parcellation of a series. `left_out` says why a file that
+    looks like a recording is none, or is not used: such files are counted, not indexed.
     """
 
     recording_id: str
@@ -40,6 +41,7 @@ class Found:
     mtime_ns: int
     t1w: str | None = None
     variant: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,18 @@ def found_bids(folder: Path, item: os.DirEntry, drop: tuple[str, ...] = (), **mo
     return found(folder, item.path, {k: v for k, v in entities.items() if k not in drop}, **more)
 
 
+def describe_left_out(items: Iterable[Found]) -> list[str]:
+    """One line per reason: how many files, and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for item in items:
+        by_reason.setdefault(item.left_out, []).append(item.source)
+    return [
+        f"left out, {reason}: {len(names)} "
+        f"({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for reason, names in sorted(by_reason.items())
+    ]
+
+
 def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) -> list[Found]:
     """Recordings of one variant: the wanted one, or the only one.
 
@@ -205,7 +219,7 @@ def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) ->
         There are several and none is chosen, or none is the wanted one.
     """
     recordings = list(recordings)
-    names = sorted({item.variant for item in recordings})
+    names = sorted({item.variant for item in recordings} - {""})
     if wanted is None:
         if len(names) > 1:
             raise BrainLMError(
@@ -214,7 +228,7 @@ def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) ->
             )
         return recordings
     chosen = [name for name in names if name == wanted or name.startswith(f"{wanted}:")]
-    if any(names) and len(chosen) != 1:
+    if names and len(chosen) != 1:
         raise BrainLMError(
             f"{key}: expected one of {', '.join(chosen or names)}, found {wanted}; correct it"
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Set
 from pathlib import Path
 
-from .base import DERIVED, Beside, Found, Layout, parse_name
+from .base import DERIVED, Beside, Found, Layout, functional, parse_name
 from .parcels import find_named
 
 
 def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_{seg,atlas}-<parcellation>_[stat-mean_]timeseries.tsv``."""
-    return find_named(folder, task, skip, (".tsv",))
+    return find_named(folder, task, skip, (".tsv",), functional)
 
 
 def beside(path: Path) -> Beside:
