@@ -130,6 +130,8 @@ def test_not_an_image(tmp_path, content):
 
 def test_missing_file(tmp_path):
     fails(tmp_path / "sub-01_bold.nii.gz", "unreadable", "No such file")
+    with pytest.raises(RecordingError, match=r"b\.tsv: No such file"):
+        read_series(tmp_path / "b.tsv")
 
 
 @pytest.mark.parametrize(

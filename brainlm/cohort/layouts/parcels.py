@@ -16,6 +16,7 @@ from .base import (
     files,
     found,
     found_bids,
+    name_variant,
     parse_name,
     per_subject,
     plain_label,
@@ -77,7 +78,8 @@ def _below(folder: Path, subject: str, depth: int = 3) -> Iterator[os.DirEntry]:
 
 
 def _variant(entities: dict[str, str]) -> str:
-    return entities.get("seg") or entities.get("atlas") or ""
+    first = entities.get("seg") or entities.get("atlas")
+    return name_variant(entities, first, "space", "cohort", "res", "den", "desc") if first else ""
 
 
 def _is_about(entities: dict[str, str], suffix: str) -> bool:
