@@ -55,10 +55,25 @@ class Atlas:
     licence: str
     networks: tuple[str | None, ...] | None = None
 
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names, where they are from a table of labels; else none."""
+        return () if self.names == _numbered(self.num_parcels) else self.names
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"parcel-{index:03d}" for index in range(1, count + 1))
+
 
 def registered() -> list[str]:
     """Names of all registry entries."""
     return sorted(path.stem for path in REGISTRY.glob("*.yaml"))
+
+
+def registered_files() -> set[str]:
+    """Names of the files of all atlases: tables of parcels, not of people or recordings."""
+    entries = [yaml.safe_load(path.read_text("utf-8")) for path in REGISTRY.glob("*.yaml")]
+    return {item["name"] for entry in entries for item in (entry.get("files") or {}).values()}
 
 
 def check_registered(name: str) -> None:
@@ -93,7 +108,7 @@ def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas
     coordinates = None
     if "coordinates" in files:
         coordinates = _read_coordinates(files["coordinates"], count)
-    names = tuple(f"parcel-{index:03d}" for index in range(1, count + 1))
+    names = _numbered(count)
     if "labels" in files:
         names = _read_names(files["labels"], entry["files"]["labels"], count)
     networks = None

@@ -199,6 +199,8 @@ def _index(args) -> None:
                 f"{cohort.name}: {change.total} recordings in {change.chunks} chunks "
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)"
             )
+            for line in change.left_out:
+                print(f"{cohort.name}: {line}")
             match = describe_match(cohort, read_people(config.results, cohort.name))
             if match:
                 print(f"{cohort.name}: {match}")

@@ -81,7 +81,9 @@ class Cohort(Section):
         "ones), one or a list: motion6, motion24, wm-csf, acompcor, global; or none",
     )
     segmentation: str | None = Field(
-        None, description="which parcellation's series, where a folder has several (XCP-D)"
+        None,
+        description="which parcellation's series, where a folder has several (XCP-D), or to "
+        "accept one whose name is not the atlas's",
     )
 
     @property

@@ -105,6 +105,8 @@ def _update(config: Config) -> bool:
                 f"({change.added} new, {change.changed} changed, {change.removed} removed)",
                 file=sys.stderr,
             )
+            for line in change.left_out:
+                print(f"index {cohort.name}: {line}", file=sys.stderr)
             match = describe_match(cohort, read_people(config.results, cohort.name))
             if match:
                 print(f"index {cohort.name}: {match}", file=sys.stderr)
@@ -313,7 +315,7 @@ def stage_parameters(
 
 
 def _said(cohort: Cohort) -> list[Any]:
-    keys = ("repetition_time_s", "space", "confounds")
+    keys = ("repetition_time_s", "space", "confounds", "segmentation")
     default = {key: Cohort.model_fields[key].default for key in keys}
     said = {key: getattr(cohort, key) for key in keys if getattr(cohort, key) != default[key]}
     return [said] if said else []

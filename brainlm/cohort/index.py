@@ -22,7 +22,7 @@ from pathlib import Path
 from ..config import Cohort
 from ..errors import BrainLMError
 from ..files import write_text
-from .layouts import Found, find_recordings
+from .layouts import Found, look
 from .recordings import Entry
 from .watch import entries_to_skip, today
 
@@ -45,13 +45,14 @@ _VANISHED = 0.05
 
 @dataclass(frozen=True)
 class IndexChange:
-    """What an update of the index found."""
+    """What an update of the index found; `left_out`: which files are no recordings, and why."""
 
     total: int
     added: int
     changed: int
     removed: int
     chunks: int
+    left_out: tuple[str, ...] = ()
 
 
 def index_folder(results: Path, cohort: str) -> Path:
@@ -134,7 +135,7 @@ def update_index(
     Raises
     ------
     BrainLMError
-        From :func:`~brainlm.cohort.layouts.find_recordings`; or when more than 5 % (and more than
+        From :func:`~brainlm.cohort.layouts.look`; or when more than 5 % (and more than
         ten) of the known recordings are gone and `accept_removed` is false.
     """
     state = index_folder(results, cohort.name) / "recordings.tsv"
@@ -143,7 +144,7 @@ def update_index(
     known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
     day = today()
     looked = None if everything or cohort.watch != "auto" else _last_look(cohort, state)
-    found, kept = _look(cohort, known, looked)
+    found, kept, left_out = _look(cohort, known, looked)
     rows = _assign_chunks(found, known, chunk_size)
     rows = sorted(kept + rows, key=itemgetter(0)) if kept else rows
     gone = known.keys() - {row[0] for row in rows}
@@ -161,27 +162,33 @@ def update_index(
         changed=sum(row != known.get(row[0], row) for row in rows),
         removed=len(gone),
         chunks=len(chunks),
+        left_out=tuple(left_out),
     )
 
 
 def _look(
     cohort: Cohort, known: dict[str, Row], looked: int | None
-) -> tuple[list[Found], list[Row]]:
-    """Recordings that were looked at, and the rows of those that were not."""
+) -> tuple[list[Found], list[Row], list[str]]:
+    """Recordings that were looked at, the rows of those that were not, and what was left out."""
     rows = known.values()
     entries = [row[_SOURCE].partition("/")[0] for row in rows]
     skip = entries_to_skip(entries, [row[-1] for row in rows], cohort.folder, looked)
     if not skip:
-        return find_recordings(cohort), []
+        return _look_at_all(cohort)
     kept = [row for row, entry in zip(rows, entries, strict=True) if entry in skip]
     try:
-        found = find_recordings(cohort, skip)
+        found, left_out = look(cohort, skip)
         clash = {row[0] for row in kept}.intersection(item.recording_id for item in found)
     except BrainLMError:
         clash = {"maybe of this share only"}
     if clash:  # a recording has moved or is there twice, or there is an error: see the whole
-        return find_recordings(cohort), []
-    return found, kept
+        return _look_at_all(cohort)
+    return found, kept, left_out
+
+
+def _look_at_all(cohort: Cohort) -> tuple[list[Found], list[Row], list[str]]:
+    found, left_out = look(cohort)
+    return found, [], left_out
 
 
 def _looked(state: Path) -> Path:

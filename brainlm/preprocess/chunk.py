@@ -96,6 +96,8 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     }
     if stage == "volumes":
         made_by |= {"space": cohort.space, "confounds": cohort.confounds}
+    if stage == "series":
+        made_by |= {"segmentation": cohort.segmentation}
     recipe = json.dumps(made_by, sort_keys=True, default=str)
 
     def key(entry: Entry) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..atlas import Atlas
-from ..cohort.layouts import LAYOUTS
+from ..cohort.layouts import LAYOUTS, parse_name, plain_label
 from ..cohort.recordings import Entry
 from ..config import Cohort, Preprocess
 from ..errors import RecordingError
@@ -33,7 +33,13 @@ def take_series(
     """
     from .resample import resample
 
-    raw, tr_s = read_series(entry.path, repetition_time_s=cohort.repetition_time_s)
+    accepted = agree_atlas(entry.path, cohort, atlas)
+    raw, tr_s = read_series(
+        entry.path,
+        repetition_time_s=cohort.repetition_time_s,
+        parcels=atlas.own_names,
+        other_names=accepted,
+    )
     acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
     try:
         dead = _check_parcels(raw, acquired["duration_s"], config, atlas)
@@ -62,6 +68,31 @@ def take_series(
         "parcels_with_data": int((~dead).sum()),
         "mean_coverage": float((~dead).mean()),
     }
+
+
+def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
+    """Whether the cohort's segmentation accepts another atlas's name for the configured one.
+
+    Two parcellations may have as many parcels: where a file's name says one (``atlas-``, ``seg-``)
+    it must be the atlas's, or the one that the cohort names.
+
+    Raises
+    ------
+    RecordingError
+        ``bad_metadata``: it is another.
+    """
+    entities, _ = parse_name(path.name)
+    found = entities.get("seg") or entities.get("atlas")
+    named = cohort.segmentation.split(":")[0] if cohort.segmentation else None
+    accepted = named is not None and found in (None, named)
+    if found and not accepted and plain_label(found).lower() != plain_label(atlas.name).lower():
+        raise RecordingError(
+            "bad_metadata",
+            f"{path}: the series are of {found}, the atlas is {atlas.name}; deliver series of "
+            f"{atlas.name}, or say that they are the same parcels with segmentation: {found} for "
+            f"cohort {cohort.name}",
+        )
+    return accepted
 
 
 def _displacement(entry: Entry, cohort: Cohort, count: int) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,7 @@ from .metadata import (
     read_sidecar,
     repetition_time,
 )
+from .series_table import check_names, load_table
 
 _BLOCK_BYTES = 32 << 20
 
@@ -177,17 +178,25 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_series(
-    path: str | Path, *, repetition_time_s: float | None = None
+    path: str | Path,
+    *,
+    repetition_time_s: float | None = None,
+    parcels: Sequence[str] = (),
+    other_names: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Read parcel series as they were delivered.
 
     Parameters
     ----------
     path : path
-        ``.npy`` (never unpickled), ``.tsv`` (with or without a header line; n/a is NaN) or
-        BrainLM's ``.dat`` (blank-separated numbers), one row per time point.
+        ``.npy`` (never unpickled), ``.tsv`` (with or without a header line; n/a and nothing are
+        NaN) or BrainLM's ``.dat`` (blank-separated numbers), one row per time point.
     repetition_time_s : float, optional
         Used where no sidecar gives a RepetitionTime.
+    parcels : sequence of str
+        The atlas's names [R] where it has some: a header's must be these, in this order.
+    other_names : bool
+        The header may have other names (but not these in another order).
 
     Returns
     -------
@@ -200,8 +209,9 @@ def read_series(
     RecordingError
     """
     path = Path(path)
+    _fingerprint(path)
     try:
-        series = _load_table(path)
+        series, names = load_table(path)
     except (OSError, ValueError, EOFError) as error:
         raise RecordingError(
             "unreadable", f"{path}: expected a table of numbers, one row per time point ({error})"
@@ -211,6 +221,7 @@ def read_series(
             "unreadable",
             f"{path}: expected numbers [time, parcel], found {series.dtype} {_text(series.shape)}",
         )
+    check_names(path, names, parcels, other_names)
     sidecar = read_sidecar(path)
     tr_s = sidecar.get("RepetitionTime", repetition_time_s)
     if tr_s is None:
@@ -219,27 +230,6 @@ def read_series(
             f"{path}: no RepetitionTime in a sidecar; set repetition_time_s for the cohort",
         )
     return series.astype(np.float32), check_repetition_time(path, tr_s, "RepetitionTime")
-
-
-def _load_table(path: Path) -> np.ndarray:
-    if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
-    text = path.read_text(encoding="utf-8").replace("n/a", "nan").splitlines()
-    rows = [line.split() for line in text if line.strip()]
-    if rows and not _is_number(rows[0][0]):
-        rows = rows[1:]
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
-        raise ValueError(f"rows have {sorted(widths)[:4]} values")
-    return np.array(rows, np.float64)
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def _fingerprint(path: Path) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ..cohort.layouts import LAYOUTS
 from ..config import Preprocess
 
 STAGE_VERSIONS = {
-    "motion": 6, "normalise": 3, "denoise": 3, "parcellate": 6, "volumes": 1, "series": 1,
+    "motion": 6, "normalise": 3, "denoise": 3, "parcellate": 6, "volumes": 1, "series": 2,
     "pages": 1,
 }  # fmt: skip
 

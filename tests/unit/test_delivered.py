@@ -264,6 +264,34 @@ def test_xcpd_series_bring_their_displacement_and_no_gaps(tmp_path, atlas, truth
         take(tmp_path / "in", "xcpd", atlas, tmp_path)
 
 
+def series_table(folder: Path, atlas, series, segmentation: str, names=()) -> None:
+    name = f"{RUN}_space-MNI152NLin6Asym_seg-{segmentation}_stat-mean_timeseries.tsv"
+    (folder / name).parent.mkdir(parents=True)
+    header = "\t".join(names or atlas.names)
+    np.savetxt(folder / name, series, delimiter="\t", header=header, comments="")
+    (folder / name).with_suffix(".json").write_text('{"RepetitionTime": 2.0}')
+
+
+def test_series_of_another_atlas_are_refused_unless_accepted(tmp_path, atlas, truth):
+    series_table(tmp_path / "a", atlas, truth[0], "Schaefer424")
+    with pytest.raises(RecordingError, match="of Schaefer424, the atlas is demo424") as error:
+        take(tmp_path / "a", "xcpd", atlas, tmp_path)
+    assert error.value.status == "bad_metadata"
+    take(tmp_path / "a", "xcpd", atlas, tmp_path, segmentation="Schaefer424")
+
+    areas = [f"LH_Vis_{k}" for k in range(424)]
+    series_table(tmp_path / "b", atlas, truth[0], "Demo424", areas)
+    with pytest.raises(RecordingError, match="column 1 is LH_Vis_0, the atlas's parcel 1 is"):
+        take(tmp_path / "b", "xcpd", atlas, tmp_path)
+    take(tmp_path / "b", "xcpd", atlas, tmp_path, segmentation="Demo424")
+    unnamed = replace(atlas, names=tuple(f"parcel-{k:03d}" for k in range(1, 425)))
+    take(tmp_path / "b", "xcpd", unnamed, tmp_path)
+
+    series_table(tmp_path / "c", atlas, truth[0], "demo424", atlas.names[::-1])
+    with pytest.raises(RecordingError, match="in another order"):
+        take(tmp_path / "c", "xcpd", atlas, tmp_path, segmentation="demo424")
+
+
 def test_motion_files_of_other_programs(tmp_path):
     degrees = np.zeros((4, 12))
     degrees[2, 0], degrees[2, 5] = 1.0, 90.0  # mm, degrees

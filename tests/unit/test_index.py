@@ -176,6 +176,17 @@ def test_parcel_series_layouts(tmp_path):
     assert [f.recording_id for f in find(flat, "parcels")] == ["sub-A424example"]
 
 
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series/0050642.npy").touch()
+    (tmp_path / "series/phenotypes.tsv").write_text("eid\tage\n0050642\t33\n")
+    cohort = {"name": "c", "folder": str(tmp_path / "series"), "layout": "parcels"}
+    config = parse_config({"results": str(tmp_path / "r"), "cohorts": [cohort]}, "config.yaml")
+    workflow._update(config)
+    said = capsys.readouterr().err
+    assert "index c: left out, a table of people or recordings: 1 (phenotypes.tsv)" in said
+
+
 def test_77000_recordings_in_the_index(tmp_path):
     simulate_index(tmp_path / "index/big", 77_000)
     assert len(list_chunks(tmp_path, "big")) == 770

@@ -130,6 +130,8 @@ def test_not_an_image(tmp_path, content):
 
 def test_missing_file(tmp_path):
     fails(tmp_path / "sub-01_bold.nii.gz", "unreadable", "No such file")
+    with pytest.raises(RecordingError, match=r"b\.tsv: No such file"):
+        read_series(tmp_path / "b.tsv")
 
 
 @pytest.mark.parametrize(
@@ -332,6 +334,70 @@ def test_series_that_is_no_table(tmp_path, name, content):
     with pytest.raises(RecordingError) as caught:
         read_series(tmp_path / name, repetition_time_s=1.0)
     assert caught.value.status == "unreadable"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("name", "between"), [("a.tsv", "\t"), ("a.dat", " ")])
+def test_numbered_columns_are_a_header_and_no_time_point(tmp_path, first, name, between):
+    series = np.random.default_rng(3).normal(size=(20, 4))
+    header = between.join(str(first + k) for k in range(4))
+    np.savetxt(tmp_path / name, series, delimiter=between, header=header, comments="")
+    read, _ = read_series(tmp_path / name, repetition_time_s=1.0)
+    np.testing.assert_allclose(read, series, rtol=1e-6)
+
+
+def test_empty_cells_are_missing_and_nothing_moves(tmp_path):
+    (tmp_path / "a.tsv").write_text("p1\tp2\tp3\n1\t\t3\n\t\t\n4\tn/a\t6\n")
+    read, _ = read_series(tmp_path / "a.tsv", repetition_time_s=1.0)
+    nan = np.nan
+    np.testing.assert_array_equal(read, [[1, nan, 3], [nan, nan, nan], [4, nan, 6]])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\t0\t1\n0\t.1\t.2\n1\t.3\t.4\n", "column 1 has no name"),
+        ("\tp1\tp2\n0\t.1\t\n1\t.3\t\n", "column 1 has no name"),
+        ("Unnamed: 0\tp1\n0\t.1\n1\t.3\n", "column 1 has no name"),
+        ("0\t.1\t.2\n1\t.3\t.4\n2\t.5\t.6\n", "column 1 grows as row numbers"),
+        ("0\t.1\t\n.72\t.3\t\n1.44\t.5\t\n2.16\t.6\t\n", "column 1 grows as row numbers"),
+        ("time\tp1\tp2\n1\t.1\t.2\n2\t.3\t.4\n3\t.5\t.6\n", "column 1 grows as row numbers"),
+        ("p1\tp2\n0\t.1\t.2\n1\t.3\t.4\n", "rows have [2, 3] values"),
+    ],
+)
+def test_numbers_of_rows_are_no_parcel(tmp_path, text, words):
+    (tmp_path / "a.tsv").write_text(text)
+    with pytest.raises(RecordingError) as caught:
+        read_series(tmp_path / "a.tsv", repetition_time_s=1.0)
+    assert caught.value.status == "unreadable" and words in caught.value.reason
+
+
+def test_a_byte_order_mark_and_comments_cost_no_time_point(tmp_path):
+    (tmp_path / "a.tsv").write_text("\ufeff0.5\t2\n3\t4\n", encoding="utf-8")
+    (tmp_path / "a.dat").write_text("# two parcels of somebody\n0.5 2\n3 4\n")
+    for name in ("a.tsv", "a.dat"):
+        read, _ = read_series(tmp_path / name, repetition_time_s=1.0)
+        np.testing.assert_array_equal(read, [[0.5, 2], [3, 4]])
+
+
+def test_a_tab_may_end_every_line(tmp_path):
+    (tmp_path / "a.dat").write_text(".1\t2\t\n3\t4\t\n")
+    read, _ = read_series(tmp_path / "a.dat", repetition_time_s=1.0)
+    np.testing.assert_allclose(read, [[0.1, 2], [3, 4]])
+
+
+def test_a_header_must_name_the_parcels_where_they_are_known(tmp_path):
+    (tmp_path / "a.tsv").write_text("LH_V1\tRH_V1\n1\t2\n3\t4\n")
+
+    def read(*parcels, **more):
+        return read_series(tmp_path / "a.tsv", repetition_time_s=1.0, parcels=parcels, **more)[0]
+
+    assert read().shape == read("lh-v1", "rh-v1").shape == (2, 2)
+    with pytest.raises(RecordingError, match="column 1 is LH_V1, the atlas's parcel 1 is MT"):
+        read("MT", "V1")
+    assert read("MT", "V1", other_names=True).shape == (2, 2)
+    with pytest.raises(RecordingError, match="in another order"):
+        read("RH_V1", "LH_V1", other_names=True)
 
 
 def test_pickled_arrays_are_never_opened(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Set
 from ...config import Cohort
 from ...errors import BrainLMError
 from .adni import ADNI
-from .base import Beside, Found, Layout, choose_variant, parse_name
+from .base import Beside, Found, Layout, choose_variant, describe_left_out, parse_name, plain_label
 from .bids import BIDS
 from .embarc import EMBARC
 from .fmriprep import FMRIPREP
@@ -39,31 +39,26 @@ def find_recordings(cohort: Cohort, skip: Set[str] = frozenset()) -> list[Found]
         The folder is missing, unreadable or has no recording of this layout; recordings come in
         several forms and none is chosen; or two files are the same recording.
     """
+    return look(cohort, skip)[0]
+
+
+def look(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], list[str]]:
+    """As :func:`find_recordings`, and lines that say which files are left out and why."""
     folder, layout = cohort.folder, LAYOUTS[cohort.layout]
-    if not folder.is_dir():
-        raise BrainLMError(
-            f"{folder}: folder not found; set the cohort's folder in config.yaml (is the disk "
-            "mounted?)"
-        )
+    listed = _list(cohort, skip)
+    left_out = describe_left_out(item for item in listed if item.left_out)
+    listed = [item for item in listed if not item.left_out]
     try:
-        found = layout.find(folder, cohort.task, skip)
-    except PermissionError as error:
-        raise BrainLMError(f"{error.filename}: no permission to read this folder") from None
-    except OSError as error:
-        raise BrainLMError(
-            f"{error.filename or folder}: {error.strerror} while the cohort was being listed; is "
-            "the disk still mounted?"
-        ) from None
+        found = choose_variant(listed, getattr(cohort, layout.variants), layout.variants)
+    except BrainLMError as error:
+        raise BrainLMError(f"{folder}: {error}") from None
     if not found and not skip:
         raise BrainLMError(
             f"{folder}: no recording found; layout {layout.name!r} expects {layout.tree}"
             + (f" with task-{cohort.task}" if cohort.task else "")
             + " (is the disk mounted?)"
+            + "".join(f"; {line}" for line in left_out)
         )
-    try:
-        found = choose_variant(found, getattr(cohort, layout.variants), layout.variants)
-    except BrainLMError as error:
-        raise BrainLMError(f"{folder}: {error}") from None
     found.sort(key=lambda item: item.recording_id)
     for first, second in itertools.pairwise(found):
         if first.recording_id == second.recording_id:
@@ -71,7 +66,27 @@ def find_recordings(cohort: Cohort, skip: Set[str] = frozenset()) -> list[Found]
                 f"{folder}: {first.source} and {second.source} are the same recording "
                 f"({first.recording_id}); remove one"
             )
-    return found
+    return found, left_out
 
 
-__all__ = ["LAYOUTS", "Beside", "Found", "Layout", "find_recordings", "parse_name"]
+def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
+    folder = cohort.folder
+    if not folder.is_dir():
+        raise BrainLMError(
+            f"{folder}: folder not found; set the cohort's folder in config.yaml (is the disk "
+            "mounted?)"
+        )
+    try:
+        return LAYOUTS[cohort.layout].find(folder, cohort.task, skip)
+    except PermissionError as error:
+        raise BrainLMError(f"{error.filename}: no permission to read this folder") from None
+    except OSError as error:
+        raise BrainLMError(
+            f"{error.filename or folder}: {error.strerror} while the cohort was being listed; is "
+            "the disk still mounted?"
+        ) from None
+
+
+__all__ = [
+    "LAYOUTS", "Beside", "Found", "Layout", "find_recordings", "look", "parse_name", "plain_label",
+]  # fmt: skip

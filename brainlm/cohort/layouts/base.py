@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,9 @@ _THREADS = 16
 _BATCH = 64  # subjects per thread's turn: handing over one by one costs more than listing it
 _SLOW_S = 1e-3  # s per subject: a local disk takes 0.03 ms, or 0.15 ms at the first time
 #: Entities that say what was done to a recording, not which recording it is.
-DERIVED = ("space", "res", "den", "atlas", "seg", "stat", "desc")
+DERIVED = ("space", "cohort", "res", "den", "atlas", "seg", "stat", "desc")
+#: The variant of images in the recording's own space: never used, but the recording is counted.
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Found:
     """A file that a layout recognises as a recording.
 
     `variant` tells forms of the same recording apart: the space of an image
-    (``MNI152NLin6Asym:res-2``), the parcellation of a series.
+    (``MNI152NLin6Asym:res-2``), the parcellation of a series (``Glasser:space-fsLR``). `left_out`
+    says why a file that looks like a recording is none: such files are counted, not indexed.
     """
 
     recording_id: str
@@ -40,6 +43,7 @@ class Found:
     mtime_ns: int
     t1w: str | None = None
     variant: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,8 +200,29 @@ def found_bids(folder: Path, item: os.DirEntry, drop: tuple[str, ...] = (), **mo
     return found(folder, item.path, {k: v for k, v in entities.items() if k not in drop}, **more)
 
 
+def describe_left_out(items: Iterable[Found]) -> list[str]:
+    """One line per reason: how many files, and the first of them."""
+    by_reason: dict[str, list[str]] = {}
+    for item in items:
+        by_reason.setdefault(item.left_out, []).append(item.source)
+    return [
+        f"left out, {reason}: {len(names)} "
+        f"({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
+        for reason, names in sorted(by_reason.items())
+    ]
+
+
+def name_variant(entities: dict[str, str], first: str, *more: str) -> str:
+    """``MNI152NLin6Asym:res-2``: the value of one entity, and others that are there."""
+    return ":".join([first, *(f"{key}-{entities[key]}" for key in more if key in entities)])
+
+
 def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) -> list[Found]:
     """Recordings of one variant: the wanted one, or the only one.
+
+    A recording that is there in others only is listed as the file that it lacks: it fails when it
+    is read, so that it is counted. Variants of one name (``MNIPediatricAsym:cohort-1``, ``-2``)
+    are taken together where no recording has two of them.
 
     Raises
     ------
@@ -205,17 +230,38 @@ def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) ->
         There are several and none is chosen, or none is the wanted one.
     """
     recordings = list(recordings)
-    names = sorted({item.variant for item in recordings})
-    if wanted is None:
-        if len(names) > 1:
-            raise BrainLMError(
-                f"the recordings come in several forms ({', '.join(names)}); choose one for "
-                f"the cohort, e.g. {key}: {names[0]}"
-            )
-        return recordings
-    chosen = [name for name in names if name == wanted or name.startswith(f"{wanted}:")]
-    if any(names) and len(chosen) != 1:
+    names = sorted({item.variant for item in recordings} - {"", OWN})
+    chosen = names if wanted is None else _match(names, wanted)
+    kept = [item for item in recordings if item.variant in ("", *chosen)]
+    several = len(chosen) > 1 and (
+        len({name.split(":")[0] for name in chosen}) > 1
+        or len({item.recording_id for item in kept}) < len(kept)
+    )
+    if several and wanted is None:
+        raise BrainLMError(
+            f"the recordings come in several forms ({', '.join(names)}); choose one for "
+            f"the cohort, e.g. {key}: {names[0]}"
+        )
+    if several or (names and not chosen):
         raise BrainLMError(
             f"{key}: expected one of {', '.join(chosen or names)}, found {wanted}; correct it"
         )
-    return [item for item in recordings if item.variant in chosen or not item.variant]
+    there = {item.recording_id for item in kept}
+    like = next((item for item in kept if item.variant), None)
+    lacking = {item.recording_id: item for item in recordings if item.recording_id not in there}
+    return kept + ([_absent(item, like) for item in lacking.values()] if like else [])
+
+
+def _match(names: list[str], wanted: str) -> list[str]:
+    """Exactly `wanted`, else all that have its parts (``Glasser:desc-denoised``)."""
+    first, *more = wanted.split(":")
+    if wanted in names:
+        return [wanted]
+    return [n for n in names if n.split(":")[0] == first and set(more) <= set(n.split(":"))]
+
+
+def _absent(item: Found, like: Found) -> Found:
+    """The file of `item` that would be what `like` is."""
+    ending = Path(like.source).name.removeprefix(like.recording_id)
+    source = Path(item.source).with_name(item.recording_id + ending)
+    return replace(item, source=str(source), size=-1, mtime_ns=0, variant=like.variant)

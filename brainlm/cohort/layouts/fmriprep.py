@@ -1,7 +1,8 @@
 """fMRIPrep derivatives: images in template space, with confounds beside them.
 
 Source: fMRIPrep documentation, "Outputs of fMRIPrep". Images in the recording's own space
-(``space-T1w``, or none) are not used.
+(``space-T1w``, or none) are not used; a recording that has no other is one that fails when it is
+read, so that it is counted.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 
 from .base import (
     DERIVED,
+    OWN,
     Beside,
     Found,
     Layout,
     found_bids,
     functional,
+    name_variant,
     parse_name,
     per_subject,
 )
@@ -33,12 +36,10 @@ def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
     for item in functional(folder, subject):
         entities, _ = parse_name(item.name)
         is_image = item.name.endswith(("_desc-preproc_bold.nii.gz", "_desc-preproc_bold.nii"))
-        space = entities.get("space")
-        if not is_image or space is None or space in _NATIVE:
+        if not is_image or "echo" in entities or task not in (None, entities.get("task")):
             continue
-        if task and entities.get("task") != task:
-            continue
-        variant = space + (f":res-{entities['res']}" if "res" in entities else "")
+        space = entities.get("space", "func")
+        variant = OWN if space in _NATIVE else name_variant(entities, space, "cohort", "res")
         recordings.append(found_bids(folder, item, DERIVED, variant=variant))
     return recordings
 

@@ -6,6 +6,7 @@ Young Adult (``100307``) and Lifespan (``HCA6002236_V1_MR``) names. MNINonLinear
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Set
 from functools import partial
@@ -14,12 +15,16 @@ from pathlib import Path
 from .base import Beside, Found, Layout, files, found, per_subject
 
 _SUBJECT = re.compile(r"([a-zA-Z0-9]+)(?:_(V\d+))?(?:_MR|_3T|_7T)?")
-_RUN = re.compile(r"[rt]fMRI_([a-zA-Z]+)(\d*)(?:_(7T))?(?:_(LR|RL|AP|PA))?")
-_CLEAN = re.compile(r"_hp\d+_clean\.nii\.gz")
+_RUN = re.compile(r"[rt]fMRI_([a-zA-Z]+)(\d*|\d+[a-z])(?:_(7T))?(?:_(LR|RL|AP|PA))?")
+_CLEAN = re.compile(r"_hp\d+_clean(_rclean_tclean)?\.nii\.gz")
 
 
 def find(folder: Path, task: str | None, skip: Set[str], *, clean: bool) -> list[Found]:
-    """``<subject>/MNINonLinear/Results/<run>/<run>[_hp2000_clean].nii.gz``."""
+    """``<subject>/MNINonLinear/Results/<run>/<run>[_hp2000_clean[_rclean_tclean]].nii.gz``.
+
+    The folder of a run (with its direction) without the image is a recording that fails when it
+    is read, so that it is counted; of cleaned images only rest is expected.
+    """
     scan = partial(_subject, folder, task, clean)
     return per_subject(folder, skip, scan, _participant)
 
@@ -38,11 +43,19 @@ def _subject(folder: Path, task: str | None, clean: bool, subject: str) -> list[
         match = _RUN.fullmatch(run.name)
         if not match or (task and match[1] != task):
             continue
-        for item in files(run.path):
-            rest = item.name.removeprefix(run.name)
-            if _CLEAN.fullmatch(rest) if clean else rest == ".nii.gz":
-                recordings.append(found(folder, item.path, _entities(subject, match)))
+        paths = [item.path for item in files(run.path) if _is_image(item.name, run.name, clean)]
+        if clean:  # what was cleaned twice is there after each
+            twice = {path.replace("_rclean_tclean", "") for path in paths if "_rclean" in path}
+            paths = [path for path in paths if path not in twice]
+        if not paths and match[4] and (run.name[0] == "r" or not clean):
+            paths = [os.path.join(run.path, f"{run.name}{'_hp2000_clean' * clean}.nii.gz")]
+        recordings += [found(folder, path, _entities(subject, match)) for path in paths]
     return recordings
+
+
+def _is_image(name: str, run: str, clean: bool) -> bool:
+    rest = name.removeprefix(run)
+    return bool(_CLEAN.fullmatch(rest)) if clean else rest == ".nii.gz"
 
 
 def _entities(subject: str, run: re.Match) -> dict[str, str]:
@@ -68,7 +81,7 @@ HCP = Layout(
 HCP_FIX = Layout(
     "hcp-fix",
     "volumes",
-    f"{_TREE}_hp2000_clean.nii.gz",
+    f"{_TREE}_hp2000_clean[_rclean_tclean].nii.gz",
     partial(find, clean=True),
     partial(beside, clean=True),
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
+from ...atlas import registered_files
+from . import ukb
 from .base import (
     DERIVED,
     Found,
@@ -14,57 +16,136 @@ from .base import (
     files,
     found,
     found_bids,
-    functional,
+    name_variant,
     parse_name,
     per_subject,
+    plain_label,
 )
+
+_EXTENSIONS = (".npy", ".tsv", ".dat")
+_BIDS = re.compile(r"sub-[^_]+(_[a-zA-Z0-9]+-[^_]+)*(_[a-zA-Z]+)?")
+_UKB = re.compile(r"(\d{7})_(\d{5})_(\d+)_(\d+)(_[a-zA-Z]\w*)?")
+#: Suffixes of BIDS, fMRIPrep and XCP-D for tables about a recording.
+_ABOUT = (
+    "design", "events", "metrics", "mixing", "motion", "outliers", "physio", "regressors", "scans",
+    "sessions", "stim",
+)  # fmt: skip
 
 
 def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
-    """BIDS-named ``*_timeseries.{npy,tsv}``, or a flat folder of .dat, .npy or .tsv files."""
-    named = find_named(folder, task, skip, (".npy", ".tsv"))
+    """BIDS-named ``*_timeseries.{npy,tsv,dat}`` of people's folders, or a flat folder of files."""
+    named = find_named(folder, task, skip, _EXTENSIONS, _below)
     if named or any(name.startswith("sub-") for name in os.listdir(folder) if "." not in name):
         return named
-    return _flat(folder, skip)
+    return _flat(folder, task, skip)
 
 
 def find_named(
-    folder: Path, task: str | None, skip: Set[str], extensions: tuple[str, ...]
+    folder: Path,
+    task: str | None,
+    skip: Set[str],
+    extensions: tuple[str, ...],
+    listed: Callable[[Path, str], Iterator[os.DirEntry]],
 ) -> list[Found]:
-    """Series of parcels in a BIDS tree."""
+    """Series of parcels in a BIDS tree, among the files that `listed` names of a subject."""
 
     def scan(subject: str) -> list[Found]:
         recordings = []
-        for item in functional(folder, subject):
+        for item in listed(folder, subject):
             entities, suffix = parse_name(item.name)
-            parcellation = entities.get("seg") or entities.get("atlas")
             if (
                 suffix == "timeseries"
                 and item.name.endswith(extensions)
-                and parcellation
-                and entities.get("stat", "mean") == "mean"
+                and not _is_about(entities, suffix)
                 and task in (None, entities.get("task"))
             ):
-                recordings.append(found_bids(folder, item, DERIVED, variant=parcellation))
+                variant = _variant(entities)
+                why = "" if variant else "no atlas- or seg- in its name"
+                more = {"variant": variant, "left_out": why}
+                recordings.append(found_bids(folder, item, DERIVED, **more))
         return recordings
 
     return per_subject(folder, skip, scan)
 
 
-def _flat(folder: Path, skip: Set[str]) -> list[Found]:
+def _below(folder: Path, subject: str, depth: int = 3) -> Iterator[os.DirEntry]:
+    """Files of a subject's folder and of the folders in it: in func, or wherever they are."""
+    for item in files(f"{folder}/{subject}"):
+        if not item.is_dir():
+            yield item
+        elif depth > 1:
+            yield from _below(folder, f"{subject}/{item.name}", depth - 1)
+
+
+def _variant(entities: dict[str, str]) -> str:
+    first = entities.get("seg") or entities.get("atlas")
+    return name_variant(entities, first, "space", "cohort", "res", "den", "desc") if first else ""
+
+
+def _is_about(entities: dict[str, str], suffix: str) -> bool:
+    """A table about a recording, or another measure than the parcels' means."""
+    confounds = entities.get("desc", "").startswith("confounds")
+    return confounds or suffix in _ABOUT or entities.get("stat", "mean") != "mean"
+
+
+# ---- a flat folder
+
+
+def _flat(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
+    of_atlases = registered_files() | {"participants.tsv"}
     recordings = []
     for item in files(str(folder)):
-        named = item.name.endswith((".dat", ".npy", ".tsv")) and item.name != "participants.tsv"
-        if named and item.name not in skip and item.is_file():
-            stem = re.sub(r"[^a-zA-Z0-9]+", "", item.name.rsplit(".", 1)[0])
-            recordings.append(found(folder, item.path, {"sub": stem}))
+        if item.name.endswith(_EXTENSIONS) and item.name not in skip and item.is_file():
+            entities = _flat_entities(item.name)
+            why = "a file of an atlas" if item.name in of_atlases else _no_series(item)
+            if task and not why and "task" not in entities:
+                why = "no task in its name"
+            if why or task in (None, entities.get("task")):
+                kept = {key: value for key, value in entities.items() if key not in DERIVED}
+                more = {"variant": _variant(entities), "left_out": why}
+                recordings.append(found(folder, item.path, kept, **more))
     return recordings
+
+
+def _flat_entities(name: str) -> dict[str, str]:
+    """Who was recorded when, by the name: all files of a person must be of one person.
+
+    BIDS names and UK Biobank's ``<eid>_<field>_<instance>_<array>[_rs|_tf]`` say it. Any other
+    name is a person's id, as it may stand in a table of participants.
+    """
+    stem = name.split(".", 1)[0]
+    if _BIDS.fullmatch(stem):
+        return parse_name(name)[0]
+    if match := _UKB.fullmatch(stem):
+        eid, field, instance, array, _ = match.groups()
+        return ukb.entities(eid, field, instance, array)
+    return {"sub": plain_label(name.rsplit(".", 1)[0])}
+
+
+def _no_series(item: os.DirEntry) -> str:
+    """Why a file is no parcel series, or nothing.
+
+    Of a BIDS or UK Biobank name the name says it; other .tsv files are opened, as tables of people
+    end so, too.
+    """
+    stem = item.name.split(".", 1)[0]
+    if _BIDS.fullmatch(stem):
+        return "no parcel series by its name" if _is_about(*parse_name(item.name)) else ""
+    if not item.name.endswith(".tsv") or _UKB.fullmatch(stem):
+        return ""
+    from ..labels import ID_COLUMNS
+
+    with open(item.path, encoding="utf-8-sig", errors="replace") as handle:
+        header = {name.strip() for name in handle.readline().split("\t")}
+    tables = header & {*ID_COLUMNS, "recording_id", "session_id", "filename"}
+    return "a table of people or recordings" if tables else ""
 
 
 PARCELS = Layout(
     "parcels",
     "series",
-    "sub-*/[ses-*/]func/*_{atlas,seg}-*_timeseries.{npy,tsv}, or *.{dat,npy,tsv} in the folder",
+    "sub-*/[ses-*/][func/]*_{atlas,seg}-*_timeseries.{npy,tsv,dat}, or *.{dat,npy,tsv} in the "
+    "folder",
     find,
     variants="segmentation",
 )

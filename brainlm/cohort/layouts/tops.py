@@ -2,9 +2,9 @@
 
 Folders of cocoanlab's humanfmri_preproc_bids: SPM puts a letter before the name for every step
 (r realigned, dc distortion-corrected, w normalised, s smoothed). The normalised image is used;
-the smoothed one only where there is no other. SPM's tissue maps are BIDS' IXI549Space, not an
-MNI152: the cohort must say ``space: IXI549Space`` to accept that. No motion parameters are in a
-file that is read here, so it must say ``confounds: none`` too.
+the smoothed one only where there is no other, SPM's mean image (``wmean...``) never. SPM's tissue
+maps are BIDS' IXI549Space, not an MNI152: the cohort must say ``space: IXI549Space`` to accept
+that. No motion parameters are in a file that is read here, so it must say ``confounds: none`` too.
 
     preprocessed/ (the cohort's folder)
       sub-tops001/
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .base import Beside, Found, Layout, found, functional, parse_name, per_subject
 
-_IMAGE = re.compile(r"(s?w)[a-z_]*?(sub-.+_bold)\.nii(\.gz)?")
+_IMAGE = re.compile(r"(s?w)(?:(?!mean)[a-z_])*(sub-.+_bold)\.nii(\.gz)?")  # not SPM's mean image
 
 
 def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
@@ -29,12 +29,15 @@ def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
 
 
 def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
-    best: dict[str, tuple[str, str]] = {}
+    runs: dict[str, dict[str, list[str]]] = {}
     for item in functional(folder, subject):
-        match = _IMAGE.fullmatch(item.name)
-        if match and (match[2] not in best or match[1] == "w"):
-            best[match[2]] = (match[1], item.path)
-    recordings = [found(folder, path, parse_name(name)[0]) for name, (_, path) in best.items()]
+        if match := _IMAGE.fullmatch(item.name):
+            runs.setdefault(match[2], {}).setdefault(match[1], []).append(item.path)
+    recordings = [
+        found(folder, path, parse_name(name)[0])
+        for name, images in runs.items()
+        for path in images.get("w") or images["sw"]  # two: the same recording, which is refused
+    ]
     return [item for item in recordings if task in (None, item.entities.get("task"))]
 
 

@@ -38,11 +38,14 @@ def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
         eid, field, instance, array, packed = match.groups()
         if item.name not in skip and task in (None, _TASKS[field]):
             path = item.path if packed else _image(item.path, _IMAGES[field])
-            entities = {"sub": eid, "ses": instance, "task": _TASKS[field]}
-            if array != "0":
-                entities["run"] = str(int(array) + 1)
-            recordings.append(found(folder, path, entities))
+            recordings.append(found(folder, path, entities(eid, field, instance, array)))
     return recordings
+
+
+def entities(eid: str, field: str, instance: str, array: str) -> dict[str, str]:
+    """Of a bulk file's name; the task of another field than 20227 and 20249 is ``f<field>``."""
+    run = {} if array == "0" else {"run": str(int(array) + 1)}
+    return {"sub": eid, "ses": instance, "task": _TASKS.get(field, f"f{field}")} | run
 
 
 def _image(directory: str, image: str) -> str:

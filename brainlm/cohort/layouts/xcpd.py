@@ -7,15 +7,33 @@ since.
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path
 
-from .base import DERIVED, Beside, Found, Layout, parse_name
+from .base import DERIVED, Beside, Found, Layout, functional, parse_name
 from .parcels import find_named
 
 
 def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_{seg,atlas}-<parcellation>_[stat-mean_]timeseries.tsv``."""
-    return find_named(folder, task, skip, (".tsv",))
+    return _leave_combined(find_named(folder, task, skip, (".tsv",), functional))
+
+
+def _leave_combined(recordings: list[Found]) -> list[Found]:
+    """With ``--combine-runs`` the runs of a task are there once more as one, without ``run-`` and
+    ``dir-``: the same data twice."""
+    runs = set()
+    for item in recordings:
+        if "run" in item.entities or "dir" in item.entities:
+            runs.add(_leave(item, "run", "dir"))
+        if "run" in item.entities:
+            runs.add(_leave(item, "run"))
+    why = "runs combined that are there one by one"
+    return [replace(item, left_out=why) if _leave(item) in runs else item for item in recordings]
+
+
+def _leave(item: Found, *keys: str) -> tuple:
+    return item.variant, *((k, v) for k, v in item.entities.items() if k not in keys)
 
 
 def beside(path: Path) -> Beside:
