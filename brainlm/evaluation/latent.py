@@ -15,20 +15,24 @@ import numpy as np
 import pandas as pd
 
 from ..cohort.labels import read_participants
+from ..cohort.splits import split_of
 from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
-from .people import cohort_parts, long_enough
+from .people import KEY, cohort_parts, long_enough
 from .tables import describe_left_out, write_results
 
+#: columns that are names even where they are written as numbers
+CLASSES = ("site", "sex")
 #: token -> name in the tables
 TOKENS = {"cls": "CLS token", "mean": "mean of the tokens"}
 NEIGHBOURS = 10
 #: fewer points make no map
 LEAST_POINTS = 8
 _SHUFFLES = 20  # of people, for chance
+_ABSENT = "with a label and no recording at all"
 
 
 def run(job: Job) -> pd.DataFrame:
@@ -64,7 +68,8 @@ def evaluate_latent(
     ----------
     columns : sequence of str
         Of the participants tables; ``mean_fd_mm`` is the recordings' own where it is known, else
-        the table's ``mean_fd``.
+        the table's ``mean_fd``. :data:`CLASSES` are classes even as numbers; of the others
+        numbers of more than two values are numbers.
     splits : sequence of str
         Of reference cohorts (the model was trained on neither of the default two); external
         cohorts whole.
@@ -77,14 +82,15 @@ def evaluate_latent(
         beside it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
         recording_id, split and the columns.
     """
-    points, tokens, left_out = _embed(model_folder, shards, splits, roles or {})
+    points, tokens, left_out, recorded = _embed(model_folder, shards, splits, roles or {})
     embedded = set(points[["cohort", "split"]].itertuples(index=False, name=None))
     rows: list[dict] = [
         {"task": "latent", "cohort": cohort, "split": split, "n": 0,
          "left_out": sum(why.values()), "note": describe_left_out(why)}
         for (cohort, split), why in left_out.items() if (cohort, split) not in embedded
     ]  # fmt: skip
-    points = points.assign(**_describe(points, cohorts, columns))
+    tables = {cohort.name: _read_table(cohort, columns) for cohort in cohorts}
+    points = points.assign(**_describe(points, tables, columns))
     maps = []
     for token, values in tokens.items():
         x, y = map_points(values, options.seed).T
@@ -93,7 +99,8 @@ def evaluate_latent(
             where = {"task": "latent", "cohort": cohort, "split": split, "level": "pooled"}
             for column in columns:
                 own = where | {"target": column, "method": TOKENS[token]}
-                why = left_out.get((cohort, split), {})
+                absent = _count_absent(tables.get(cohort), column, recorded, cohort, split)
+                why = left_out.get((cohort, split), {}) | {_ABSENT: absent}
                 rows += _score(values[part.index], part, column, own, why, options)
     with atomic_path(out.with_suffix(".points.parquet")) as temporary:
         pd.concat(maps).to_parquet(temporary, index=False)
@@ -101,8 +108,8 @@ def evaluate_latent(
 
 
 def _embed(model_folder: Path, shards, splits, roles):
-    """Points (one per recording), {token: [N, D]} and why people were left out, by cohort and
-    split."""
+    """Points (one per recording), {token: [N, D]}, why people were left out, by cohort and split,
+    and (cohort, participant_id) of all who have a recording."""
     from ..training.windows import Windows
 
     corpus = Corpus(shards)
@@ -124,22 +131,47 @@ def _embed(model_folder: Path, shards, splits, roles):
         for values, half in zip(tokens.values(), both.chunk(2), strict=True):
             values.append(half.numpy())
     arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
-    return table.drop(columns="row"), arrays, left_out
+    recorded = pd.MultiIndex.from_frame(corpus.table[KEY].drop_duplicates())
+    return table.drop(columns="row"), arrays, left_out, recorded
 
 
-def _describe(points: pd.DataFrame, cohorts: Sequence[Cohort], columns) -> dict[str, pd.Series]:
+def _read_table(cohort: Cohort, columns: Sequence[str]) -> pd.DataFrame:
+    """The wanted columns that the participants table has; motion under the wanted name."""
+    table = read_participants(cohort, {*columns, "mean_fd"})
+    if "mean_fd_mm" not in table and "mean_fd" in table:
+        table["mean_fd_mm"] = table["mean_fd"]
+    for column in set(CLASSES) & set(table):
+        table[column] = table[column].map(_as_word, na_action="ignore").astype(object)
+    return table
+
+
+def _as_word(value) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _count_absent(
+    table: pd.DataFrame | None, column: str, recorded: pd.MultiIndex, cohort: str, split: str
+) -> int:
+    """People of the split whose `column` is known and who have no recording."""
+    if table is None or column not in table:
+        return 0
+    there = recorded[recorded.get_level_values(0) == cohort].get_level_values(1)
+    names = table[column].dropna().index.difference(there)
+    return sum(split in ("all", split_of(name)) for name in names)
+
+
+def _describe(points: pd.DataFrame, tables: Mapping[str, pd.DataFrame], columns) -> dict:
     """The wanted columns of each point's person, missing where no table has them."""
-    tables = {cohort.name: read_participants(cohort) for cohort in cohorts}
     out = {}
     for column in columns:
         known = pd.Series(np.nan, points.index, dtype=object)
         for cohort, part in points.groupby("cohort"):
             table = tables.get(cohort, pd.DataFrame())
-            source = "mean_fd" if column == "mean_fd_mm" and column not in table else column
-            if source in table:
-                known[part.index] = table[source].reindex(part["participant_id"]).to_numpy()
+            if column in table:
+                known[part.index] = table[column].reindex(part["participant_id"]).to_numpy()
         numbers = pd.to_numeric(known, errors="coerce")
-        values = numbers if numbers.notna().sum() == known.notna().sum() else known
+        is_number = column not in CLASSES and numbers.notna().sum() == known.notna().sum()
+        values = numbers if is_number else known
         if column in points:  # the recording's own motion comes first
             values = points[column].fillna(numbers)
         out[column] = values

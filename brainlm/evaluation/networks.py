@@ -212,6 +212,11 @@ def without_diagonal(rows: np.ndarray) -> np.ndarray:
 # ---- classification -----------------------------------------------------------------------------
 
 
+def _mix(seed: int, row: int) -> int:
+    """One 32-bit seed for each pair, which is all that scikit-learn takes."""
+    return int(np.random.SeedSequence([seed, row]).generate_state(1)[0])
+
+
 def divide_parcels(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """80 % and 20 % of the parcels, every network in proportion where it has parcels enough."""
     from sklearn.model_selection import train_test_split
@@ -252,7 +257,7 @@ def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, se
         own = _features(model, signal, np.nan_to_num(series))
         for seed, trained in zip(seeds, kinds, strict=True):
             features = own | {name: _codes(network, signal) for name, network in trained.items()}
-            train, test = divide_parcels(truth, seed * 100_003 + row)
+            train, test = divide_parcels(truth, _mix(seed, row))
             guesses = {n: classify(f[known], truth, train, test) for n, f in features.items()}
             if coordinates is not None:
                 guesses["places"] = classify(coordinates[known], truth, train, test, "euclidean")

@@ -109,15 +109,22 @@ def planted(tmp_path, monkeypatch):
             values = trait + 0.3 * rng.normal(size=20)
             values[5] += 2 * sick[n]
             values[9] += 3 * site[n] + 2 * (task == "movie")
-            rows.append({"cohort": "c", "participant_id": name, "task": task, "map": values})
+            rows.append({"cohort": "c", "participant_id": name, "task": task, "map": values,
+                         "mean_fd_mm": np.nan})  # fmt: skip
     maps = pd.DataFrame(rows)
     maps.loc[0, "map"][7] = np.nan
+    return lambda **more: _evaluate(monkeypatch, tmp_path, maps, **more), tmp_path
+
+
+def _evaluate(monkeypatch, folder, maps, others=(), **more) -> pd.DataFrame:
+    """The task on these maps; cohort c in `folder` has somebody whose recording cannot be used."""
     left_out = {"c": {"without a usable recording": 1}}
-    monkeypatch.setattr(module, "attention_maps", lambda *_: (maps, left_out))
-    cohort = Cohort(name="c", folder=tmp_path)
-    return lambda **more: evaluate_attention(
-        "m", [], [cohort], tmp_path / "attention.parquet",
-        options=Evaluate(bootstrap=100), permutations=300, **more), tmp_path  # fmt: skip
+    recorded = [*zip(maps["cohort"], maps["participant_id"], strict=True), ("c", "sub-bad")]
+    found = maps, left_out, pd.MultiIndex.from_tuples(recorded).unique()
+    monkeypatch.setattr(module, "attention_maps", lambda *_: found)
+    cohorts = [Cohort(name="c", folder=folder), *others]
+    more = {"options": Evaluate(bootstrap=100), "permutations": 300} | more
+    return evaluate_attention("m", [], cohorts, folder / "attention.parquet", **more)
 
 
 def _parcels(table: pd.DataFrame) -> set[str]:
@@ -137,15 +144,80 @@ def test_a_difference_between_groups_is_found_where_it_was_planted(planted):
     assert (maps["low"] < maps["mean"]).all() and (maps["mean"] < maps["high"]).all()
 
 
-def test_permuting_within_sites_does_not_take_a_site_for_a_group(planted):
+def test_people_without_another_group_at_their_site_are_left_out(planted):
+    evaluate, folder = planted
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    table["site"] = table["site"].astype(str)
+    table.loc[[0, 2, 4], "site"] = "healthy only"
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    row = evaluate(contrast="diagnosis", within="site").iloc[0]
+    assert row["n"] == 56 and "3 with nobody of the other group of the same site" in row["note"]
+
+
+def test_people_with_a_label_and_no_recording_are_counted(planted):
+    evaluate, folder = planted
+    table = pd.read_csv(folder / "participants.tsv", sep="\t")
+    for name, diagnosis in [("sub-never", "yes"), ("sub-bad", "no"), ("sub-unknown", None)]:
+        table.loc[len(table), ["participant_id", "diagnosis"]] = name, diagnosis
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    row = evaluate(contrast="diagnosis").iloc[0]
+    assert row["left_out"] == 3 and "1 with a label and no recording at all" in row["note"]
+    assert evaluate(contrast="diagnosis", groups=("no", "yes")).iloc[0]["left_out"] == 3
+
+
+def test_a_contrast_within_sites_does_not_take_a_site_for_a_group(planted):
     evaluate, _ = planted
     assert _parcels(evaluate(contrast="site")) == {"10"}
-    assert _parcels(evaluate(contrast="site", within="site")) == set()
-    with pytest.raises(BrainLMError, match="no column 'scanner'"):
+    with pytest.raises(BrainLMError, match="c: nobody differs in site from others of"):
+        evaluate(contrast="site", within="site")
+    with pytest.raises(BrainLMError, match="c: its participants table has no 'scanner'"):
         evaluate(contrast="site", within="scanner")
 
 
-def test_what_follows_a_covariate_is_regressed_out(planted):
+def test_a_cohort_that_cannot_be_compared_does_not_stop_the_others(planted, monkeypatch):
+    _, folder = planted
+    rng, others, parts = np.random.default_rng(5), [], []
+    for name, sexes in [("c", "MF"), ("one", "MM"), ("unmeasured", "MF")]:
+        people = [f"sub-{n:02d}" for n in range(20)]
+        table = pd.DataFrame({"participant_id": people, "sex": list(sexes) * 10})
+        if name != "unmeasured":
+            table["score"] = rng.normal(size=20)
+        (folder / name).mkdir()
+        table.to_csv(folder / name / "participants.tsv", sep="\t", index=False)
+        maps = list(rng.normal(size=(20, 4)))
+        parts.append(pd.DataFrame({"cohort": name, "participant_id": people, "map": maps,
+                                   "task": "rest", "mean_fd_mm": np.nan}))  # fmt: skip
+        others.append(Cohort(name=name, folder=folder / name))
+    maps = pd.concat(parts)
+
+    def run(**more):
+        return _evaluate(monkeypatch, folder / "c", maps, others[1:], **more)
+
+    table = run(contrast="sex", adjust=["score"])
+    first = table.drop_duplicates("cohort").set_index("cohort")
+    assert first["n"].to_dict() == {"c": 20, "one": 0, "unmeasured": 0}
+    assert first["left_out"].to_dict() == {"c": 1, "one": 20, "unmeasured": 20}
+    assert "expected two groups, found 1: M" in first.loc["one", "note"]
+    assert "has no 'score'" in first.loc["unmeasured", "note"]
+    maps.loc[maps["cohort"].eq("c") & (maps.index % 2 == 0), "task"] = "movie"
+    again = maps[maps["cohort"] == "c"]
+    again = again.assign(task=np.where(again["task"] == "rest", "movie", "rest"),
+                         map=list(rng.normal(size=(20, 4))))  # fmt: skip
+    maps = pd.concat([maps, again])
+    found = run(contrast="task").drop_duplicates("cohort").set_index("cohort")
+    assert found["n"].to_dict() == {"c": 20, "one": 0, "unmeasured": 0}
+    assert "found 1: rest" in found.loc["one", "note"]
+
+
+def test_conditions_of_the_same_people_take_no_covariates(planted):
+    evaluate, _ = planted
+    for held in ({"within": "anything"}, {"adjust": ["score"]}):
+        for contrast in ("task", None):
+            with pytest.raises(BrainLMError, match="within and adjust are for groups of people"):
+                evaluate(contrast=contrast, **held)
+
+
+def test_a_covariate_is_held_constant_and_has_to_be_of_numbers(planted):
     evaluate, folder = planted
     table = pd.read_csv(folder / "participants.tsv", sep="\t")
     table["motion"] = (table["diagnosis"] == "yes") + 0.01 * table["score"]
@@ -155,11 +227,44 @@ def test_what_follows_a_covariate_is_regressed_out(planted):
     adjusted = evaluate(contrast="diagnosis", adjust=["motion"])
     assert _parcels(adjusted) == set()
     assert "1 without motion" in adjusted["note"].iloc[0] and set(adjusted["n"]) == {58}
-    maps = np.random.default_rng(0).normal(size=(50, 3)) + 5
-    column = maps[:, :1] * 2 - 1
-    cleaned = module.regress_out(maps, column)
-    np.testing.assert_allclose(cleaned[:, 0], maps[:, 0].mean())
-    np.testing.assert_allclose(cleaned.mean(0), maps.mean(0))
+    with pytest.raises(BrainLMError, match=r"\(c\): diagnosis of sub-00 is 'no', expected"):
+        evaluate(contrast="site", adjust=["score", "diagnosis"])
+
+
+def test_measured_motion_is_a_covariate_and_the_tables_stands_in_for_it(planted, monkeypatch):
+    _, folder = planted
+    rng = np.random.default_rng(8)
+    table = pd.read_csv(folder / "participants.tsv", sep="\t").assign(mean_fd=5.0)
+    table.loc[59, ["mean_fd", "diagnosis"]] = None, "yes"
+    table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+    people = table["participant_id"].repeat(2)
+    second = (table["diagnosis"] == "yes").repeat(2).to_numpy()
+    moved = second + rng.normal(size=120)
+    moved[2 * 59 :] = np.nan  # neither measured nor in the table
+    moved[:2] = np.nan  # sub-00: of the table
+    maps = pd.DataFrame({"cohort": "c", "participant_id": people, "task": "rest",
+                         "mean_fd_mm": moved, "map": list(rng.normal(size=(120, 3)))})  # fmt: skip
+    got = _evaluate(monkeypatch, folder, maps, contrast="diagnosis", adjust=["mean_fd_mm"])
+    assert set(got["n"]) == {59} and "1 without mean_fd_mm" in got["note"].iloc[0]
+    person = np.stack(maps["map"].to_list()).reshape(60, 2, 3).mean(1)
+    motion = maps.groupby("participant_id")["mean_fd_mm"].mean().to_numpy(copy=True)
+    motion[0] = 5.0
+    design = np.column_stack([np.ones(60), motion, second[::2]])[:59]
+    expected = np.linalg.lstsq(design, person[:59], rcond=None)[0][2]
+    np.testing.assert_allclose(got["value"][got["metric"] == "difference"], expected)
+
+
+def test_a_whole_table_is_not_read_for_one_column(planted, monkeypatch):
+    evaluate, _ = planted
+    seen, read = [], module.read_participants
+
+    def note(cohort, columns):
+        seen.append(set(columns))
+        return read(cohort, columns)
+
+    monkeypatch.setattr(module, "read_participants", note)
+    evaluate(contrast="diagnosis", within="site", adjust=["score"])
+    assert seen == [{"diagnosis", "site", "score"}]
 
 
 def test_conditions_are_compared_within_people(planted):
@@ -175,14 +280,15 @@ def test_a_score_is_cut_at_the_median_and_a_missing_column_is_refused(planted):
     evaluate, _ = planted
     assert "low 30, high 30" in evaluate(contrast="score")["note"].iloc[0]
     assert set(evaluate()["n"]) == {60}
-    with pytest.raises(BrainLMError, match="no cohort with usable recordings has a column 'iq'"):
+    with pytest.raises(BrainLMError, match="c: its participants table has no 'iq'"):
         evaluate(contrast="iq")
 
 
 def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
     study = make_study(tmp_path, people=9)
     _model("parcel").save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
-    maps, left_out = module.attention_maps(tmp_path / "model", study.shards)
+    maps, left_out, recorded = module.attention_maps(tmp_path / "model", study.shards)
+    assert len(recorded) == 10
     assert sum(left_out["toy"].values()) == 1  # sub-bad
     assert len(maps) == 9
     stacked = np.stack(maps["map"])

@@ -32,9 +32,10 @@ def planted(tmp_path, monkeypatch):
     people = [f"sub-{n:02d}" for n in range(80)]
     age, sex = rng.uniform(20, 80, 80), rng.integers(0, 2, 80)
     table = pd.DataFrame({"participant_id": people, "age": age, "sex": np.where(sex, "F", "M"),
-                          "site": rng.integers(1, 3, 80).astype(str), "mean_fd": 0.1})  # fmt: skip
-    table["site"] = "s" + table["site"]
+                          "site": rng.integers(1, 6, 80), "mean_fd": 0.1})  # fmt: skip
     table.loc[3, "age"] = None
+    for name in ("sub-g1", "sub-ghost"):  # without a recording; of test and of train by the hash
+        table.loc[len(table), ["participant_id", "age"]] = name, 50
     table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     points = pd.DataFrame({
         "cohort": "c", "participant_id": np.repeat(people, 2), "split": "test",
@@ -43,7 +44,15 @@ def planted(tmp_path, monkeypatch):
     clear = np.stack([age / 10, 8 * sex], 1).repeat(2, 0) + 0.1 * rng.normal(size=(160, 2))
     tokens = {"cls": clear, "mean": rng.normal(size=(160, 2))}
     left_out = {("c", "test"): {"too short": 2}}
-    monkeypatch.setattr(module, "_embed", lambda *_: (points.copy(), tokens, left_out))
+    recorded = pd.MultiIndex.from_frame(points[["cohort", "participant_id"]].drop_duplicates())
+    monkeypatch.setattr(module, "_embed", lambda *_: (points.copy(), tokens, left_out, recorded))
+    read = module.read_participants
+
+    def note(cohort, columns):
+        assert set(columns) == {"age", "sex", "site", "mean_fd_mm", "mean_fd"}  # of many
+        return read(cohort, columns)
+
+    monkeypatch.setattr(module, "read_participants", note)
     monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
     out = tmp_path / "latent.parquet"
     table = evaluate_latent("m", [], [Cohort(name="c", folder=tmp_path)], out,
@@ -56,13 +65,15 @@ def test_neighbourhoods_give_back_what_the_tokens_hold_and_no_more(planted):
     rows = table.set_index(["target", "method", "metric"])
     age = rows.loc[("age", "CLS token", "r2")]
     assert age["value"] > 0.9 and age["low"] < age["value"] < age["high"]
-    assert age["n"] == 79 and age["left_out"] == 3
-    assert age["note"] == "2 too short; 1 without age"
+    assert age["n"] == 79 and age["left_out"] == 4
+    assert age["note"] == "2 too short; 1 with a label and no recording at all; 1 without age"
     assert rows.loc[("age", "mean of the tokens", "r2"), "value"] < 0.3
     assert abs(rows.loc[("age", "chance, CLS token", "r"), "value"]) < 0.1
     assert rows.loc[("sex", "CLS token", "purity"), "value"] > 0.9
     site, chance = (rows.loc[("site", m, "purity")] for m in ("CLS token", "chance, CLS token"))
     assert site["low"] < chance["value"] < site["high"]
+    assert set(table[table["target"] == "site"]["metric"]) == {"purity"}  # codes are names
+    assert set(points["site"]) == set("12345")
     motion = table[(table["target"] == "mean_fd_mm") & (table["method"] == "CLS token")]
     assert "80 people with 1 values" in motion["note"].iloc[0]
     assert set(points["token"]) == {"cls", "mean"} and len(points) == 320

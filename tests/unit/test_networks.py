@@ -15,14 +15,16 @@ from brainlm.evaluation.networks import (
     MAJORITY,
     MODEL,
     SHUFFLED,
+    _trained,
     classify,
     divide_parcels,
     evaluate_networks,
     run,
 )
 from brainlm.evaluation.tasks import parse_task
-from brainlm.model import preset
-from brainlm.shards import Scaling
+from brainlm.model import from_pretrained, preset
+from brainlm.shards import Corpus, Scaling
+from brainlm.training.fit import Fitted
 from brainlm.training.parcels import ParcelGCN, ParcelVAE, masked_error, nearest_graph
 
 
@@ -112,7 +114,8 @@ def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatc
     networks[11] = None
     table = evaluate_networks(
         folder / "model", made.shards, networks, folder / "networks.parquet", epochs=1,
-        options=Evaluate(bootstrap=100), coordinates=made.atlas.coordinates, seeds=(1, 2, 3),
+        options=Evaluate(bootstrap=100), coordinates=made.atlas.coordinates,
+        seeds=(1, 2, 20240101),
     )  # fmt: skip
     pooled = table[table["level"] == "pooled"].set_index("method")
     assert {MODEL, "raw series", "connectivity rows", "VAE", "GCN", "places", SHUFFLED,
@@ -128,6 +131,27 @@ def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatc
     assert set(recalls["unit"]) == {"network 0", "network 1", "network 2"}
     recordings = table[(table["level"] == "recording") & (table["method"] == MAJORITY)]
     assert len(recordings) == 4
+
+
+def test_external_people_train_nothing(study, monkeypatch):
+    folder, made = study
+    corpus, model = Corpus(made.shards), from_pretrained(folder / "model")
+    seen = []
+
+    def note(build, loss, train, check, budget):
+        seen[:] = train.rows, check.rows
+        return Fitted(build(), 0.0, 1e-3, 1)
+
+    monkeypatch.setattr("brainlm.training.fit.fit", note)
+    moved = corpus.table.index[corpus.table["participant_id"] < "sub-020"]
+    corpus.table.loc[moved, "cohort"] = "other"
+    _trained(model, corpus, {"toy": "reference", "other": "external"}, 1, 4, 1)
+    for split, rows in zip(("train", "validation"), seen, strict=True):
+        table = corpus.table.loc[rows]
+        assert set(table["cohort"]) == {"toy"} and set(table["split"]) == {split}
+        assert len(table) == (14 if split == "train" else 4)
+    with pytest.raises(BrainLMError, match="no training recording holds 40 time points"):
+        _trained(model, corpus, {"toy": "external", "other": "external"}, 1, 4, 1)
 
 
 def test_a_table_for_another_atlas_or_of_one_network_is_refused(study):
