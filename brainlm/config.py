@@ -85,6 +85,11 @@ class Cohort(Section):
         description="which parcellation's series, where a folder has several (XCP-D), or to "
         "accept one whose name is not the atlas's",
     )
+    units: Literal["percent", "as delivered"] = Field(
+        "as delivered",
+        description="of parcel series: percent if they are percent of each parcel's mean, as "
+        "series made here are; other units cannot be trained on beside percent",
+    )
 
     @property
     def confound_steps(self) -> tuple[str, ...]:

@@ -315,7 +315,7 @@ def stage_parameters(
 
 
 def _said(cohort: Cohort) -> list[Any]:
-    keys = ("repetition_time_s", "space", "confounds", "segmentation")
+    keys = ("repetition_time_s", "space", "confounds", "segmentation", "units")
     default = {key: Cohort.model_fields[key].default for key in keys}
     said = {key: getattr(cohort, key) for key in keys if getattr(cohort, key) != default[key]}
     return [said] if said else []

@@ -73,9 +73,8 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
         raise BrainLMError(f"{path}: row {int(ids.isna().argmax()) + 2} has no {column}")
     ids = ids.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # numbers that were floats once
     if column == "participant_id":
-        table.index = pd.Index(ids.where(ids.str.startswith("sub-"), "sub-" + ids))
-    else:
-        table.index = pd.Index("sub-" + ids.map(LAYOUTS[cohort.layout].label))
+        ids = ids.str.removeprefix("sub-")
+    table.index = pd.Index("sub-" + ids.map(LAYOUTS[cohort.layout].label))
     table.index.name = "participant_id"
     twice = table.index[table.index.duplicated()]
     if len(twice):

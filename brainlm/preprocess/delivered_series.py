@@ -20,11 +20,11 @@ from .stage import Figures
 def take_series(
     entry: Entry, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
 ) -> Figures:
-    """Parcel series as delivered: checked, dead columns marked, resampled; nothing else.
+    """Parcel series as delivered: checked, dead columns marked, resampled, about their mean.
 
-    They were filtered and denoised, or not, by whoever made them, and their mean may be their
-    baseline: neither filter nor scale is applied here. ``high_pass_hz``, ``low_pass_hz`` and
-    ``denoise`` concern raw images.
+    They were filtered and denoised, or not, by whoever made them: neither filter nor scale is
+    applied here (``high_pass_hz``, ``low_pass_hz`` and ``denoise`` concern raw images). The mean,
+    which may be a scanner's 10,000 under a signal of 50, is kept as the baseline.
 
     Raises
     ------
@@ -47,16 +47,17 @@ def take_series(
         raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
     moved = _displacement(entry, cohort, len(raw))
     live = np.where(dead, np.nan, raw)
-    series = resample(live, tr_s, config.sample_period_s).astype(np.float32)
+    baseline = live.mean(0, dtype=np.float64)
+    series = resample(live - baseline, tr_s, config.sample_period_s).astype(np.float32)
     save_series(
         series_dir,
         entry,
         series=series,
-        baseline=live.mean(0, dtype=np.float64).astype(np.float32),
+        baseline=baseline.astype(np.float32),
         coverage=(~dead).astype(np.float32),
         tr_s=tr_s,
         sample_period_s=config.sample_period_s,
-        units="as delivered",
+        units=cohort.units,
         duration_s=acquired["duration_s"],
         mean_fd_mm=moved,
         mean_dvars=np.nan,

@@ -40,6 +40,14 @@ def _about_data(facts: Facts) -> list[str]:
     if len(failed):
         share = len(failed) / max(len(table) - len(pending), 1)
         found.append(f"{count(len(failed), 'recording')} failed ({share:.0%}); see why below.")
+    if facts.scaling is not None:
+        other = table[table["units"].notna() & (table["units"] != facts.scaling.units)]
+        for cohort, part in other.groupby("cohort", sort=False):
+            found.append(
+                f"Series of {cohort} are {part['units'].iloc[0]}, the model learnt series "
+                f"{facts.scaling.units}: if they are not of about the same size, what it says of "
+                "them means little."
+            )
     if len(pending):
         found.append(f"{count(len(pending), 'recording')} were not processed yet.")
     if facts.scaling is not None and not facts.scaling.usable.all():

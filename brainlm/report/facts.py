@@ -25,7 +25,7 @@ from ..shards import Scaling, ShardInfo, read_info
 
 _SHARD_COLUMNS = [
     "recording_id", "participant_id", "cohort", "split", "status", "reason", "repetition_time_s",
-    "duration_s", "num_timepoints", "mean_fd_mm", "mean_dvars", "tsnr", "coverage",
+    "duration_s", "num_timepoints", "units", "mean_fd_mm", "mean_dvars", "tsnr", "coverage",
 ]  # fmt: skip
 _PACKAGES = (
     "numpy", "scipy", "pandas", "pyarrow", "torch", "scikit-learn", "nibabel", "nilearn",

@@ -10,6 +10,8 @@ import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from ..errors import BrainLMError
 from ..files import read_json, sha256, write_text
 from .scaling import ParcelQuantiles, Scaling
@@ -26,7 +28,8 @@ def freeze_release(
     Raises
     ------
     BrainLMError
-        No training recording in any shard, or shards that differ in atlas or sample period.
+        No training recording in any shard, or shards that differ in atlas, sample period or
+        units.
     """
     if not shards:
         raise BrainLMError(
@@ -53,6 +56,7 @@ def freeze_release(
         atlas=infos[0].atlas,
         atlas_sha256=infos[0].atlas_sha256,
         sample_period_s=infos[0].sample_period_s,
+        units=_agree_units(shards),
         release=name,
     )
     out = io.StringIO()
@@ -64,6 +68,24 @@ def freeze_release(
     scaling.save(folder / "scaling.json")
     write_text(folder / "shards.tsv", out.getvalue())
     return scaling
+
+
+def _agree_units(shards: Sequence[Path]) -> str:
+    """Units of the training recordings: one scaling cannot serve two."""
+    first: tuple[str, Path] | None = None
+    for path in shards:
+        table = pq.read_table(path, columns=["status", "split", "units"]).to_pandas()
+        train = table[(table["status"] == "ok") & (table["split"] == "train")]
+        for units in train["units"].fillna("percent").unique():
+            first = first or (units, path)
+            if units != first[0]:
+                raise BrainLMError(
+                    f"{path}: series {units}, but {first[1]} has them {first[0]}; one release, one "
+                    "unit: if delivered series are in percent of each parcel's mean say so in "
+                    "config.yaml (units: percent of their cohort), else give them role: external "
+                    "or a release of their own"
+                )
+    return first[0] if first else "percent"
 
 
 def read_release(folder: Path) -> list[Path]:

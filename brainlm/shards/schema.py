@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "sample_period_s": (pa.float64(), "s, of the series stored here"),
     "duration_s": (pa.float64(), "s, of the recording as acquired (known for short ones too)"),
     "num_timepoints": (pa.int32(), "T; 0 when there is no series"),
-    "series_dtype": (pa.string(), "of the series: float16 or float32"),
+    "series_dtype": (pa.string(), "of this row's series: float16 or float32"),
     "units": (pa.string(), "of the series: percent (of the parcel's mean) or as delivered"),
     "series": (pa.large_binary(), "C order [T, R], each parcel about its own mean; NaN: no data"),
     "baseline": (pa.list_(pa.float32()), "[R] parcel means, scanner units; null if unknown"),

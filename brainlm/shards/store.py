@@ -80,14 +80,10 @@ def _encode(recording: Recording, info: ShardInfo, dtype: str) -> dict:
             f"{recording.recording_id}: expected [T, {info.num_parcels}] values for atlas "
             f"{info.atlas}, found shape {list(series.shape)}"
         )
-    with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(series, dtype=dtype)
-    if (np.isinf(stored) & np.isfinite(series)).any():
-        raise BrainLMError(
-            f"{recording.recording_id}: values up to {np.nanmax(np.abs(series)):.3g} do not fit "
-            f"{dtype}; set chunks.dtype: float32"
-        )
-    row.update(num_timepoints=len(stored), series=stored.tobytes())
+    if np.nanmax(np.abs(series), initial=0.0) > np.finfo(dtype).max:  # of delivered units
+        dtype = "float32"
+    stored = np.ascontiguousarray(series, dtype=dtype)
+    row.update(num_timepoints=len(stored), series=stored.tobytes(), series_dtype=dtype)
     return row
 
 
@@ -102,13 +98,14 @@ def write_shard(
 
     float16 keeps 11 bits: on series in percent of the parcel mean the rounding error is below
     0.05 % of the value (measured in tests/unit/test_shards.py), a hundredth of the scanner noise,
-    at half the disk and twice the reading speed of float32.
+    at half the disk and twice the reading speed of float32. A series with values that do not fit
+    float16 is kept as float32, whatever `dtype`.
 
     Raises
     ------
     BrainLMError
-        A series of another width than ``info.num_parcels``, values that do not fit `dtype`, a
-        recording named twice, or a full disk (nothing is left behind).
+        A series of another width than ``info.num_parcels``, a recording named twice, or a full
+        disk (nothing is left behind).
     """
     rows = [_encode(recording, info, dtype) for recording in recordings]
     ids = [row["recording_id"] for row in rows]

@@ -82,6 +82,7 @@ def test_a_named_table_must_exist(tmp_path):
         ("ukb", "eid", "1000223", "sub-1000223"),
         ("hcp", "Subject", "100307", "sub-100307"),
         ("bids", "participant_id", "07", "sub-07"),
+        ("parcels", "participant_id", "A424_example", "sub-A424example"),
         ("embarc", "src_subject_id", "NDAR_INV01", "sub-NDARINV01"),
         ("adni", "PTID", "002_S_0295", "sub-ADNI002S0295"),
     ],

@@ -226,6 +226,15 @@ def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
     assert "the model explains almost nothing (R² 0.010 [0.000, 0.020])" in text
 
 
+def test_series_in_other_units_than_the_model_learnt_are_said(study):
+    config, *_ = study
+    facts = read_facts(config.results, config)
+    assert not any("are as delivered" in line for line in list_cautions(facts))
+    facts.recordings.loc[facts.recordings["cohort"] == "away", "units"] = "as delivered"
+    found = [line for line in list_cautions(facts) if "are as delivered" in line]
+    assert len(found) == 1 and found[0].startswith("Series of away are as delivered, the model")
+
+
 def test_what_forecasts_better_than_the_model_is_said(study):
     config, *_ = study
     facts = read_facts(config.results, config)

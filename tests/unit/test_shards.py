@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 
 import duckdb
@@ -88,12 +89,21 @@ def test_float16_error_is_what_the_documentation_says(tmp_path):
     assert rms.max() < 0.0005
 
 
-def test_wrong_width_overflow_duplicates_are_refused_and_leave_nothing(tmp_path):
+def test_values_beyond_float16_are_kept_as_they_are_beside_others(tmp_path):
+    """One recording in a scanner's large units must not stop its chunk."""
+    large, path = noise(2) * 1e6, tmp_path / "a.parquet"
+    write_shard(path, [recording(1, noise(1)), recording(2, large)], INFO)
+    first, second = read_shard(path)
+    assert (first.series.dtype, second.series.dtype) == ("float16", "float32")
+    np.testing.assert_allclose(second.series, large, rtol=1e-6)
+    corpus = Corpus([path])
+    np.testing.assert_allclose(corpus.series(1), large, rtol=1e-6)
+
+
+def test_wrong_width_duplicates_are_refused_and_leave_nothing(tmp_path):
     path = tmp_path / "a.parquet"
     with pytest.raises(BrainLMError, match=r"expected \[T, 5\]"):
         write_shard(path, [recording(1, np.zeros((9, 4)))], INFO)
-    with pytest.raises(BrainLMError, match="float32"):
-        write_shard(path, [recording(1, np.full((9, 5), 1e6))], INFO)
     with pytest.raises(BrainLMError, match="named twice"):
         write_shard(path, [recording(1, noise(1)), recording(1, noise(2))], INFO)
     assert list(tmp_path.iterdir()) == []
@@ -194,6 +204,22 @@ def test_release_freezes_and_notices_a_changed_shard(tmp_path, shard):
     path.unlink()
     with pytest.raises(BrainLMError, match="not found"):
         read_release(tmp_path / "r1")
+
+
+def test_a_release_has_one_unit(tmp_path):
+    quantiles = tmp_path / "q.parquet"
+    ParcelQuantiles.of([noise(1)], 5).save(quantiles)
+    shards = []
+    for name, units, split in (("a", "percent", "train"), ("b", "as delivered", "test"),
+                               ("c", "as delivered", "train")):  # fmt: skip
+        row = dataclasses.replace(recording(1, noise(1)), units=units, split=split)
+        write_shard(tmp_path / name, [row], INFO)
+        shards.append(tmp_path / name)
+    made = [freeze_release("r", some, [quantiles], tmp_path / "r").units
+            for some in (shards[:1], shards[:2], shards[2:])]  # fmt: skip
+    assert made == ["percent", "percent", "as delivered"]
+    with pytest.raises(BrainLMError, match=r"c: series as delivered, but .*a has them percent"):
+        freeze_release("r", shards, [quantiles], tmp_path / "r")
 
 
 def test_release_without_training_recordings_is_refused(tmp_path, shard):
