@@ -52,7 +52,7 @@ def load_table(path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def check_names(path: Path, found: list[str], parcels: Sequence[str], other_names: bool) -> None:
-    """A header's names are the atlas's, but for case and punctuation.
+    """A header's names are the atlas's, but for case and punctuation, or only count the columns.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def check_names(path: Path, found: list[str], parcels: Sequence[str], other_name
         ``bad_data``: they are others (`other_names` is false), or the same in another order.
     """
     names, expected = [*map(_plain, found)], [*map(_plain, parcels)]
-    if not names or not expected or len(names) != len(expected) or names == expected:
+    if not expected or len(names) != len(expected) or names == expected or _counts(names):
         return  # the number of columns is checked by who knows the atlas
     moved = sorted(names) == sorted(expected)
     if moved or not other_names:
@@ -75,6 +75,14 @@ def check_names(path: Path, found: list[str], parcels: Sequence[str], other_name
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
+
+
+def _counts(names: Sequence[str]) -> bool:
+    """``parcel0``, ``parcel1``, ...: one word and running numbers."""
+    parts = [part for name in names if (part := re.fullmatch(r"(.*?)(\d+)", name))]
+    numbers = [int(part[2]) for part in parts]
+    one_word = len({part[1] for part in parts}) == 1
+    return one_word and numbers == [*range(numbers[0], numbers[0] + len(names))]
 
 
 def _is_header(row: list[str]) -> bool:

@@ -279,11 +279,13 @@ def test_series_of_another_atlas_are_refused_unless_accepted(tmp_path, atlas, tr
     assert error.value.status == "bad_metadata"
     take(tmp_path / "a", "xcpd", atlas, tmp_path, segmentation="Schaefer424")
 
-    areas = [f"LH_Vis_{k}" for k in range(424)]
+    areas = [f"{side}H_Vis_{k}" for side in "LR" for k in range(212)]
     series_table(tmp_path / "b", atlas, truth[0], "Demo424", areas)
     with pytest.raises(RecordingError, match="column 1 is LH_Vis_0, the atlas's parcel 1 is"):
         take(tmp_path / "b", "xcpd", atlas, tmp_path)
     take(tmp_path / "b", "xcpd", atlas, tmp_path, segmentation="Demo424")
+    series_table(tmp_path / "d", atlas, truth[0], "demo424", [f"ROI_{k:03d}" for k in range(424)])
+    take(tmp_path / "d", "xcpd", atlas, tmp_path)
     unnamed = replace(atlas, names=tuple(f"parcel-{k:03d}" for k in range(1, 425)))
     take(tmp_path / "b", "xcpd", unnamed, tmp_path)
 
