@@ -85,10 +85,11 @@ class Cohort(Section):
         description="which parcellation's series, where a folder has several (XCP-D), or to "
         "accept one whose name is not the atlas's",
     )
-    units: Literal["percent", "as delivered"] = Field(
+    units: Literal["as delivered", "scanner", "percent"] = Field(
         "as delivered",
-        description="of parcel series: percent if they are percent of each parcel's mean, as "
-        "series made here are; other units cannot be trained on beside percent",
+        description="of parcel series: scanner, if they are raw means that shall become percent "
+        "of each parcel's mean, as series made here are; percent, if they are that; other units "
+        "cannot be trained on beside percent",
     )
 
     @property
@@ -328,6 +329,9 @@ def explain(error: ValidationError, root: type[Section]) -> list[str]:
     for item in error.errors():
         if item["type"] == "too_short" and item["input"]:
             continue  # only says again that an entry of the list is wrong
+        if not item["loc"]:  # of keys that do not go together
+            lines.append(item["msg"].removeprefix("Value error, "))
+            continue
         *parents, key = item["loc"]
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ..config import Name, PresetName, Section, explain, read_yaml
 from ..errors import BrainLMError
@@ -90,12 +90,23 @@ class Attention(_Task):
         None, description="the two values to compare, where the column has more"
     )
     within: str | None = Field(
-        None, description="column, such as site, within whose values labels are permuted"
+        None, description="column, such as site, within whose values groups are compared"
     )
     adjust: tuple[str, ...] = Field(
-        (), description="columns of numbers, such as motion, that are regressed out of the maps"
+        (),
+        description="columns of numbers, or mean_fd_mm (measured motion), held constant when "
+        "groups are compared",
     )
     permutations: Annotated[int, Field(ge=100)] = 2000
+
+    @model_validator(mode="after")
+    def _groups_of_people(self) -> Attention:
+        if self.contrast in (None, "task") and (self.within or self.adjust):
+            raise ValueError(
+                f"within and adjust are for groups of people, and contrast is {self.contrast}; "
+                "take them out, or name a column of the participants table"
+            )
+        return self
 
 
 class Networks(_Task):

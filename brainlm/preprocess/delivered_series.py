@@ -22,9 +22,10 @@ def take_series(
 ) -> Figures:
     """Parcel series as delivered: checked, dead columns marked, resampled, about their mean.
 
-    They were filtered and denoised, or not, by whoever made them: neither filter nor scale is
-    applied here (``high_pass_hz``, ``low_pass_hz`` and ``denoise`` concern raw images). The mean,
-    which may be a scanner's 10,000 under a signal of 50, is kept as the baseline.
+    They were filtered and denoised, or not, by whoever made them: nothing is filtered here
+    (``high_pass_hz``, ``low_pass_hz`` and ``denoise`` concern raw images). The mean, which may be
+    a scanner's 10,000 under a signal of 50, is kept as the baseline; ``units: scanner`` of the
+    cohort makes the series percent of it.
 
     Raises
     ------
@@ -48,7 +49,8 @@ def take_series(
     moved = _displacement(entry, cohort, len(raw))
     live = np.where(dead, np.nan, raw)
     baseline = live.mean(0, dtype=np.float64)
-    series = resample(live - baseline, tr_s, config.sample_period_s).astype(np.float32)
+    series = _about_mean(live, baseline, entry, cohort)
+    series = resample(series, tr_s, config.sample_period_s).astype(np.float32)
     save_series(
         series_dir,
         entry,
@@ -57,7 +59,7 @@ def take_series(
         coverage=(~dead).astype(np.float32),
         tr_s=tr_s,
         sample_period_s=config.sample_period_s,
-        units=cohort.units,
+        units="percent" if cohort.units == "scanner" else cohort.units,
         duration_s=acquired["duration_s"],
         mean_fd_mm=moved,
         mean_dvars=np.nan,
@@ -69,6 +71,25 @@ def take_series(
         "parcels_with_data": int((~dead).sum()),
         "mean_coverage": float((~dead).mean()),
     }
+
+
+def _about_mean(
+    live: np.ndarray, baseline: np.ndarray, entry: Entry, cohort: Cohort
+) -> np.ndarray:
+    """[T, R] deviations from the mean, of raw means in percent of it."""
+    if cohort.units != "scanner":
+        return live - baseline
+    spread = live.std(0)
+    low = ~(baseline > spread) & np.isfinite(baseline)  # no image is as dark as its noise
+    if low.any():
+        worst = int(np.flatnonzero(low)[0])
+        raise RecordingError(
+            "bad_data",
+            f"{entry.path}: {int(low.sum())} parcels are no raw means (parcel {worst + 1}: mean "
+            f"{baseline[worst]:.4g}, standard deviation {spread[worst]:.4g}), but {cohort.name} "
+            "says units: scanner; take the key out",
+        )
+    return 100 * (live / baseline - 1)
 
 
 def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:

@@ -81,9 +81,9 @@ def _agree_units(shards: Sequence[Path]) -> str:
             if units != first[0]:
                 raise BrainLMError(
                     f"{path}: series {units}, but {first[1]} has them {first[0]}; one release, "
-                    "one unit: if delivered series are in percent of each parcel's mean say so in "
-                    "config.yaml (units: percent of their cohort); else give them role: "
-                    "external, or a release of their own"
+                    "one unit: if delivered series are raw means or percent of them, say so in "
+                    "config.yaml (units: scanner or percent of their cohort); else give them "
+                    "role: external, or a release of their own"
                 )
     return first[0] if first else "percent"
 

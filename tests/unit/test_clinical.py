@@ -280,10 +280,12 @@ def test_a_column_that_no_table_has_is_refused_before_anything_runs(folder):
     held_out = job(folder, groups="lab").task.columns()
     with pytest.raises(BrainLMError, match="task old: no participants table has a column 'lab'"):
         check_columns(job(folder).config.cohorts, {"age": ["age"], "old": held_out})
-    attention = {"kind": "attention", "contrast": "task", "within": "site"}
-    assert parse_task(attention, "a", "a").columns() == ["site"]
-    attention |= {"contrast": "sex", "adjust": ["age", "mean_fd_mm"], "within": None}
-    assert parse_task(attention, "a", "a").columns() == ["sex", "age"]
+    attention = {"kind": "attention", "contrast": "task"}
+    assert parse_task(attention, "a", "a").columns() == []
+    with pytest.raises(BrainLMError, match="for groups of people, and contrast is task"):
+        parse_task(attention | {"within": "site"}, "a", "a")
+    attention |= {"contrast": "sex", "adjust": ["age", "mean_fd_mm"], "within": "site"}
+    assert parse_task(attention, "a", "a").columns() == ["sex", "site", "age"]
 
 
 def test_does_pretraining_help_is_a_row(age):

@@ -468,6 +468,22 @@ def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path)
     assert np.isnan(stored["tsnr"]) and stored["duration_s"] == 200
 
 
+def test_raw_means_become_percent_where_the_cohort_says_that_they_are(chain, tmp_path):
+    series = 500 + np.random.default_rng(0).normal(size=(200, 424))
+    entry = write_series(tmp_path, series, tr_s=CONFIG.sample_period_s)
+    raw = PARCELS.model_copy(update={"units": "scanner"})
+    take_series(entry, tmp_path / "out", raw, CONFIG, chain.atlas)
+    stored = np.load(tmp_path / "out" / f"{entry.recording_id}.npz")
+    assert str(stored["units"]) == "percent"
+    wanted = 100 * (series / series.mean(0) - 1)
+    np.testing.assert_allclose(stored["series"], wanted, atol=1e-4)
+    np.testing.assert_allclose(stored["baseline"], series.mean(0), rtol=1e-6)
+    series[:, 3] -= 500
+    entry = write_series(tmp_path, series, tr_s=CONFIG.sample_period_s)
+    with pytest.raises(RecordingError, match=r"1 parcels are no raw means \(parcel 4: mean"):
+        take_series(entry, tmp_path / "out", raw, CONFIG, chain.atlas)
+
+
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
