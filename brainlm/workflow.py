@@ -50,8 +50,9 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
             from .cohort.labels import check_columns
 
             _check_release(config)
+            news = not _locked() and _update(config)
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
-            if not _locked() and _update(config):
+            if news:
                 _check_labels(config, tasks)
             os.environ["BRAINLM_CONFIG"] = str((config.results / "config.json").absolute())
     except BrainLMError as error:
