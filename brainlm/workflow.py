@@ -78,8 +78,7 @@ def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
 
     for task in tasks.values():
         if isinstance(task, CLINICAL):
-            transform = getattr(task, "transform", "none")
-            read_labels(config.cohorts, task.target, task.kind, transform)
+            read_labels(config.cohorts, task.target, task.kind, task.transform)
 
 
 def _update(config: Config) -> bool:

@@ -72,8 +72,6 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
     if ids.isna().any():
         raise BrainLMError(f"{path}: row {int(ids.isna().argmax()) + 2} has no {column}")
     ids = ids.str.replace(r"^(\d+)\.0+$", r"\1", regex=True)  # numbers that were floats once
-    if column == "participant_id":
-        ids = ids.str.removeprefix("sub-")
     table.index = pd.Index("sub-" + ids.map(LAYOUTS[cohort.layout].label))
     table.index.name = "participant_id"
     twice = table.index[table.index.duplicated()]
@@ -350,17 +348,21 @@ def read_labels(
 
 
 def read_column(cohort: Cohort, column: str) -> pd.Series:
-    """One column as text by (cohort, participant_id); whole numbers without ``.0``, all digits."""
+    """One column as text (:func:`as_word`) by (cohort, participant_id)."""
     table = read_participants(cohort, [column])
     values = table[column] if column in table else pd.Series(dtype=object, index=table.index[:0])
-    if pd.api.types.is_numeric_dtype(values):
-        text = values.map(lambda x: str(int(x) if x == int(x) else x), na_action="ignore")
-    else:
-        text = values.map(lambda x: str(x).strip(), na_action="ignore")
+    text = values.map(as_word, na_action="ignore")
     index = pd.MultiIndex.from_product(
         [[cohort.name], text.index], names=["cohort", "participant_id"]
     )
     return pd.Series(text.to_numpy(object), index, name=column)
+
+
+def as_word(value) -> str:
+    """A value as a word; whole numbers without ``.0``, with all digits."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
 
 
 def _as_written(name: str) -> tuple[bool, float, str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cohort.labels import participants_path, read_participants
+from ..cohort.labels import as_word, participants_path, read_participants
 from ..config import Cohort, Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
@@ -23,8 +23,9 @@ from ..shards import Corpus
 from .contrasts import People, can_compare, compare
 from .job import Job, open_model
 from .metrics import MIN_SUBJECTS
-from .people import KEY, long_enough
+from .people import KEY, count_absent, long_enough, names_of
 from .tables import describe_left_out, write_results
+from .tasks import refuse_held
 
 #: name of the contrast between conditions: the BIDS entity of a recording
 TASK = "task"
@@ -98,11 +99,8 @@ def evaluate_attention(
         In no cohort two groups can be compared; `within` or `adjust` without groups of people;
         `adjust` names a column of words.
     """
-    if contrast in (None, TASK) and (within or adjust):
-        raise BrainLMError(
-            f"attention: within and adjust are for groups of people, and contrast is {contrast}; "
-            "take them out of the task, or name a column of the participants table"
-        )
+    if refusal := refuse_held(contrast, within, adjust):
+        raise BrainLMError(f"attention: {refusal}")
     maps, left_out, recorded = attention_maps(model_folder, shards)
     refused: dict[str, str] = {}
     rows, tables = [], []
@@ -115,7 +113,7 @@ def evaluate_attention(
             note = describe_left_out(why) or "no recordings"
             rows.append(where | {"n": 0, "left_out": sum(why.values()), "note": note})
             continue
-        names = recorded[recorded.get_level_values(0) == cohort.name].get_level_values(1)
+        names = names_of(recorded, cohort.name)
         people = _assign(part, cohort, names, Contrast(contrast, groups, within, tuple(adjust)))
         if isinstance(people, str):
             refused[cohort.name] = people
@@ -201,9 +199,9 @@ def _assign(
         found = _split(maps, table.reindex(people.index), contrast)
     except BrainLMError as error:
         return str(error)
-    others = table[column][table.index.difference(recorded)].dropna().map(_as_word)
-    count = len(others) if contrast.groups is None else others.isin(contrast.groups).sum()
-    left_out = found.left_out | {"with a label and no recording at all": int(count)}
+    words = table[column].dropna().map(as_word)
+    labelled = words if contrast.groups is None else words[words.isin(contrast.groups)]
+    left_out = found.left_out | count_absent(labelled.index, recorded)
     if not can_compare(found):
         why = f"nobody differs in {column} from others of the same {' and '.join(contrast.held)}"
         return "; ".join(filter(None, [why, describe_left_out(left_out)]))
@@ -274,7 +272,7 @@ def split_in_two(
         Fewer or more than two values (numbers of more values are cut at the median).
     """
     known = values.dropna()
-    words = known.map(_as_word)
+    words = known.map(as_word)
     found = sorted(words.unique())
     if groups is not None:
         missing = [g for g in groups if g not in found]
@@ -295,10 +293,6 @@ def split_in_two(
             "of them in the task: groups: [first, second]"
         )
     return words.reindex(values.index), (found[0], found[1])
-
-
-def _as_word(value) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _conditions(part: pd.DataFrame, groups) -> People | str:

@@ -26,8 +26,7 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
     task's table.
     """
     task, cohorts = job.task, job.config.cohorts
-    transform = getattr(task, "transform", "none")
-    known = read_labels(cohorts, task.target, task.kind, transform)
+    known = read_labels(cohorts, task.target, task.kind, task.transform)
     population = Population.of(Corpus(job.release_shards), known, job.config.model.window)
     people, labels = population.people, population.labels
     if population.shortage:
@@ -72,6 +71,6 @@ def _fit(job: Job, labels: Labels, out: Path, atlas: Atlas, seed: int, from_scra
         model=config.model,
         atlas=atlas,
         seed=seed,
-        transform=getattr(task, "transform", "none"),
+        transform=task.transform,
         class_names=labels.classes,
     )

@@ -14,14 +14,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..cohort.labels import read_participants
-from ..cohort.splits import split_of
+from ..cohort.labels import as_word, read_participants
 from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
-from .people import KEY, cohort_parts, long_enough
+from .people import KEY, cohort_parts, count_absent, long_enough, names_of
 from .tables import describe_left_out, write_results
 
 #: columns that are names even where they are written as numbers
@@ -32,7 +31,6 @@ NEIGHBOURS = 10
 #: fewer points make no map
 LEAST_POINTS = 8
 _SHUFFLES = 20  # of people, for chance
-_ABSENT = "with a label and no recording at all"
 
 
 def run(job: Job) -> pd.DataFrame:
@@ -99,8 +97,10 @@ def evaluate_latent(
             where = {"task": "latent", "cohort": cohort, "split": split, "level": "pooled"}
             for column in columns:
                 own = where | {"target": column, "method": TOKENS[token]}
-                absent = _count_absent(tables.get(cohort), column, recorded, cohort, split)
-                why = left_out.get((cohort, split), {}) | {_ABSENT: absent}
+                why = left_out.get((cohort, split), {})
+                if column in (table := tables.get(cohort, pd.DataFrame())):
+                    labelled = table[column].dropna().index
+                    why = why | count_absent(labelled, names_of(recorded, cohort), split)
                 rows += _score(values[part.index], part, column, own, why, options)
     with atomic_path(out.with_suffix(".points.parquet")) as temporary:
         pd.concat(maps).to_parquet(temporary, index=False)
@@ -141,23 +141,8 @@ def _read_table(cohort: Cohort, columns: Sequence[str]) -> pd.DataFrame:
     if "mean_fd_mm" not in table and "mean_fd" in table:
         table["mean_fd_mm"] = table["mean_fd"]
     for column in set(CLASSES) & set(table):
-        table[column] = table[column].map(_as_word, na_action="ignore").astype(object)
+        table[column] = table[column].map(as_word, na_action="ignore").astype(object)
     return table
-
-
-def _as_word(value) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
-
-
-def _count_absent(
-    table: pd.DataFrame | None, column: str, recorded: pd.MultiIndex, cohort: str, split: str
-) -> int:
-    """People of the split whose `column` is known and who have no recording."""
-    if table is None or column not in table:
-        return 0
-    there = recorded[recorded.get_level_values(0) == cohort].get_level_values(1)
-    names = table[column].dropna().index.difference(there)
-    return sum(split in ("all", split_of(name)) for name in names)
 
 
 def _describe(points: pd.DataFrame, tables: Mapping[str, pd.DataFrame], columns) -> dict:

@@ -163,6 +163,15 @@ def bootstrap(
     return value, percentile_interval(statistic(draw_counts(num_subjects, resamples, seed)))
 
 
+def measure(
+    statistic: Callable[[np.ndarray], np.ndarray], num_subjects: int, resamples: int, seed: int
+) -> dict[str, float | None]:
+    """:func:`bootstrap` as the columns ``value``, ``low`` and ``high`` of a row of results."""
+    value, interval = bootstrap(statistic, num_subjects, resamples, seed)
+    low, high = interval or (None, None)
+    return {"value": value, "low": low, "high": high}
+
+
 def bootstrap_p(
     statistic: Callable[[np.ndarray], np.ndarray], num_subjects: int, resamples: int, seed: int
 ) -> float:

@@ -179,13 +179,20 @@ def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
     }
 
 
-def count_absent(labels: pd.Series, people: pd.DataFrame, cohort: str, split: str) -> int:
-    """People of a cohort with a label and no recording at all, who would be in `split`: ``test``
-    or ``all``, whatever follows the word."""
-    known = labels.dropna().index
-    absent = known[known.get_level_values("cohort") == cohort].difference(people.index)
-    names = absent.get_level_values("participant_id")
-    return sum(split.startswith("all") or split_of(name) == "test" for name in names)
+def names_of(index: pd.MultiIndex, cohort: str) -> pd.Index:
+    """participant_id of a cohort's people in an index by (cohort, participant_id)."""
+    return index[index.get_level_values(0) == cohort].get_level_values(1)
+
+
+def count_absent(labelled: pd.Index, recorded: pd.Index, split: str = "all") -> dict[str, int]:
+    """People of a cohort with a label and no recording at all, by the reason's words.
+
+    `split` is who is asked for: ``all``, or those who would be in ``test`` (or another), whatever
+    follows after a comma.
+    """
+    wanted, names = split.partition(",")[0], labelled.difference(recorded)
+    count = sum(wanted in ("all", split_of(name)) for name in names)
+    return {"with a label and no recording at all": count}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job, open_model
-from .metrics import POOLED, add_by_subject, bootstrap, difference, of_sums
+from .metrics import POOLED, add_by_subject, difference, measure, of_sums
 from .people import cohort_parts, long_enough
 from .tables import describe_left_out, write_results
 
@@ -184,10 +184,8 @@ def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) 
         for other in METHODS[1:]:
             statistics[f"model minus {other}"] = difference(statistics["model"], statistics[other])
         for name, statistic in statistics.items():
-            value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
-            low, high = interval or (None, None)
-            numbers = {"metric": metric, "value": value, "low": low, "high": high}
-            yield where | {"method": name, "level": "pooled"} | numbers
+            row = where | {"method": name, "level": "pooled", "metric": metric}
+            yield row | measure(statistic, count, options.bootstrap, options.seed)
     units = {"recording": list(table["recording_id"])}
     for name, parts in sums.items():
         units["parcel"] = list(range(1, len(parts[1]) + 1))

@@ -17,14 +17,7 @@ from ..config import Evaluate, sweep_point
 from ..files import read_json
 from ..shards import Corpus
 from .job import Job, open_model
-from .metrics import (
-    POOLED,
-    add_by_subject,
-    bootstrap,
-    bootstrap_p,
-    difference,
-    of_sums,
-)
+from .metrics import POOLED, add_by_subject, bootstrap_p, difference, measure, of_sums
 from .people import cohort_parts, long_enough
 from .reconstruction import evaluate_masking
 from .significance import holm
@@ -116,7 +109,9 @@ def _rows(
     """One size and share: all seeds together, then one by one."""
     where, by_subject = point
     for metric in POOLED:
-        yield where | {"metric": metric} | _measure(of_sums(metric, by_subject), point, options)
+        of, count = of_sums(metric, by_subject), len(by_subject)
+        measured = measure(of, count, options.bootstrap, options.seed)
+        yield where | {"metric": metric} | measured
     for seed, one in sums.items():
         value = float(POOLED["r2"](one.sum(0)))
         yield where | {"level": "seed", "unit": str(seed), "metric": "r2", "value": value}
@@ -137,13 +132,7 @@ def _differences(points: list[tuple[dict, np.ndarray]], options: Evaluate) -> It
         for point, gap, p in zip(others, gaps, holm(np.array(chances)), strict=True):
             name = f"{point[0]['method']} minus {preset} on {least[0]['target']}"
             row = point[0] | {"method": name, "metric": metric, "p": p}
-            yield row | _measure(gap, point, options)
-
-
-def _measure(statistic, point: tuple[dict, np.ndarray], options: Evaluate) -> dict:
-    value, interval = bootstrap(statistic, len(point[1]), options.bootstrap, options.seed)
-    low, high = interval or (None, None)
-    return {"value": value, "low": low, "high": high}
+            yield row | measure(gap, count, options.bootstrap, options.seed)
 
 
 def _count_people(table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]) -> int:

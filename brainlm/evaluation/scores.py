@@ -14,9 +14,9 @@ from .metrics import (
     POOLED,
     auc,
     balanced_accuracy,
-    bootstrap,
     bootstrap_p,
     difference,
+    measure,
     of_sums,
 )
 from .significance import holm
@@ -67,9 +67,7 @@ def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where:
         if (lone and "mse" not in metric) or (name == "mean" and metric == "r"):
             yield row | {"value": None}  # two people always correlate ±1, means of folds below 0
             continue
-        value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
-        low, high = interval or (None, None)
-        yield row | {"value": value, "low": low, "high": high}
+        yield row | measure(statistic, count, options.bootstrap, options.seed)
         if name != REFERENCE and name not in _FLOOR:
             compared.append(name)
         if len(by_method[name]) > 1:
@@ -82,11 +80,9 @@ def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where:
     p = holm(np.array([bootstrap_p(d, count, options.bootstrap, options.seed)
                        for d in differences]))  # fmt: skip
     for (one, other), statistic, chance in zip(pairs, differences, p, strict=True):
-        value, interval = bootstrap(statistic, count, options.bootstrap, options.seed)
-        low, high = interval or (None, None)
-        yield where | {"method": f"{one} minus {other}", "level": "pooled", "value": value,
-                       "low": low, "high": high, "p": chance,
-                       "n_train": part.n_train.get(one)}  # fmt: skip
+        row = where | {"method": f"{one} minus {other}", "level": "pooled", "p": chance}
+        measured = measure(statistic, count, options.bootstrap, options.seed)
+        yield row | measured | {"n_train": part.n_train.get(one)}
 
 
 def mean_over_seeds(statistics: list[Statistic]) -> Statistic:

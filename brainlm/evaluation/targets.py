@@ -35,6 +35,7 @@ from .people import (
     count_left_out,
     hold_out_groups,
     hold_out_groups_of_everybody,
+    names_of,
     read_motion,
     read_questionnaires,
     split_people,
@@ -49,8 +50,7 @@ _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent"
 def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
     task, corpus = job.task, Corpus(job.shards)
-    transform = getattr(task, "transform", "none")
-    labels = read_labels(job.config.cohorts, task.target, task.kind, transform)
+    labels = read_labels(job.config.cohorts, task.target, task.kind, task.transform)
     study = Study(job, corpus, labels, open_model(job.models / "pretrain", corpus))
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
@@ -204,8 +204,8 @@ class Study:
                 "methods": made}  # fmt: skip
 
     def _transform(self, split: Split) -> LabelTransform:
-        name = getattr(self.task, "transform", "none")
-        return LabelTransform.fit(name, self.people.loc[split.train, "label"].to_numpy())
+        train = self.people.loc[split.train, "label"].to_numpy()
+        return LabelTransform.fit(self.task.transform, train)
 
     def _read_fits(self, people: pd.Index, splits: Sequence[Split]) -> dict[str, np.ndarray]:
         """Classes are weighed as the fold's own training people have them."""
@@ -222,8 +222,8 @@ class Study:
               lost: Mapping[str, pd.Series] | None = None) -> Part:  # fmt: skip
         """Subjects that every method has a prediction for."""
         why = count_left_out(table, self.window)
-        absent = count_absent(self.labels.values, self.people, cohort, split)
-        why["with a label and no recording at all"] = absent
+        labelled = names_of(self.labels.values.dropna().index, cohort)
+        why |= count_absent(labelled, names_of(self.people.index, cohort), split)
         ready = table["ready"]
         for reason, missing in (lost or {}).items():
             missing = missing.reindex(table.index) & ready

@@ -7,9 +7,9 @@ Imported whenever Snakemake parses the workflow, so it imports nothing heavy.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -58,6 +58,7 @@ class Classification(_Task):
     """A class of a person, two or more: clinical variables (paper, 4.2)."""
 
     kind: Literal["classification"]
+    transform: ClassVar[str] = "none"  # of the labels; a regression has one
     target: str = Field(description="column of the participants tables, words or numbers")
     groups: str | None = Field(None, description="as in a regression")
     metric: Literal["auc", "balanced_accuracy"] = Field("auc", description="the headline figure")
@@ -77,6 +78,16 @@ class Forecasting(_Task):
         (1e-3, 3e-3), description="each is tried; validation people decide"
     )
     seeds: Seeds = (1, 2, 3, 4, 5)
+
+
+def refuse_held(contrast: str | None, within: str | None, adjust: Sequence[str]) -> str | None:
+    """Why nothing can be held constant in a contrast, or None."""
+    if contrast in (None, "task") and (within or adjust):
+        return (
+            f"within and adjust are for groups of people, and contrast is {contrast}; take them "
+            "out of the task, or name a column of the participants table"
+        )
+    return None
 
 
 class Attention(_Task):
@@ -101,11 +112,8 @@ class Attention(_Task):
 
     @model_validator(mode="after")
     def _groups_of_people(self) -> Attention:
-        if self.contrast in (None, "task") and (self.within or self.adjust):
-            raise ValueError(
-                f"within and adjust are for groups of people, and contrast is {self.contrast}; "
-                "take them out, or name a column of the participants table"
-            )
+        if why := refuse_held(self.contrast, self.within, self.adjust):
+            raise ValueError(why)
         return self
 
 

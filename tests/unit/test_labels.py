@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from brainlm.cohort.labels import (
+    as_word,
     describe_match,
     read_column,
     read_labels,
@@ -61,6 +62,14 @@ def test_what_other_programs_write_is_read_as_it_was_meant(tmp_path):
     age = read_target([c], "age")
     assert np.isnan(age["c", "sub-1"]) and age["c", "sub-2"] == 31
     assert read_labels([c], "dx", "classification").classes == ("MDD", "None")
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(1234567.0, "1234567"), (np.int64(3), "3"), (0.5, "0.5"), (" F ", "F"), (np.inf, "inf")],
+)
+def test_a_value_is_a_word_with_all_its_digits(value, word):
+    assert as_word(value) == word
 
 
 @pytest.mark.parametrize(("name", "sep"), [("t.CSV", ","), ("t.txt", ","), ("t.txt", "\t")])
