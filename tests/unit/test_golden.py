@@ -1,0 +1,68 @@
+"""Triggers and outcome keys of default configurations, frozen: a finished study plans nothing.
+
+`golden.json` was written by the code of 2026-11-30 (d613416). A string in it changes only where a
+step's result changes, and the changelog says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brainlm.atlas import Atlas
+from brainlm.cohort.layouts import LAYOUTS
+from brainlm.cohort.recordings import Entry
+from brainlm.config import Config, parse_config
+from brainlm.evaluation.tasks import load_tasks
+from brainlm.preprocess.chunk import make_task
+from brainlm.preprocess.registry import stages_of
+from brainlm.workflow import stage_parameters
+
+GOLDEN = Path(__file__).with_name("golden.json")
+ATLAS = Atlas("a424", "MNI152NLin6Asym", 424, Path("image"), "ab" * 32, None, ("x",), "", "")
+ENTRY = Entry(
+    "sub-01_task-rest", "sub-01", None, "rest", None, Path("/data/sub-01/func/x_bold.nii.gz"),
+    "sub-01/func/x_bold.nii.gz", None, 1234, 5678, "00000",
+)  # fmt: skip
+LATER = {"pretrain": None, "finetune": "age", "evaluate": "reconstruction"}
+
+
+def study(layout: str) -> Config:
+    cohort = {"name": "a", "folder": "/data", "layout": layout, "role": "reference"}
+    return parse_config({"cohorts": [cohort]})
+
+
+def triggers(config: Config) -> dict[str, str]:
+    cohort = config.cohorts[0]
+    out = {
+        step: stage_parameters(config, step, cohort=cohort.name)
+        for step in [*stages_of(cohort.layout), "shard", "pages"]
+    }
+    tasks = load_tasks(("age", "reconstruction"))
+    for step, task in LATER.items():
+        out[step] = stage_parameters(config, step, tasks[task] if task else None)
+    return out
+
+
+def outcome_keys(config: Config) -> dict[str, str]:
+    cohort = config.cohorts[0]
+    return {
+        step: make_task(step, cohort, config, ATLAS).key(ENTRY)
+        for step in stages_of(cohort.layout)
+    }
+
+
+def found() -> dict[str, dict[str, dict[str, str]]]:
+    return {
+        layout: {"triggers": triggers(study(layout)), "outcome_keys": outcome_keys(study(layout))}
+        for layout in LAYOUTS
+    }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_finished_study_of_default_settings_stays_finished(layout):
+    frozen = json.loads(GOLDEN.read_text())[layout]
+    assert triggers(study(layout)) == frozen["triggers"]
+    assert outcome_keys(study(layout)) == frozen["outcome_keys"]
