@@ -35,7 +35,7 @@ def main() -> None:
     import numba
     from phantom import make_phantom, rms_errors
 
-    from brainlm.preprocess.motion import estimate_motion
+    from brainlm.preprocess.motion.rigid import estimate_motion
 
     numba.set_num_threads(options.threads)
     if options.stress:
@@ -64,7 +64,7 @@ def run_stress(shape: str, count: int) -> None:
     """Print our errors on phantoms that are hard in one way each."""
     from phantom import STRESS, make_stress, rms_errors
 
-    from brainlm.preprocess.motion import estimate_motion
+    from brainlm.preprocess.motion.rigid import estimate_motion
 
     print(f"{shape}, {count} volumes: RMS error in mm over the brain, mean and worst volume")
     for name in STRESS:

@@ -30,8 +30,8 @@ def main() -> None:
     import numba
     from phantom import make_head, make_phantom
 
-    from brainlm.preprocess.normalise import normalise
-    from brainlm.preprocess.template import load_template
+    from brainlm.preprocess.normalise.registration import normalise
+    from brainlm.preprocess.normalise.template import load_template
 
     numba.set_num_threads(options.threads)
     template = load_template("MNI152NLin2009aSym")

@@ -53,10 +53,10 @@ def main() -> None:
 def _compare(entry, out: Path, atlas) -> None:
     from brainlm.config import Preprocess
     from brainlm.errors import RecordingError
-    from brainlm.preprocess.derivatives import Derivatives, read_volume
-    from brainlm.preprocess.read import read_image
+    from brainlm.preprocess.io.derivatives import Derivatives, read_volume
+    from brainlm.preprocess.io.read import read_image
+    from brainlm.preprocess.normalise.template import load_template, space_of
     from brainlm.preprocess.stages import STAGES
-    from brainlm.preprocess.template import load_template, space_of
 
     try:
         STAGES["motion"].function(entry, out, out, Preprocess(), atlas)
@@ -85,7 +85,7 @@ def _compare(entry, out: Path, atlas) -> None:
 
 def _fits(template, reference, affine, mask, t1w):
     """Yield the name, the seconds and the fit (template mm -> reference mm) of every way."""
-    from brainlm.preprocess.normalise import normalise
+    from brainlm.preprocess.normalise.registration import normalise
 
     def timed(call: Callable):
         started = time.perf_counter()
@@ -113,9 +113,9 @@ def _fits(template, reference, affine, mask, t1w):
 
 def _agreement(fit, template, reference, affine, mask) -> dict[str, float]:
     """The figures of quality of a normalisation, whoever fitted it."""
-    from brainlm.preprocess.agreement import check_image
-    from brainlm.preprocess.fit import Image
-    from brainlm.preprocess.warp import WarpField, assess_field
+    from brainlm.preprocess.normalise.agreement import check_image
+    from brainlm.preprocess.normalise.tissue_fit import Image
+    from brainlm.preprocess.normalise.warp import WarpField, assess_field
 
     index = np.indices(template.mask.shape).reshape(3, -1).T[:, ::-1]
     points = index @ template.affine[:3, :3].T + template.affine[:3, 3]
@@ -128,12 +128,12 @@ def _agreement(fit, template, reference, affine, mask) -> dict[str, float]:
 def _homogeneity(fit, entry, paths, atlas) -> dict[int, float]:
     """Mean correlation of two voxels, by parcel, of the denoised run read through this fit."""
     from brainlm.config import Preprocess
-    from brainlm.preprocess.confounds import read_nuisance
-    from brainlm.preprocess.derivatives import read_transforms
-    from brainlm.preprocess.parcellate import parcel_points
-    from brainlm.preprocess.sampling import sample
-    from brainlm.preprocess.series import make_filter
-    from brainlm.preprocess.voxels import EMPTY_SHARE, read_prepared
+    from brainlm.preprocess.denoise.confounds import read_nuisance
+    from brainlm.preprocess.io.derivatives import read_transforms
+    from brainlm.preprocess.io.voxels import EMPTY_SHARE, read_prepared
+    from brainlm.preprocess.kernels.sampling import sample
+    from brainlm.preprocess.parcellate.parcel_means import parcel_points
+    from brainlm.preprocess.parcellate.series import make_filter
 
     config = Preprocess()
     nuisance, signal = read_nuisance(paths, config)
@@ -158,8 +158,8 @@ def _brain_of_t1w(template, start, t1w, t1w_affine) -> np.ndarray:
     """Where the template's brain lies in the T1w image, bool [Z, Y, X]."""
     from scipy import ndimage
 
-    from brainlm.preprocess.fit import COSINES, State
-    from brainlm.preprocess.normalise import as_normalisation, fit_anatomy
+    from brainlm.preprocess.normalise.registration import as_normalisation, fit_anatomy
+    from brainlm.preprocess.normalise.tissue_fit import COSINES, State
 
     flat = State(start, np.zeros((3, *COSINES[::-1])))
     _, state = fit_anatomy(template, flat, t1w, t1w_affine)
@@ -179,7 +179,7 @@ def _syn(template, moving, affine, anatomy=None, start=None):
     import pandas as pd
     from normalise import to_ants
 
-    from brainlm.preprocess.warp import WarpField
+    from brainlm.preprocess.normalise.warp import WarpField
 
     index = np.indices(template.mask.shape).reshape(3, -1).T[:, ::-1]
     points = index @ template.affine[:3, :3].T + template.affine[:3, 3]

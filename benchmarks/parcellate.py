@@ -38,7 +38,7 @@ def main() -> None:
     import nibabel as nib
     from nilearn.maskers import NiftiLabelsMasker
 
-    from brainlm.preprocess.parcellate import parcellate_volumes
+    from brainlm.preprocess.parcellate.parcel_means import parcellate_volumes
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=4, default=[88, 88, 64, 490])

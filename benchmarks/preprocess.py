@@ -121,7 +121,7 @@ def run_peer(path: Path, count: int, chosen: int) -> dict[str, float]:
     from nilearn.maskers import NiftiLabelsMasker
     from sklearn.decomposition import FastICA
 
-    from brainlm.preprocess.template import load_template
+    from brainlm.preprocess.normalise.template import load_template
 
     seconds: dict[str, float] = {}
 

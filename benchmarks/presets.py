@@ -37,7 +37,7 @@ from brainlm.files import write_text
 from brainlm.model import BrainLM, BrainLMConfig
 from brainlm.model.published import PARCEL
 from brainlm.shards import Corpus, Scaling
-from brainlm.training.metrics import MaskedR2
+from brainlm.training.masked_r2 import MaskedR2
 from brainlm.training.schedule import learning_rate_at, make_optimizer
 from brainlm.training.windows import Windows, choose_rows
 

@@ -36,8 +36,8 @@ def main() -> None:
     import numba
     from scipy import ndimage
 
-    from brainlm.preprocess.sampling import sample
-    from brainlm.preprocess.template import load_template
+    from brainlm.preprocess.kernels.sampling import sample
+    from brainlm.preprocess.normalise.template import load_template
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs=3, default=[88, 88, 64])

@@ -1,7 +1,7 @@
 """What an atlas is here: a registry entry (atlases/<name>.yaml) and its checked files.
 
 No image is opened in this module, so that modelling code can use coordinates and labels without
-nibabel; :mod:`brainlm.preprocess.parcellate` opens the label image.
+nibabel; :mod:`brainlm.preprocess.parcellate.parcel_means` opens the label image.
 """
 
 from __future__ import annotations

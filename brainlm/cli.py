@@ -382,7 +382,7 @@ def _fit_folder(config: Config, args) -> Path:
 
 
 def _finetune(args) -> None:
-    from .evaluation.fits import fit_task
+    from .evaluation.clinical.fine_tuned import fit_task
     from .evaluation.tasks import CLINICAL
 
     config = _load(args)

@@ -115,7 +115,7 @@ def _fsl(config: Config) -> Iterator[Finding]:
     if config.preprocess.engine != "fsl":
         yield Finding("FSL", True, "not needed (preprocess.engine: builtin)")
         return
-    from .preprocess import fsl_commands
+    from .preprocess.fsl import commands as fsl_commands
 
     try:
         fsl_commands.require_commands(config.preprocess)

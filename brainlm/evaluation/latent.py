@@ -21,7 +21,7 @@ from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
 from .people import KEY, cohort_parts, count_absent, long_enough, names_of
-from .tables import describe_left_out, write_results
+from .rows import describe_left_out, write_results
 
 #: columns that are names even where they are written as numbers
 CLASSES = ("site", "sex")

@@ -22,7 +22,7 @@ from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import POOLED, add_by_subject, difference, measure, of_sums
 from .people import cohort_parts, long_enough
-from .tables import describe_left_out, write_results
+from .rows import describe_left_out, write_results
 
 METHODS = ("model", "linear", "space", "zero")
 _BATCH = 8  # windows per forward pass
@@ -70,7 +70,7 @@ def evaluate_reconstruction(
     Returns
     -------
     DataFrame
-        See :data:`brainlm.evaluation.tables.COLUMNS`. A cohort without anybody to evaluate has
+        See :data:`brainlm.evaluation.rows.COLUMNS`. A cohort without anybody to evaluate has
         one row that says so.
 
     Raises
@@ -109,7 +109,7 @@ def evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, se
     """
     import torch
 
-    from ..training.metrics import average_visible, interpolate_linear
+    from ..training.masked_r2 import average_visible, interpolate_linear
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)

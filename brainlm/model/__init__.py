@@ -4,8 +4,8 @@ from .attention import BACKENDS, attend, kernel_name
 from .blocks import Head, set_attention
 from .hub import from_pretrained, push_to_hub
 from .mae import BrainLM, BrainLMConfig, Reconstruction
+from .own_series import make_windows
 from .presets import PRESETS, preset
-from .series import make_windows
 
 __all__ = [
     "BACKENDS", "PRESETS", "BrainLM", "BrainLMConfig", "Head", "Reconstruction", "attend",

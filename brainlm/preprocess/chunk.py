@@ -110,8 +110,8 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
     derivatives = derivatives_folder(results, cohort.name)
     series = series_folder(results, cohort.name)
     if stage in ("volumes", "series"):
-        from .delivered import take_volumes
-        from .delivered_series import take_series
+        from .delivered.parcel_series import take_series
+        from .delivered.volumes import take_volumes
 
         def run(entry: Entry) -> dict[str, Any]:
             if stage == "series":

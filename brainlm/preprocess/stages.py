@@ -19,14 +19,14 @@ from ..cohort.recordings import Entry
 from ..config import Preprocess
 from ..errors import RecordingError
 from ..files import plain_values, read_json, write_json
-from .confounds import (
+from .denoise.confounds import (
     MOTION_NAMES,
     describe_confounds,
     motion_part,
     read_nuisance,
     tissue_columns,
 )
-from .derivatives import (
+from .io.derivatives import (
     Derivatives,
     bids_uri,
     describe_dataset,
@@ -36,21 +36,28 @@ from .derivatives import (
     sidecar,
     write_table,
 )
-from .outputs import write_outputs
-from .products import (
+from .io.products import (
     write_components,
     write_coverage,
     write_filtered,
     write_motion,
     write_series,
 )
-from .quality import check_brain, check_duration, count_non_steady, measure_run
-from .read import read_bold, read_image
+from .io.read import read_bold, read_image
+from .io.voxels import (
+    corrects_slices,
+    read_grid,
+    read_parcels,
+    read_prepared,
+    settle,
+    smooth_for_ica,
+)
+from .motion.quality import check_brain, check_duration, count_non_steady, measure_run
+from .normalise.template import load_template, space_of
+from .parcellate.outputs import write_outputs
+from .parcellate.series import make_filter, make_series
 from .registry import PARAMETERS, STAGE_VERSIONS, state_parameters
-from .series import make_filter, make_series
 from .stage import Figures, Stage, reproducible, timed
-from .template import load_template, space_of
-from .voxels import corrects_slices, read_grid, read_parcels, read_prepared, settle, smooth_for_ica
 
 
 def prepare(stage: str, config: Preprocess, atlas: Atlas) -> None:
@@ -61,7 +68,13 @@ def prepare(stage: str, config: Preprocess, atlas: Atlas) -> None:
     BrainLMError
         The programs of the configured engine are not there.
     """
-    from . import denoise, grid, mask, motion, normalise, parcellate, sampling  # noqa: F401
+    from .denoise import ica as denoise  # noqa: F401
+    from .denoise import ica_grid as grid
+    from .kernels import sampling  # noqa: F401
+    from .motion import brain_mask as mask  # noqa: F401
+    from .motion import rigid as motion  # noqa: F401
+    from .normalise import registration as normalise  # noqa: F401
+    from .parcellate import parcel_means as parcellate
 
     if config.engine == "fsl" and stage in ("motion", "normalise", "denoise"):
         _engine(config, None)
@@ -82,8 +95,8 @@ def motion(entry: Entry, out: Path, series_dir: Path, config: Preprocess, atlas:
     RecordingError
         ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``motion_failed``.
     """
-    from . import motion as builtin
-    from .mask import brain_mask
+    from .motion import rigid as builtin
+    from .motion.brain_mask import brain_mask
 
     engine = _engine(config, builtin)
     figures: Figures = {}
@@ -126,7 +139,7 @@ def normalise(
     RecordingError
         ``registration_failed``.
     """
-    from . import normalise as builtin
+    from .normalise import registration as builtin
 
     engine = _engine(config, builtin)
     figures: Figures = {}
@@ -172,9 +185,9 @@ def denoise(
     RecordingError
         ``denoise_failed``.
     """
-    from . import denoise as builtin
-    from .filter import cosine_basis, filter_basis
-    from .grid import load_grid
+    from .denoise import ica as builtin
+    from .denoise.filter import cosine_basis, filter_basis
+    from .denoise.ica_grid import load_grid
 
     engine = _engine(config, builtin)
     _check_t1w(entry, config)
@@ -260,7 +273,8 @@ def _engine(config: Preprocess, builtin: Any) -> Any:
     """The module that fits: `builtin`, or the FSL engine, which has the same functions."""
     if config.engine == "builtin":
         return builtin
-    from . import fsl, fsl_commands
+    from .fsl import commands as fsl_commands
+    from .fsl import engine as fsl
 
     fsl_commands.require_commands(config)
     return fsl
@@ -270,7 +284,7 @@ def _engine_name(config: Preprocess) -> str:
     """For the sidecars: what fitted, and FSL's version where it says one."""
     if config.engine == "builtin":
         return "brainlm-pipeline"
-    from .fsl_commands import read_version
+    from .fsl.commands import read_version
 
     return f"FSL {read_version()}"
 
@@ -291,8 +305,8 @@ def _fit_ica(engine, entry, bold, paths, samples, parameters, grid, config) -> A
         return engine.fit_ica(
             samples, bold.tr_s, parameters, grid, high_pass_hz=config.high_pass_hz
         )
-    from .fsl_fix import Native, fit_ica
-    from .warp import load_normalisation
+    from .fsl.fix import Native, fit_ica
+    from .normalise.warp import load_normalisation
 
     t1w, t1w_affine = read_image(entry.t1w)
     native = Native(

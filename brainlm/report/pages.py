@@ -90,7 +90,8 @@ def _prepare(atlas: Atlas) -> None:
     import nibabel  # noqa: F401
     import PIL.Image  # noqa: F401
 
-    from ..preprocess import aroma, warp  # noqa: F401
+    from ..preprocess.denoise import aroma  # noqa: F401
+    from ..preprocess.normalise import warp  # noqa: F401
 
     make_environment()
     load_slices(atlas)

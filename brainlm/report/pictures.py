@@ -182,8 +182,8 @@ def _read_upright(path: Path) -> tuple[np.ndarray, float, float]:
 
 def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
     """The template under the reference image (group ``over``) under the template's outlines."""
-    from ..preprocess.derivatives import read_volume
-    from ..preprocess.warp import load_normalisation
+    from ..preprocess.io.derivatives import read_volume
+    from ..preprocess.normalise.warp import load_normalisation
 
     image, affine = read_volume(boldref)
     fit = load_normalisation(normalisation)
@@ -239,7 +239,7 @@ def load_slices(atlas: Atlas) -> None:
 @lru_cache(maxsize=2)
 def _template_slices(space: str) -> tuple[list[np.ndarray], ...]:
     """T1-weighted image, brain and white matter on the eight slices."""
-    from ..preprocess.template import load_template
+    from ..preprocess.normalise.template import load_template
 
     template = load_template(space)
     return tuple(
@@ -252,7 +252,7 @@ def _template_slices(space: str) -> tuple[list[np.ndarray], ...]:
 @lru_cache(maxsize=2)
 def _label_slices(path: Path) -> list[np.ndarray]:
     """Labels 0..R on the eight slices."""
-    from ..preprocess.derivatives import read_volume
+    from ..preprocess.io.derivatives import read_volume
 
     labels, affine = read_volume(path)
     return [
@@ -295,7 +295,7 @@ def draw_rule(table: pd.DataFrame) -> str:
     """Components by motion correlation and edge fraction, with the rule's line."""
     from matplotlib.figure import Figure
 
-    from ..preprocess.aroma import HYPERPLANE
+    from ..preprocess.denoise.aroma import HYPERPLANE
 
     offset, by_motion, by_edge = HYPERPLANE
     with style("components"):

@@ -13,11 +13,11 @@ from ..atlas import Atlas
 from ..config import Config
 from ..errors import STATUSES
 from ..files import read_json
-from ..preprocess.derivatives import Derivatives, sidecar
+from ..preprocess.io.derivatives import Derivatives, sidecar
 from ..shards import Corpus
 from . import pictures
 from .blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
-from .methods import describe_methods
+from .methods_text import describe_methods
 from .site import Page
 
 _SHOWN = {

@@ -25,11 +25,11 @@ from .blocks import (
 from .cautions import list_cautions
 from .cohort import PENDING, find_pages, make_cohort_page, read_measured
 from .facts import Facts, read_facts, stage_seconds
+from .findings import FEW, describe_tasks
 from .outcomes import METRICS, cell, model_first, pooled
 from .pretraining import describe_pretraining
 from .provenance import count_cohort, describe_card, describe_provenance
 from .site import Page, write_figures, write_site
-from .tasks import FEW, describe_tasks
 
 QUALITY = {
     "mean_fd_mm": "mean FD (mm)", "mean_dvars": "mean DVARS (%)", "tsnr": "median tSNR",

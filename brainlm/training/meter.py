@@ -12,7 +12,7 @@ import torch
 from ..errors import BrainLMError
 from .distributed import Ranks
 from .journal import clock, figure, peak_flops
-from .metrics import MaskedR2
+from .masked_r2 import MaskedR2
 from .windows import Batch, Loader
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from . import checkpoint
 from .card import pretrained_card
 from .distributed import Ranks, gradient_sync, prepare, start
 from .journal import Journal, figure
+from .masked_r2 import MaskedR2, average_visible, interpolate_linear
 from .meter import Meter, device_name
-from .metrics import MaskedR2, average_visible, interpolate_linear
 from .schedule import learning_rate_at, make_optimizer, rescale_gradients
 from .trackers import open_trackers
 from .windows import Batch, Loader, Windows, choose_rows

@@ -14,10 +14,10 @@ from brainlm.atlas import Atlas
 from brainlm.cohort.splits import split_of
 from brainlm.config import Config, parse_config
 from brainlm.evaluation.metrics import bootstrap, difference, of_sums, sum_values
-from brainlm.evaluation.tables import write_results
+from brainlm.evaluation.rows import write_results
 from brainlm.files import write_json
-from brainlm.preprocess.derivatives import Derivatives, sidecar, write_table, write_volume
-from brainlm.preprocess.normalise import Normalisation
+from brainlm.preprocess.io.derivatives import Derivatives, sidecar, write_table, write_volume
+from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.report import build_report
 from brainlm.report.recording import make_recording_page
 from brainlm.report.site import write_site

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from brainlm.evaluation.tables import write_results
+from brainlm.evaluation.rows import write_results
 
 HOSTILE = (
     '<script>document.title="owned"</script> "quotes" & <b>bold</b> $x_1$ 🧠 مرحبا ' + "x" * 90

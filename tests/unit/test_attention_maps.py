@@ -10,8 +10,8 @@ from synthetic import R, make_study, toy_atlas
 
 from brainlm.config import Cohort, Evaluate
 from brainlm.errors import BrainLMError
-from brainlm.evaluation import attention as module
-from brainlm.evaluation.attention import evaluate_attention, split_in_two
+from brainlm.evaluation.attention import maps as module
+from brainlm.evaluation.attention.maps import evaluate_attention, split_in_two
 from brainlm.model import BrainLM, BrainLMConfig, preset
 from brainlm.model.rows import cls_attention, parcel_attention
 from brainlm.shards import Scaling

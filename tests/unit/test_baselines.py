@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import KFold
 
-from brainlm.evaluation import baselines, views
+from brainlm.evaluation.clinical import baselines, views
 from brainlm.training.ridge import Ridge
 
 

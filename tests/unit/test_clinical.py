@@ -14,11 +14,11 @@ from brainlm.cohort.labels import LabelTransform, check_columns, read_labels
 from brainlm.cohort.splits import split_of
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError
-from brainlm.evaluation import views
-from brainlm.evaluation.fits import fit_task
+from brainlm.evaluation.clinical import views
+from brainlm.evaluation.clinical.fine_tuned import fit_task
+from brainlm.evaluation.clinical.small_networks import correlation_graph
 from brainlm.evaluation.job import Job, evaluate
 from brainlm.evaluation.people import fold_groups
-from brainlm.evaluation.rivals import correlation_graph
 from brainlm.evaluation.tasks import parse_task
 from brainlm.model import preset
 from brainlm.shards import ParcelQuantiles, Recording, ShardInfo, write_shard

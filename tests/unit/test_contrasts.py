@@ -6,7 +6,7 @@ import numpy as np
 from scipy.stats import ttest_ind
 
 from brainlm.config import Evaluate
-from brainlm.evaluation.contrasts import (
+from brainlm.evaluation.attention.contrasts import (
     People,
     _test_labels,
     _test_residuals,

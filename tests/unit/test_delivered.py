@@ -16,11 +16,11 @@ from brainlm.cohort.layouts import LAYOUTS
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Cohort, Preprocess
 from brainlm.errors import RecordingError
-from brainlm.preprocess.delivered import take_volumes
-from brainlm.preprocess.delivered_series import take_series
-from brainlm.preprocess.filter import clean
-from brainlm.preprocess.movement import read_movement
-from brainlm.preprocess.parcellate import load_labels
+from brainlm.preprocess.delivered.movement import read_movement
+from brainlm.preprocess.delivered.parcel_series import take_series
+from brainlm.preprocess.delivered.volumes import take_volumes
+from brainlm.preprocess.denoise.filter import clean
+from brainlm.preprocess.parcellate.parcel_means import load_labels
 
 TR, COUNT = 2.0, 80
 CONFIG = Preprocess(sample_period_s=TR)

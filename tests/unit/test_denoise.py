@@ -8,24 +8,30 @@ from scipy import ndimage as ndi
 from threadpoolctl import threadpool_limits
 
 from brainlm.errors import RecordingError
-from brainlm.preprocess import denoise
-from brainlm.preprocess.aroma import (
+from brainlm.preprocess.denoise import ica as denoise
+from brainlm.preprocess.denoise.aroma import (
     classify,
     correlate_motion,
     expand_motion,
     high_frequency_content,
 )
-from brainlm.preprocess.confounds import (
+from brainlm.preprocess.denoise.confounds import (
     MOTION_NAMES,
     choose_nuisance,
     motion_columns,
     nuisance_names,
     tissue_columns,
 )
-from brainlm.preprocess.denoise import choose_order, count_resels, fit_ica, separate, threshold_map
-from brainlm.preprocess.filter import clean, clean_columns, cosine_basis, filter_basis
-from brainlm.preprocess.grid import make_grid, smooth_grid
-from brainlm.preprocess.template import Template
+from brainlm.preprocess.denoise.filter import clean, clean_columns, cosine_basis, filter_basis
+from brainlm.preprocess.denoise.ica import (
+    choose_order,
+    count_resels,
+    fit_ica,
+    separate,
+    threshold_map,
+)
+from brainlm.preprocess.denoise.ica_grid import make_grid, smooth_grid
+from brainlm.preprocess.normalise.template import Template
 
 TR_S, T = 2.0, 150
 

@@ -7,7 +7,7 @@ import pytest
 from nilearn.glm.first_level.design_matrix import create_cosine_drift
 
 from brainlm.errors import RecordingError
-from brainlm.preprocess.filter import clean, cosine_basis, filter_basis
+from brainlm.preprocess.denoise.filter import clean, cosine_basis, filter_basis
 
 T, TR_S = 180, 2.0
 

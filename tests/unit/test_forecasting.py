@@ -14,19 +14,19 @@ from synthetic import R, make_study, toy_atlas
 
 from brainlm.config import Evaluate
 from brainlm.errors import BrainLMError
-from brainlm.evaluation.autoregression import fit_linear
-from brainlm.evaluation.forecasting import MODEL, evaluate_forecasting, trivial
-from brainlm.evaluation.significance import holm, max_statistic_p, paired_p
-from brainlm.model import BrainLM, BrainLMConfig, preset
-from brainlm.shards import Corpus, Scaling, read_info, read_shard, write_shard
-from brainlm.training.fit import Budget, fit
-from brainlm.training.forecasters import (
+from brainlm.evaluation.forecasting.autoregression import fit_linear
+from brainlm.evaluation.forecasting.comparison import MODEL, evaluate_forecasting, trivial
+from brainlm.evaluation.forecasting.forecasters import (
     LatentODEForecaster,
     LSTMForecaster,
     NeuralODEForecaster,
     TransformerForecaster,
     forecast_error,
 )
+from brainlm.evaluation.significance import holm, max_statistic_p, paired_p
+from brainlm.model import BrainLM, BrainLMConfig, preset
+from brainlm.shards import Corpus, Scaling, read_info, read_shard, write_shard
+from brainlm.training.loop import Budget, fit
 from brainlm.training.windows import Windows
 
 WINDOW, PATCH, AHEAD = 40, 10, 10

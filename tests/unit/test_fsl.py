@@ -22,23 +22,26 @@ from brainlm.cohort.index import update_index
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess import fsl, fsl_commands, fsl_fix, stages
-from brainlm.preprocess import fsl_formats as formats
-from brainlm.preprocess.aroma import high_frequency_content
+from brainlm.preprocess import stages
 from brainlm.preprocess.chunk import run_stage
-from brainlm.preprocess.derivatives import (
+from brainlm.preprocess.denoise.aroma import high_frequency_content
+from brainlm.preprocess.fsl import commands as fsl_commands
+from brainlm.preprocess.fsl import engine as fsl
+from brainlm.preprocess.fsl import fix as fsl_fix
+from brainlm.preprocess.fsl import formats
+from brainlm.preprocess.io.derivatives import (
     Derivatives,
     read_table,
     read_transforms,
     read_volume,
     sidecar,
 )
-from brainlm.preprocess.normalise import Normalisation
+from brainlm.preprocess.normalise.registration import Normalisation
+from brainlm.preprocess.normalise.template import load_template
+from brainlm.preprocess.normalise.warp import WarpField, load_normalisation
 from brainlm.preprocess.registry import PARAMETERS
 from brainlm.preprocess.stages import STAGES
-from brainlm.preprocess.template import load_template
-from brainlm.preprocess.warp import WarpField, load_normalisation
-from brainlm.report.methods import describe_methods
+from brainlm.report.methods_text import describe_methods
 from brainlm.report.recording import _describe_components
 from brainlm.simulate import load_truth, simulate_cohort
 
@@ -554,7 +557,7 @@ def test_report_draws_an_fsl_normalisation(fitted):
 
 def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monkeypatch):
     """The builtin normalisation itself is tested elsewhere: its checks are run on FSL's affine."""
-    from brainlm.preprocess import normalise as own
+    from brainlm.preprocess.normalise import registration as own
 
     def stop_early(image, template, state, levels, **_):
         fit = load_normalisation(fitted.paths().normalisation)

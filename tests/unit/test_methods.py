@@ -9,13 +9,13 @@ import torch
 
 from brainlm.cohort.labels import Labels, LabelTransform
 from brainlm.config import Evaluate, Finetune, parse_config
-from brainlm.evaluation import methods
-from brainlm.evaluation.baselines import fit_linear, fit_neighbours
-from brainlm.evaluation.methods import Fold, Method
+from brainlm.evaluation.clinical import methods
+from brainlm.evaluation.clinical.baselines import fit_linear, fit_neighbours
+from brainlm.evaluation.clinical.methods import Fold, Method
+from brainlm.evaluation.clinical.scores import score
+from brainlm.evaluation.clinical.small_networks import LSTM, fit_series
+from brainlm.evaluation.clinical.targets import Part
 from brainlm.evaluation.people import Population, hold_out_groups, read_questionnaires
-from brainlm.evaluation.rivals import LSTM, fit_series
-from brainlm.evaluation.scores import score
-from brainlm.evaluation.targets import Part
 from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 from brainlm.training.windows import Windows
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from brainlm.errors import RecordingError
-from brainlm.preprocess.motion import (
+from brainlm.preprocess.motion.rigid import (
     estimate_motion,
     framewise_displacement_jenkinson,
     framewise_displacement_power,

@@ -11,7 +11,13 @@ from brainlm.atlas import load_atlas, read_networks
 from brainlm.config import Config, Evaluate
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.job import Job
-from brainlm.evaluation.networks import (
+from brainlm.evaluation.parcel_networks.encoders import (
+    ParcelGCN,
+    ParcelVAE,
+    masked_error,
+    nearest_graph,
+)
+from brainlm.evaluation.parcel_networks.readout import (
     MAJORITY,
     MODEL,
     SHUFFLED,
@@ -24,8 +30,7 @@ from brainlm.evaluation.networks import (
 from brainlm.evaluation.tasks import parse_task
 from brainlm.model import from_pretrained, preset
 from brainlm.shards import Corpus, Scaling
-from brainlm.training.fit import Fitted
-from brainlm.training.parcels import ParcelGCN, ParcelVAE, masked_error, nearest_graph
+from brainlm.training.loop import Fitted
 
 
 def test_a_table_of_networks_is_read_by_number_or_by_row(tmp_path):
@@ -108,7 +113,9 @@ def study(tmp_path_factory):
 
 
 def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatch):
-    monkeypatch.setattr("brainlm.evaluation.networks.NEIGHBOURS", 1)  # 3 training parcels each
+    monkeypatch.setattr(
+        "brainlm.evaluation.parcel_networks.readout.NEIGHBOURS", 1
+    )  # 3 training parcels each
     folder, made = study
     networks = [f"network {i % 3}" for i in range(R)]
     networks[11] = None
@@ -142,7 +149,7 @@ def test_external_people_train_nothing(study, monkeypatch):
         seen[:] = train.rows, check.rows
         return Fitted(build(), 0.0, 1e-3, 1)
 
-    monkeypatch.setattr("brainlm.training.fit.fit", note)
+    monkeypatch.setattr("brainlm.training.loop.fit", note)
     moved = corpus.table.index[corpus.table["participant_id"] < "sub-020"]
     corpus.table.loc[moved, "cohort"] = "other"
     _trained(model, corpus, {"toy": "reference", "other": "external"}, 1, 4, 1)

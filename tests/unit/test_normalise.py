@@ -11,9 +11,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess.mask import brain_mask
-from brainlm.preprocess.normalise import Normalisation, normalise
-from brainlm.preprocess.template import load_template
+from brainlm.preprocess.motion.brain_mask import brain_mask
+from brainlm.preprocess.normalise.registration import Normalisation, normalise
+from brainlm.preprocess.normalise.template import load_template
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from phantom import make_head, make_phantom

@@ -11,7 +11,7 @@ from nilearn.maskers import NiftiLabelsMasker
 
 from brainlm.atlas import Atlas
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess.parcellate import (
+from brainlm.preprocess.parcellate.parcel_means import (
     load_labels,
     parcel_points,
     parcellate_volumes,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from brainlm.errors import RecordingError
-from brainlm.preprocess.metadata import read_sidecar
-from brainlm.preprocess.read import read_bold, read_image, read_series
+from brainlm.preprocess.io.metadata import read_sidecar
+from brainlm.preprocess.io.read import read_bold, read_image, read_series
 
 AFFINE = np.diag([-4.0, 4.0, 4.0, 1.0])
 TR_S = 2.0
@@ -94,7 +94,7 @@ def test_applies_scale_slopes(tmp_path):
 def test_reads_past_one_block(tmp_path, monkeypatch):
     path = write(tmp_path)
     whole = read_bold(path).volumes
-    monkeypatch.setattr("brainlm.preprocess.read._BLOCK_BYTES", 3 * 16 * 14 * 12 * 2)
+    monkeypatch.setattr("brainlm.preprocess.io.read._BLOCK_BYTES", 3 * 16 * 14 * 12 * 2)
     np.testing.assert_array_equal(read_bold(path).volumes, whole)
 
 
@@ -281,7 +281,7 @@ def test_constant_volumes_and_runs(tmp_path):
 
 def test_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     path = write(tmp_path)
-    from brainlm.preprocess import read
+    from brainlm.preprocess.io import read
 
     original = read._read_volumes
 

@@ -154,7 +154,7 @@ def test_an_empty_results_folder_still_gives_a_page(tmp_path):
 
 def test_an_evaluation_without_people_says_why(tmp_path):
     config = make_results(tmp_path, subjects=6, evaluated=False)
-    from brainlm.evaluation.tables import write_results
+    from brainlm.evaluation.rows import write_results
 
     row = {"task": "reconstruction", "cohort": "home", "split": "test", "method": "model",
            "level": "pooled", "n": 0, "left_out": 1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from brainlm.preprocess.resample import low_pass, resample
+from brainlm.preprocess.parcellate.resample import low_pass, resample
 
 
 def band_signal(times_s: np.ndarray, low_hz: float, high_hz: float, seed: int = 0) -> np.ndarray:

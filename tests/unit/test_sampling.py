@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from brainlm.preprocess.sampling import sample, sample_parcels, sample_smooth
+from brainlm.preprocess.kernels.sampling import sample, sample_parcels, sample_smooth
 
 AFFINE = np.array([[-2.0, 0.1, 0, 30], [0.1, 2.5, 0.2, -20], [0, -0.2, 3.0, -15], [0, 0, 0, 1.0]])
 

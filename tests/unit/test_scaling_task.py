@@ -13,7 +13,7 @@ from brainlm.cohort.splits import in_share
 from brainlm.config import Config, Evaluate, Model, Pretrain, sweep_point
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.job import Job
-from brainlm.evaluation.scaling import _count_people, evaluate_scaling
+from brainlm.evaluation.model_scaling import _count_people, evaluate_scaling
 from brainlm.evaluation.tasks import parse_task
 from brainlm.files import read_json
 from brainlm.training.pretrain import _choose_share, pretrain

@@ -20,9 +20,10 @@ from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Cohort, Preprocess
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess.confounds import read_nuisance
-from brainlm.preprocess.delivered_series import take_series
-from brainlm.preprocess.derivatives import (
+from brainlm.preprocess.delivered.parcel_series import take_series
+from brainlm.preprocess.denoise.confounds import read_nuisance
+from brainlm.preprocess.denoise.filter import clean
+from brainlm.preprocess.io.derivatives import (
     Derivatives,
     derivative_path,
     read_table,
@@ -32,9 +33,9 @@ from brainlm.preprocess.derivatives import (
     write_table,
     write_transforms,
 )
-from brainlm.preprocess.filter import clean
-from brainlm.preprocess.normalise import Normalisation
-from brainlm.preprocess.quality import (
+from brainlm.preprocess.io.read import read_bold
+from brainlm.preprocess.io.voxels import read_parcels, shift_slices
+from brainlm.preprocess.motion.quality import (
     QUALITY_POINTS,
     choose_lattice,
     count_non_steady,
@@ -42,10 +43,9 @@ from brainlm.preprocess.quality import (
     measure_dvars,
     measure_tsnr,
 )
-from brainlm.preprocess.read import read_bold
+from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.preprocess.registry import PARAMETERS, STAGE_VERSIONS
 from brainlm.preprocess.stages import STAGES
-from brainlm.preprocess.voxels import read_parcels, shift_slices
 from brainlm.simulate.bids import simulate_cohort
 from brainlm.simulate.truth import load_truth
 
@@ -297,8 +297,8 @@ def with_outputs(chain, tmp_path_factory) -> Chain:
 
 def test_outputs_on_request(chain, with_outputs):
     """The volumes hold what the series hold: their parcel means are the denoised series."""
-    from brainlm.preprocess import fsl_formats
-    from brainlm.preprocess.parcellate import parcel_points
+    from brainlm.preprocess.fsl import formats as fsl_formats
+    from brainlm.preprocess.parcellate.parcel_means import parcel_points
 
     other = with_outputs
     stored = other.series()["series"]

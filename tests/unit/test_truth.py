@@ -16,8 +16,8 @@ from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess
 from brainlm.errors import RecordingError
-from brainlm.preprocess.derivatives import derivative_path, read_transforms, read_volume
-from brainlm.preprocess.normalise import Normalisation
+from brainlm.preprocess.io.derivatives import derivative_path, read_transforms, read_volume
+from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.preprocess.stages import STAGES
 from brainlm.simulate import DAMAGE_KINDS, Truth, load_truth, simulate_cohort
 from brainlm.simulate.anatomy import transform

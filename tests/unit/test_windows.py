@@ -13,7 +13,7 @@ from synthetic import make_study
 
 from brainlm.errors import BrainLMError
 from brainlm.shards import Corpus, Scaling
-from brainlm.training.metrics import MaskedR2, average_visible, interpolate_linear
+from brainlm.training.masked_r2 import MaskedR2, average_visible, interpolate_linear
 from brainlm.training.windows import Loader, MappedSeries, Prefetch, Windows, choose_rows
 
 

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from runs import make_clone, snakemake
 
-from brainlm.preprocess.confounds import motion_columns
-from brainlm.preprocess.derivatives import write_table, write_volume
-from brainlm.preprocess.filter import clean
-from brainlm.preprocess.motion import framewise_displacement_power
-from brainlm.preprocess.sampling import sample
+from brainlm.preprocess.denoise.confounds import motion_columns
+from brainlm.preprocess.denoise.filter import clean
+from brainlm.preprocess.io.derivatives import write_table, write_volume
+from brainlm.preprocess.kernels.sampling import sample
+from brainlm.preprocess.motion.rigid import framewise_displacement_power
 from brainlm.shards import Corpus
 from brainlm.simulate.truth import load_truth
 

@@ -1,0 +1,1 @@
+"""Columns of the participants tables: the model and every baseline on the same people."""

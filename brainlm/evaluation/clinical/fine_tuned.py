@@ -1,0 +1,76 @@
+"""Fine-tuning for a task: once on the stable split, or once per fold of held-out groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...atlas import Atlas
+from ...cohort.labels import Labels, read_column, read_labels
+from ...files import atomic_path, write_json
+from ...shards import Corpus
+from ...training.finetune import finetune
+from ...training.predict import skip_target
+from ..job import Job
+from ..people import Population, hold_out_groups
+
+
+def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool) -> None:
+    """Fine-tune (or train anew) for a clinical task; `out` gets ``predictions.parquet``.
+
+    With ``groups`` there is a model per fold of whole groups, in ``fold-<k>``, and the
+    predictions are those of held-out test people; else the model itself is in `out`. A fold
+    from whose training people nothing can be learnt is left out: it says so, and so does the
+    task's table.
+    """
+    task, cohorts = job.task, job.config.cohorts
+    known = read_labels(cohorts, task.target, task.kind, task.transform)
+    population = Population.of(Corpus(job.release_shards), known, job.config.model.window)
+    people, labels = population.people, population.labels
+    if population.shortage:
+        print(f"{task.name}: not fine-tuned: {population.shortage}")
+        skip_target(out, population.shortage)
+        return
+    if task.groups is None:
+        _fit(job, labels, out, atlas, seed, from_scratch)
+        return
+    columns = [read_column(cohort, task.groups) for cohort in cohorts]
+    groups, tables = pd.concat(columns).reindex(people.index), []
+    for number, split in enumerate(hold_out_groups(people, groups), 1):
+        if why := population.why_not(split):
+            print(f"{task.name}: fold {number} is left out: {why}")
+            continue
+        seen = labels.values.copy()  # who is neither trained nor validated on has no label
+        seen[~seen.index.isin(split.train.append(split.validation))] = np.nan
+        some = Labels(seen, labels.classes)
+        table = _fit(job, some, out / f"fold-{number}", atlas, seed, from_scratch)
+        keys = pd.MultiIndex.from_frame(table[["cohort", "participant_id"]])
+        held = table[keys.isin(split.test)]
+        tables.append(held.assign(label=labels.values.reindex(keys[keys.isin(split.test)]).values))
+    if not tables:
+        skip_target(out, "no fold has training people to learn from")
+        return
+    with atomic_path(out / "predictions.parquet") as temporary:
+        pd.concat(tables).reset_index(drop=True).to_parquet(temporary)
+    write_json(out / "done.json", {"target": task.target, "folds": len(tables)})
+
+
+def _fit(job: Job, labels: Labels, out: Path, atlas: Atlas, seed: int, from_scratch: bool):
+    task, config = job.task, job.config
+    return finetune(
+        None if from_scratch else job.models / "pretrain",
+        job.release_shards,
+        config.results / "releases" / config.release / "scaling.json",
+        labels.values,
+        out,
+        target=task.target,
+        kind=task.kind,
+        options=config.finetune,
+        model=config.model,
+        atlas=atlas,
+        seed=seed,
+        transform=task.transform,
+        class_names=labels.classes,
+    )

@@ -1,0 +1,279 @@
+"""Every method of a clinical task, fitted on the same people of a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from ...config import Finetune
+from ...shards import Corpus
+from ...training.ridge import Kernel
+from ...training.windows import Windows
+from . import baselines, views
+from .baselines import Known, Predictor
+
+#: Kernel methods grow with people squared, in time and memory (10 GB for 424 parcels at this
+#: number): of more training people so many are drawn.
+MOST_PEOPLE = 4000
+#: Begins the names of views through the model's network with random weights.
+UNTRAINED = "untrained "
+#: People whose features are held at a time while predicting.
+_CHUNK = 500
+
+Fit = Callable[[Known], Predictor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes
+    ----------
+    name : str
+    view : str
+        What it sees; see :class:`Fold`.
+    fit : callable
+        :class:`~brainlm.evaluation.clinical.baselines.Known` -> predictor.
+    random : bool
+        Whether it is fitted once for each seed of the task.
+    """
+
+    name: str
+    view: str
+    fit: Fit
+    random: bool = False
+
+
+def fit_constant(known: Known) -> Predictor:
+    """The mean of the training people; every class alike."""
+    if known.classes:
+        return lambda features: np.full((len(features), known.classes), 1 / known.classes)
+    return lambda features: np.full(len(features), known.y.mean())
+
+
+def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[Method]:
+    """All methods; those on windows need recordings as long as the model's window."""
+    from . import small_networks as rivals
+
+    logistic = [Method("connectivity + logistic", "connectivity", baselines.fit_logit)]
+    svm = "SVR" if kind == "regression" else "SVC"
+    mlp = partial(rivals.fit_mlp, options=options)
+    methods = [
+        Method("mean" if kind == "regression" else "chance", "people", fit_constant),
+        Method("mean FD", "mean FD", baselines.fit_linear),
+        Method("site", "site", baselines.fit_linear),
+        Method("demographics", "demographics", baselines.fit_linear),
+        Method("connectivity + ridge", "connectivity", baselines.fit_linear),
+        *(logistic if kind == "classification" else []),
+        Method(f"connectivity + {svm}", "connectivity", baselines.fit_svm),
+        Method("connectivity + MLP", "connectivity", mlp, random=True),
+        Method("tangent connectivity + ridge", "tangent", baselines.fit_linear),
+        Method("connectivity less confounds + ridge", "cleaned", baselines.fit_linear),
+    ]
+    if windows is None:
+        return methods
+    lstm = partial(rivals.fit_series, rivals.LSTM, windows=windows, options=options)
+    gcn = partial(rivals.fit_series, rivals.GCN, windows=windows, options=options)
+    methods += [
+        Method(f"raw series + {svm}", "raw series", baselines.fit_svm),
+        Method("raw series + MLP", "raw series", mlp, random=True),
+        Method("LSTM", "rows", lstm, random=True),
+        Method("GCN", "rows", gcn, random=True),
+        Method("k-NN on CLS, zero-shot", "CLS", baselines.fit_neighbours),
+        Method("k-NN on mean token, zero-shot", "mean token", baselines.fit_neighbours),
+        Method("linear probe on CLS", "CLS", baselines.fit_linear),
+        Method("linear probe on mean token", "mean token", baselines.fit_linear),
+        Method("linear probe on latent connectivity", "latent connectivity", baselines.fit_linear),
+        Method(
+            "linear probe on latent connectivity, untrained",
+            f"{UNTRAINED}latent connectivity",
+            baselines.fit_linear,
+        ),
+        Method("connectivity and latent connectivity + ridge", "both", baselines.fit_linear),
+    ]
+    return methods
+
+
+class Fold:
+    """Features of one split of people into training, validation and test.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    train, validation : DataFrame
+        Rows of the people table: ``rows``, ``y``, ``mean_fd_mm``, and questionnaires.
+    model : BrainLM or None
+        The frozen, pretrained model, for embeddings.
+    cache : dict, optional
+        Shared by folds of the same people, who are then embedded once.
+    """
+
+    def __init__(self, corpus: Corpus, train: pd.DataFrame, validation: pd.DataFrame, model=None,
+                 windows: Windows | None = None, cache: dict | None = None):  # fmt: skip
+        self.corpus, self.model, self.windows = corpus, model, windows
+        self.everybody = train, validation
+        many = len(train) > MOST_PEOPLE
+        self.train = train.sample(MOST_PEOPLE, random_state=0) if many else train
+        self.validation = validation.head(MOST_PEOPLE)
+        self._keep, self._cache = cache is not None, {} if cache is None else cache
+
+    def view(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
+        """Features [N, ...] of people, before anything is fitted; None if nothing is known."""
+        rows = people["rows"]
+        if name == "people":
+            return np.zeros((len(people), 0))
+        if name == "rows":
+            out = np.empty(len(people), object)
+            out[:] = [np.array(some) for some in rows]
+            return out
+        if name == "mean FD":
+            return people[["mean_fd_mm"]].to_numpy(float)
+        if name in ("site", "demographics"):
+            wanted = ["site"] if name == "site" else ["age", "sex"]
+            some = [c for c in wanted if f"is:{c}" in people]
+            named = [f"is:{c}" for c in some]
+            return views.one_hot(people[named], self.train[named]) if some else None
+        if name in ("connectivity", "tangent", "cleaned"):
+            return self._per_person("connectivity", people)
+        if name == "both":  # does the model add to what connectivity knows?
+            latent = self._per_person("latent connectivity", people)
+            plain = self._per_person("connectivity", people)
+            return None if latent is None else np.concatenate([plain, latent], 1)  # type: ignore[list-item]
+        if name == "raw series":
+            assert self.windows is not None
+            scaling, window = self.model.scaling, self.model.config.window
+            return views.raw_series(self.corpus, scaling, window, rows)
+        return self._per_person(name, people)
+
+    def count_trained_on(self, methods: list[Method]) -> dict[str, int]:
+        """Training people by method: networks that learn from windows get all of them."""
+        return {m.name: len(self._learners(m.view)[0]) for m in methods}
+
+    def _learners(self, view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Training and validation people that methods of a view are fitted on."""
+        return self.everybody if view == "rows" else (self.train, self.validation)
+
+    def _known(self, name: str, people: pd.DataFrame) -> np.ndarray:
+        features = self.view(name, people)
+        assert features is not None  # it was known of the training people
+        return features
+
+    def _per_person(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
+        """Features that are dear and belong to a person whatever the fold: kept."""
+        missing = [i for i, key in enumerate(people.index) if (name, key) not in self._cache]
+        if missing:
+            rows = people["rows"].iloc[missing]
+            if name == "connectivity":
+                found = {name: views.connectivity_of(self.corpus, list(rows))}
+            else:
+                start = UNTRAINED if name.startswith(UNTRAINED) else ""
+                model = self._untrained() if start else self.model
+                made = views.embed(model, self.corpus, list(rows))
+                found = {start + view: values for view, values in made.items()}
+            for view, values in found.items():
+                for key, value in zip(rows.index, values, strict=True):
+                    self._cache[view, key] = value
+        if (name, people.index[0]) not in self._cache:
+            return None
+        return np.stack([self._cache[name, key] for key in people.index])
+
+    def _untrained(self):
+        """The network of the model with new weights: what its shape alone gives."""
+        import torch
+
+        from ...model import BrainLM
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            places = self.model.coordinates if self.model.config.has_coordinates else None
+            model = BrainLM(self.model.config, places)
+        model.scaling = self.model.scaling
+        return model
+
+    def _fitted(self, name: str) -> Callable[[pd.DataFrame], np.ndarray] | None:
+        """The view with what it fits; a wide one as its axes, at most as many as people.
+
+        Not tokens: neighbours are found among their dimensions, and of as many axes as people
+        every training person would be as far from every other.
+        """
+        features = self.view(name, self.train)
+        if features is None or (features.dtype != object and name != "people"
+                                and not np.isfinite(features).any()):  # fmt: skip
+            return None
+        step: Callable[[np.ndarray, pd.DataFrame], np.ndarray]
+        if name == "tangent":
+            tangent = views.Tangent(features)
+            step = lambda f, people: tangent(f)  # noqa: E731
+        elif name == "cleaned":
+            if not self._confounds(self.train).shape[1]:
+                return None
+            cleaned = views.Cleaned(features, self._confounds(self.train))
+            step = lambda f, people: cleaned(f, self._confounds(people))  # noqa: E731
+        elif name == "both":
+            scale = np.repeat(
+                [np.nanstd(half) for half in np.split(features, 2, axis=1)], features.shape[1] // 2
+            )
+            step = lambda f, people: f / scale.astype(f.dtype)  # noqa: E731
+        else:
+            step = lambda f, people: f  # noqa: E731
+        features = step(features, self.train)
+        tokens = name.removeprefix(UNTRAINED) in ("CLS", "mean token")
+        if tokens or features.dtype == object or features.shape[1] <= len(features):
+            return lambda people: step(self._known(name, people), people)
+        axes = Kernel.of(features).axes()
+        return lambda people: axes(step(self._known(name, people), people))
+
+    def _confounds(self, people: pd.DataFrame) -> np.ndarray:
+        sites = self.view("site", people)
+        motion = people[["mean_fd_mm"]].to_numpy(float)
+        motion = motion if np.isfinite(self.train["mean_fd_mm"]).any() else motion[:, :0]
+        return motion if sites is None else np.concatenate([motion, sites], 1)
+
+    def predict(
+        self, methods: list[Method], test: pd.DataFrame, classes: int, seeds: tuple[int, ...]
+    ) -> dict[str, np.ndarray]:
+        """Predictions [N, seeds], or scores [N, seeds, C], of the people `test` by method.
+
+        A method whose view nobody has data for (no motion estimate, no such column) is left out.
+        """
+        fitted = list(self._fit(methods, classes, seeds)) if len(test) else []
+        parts: dict[str, list[np.ndarray]] = {}
+        for first in range(0, len(test), _CHUNK):
+            people = test.iloc[first : first + _CHUNK]
+            for features, predictors in fitted:
+                some = features(people)
+                for method, fits in predictors.items():
+                    predicted = np.stack([predict(some) for predict in fits], 1)
+                    parts.setdefault(method, []).append(predicted)
+            if not self._keep:
+                used = set(people.index)
+                self._cache = {k: v for k, v in self._cache.items() if k[1] not in used}
+        return {method: np.concatenate(chunks) for method, chunks in parts.items()}
+
+    def _fit(self, methods, classes: int, seeds) -> Iterator[tuple[Callable, dict]]:
+        """(features of people, predictors of every seed by method) for each view."""
+        for name in dict.fromkeys(method.view for method in methods):
+            features = self._fitted(name)
+            if features is None:
+                continue
+            people, others = self._learners(name)
+            train = features(people)
+            known = Known(
+                train, people["y"].to_numpy(float), features(others) if len(others) else train[:0],
+                others["y"].to_numpy(float), classes,
+            )  # fmt: skip
+            yield (
+                features,
+                {
+                    method.name: [
+                        method.fit(replace(known, seed=seed))
+                        for seed in (seeds if method.random else seeds[:1])
+                    ]
+                    for method in methods
+                    if method.view == name
+                },
+            )

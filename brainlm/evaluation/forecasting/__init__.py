@@ -1,0 +1,1 @@
+"""Forecasts of held-out people: the model, small networks and linear methods."""

@@ -1,0 +1,352 @@
+"""Forecasting held-out people: the fine-tuned model, other networks, and linear methods.
+
+Paper, section 4.3: of a window's time points all but the last are given, the last are forecast.
+Every trained method gets the same training windows, updates, batch size and candidate learning
+rates, and its weights and learning rate are chosen on the same validation windows. R² is pooled
+and unclipped; a forecast of zero (the scaled median of the training people) has an R² near 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ...config import Evaluate
+from ...errors import BrainLMError
+from ...files import atomic_path
+from ...shards import Corpus, Scaling
+from ..job import Job, open_model
+from ..metrics import (
+    MIN_SUBJECTS,
+    POOLED,
+    add_by_subject,
+    draw_counts,
+    percentiles,
+    sum_values,
+)
+from ..people import cohort_parts, long_enough
+from ..rows import describe_left_out, write_results
+from ..significance import holm, paired_p
+from .autoregression import fit_linear
+
+MODEL = "fine-tuned"
+_EXAMPLES = 3  # recordings per cohort, and parcels of each
+
+#: past [K, R, G] -> forecast [K, R, H]; past is NaN where there is no data
+Method = Callable[[np.ndarray], np.ndarray]
+
+
+class Fit(NamedTuple):
+    """A method that is ready to forecast, and what was chosen on validation people."""
+
+    method: Method
+    choice: str | None = None
+
+
+def run(job: Job) -> pd.DataFrame:
+    """A forecasting task of a study."""
+    task = job.task
+    return evaluate_forecasting(
+        job.models / "pretrain",
+        job.shards,
+        job.out,
+        options=job.config.evaluate,
+        ahead=task.ahead,
+        epochs=task.epochs,
+        batch_size=task.batch_size,
+        learning_rates=task.learning_rates,
+        seeds=task.seeds,
+        roles=job.roles,
+        config=job.fingerprint,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is forecast: H of the T points of every window of a corpus, in a model's scaling."""
+
+    corpus: Corpus
+    scaling: Scaling
+    window: int
+    ahead: int
+
+    def rows(self, split: str, roles: Mapping[str, str]) -> np.ndarray:
+        """Usable rows of a split of the reference cohorts."""
+        rows = self.corpus.usable(split=split, min_timepoints=self.window)
+        cohorts = self.corpus.table["cohort"][rows]
+        return rows[[roles.get(cohort) != "external" for cohort in cohorts]]
+
+    def windows(self, index: int) -> np.ndarray:
+        """[K, R, T] windows of a recording one after another, so that every run sees the same."""
+        series = self.corpus.scaled(int(index), self.scaling).T
+        count = series.shape[1] // self.window
+        return np.stack(np.split(series[:, : count * self.window], count, axis=1))
+
+    def sum_errors(self, indices: Sequence[int], method: Method) -> np.ndarray:
+        """[N, H, 8] sums per recording and step; see :func:`~.metrics.sum_values`."""
+        out = np.zeros((len(indices), self.ahead, 8))
+        for row, index in enumerate(indices):
+            signal = self.windows(index)
+            guess = method(signal[..., : -self.ahead])
+            for step in range(self.ahead):
+                out[row, step] = sum_values(signal[..., step - self.ahead], guess[..., step])
+        return out
+
+
+def evaluate_forecasting(
+    model_folder: Path,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    options: Evaluate,
+    ahead: int | None = None,
+    epochs: int = 10,
+    batch_size: int = 16,
+    learning_rates: Sequence[float] = (1e-3, 3e-3),
+    seeds: Sequence[int] = (1,),
+    splits: Sequence[str] = ("test",),
+    roles: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> pd.DataFrame:
+    """R², r, MSE and MAE of all methods, overall and per step ahead, with paired tests.
+
+    Parameters
+    ----------
+    model_folder : Path
+        The pretrained model; its window is what is given and what is forecast together.
+    ahead : int, optional
+        H, time points to forecast, a multiple of the model's patch; default a tenth of the
+        window in whole patches (the paper: 20 of 200).
+    epochs, batch_size, learning_rates
+        The budget of every trained method.
+    seeds : sequence of int
+        Every network is trained once per seed; its errors are pooled over the seeds.
+    splits, roles, config
+        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
+
+    Returns
+    -------
+    DataFrame
+        See :data:`brainlm.evaluation.rows.COLUMNS`; example forecasts go beside it as
+        ``<stem>.examples.parquet``. ``p`` is that of a Wilcoxon signed-rank test over subjects
+        of the difference in squared error, Holm-corrected over methods (and steps).
+
+    Raises
+    ------
+    BrainLMError
+        No training recording holds a window, or a horizon of no whole patches.
+    """
+    from ...training.loop import Budget
+
+    corpus, roles = Corpus(shards), roles or {}
+    base = open_model(model_folder, corpus)
+    assert base.scaling is not None
+    setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, ahead))
+    train, check = setting.rows("train", roles), setting.rows("validation", roles)
+    if not len(train):
+        raise BrainLMError(f"forecasting: no training recording holds {setting.window} points")
+    fits = [_fit_linear(setting, train, check)]
+    for seed in seeds:
+        budget = Budget(epochs, batch_size, learning_rates, seed)
+        fits.append(_fit_networks(base, setting, train, check, budget))
+    rows, examples = [], []
+    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+        indices, why = long_enough(part, setting.window)
+        where: dict = {"task": "forecasting", "cohort": cohort, "split": split}
+        where |= {"target": f"{setting.ahead} of {setting.window}", "left_out": sum(why.values())}
+        where |= {"n_train": corpus.table.loc[train, "participant_id"].nunique()}
+        where |= {"note": describe_left_out(why)}
+        if not len(indices):
+            rows.append(where | {"method": MODEL, "level": "pooled", "n": 0})
+            continue
+        rows += _score(setting, indices, fits, seeds, where, options)
+        examples += _examples(setting, indices[:_EXAMPLES], fits[0] | fits[1])
+    with atomic_path(out.with_suffix(".examples.parquet")) as temporary:
+        pd.DataFrame(examples).to_parquet(temporary, index=False)
+    return write_results(rows, out, options.seed, config)
+
+
+def _horizon(config, ahead: int | None) -> int:
+    ahead = ahead or config.patch * max(1, round(0.1 * config.window / config.patch))
+    if ahead % config.patch or ahead >= config.window:
+        raise BrainLMError(
+            f"forecasting: ahead is {ahead}; expected a multiple of the model's patch "
+            f"({config.patch}) below its window ({config.window})"
+        )
+    return ahead
+
+
+# ---- methods ------------------------------------------------------------------------------------
+
+
+def trivial(ahead: int) -> dict[str, Method]:
+    """What needs no training."""
+
+    def line(past: np.ndarray) -> np.ndarray:
+        """Least squares through the last H given points, carried on."""
+        count = min(ahead, past.shape[-1])
+        recent = np.nan_to_num(past[..., -count:])
+        time = np.arange(count) - (count - 1) / 2
+        slope = recent @ time / max(time @ time, 1e-12)
+        steps = (count - 1) / 2 + 1 + np.arange(ahead)
+        return recent.mean(-1, keepdims=True) + slope[..., None] * steps
+
+    return {
+        "linear": line,
+        "last value": lambda past: np.repeat(np.nan_to_num(past[..., -1:]), ahead, -1),
+        "zero": lambda past: np.zeros((*past.shape[:-1], ahead)),
+    }
+
+
+def _fit_linear(setting: Setting, train, check) -> dict[str, Fit]:
+    """AR and VAR, and what needs no training."""
+    given = setting.window - setting.ahead
+    fits = fit_linear(setting.corpus, setting.scaling, train, check, given, setting.ahead)
+
+    def each(forecast: Callable[[np.ndarray], np.ndarray]) -> Method:
+        return lambda past: np.stack([forecast(window) for window in past])
+
+    out = {name: Fit(each(fit.forecast), fit.choice) for name, fit in fits.items()}
+    return out | {name: Fit(method) for name, method in trivial(setting.ahead).items()}
+
+
+def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit]:
+    """Every network, trained with the same budget."""
+    from ...model import BrainLM
+    from ...training.loop import fit
+    from ...training.windows import Windows
+    from . import forecasters as nets
+
+    parcels, config = base.config.num_parcels, base.config
+    points = base.coordinates.cpu() if config.has_coordinates else None
+    windows = partial(Windows, setting.corpus, setting.scaling, config.window, seed=budget.seed)
+    ahead = setting.ahead
+
+    def transformer(pretrained: bool):
+        model = BrainLM(dataclasses.replace(config, head_outputs=0), points)
+        if pretrained:
+            model.load_state_dict(base.state_dict())
+        return nets.TransformerForecaster(model, ahead)
+
+    builds = {
+        MODEL: lambda: transformer(True),
+        "from scratch": lambda: transformer(False),
+        "LSTM": lambda: nets.LSTMForecaster(parcels, ahead),
+        "Neural ODE": lambda: nets.NeuralODEForecaster(parcels, ahead),
+        "Latent ODE": lambda: nets.LatentODEForecaster(parcels, ahead),
+    }
+    out = {}
+    for name, build in builds.items():
+        fitted = fit(build, nets.forecast_error, windows(train), windows(check), budget)
+        choice = f"learning rate {fitted.learning_rate:g}, epoch {fitted.epoch} of {budget.epochs}"
+        print(f"{name}, seed {budget.seed}: validation MSE {fitted.validation:.4f}; {choice}",
+              flush=True)  # fmt: skip
+        out[name] = Fit(_method(fitted.network), choice)
+    return out
+
+
+def _method(forecaster) -> Method:
+    import torch
+
+    device = next(forecaster.parameters()).device
+
+    @torch.inference_mode()
+    def forecast(past: np.ndarray) -> np.ndarray:
+        given = torch.from_numpy(np.ascontiguousarray(past, np.float32)).to(device)
+        return forecaster(given).float().cpu().numpy()
+
+    return forecast
+
+
+# ---- scores -------------------------------------------------------------------------------------
+
+
+def _score(setting: Setting, indices, fits: list[dict[str, Fit]], seeds, where, options):
+    """Rows of one cohort: pooled, per step, per seed."""
+    sums: dict[str, list[np.ndarray]] = {}  # per method, [N, H, 8] of every seed
+    for group in fits:
+        for name, fit in group.items():
+            sums.setdefault(name, []).append(setting.sum_errors(indices, fit.method))
+    choices = {name: fit.choice for group in fits for name, fit in group.items()}
+    if len(seeds) > 1:  # a choice per seed: the log has them
+        choices = {name: fit.choice for name, fit in fits[0].items()}
+    subjects = setting.corpus.table["participant_id"][indices].to_numpy()
+    by_subject = {
+        name: np.stack([add_by_subject(step, subjects) for step in _steps(parts)], 1)
+        for name, parts in sums.items()
+    }  # {name: [S, H, 8]}
+    where = where | {"n": len(np.unique(subjects))}
+    pooled = {name: values.sum(1, keepdims=True) for name, values in by_subject.items()}
+    yield from _summarise(pooled, "pooled", where, choices, options)
+    yield from _summarise(by_subject, "step", where, choices, options)
+    for name in fits[1]:
+        for seed, part in zip(seeds, sums[name], strict=True):
+            numbers = {"level": "seed", "unit": str(seed), "metric": "r2", "method": name}
+            yield where | numbers | {"value": float(POOLED["r2"](part.sum((0, 1))))}
+
+
+def _steps(seeds: list[np.ndarray]) -> np.ndarray:
+    """[H, N, 8] sums over seeds."""
+    return np.moveaxis(np.sum(seeds, axis=0), 1, 0)
+
+
+def _summarise(sums: dict, level: str, where: dict, choices: dict, options) -> Iterator[dict]:
+    """Metrics of sums {method: [S, H, 8]} with intervals, and paired differences from them."""
+    counts = draw_counts(where["n"], options.bootstrap, options.seed)
+    others = [name for name in sums if name != MODEL]
+    p = holm(np.array([_paired(sums[MODEL], sums[other]) for other in others]))
+    for metric, formula in POOLED.items():
+        draws = {name: formula(np.tensordot(counts, s, 1)) for name, s in sums.items()}
+        exact = {name: formula(s.sum(0)) for name, s in sums.items()}
+        for name in sums:
+            note = "; ".join(filter(None, [where["note"], choices.get(name)])) or None
+            row = where | {"method": name, "level": level, "metric": metric, "note": note}
+            yield from _rows_of(row, exact[name], draws[name])
+        for other, q in zip(others, p, strict=True):
+            row = where | {"method": f"{MODEL} minus {other}", "level": level, "metric": metric}
+            gap, gaps = exact[MODEL] - exact[other], draws[MODEL] - draws[other]
+            yield from _rows_of(row, gap, gaps, q if metric == "mse" else None)
+
+
+def _rows_of(row: dict, exact, draws, p=None) -> Iterator[dict]:
+    """One row per step (or one): value [H], bootstrap values [B, H], corrected p [H]."""
+    low = high = np.full(len(exact), np.nan)
+    if row["n"] >= MIN_SUBJECTS:
+        low, high = percentiles(draws)
+    for step, value in enumerate(exact):
+        numbers = {"value": value, "low": low[step], "high": high[step]}
+        numbers |= {"unit": str(step + 1) if row["level"] == "step" else None}
+        yield row | numbers | {"p": None if p is None else p[step]}
+
+
+def _paired(first: np.ndarray, second: np.ndarray) -> list[float]:
+    """[H] p of the subjects' differences in mean squared error."""
+    gap = POOLED["mse"](first) - POOLED["mse"](second)  # [S, H]
+    return [paired_p(step) for step in gap.T]
+
+
+def _examples(setting: Setting, indices, fits: dict[str, Fit]) -> list[dict]:
+    """Truth (steps up to 0 were given) and forecasts of a few parcels of a few recordings."""
+    rows: list[dict] = []
+    for index in indices:
+        signal = setting.windows(index)[0]
+        steps = np.arange(setting.window) - (setting.window - setting.ahead) + 1
+        spread = np.where(np.isfinite(signal).all(1), signal.std(1), np.inf)
+        known = int(np.isfinite(spread).sum())
+        parcels = np.argsort(spread)[(known * np.linspace(0.25, 0.75, _EXAMPLES)).astype(int)]
+        recording = setting.corpus.table.loc[index, ["cohort", "recording_id"]].to_dict()
+        series = {"truth": signal}
+        series |= {n: f.method(signal[None, :, : -setting.ahead])[0] for n, f in fits.items()}
+        for name, values in series.items():
+            for parcel in parcels:
+                pairs = zip(steps[-values.shape[1] :], values[parcel], strict=True)
+                rows += [recording | {"parcel": int(parcel) + 1, "step": int(step),
+                                      "method": name, "value": float(value)}
+                         for step, value in pairs]  # fmt: skip
+    return rows

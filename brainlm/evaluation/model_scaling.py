@@ -1,0 +1,149 @@
+"""Scaling: does a larger model, or do more people, reconstruct people not seen better?
+
+Paper, Fig. 4. One pretraining per size, share of the training people and seed, all of as many
+updates of as many windows; each is evaluated on the same hidden tokens of the same test people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..cohort.splits import in_share
+from ..config import Evaluate, sweep_point
+from ..files import read_json
+from ..shards import Corpus
+from .job import Job, open_model
+from .metrics import POOLED, add_by_subject, bootstrap_p, difference, measure, of_sums
+from .people import cohort_parts, long_enough
+from .reconstruction import evaluate_masking
+from .rows import describe_left_out, write_results
+from .significance import holm
+
+#: (preset, share, seed) -> folder
+Sweep = Mapping[tuple[str, float, int], Path]
+
+
+def run(job: Job) -> pd.DataFrame:
+    """A scaling task of a study."""
+    models = {
+        point: job.models / sweep_point(job.config, point[0], f"{point[1]:g}", str(point[2]))[1]
+        for point in job.task.points()
+    }
+    return evaluate_scaling(
+        models,
+        job.shards,
+        job.out,
+        options=job.config.evaluate,
+        mask_ratio=job.config.pretrain.mask_ratio,
+        roles=job.roles,
+        config=job.fingerprint,
+    )
+
+
+def evaluate_scaling(
+    models: Sweep,
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    options: Evaluate,
+    mask_ratio: float = 0.75,
+    splits: Sequence[str] = ("test",),
+    roles: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> pd.DataFrame:
+    """Masked R² (and r, MSE, MAE) of every model of a sweep.
+
+    Parameters
+    ----------
+    models : mapping of (preset, share, seed) to a model folder
+    mask_ratio : float
+        Share of tokens that are hidden, at random.
+    splits, roles, config
+        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
+
+    Returns
+    -------
+    DataFrame
+        Method: the preset; target: the share; ``n_train`` people. Pooled rows take all seeds
+        together, with an interval over people; ``seed`` rows have one R² per seed; ``minus`` rows
+        are every point less the first preset on its smallest share, on the same resamples.
+    """
+    corpus, roles = Corpus(shards), roles or {}
+    opened = {point: open_model(folder, corpus) for point, folder in models.items()}
+    window = next(iter(opened.values())).config.window
+    rows: list[dict] = []
+    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+        indices, why = long_enough(part, window)
+        people = corpus.table["participant_id"][indices].to_numpy()
+        points: list[tuple[dict, np.ndarray]] = []
+        for preset, share in dict.fromkeys(point[:2] for point in models):
+            seeds = {p[2]: p for p in models if p[:2] == (preset, share)}
+            first = next(iter(seeds.values()))
+            note = [describe_left_out(why), _describe(opened[first], models[first])]
+            where: dict = {"task": "scaling", "cohort": cohort, "split": split, "method": preset}
+            where |= {"target": f"{share:g}", "left_out": sum(why.values()), "level": "pooled"}
+            where |= {"n_train": _count_people(corpus.table, share, window, roles)}
+            where |= {"note": "; ".join(filter(None, note)), "n": len(set(people))}
+            if not len(indices):
+                rows.append(where)
+                continue
+            sums = {
+                seed: evaluate_masking(
+                    opened[point], corpus, indices, "random", mask_ratio, options.seed
+                )[0]["model"][0]
+                for seed, point in seeds.items()
+            }
+            points.append((where, add_by_subject(np.sum(list(sums.values()), axis=0), people)))
+            rows += _rows(sums, points[-1], options)
+        rows += _differences(points, options)
+    return write_results(rows, out, options.seed, config)
+
+
+def _rows(
+    sums: dict[int, np.ndarray], point: tuple[dict, np.ndarray], options: Evaluate
+) -> Iterator[dict]:
+    """One size and share: all seeds together, then one by one."""
+    where, by_subject = point
+    for metric in POOLED:
+        of, count = of_sums(metric, by_subject), len(by_subject)
+        measured = measure(of, count, options.bootstrap, options.seed)
+        yield where | {"metric": metric} | measured
+    for seed, one in sums.items():
+        value = float(POOLED["r2"](one.sum(0)))
+        yield where | {"level": "seed", "unit": str(seed), "metric": "r2", "value": value}
+
+
+def _differences(points: list[tuple[dict, np.ndarray]], options: Evaluate) -> Iterator[dict]:
+    """Every point less the first preset on its smallest share, p corrected over the points."""
+    if len(points) < 2:
+        return
+    preset = points[0][0]["method"]
+    of_preset = [point for point in points if point[0]["method"] == preset]
+    least = min(of_preset, key=lambda point: float(point[0]["target"]))
+    others = [point for point in points if point is not least]
+    for metric in POOLED:
+        gaps = [difference(of_sums(metric, o[1]), of_sums(metric, least[1])) for o in others]
+        count = len(least[1])
+        chances = [bootstrap_p(gap, count, options.bootstrap, options.seed) for gap in gaps]
+        for point, gap, p in zip(others, gaps, holm(np.array(chances)), strict=True):
+            name = f"{point[0]['method']} minus {preset} on {least[0]['target']}"
+            row = point[0] | {"method": name, "metric": metric, "p": p}
+            yield row | measure(gap, count, options.bootstrap, options.seed)
+
+
+def _count_people(table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]) -> int:
+    """People whom a pretraining on this share of them has seen."""
+    usable = (table["status"] == "ok") & (table["num_timepoints"] >= window)
+    inside = table["cohort"].map(lambda cohort: roles.get(cohort) != "external")
+    seen = table[usable & inside & (table["split"] == "train")]
+    people = seen.drop_duplicates(["cohort", "participant_id"])["participant_id"]
+    return sum(in_share(person, share) for person in people)
+
+
+def _describe(model, folder: Path) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    return f"{count:,} parameters, {read_json(folder / 'run.json')['updates']:,} updates"

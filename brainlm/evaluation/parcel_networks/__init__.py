@@ -1,0 +1,1 @@
+"""Functional networks read from what a model makes of each parcel."""

@@ -1,0 +1,1 @@
+"""Recordings that somebody else preprocessed: images in template space, and parcel series."""

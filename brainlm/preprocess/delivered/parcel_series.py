@@ -1,0 +1,170 @@
+"""The stage of parcel series that somebody else made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ...atlas import Atlas
+from ...cohort.layouts import LAYOUTS, parse_name, plain_label
+from ...cohort.recordings import Entry
+from ...config import Cohort, Preprocess
+from ...errors import RecordingError
+from ..io.products import save_series
+from ..io.read import read_series
+from ..stage import Figures
+from .movement import read_movement
+
+
+def take_series(
+    entry: Entry, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
+) -> Figures:
+    """Parcel series as delivered: checked, dead columns marked, resampled, about their mean.
+
+    They were filtered and denoised, or not, by whoever made them: nothing is filtered here
+    (``high_pass_hz``, ``low_pass_hz`` and ``denoise`` concern raw images). The mean, which may be
+    a scanner's 10,000 under a signal of 50, is kept as the baseline; ``units: scanner`` of the
+    cohort makes the series percent of it.
+
+    Raises
+    ------
+    RecordingError
+        ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``parcellation_failed``.
+    """
+    from ..parcellate.resample import resample
+
+    accepted = agree_atlas(entry.path, cohort, atlas)
+    raw, tr_s = read_series(
+        entry.path,
+        repetition_time_s=cohort.repetition_time_s,
+        parcels=atlas.own_names,
+        other_names=accepted,
+    )
+    acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
+    try:
+        dead = _check_parcels(raw, acquired["duration_s"], config, atlas)
+    except RecordingError as error:
+        raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
+    moved = _displacement(entry, cohort, len(raw))
+    live = np.where(dead, np.nan, raw)
+    baseline = live.mean(0, dtype=np.float64)
+    series = _about_mean(live, baseline, entry, cohort)
+    series = resample(series, tr_s, config.sample_period_s).astype(np.float32)
+    save_series(
+        series_dir,
+        entry,
+        series=series,
+        baseline=baseline.astype(np.float32),
+        coverage=(~dead).astype(np.float32),
+        tr_s=tr_s,
+        sample_period_s=config.sample_period_s,
+        units="percent" if cohort.units == "scanner" else cohort.units,
+        duration_s=acquired["duration_s"],
+        mean_fd_mm=moved,
+        mean_dvars=np.nan,
+        tsnr=np.nan,
+    )
+    return acquired | {
+        "mean_fd_mm": moved,
+        "num_timepoints": len(series),
+        "parcels_with_data": int((~dead).sum()),
+        "mean_coverage": float((~dead).mean()),
+    }
+
+
+def _about_mean(
+    live: np.ndarray, baseline: np.ndarray, entry: Entry, cohort: Cohort
+) -> np.ndarray:
+    """[T, R] deviations from the mean, of raw means in percent of it."""
+    if cohort.units != "scanner":
+        return live - baseline
+    spread = live.std(0)
+    low = ~(baseline > spread) & np.isfinite(baseline)  # no image is as dark as its noise
+    if low.any():
+        worst = int(np.flatnonzero(low)[0])
+        raise RecordingError(
+            "bad_data",
+            f"{entry.path}: {int(low.sum())} parcels are no raw means (parcel {worst + 1}: mean "
+            f"{baseline[worst]:.4g}, standard deviation {spread[worst]:.4g}), but {cohort.name} "
+            "says units: scanner; take the key out",
+        )
+    return 100 * (live / baseline - 1)
+
+
+def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
+    """Whether the cohort's segmentation accepts another atlas's name for the configured one.
+
+    Two parcellations may have as many parcels: where a file's name says one (``atlas-``, ``seg-``)
+    it must be the atlas's, or the one that the cohort names.
+
+    Raises
+    ------
+    RecordingError
+        ``bad_metadata``: it is another.
+    """
+    entities, _ = parse_name(path.name)
+    found = entities.get("seg") or entities.get("atlas")
+    named = cohort.segmentation.split(":")[0] if cohort.segmentation else None
+    accepted = named is not None and found in (None, named)
+    if found and not accepted and plain_label(found).lower() != plain_label(atlas.name).lower():
+        raise RecordingError(
+            "bad_metadata",
+            f"{path}: the series are of {found}, the atlas is {atlas.name}; deliver series of "
+            f"{atlas.name}, or say that they are the same parcels with segmentation: {found} for "
+            f"cohort {cohort.name}",
+        )
+    return accepted
+
+
+def _displacement(entry: Entry, cohort: Cohort, count: int) -> float:
+    """Mean framewise displacement in mm where a file beside the series says it, else NaN."""
+    beside = LAYOUTS[cohort.layout].beside(entry.path)
+    if beside.motion is None:
+        return float("nan")
+    moved = read_movement(beside.motion).displacement_mm
+    if len(moved) != count:
+        raise RecordingError(
+            "bad_data",
+            f"{entry.path}: {count} time points, but {len(moved)} volumes in "
+            f"{beside.motion.name}: censored volumes were cut out, so time has gaps; make XCP-D "
+            "interpolate them (--output-type interpolated)",
+        )
+    return float(np.nanmean(moved)) if np.isfinite(moved).any() else float("nan")
+
+
+def _check_parcels(
+    raw: np.ndarray, duration_s: float, config: Preprocess, atlas: Atlas
+) -> np.ndarray:
+    """Which columns are dead [R]; an error if the series cannot be used."""
+    if raw.shape[1] != atlas.num_parcels:
+        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
+        raise RecordingError(
+            "bad_data",
+            f"expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
+            f"{raw.shape[1]}{turned}",
+        )
+    if duration_s < config.min_duration_s:
+        raise RecordingError(
+            "too_short",
+            f"{duration_s:.1f} s usable ({len(raw)} time points), at least "
+            f"{config.min_duration_s:g} s needed",
+        )
+    infinite = np.isinf(raw).any(0)
+    missing = np.isnan(raw)
+    partly = infinite | (missing.any(0) & ~missing.all(0))
+    if partly.any():
+        rows = np.flatnonzero(~np.isfinite(raw[:, partly]).all(1))
+        raise RecordingError(
+            "bad_data",
+            f"NaN or infinite values at {len(rows)} of {len(raw)} time points (first {rows[0]}) "
+            f"in {int(partly.sum())} parcels that have data elsewhere",
+        )
+    dead = missing.all(0)
+    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
+    if dead.mean() > 0.5:
+        raise RecordingError(
+            "parcellation_failed",
+            f"{int(dead.sum())} of {len(dead)} parcels are empty or constant, at most half may be",
+        )
+    return dead

@@ -1,0 +1,258 @@
+"""The stage of images in template space that somebody else preprocessed.
+
+`take_volumes` is motion correction to resampling in one stage, for images that fMRIPrep, the HCP
+pipelines or UK Biobank delivered: they were moved, and some were denoised, before; here they are
+read where the atlas has voxels, filtered, freed of motion confounds where that is still to do,
+and resampled. An image is streamed, a block of volumes at a time, so that 1,200 volumes on a
+2 mm grid need no more memory than a few of them.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ...atlas import Atlas
+from ...cohort.layouts import LAYOUTS, Beside
+from ...cohort.recordings import Entry
+from ...config import Cohort, Preprocess
+from ...errors import RecordingError
+from ...files import read_json, write_json
+from ..io.derivatives import Derivatives, describe_dataset, sidecar
+from ..io.products import write_coverage, write_filtered, write_series
+from ..io.read import OpenBold, open_bold
+from ..io.voxels import EMPTY_SHARE
+from ..motion.quality import QUALITY_POINTS, check_duration
+from ..normalise.template import space_of
+from ..parcellate.series import make_filter, make_series
+from ..stage import Figures, reproducible, timed
+from .movement import Movement, read_movement
+
+
+@reproducible
+def take_volumes(
+    entry: Entry, out: Path, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
+) -> Figures:
+    """Images in template space (or with a warp to it) to parcel series.
+
+    Raises
+    ------
+    RecordingError
+        ``unreadable``, ``bad_metadata`` (also: a space that is not the atlas's, no confounds),
+        ``bad_data``, ``too_short`` or ``parcellation_failed``.
+    """
+    beside = LAYOUTS[cohort.layout].beside(entry.path)
+    if entry.path.suffix == ".zip":
+        raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it beside itself")
+    space = agree_space(beside.space, cohort, atlas)
+    run = open_bold(entry.path, repetition_time_s=cohort.repetition_time_s)
+    movement = _movement(beside, cohort, run)
+    count, tr_s = run.shape[3], run.tr_s
+    acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
+    check_duration(count, tr_s, config.min_duration_s, acquired)
+    figures: Figures = {}
+    with timed(figures, "sample"):
+        raw, coverage, voxels = _sample(run, _world(beside, run, atlas), atlas)
+    dropped, quality = _quality(voxels, tr_s, movement)
+    check_duration(count - dropped, tr_s, config.min_duration_s, acquired)
+    with timed(figures, "clean"):
+        nuisance = _nuisance(movement, beside, cohort)
+        moved = movement.displacement_mm if movement else np.zeros(count)  # no motion, no figure
+        kept = None if nuisance is None else nuisance[dropped:]
+        cleaner = partial(make_filter(tr_s, config), nuisance=kept)
+        made = make_series(raw[dropped:], coverage, tr_s, config, moved[dropped:], cleaner)
+    figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | quality
+    paths = Derivatives(out, entry.recording_id, atlas)
+    describe_dataset(out, entry.cohort_folder)
+    write_coverage(paths.coverage, atlas, made.coverage, made.baseline)
+    source = {
+        "Sources": [f"bids:raw:{entry.source}"],
+        "Space": space,
+        "AtlasSpace": atlas.space,
+        "ConfoundsRemoved": [] if nuisance is None else list(cohort.confound_steps),
+        "DenoisedBefore": beside.denoised,
+        "Warnings": run.warnings,
+    }
+    write_filtered(paths.filtered, made.before, config)
+    about = sidecar(paths.coverage)
+    write_json(about, read_json(about) | source)
+    known = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
+    duration_s = acquired["duration_s"]
+    write_series(series_dir, entry, made, tr_s, config, duration_s=duration_s, **known)
+    return figures | made.figures
+
+
+def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
+    """The image's space, which is the atlas's or one that the configuration accepts by name.
+
+    Raises
+    ------
+    RecordingError
+        ``bad_metadata``: another space, or one that is not said.
+    """
+    named = cohort.space.split(":")[0] if cohort.space else None
+    space = found or named
+    if space is None:
+        raise RecordingError(
+            "bad_metadata", "nothing says which template the image is in; set the cohort's space"
+        )
+    expected = space_of(atlas)
+    if space not in (expected, named):
+        raise RecordingError(
+            "bad_metadata",
+            f"the image is in {space}, atlas {atlas.name} in {expected}: templates differ by "
+            f"millimetres. Deliver it in {expected}, or accept the difference (it is recorded) "
+            f"with space: {space} for cohort {cohort.name}",
+        )
+    return space
+
+
+def _movement(beside: Beside, cohort: Cohort, run: OpenBold) -> Movement | None:
+    """What is known of the motion; an error if it is to be regressed and is not known."""
+    if beside.motion is None:
+        if beside.denoised or not cohort.confound_steps:
+            return None
+        raise RecordingError(
+            "bad_metadata",
+            f"{run.path}: no motion parameters beside it; add the file, or set confounds: none "
+            f"for cohort {cohort.name}",
+        )
+    movement = read_movement(beside.motion)
+    if len(movement.displacement_mm) != run.shape[3]:
+        raise RecordingError(
+            "bad_metadata",
+            f"{beside.motion}: {len(movement.displacement_mm)} rows, the image has "
+            f"{run.shape[3]} volumes; they are not of the same run",
+        )
+    return movement
+
+
+def _nuisance(movement: Movement | None, beside: Beside, cohort: Cohort) -> np.ndarray | None:
+    """Columns to remove [T, C], or None."""
+    from ..denoise.confounds import choose_nuisance, nuisance_names
+
+    if movement is None or beside.denoised:
+        return None
+    steps = cohort.confound_steps
+    lacking = {n for step in steps for n in nuisance_names(step)} - movement.columns.keys()
+    if lacking:
+        raise RecordingError(
+            "bad_metadata",
+            f"{beside.motion}: no column {', '.join(sorted(lacking))}; name confounds for cohort "
+            f"{cohort.name} that it has",
+        )
+    return choose_nuisance(steps, movement.columns, np.empty((0, 0)), np.zeros(0, bool))[0]
+
+
+# ---- voxels
+
+
+def _world(beside: Beside, run: OpenBold, atlas: Atlas) -> np.ndarray:
+    """Where the atlas's voxels lie in the image's world, mm [N, 3]."""
+    from ..parcellate.parcel_means import parcel_points
+
+    points, _ = parcel_points(atlas)
+    if beside.warp is None:
+        return points
+    if not beside.warp.is_file():
+        raise RecordingError(
+            "bad_metadata", f"{beside.warp}: no warp from the template to the image; unpack it"
+        )
+    from ..fsl.formats import load_warp, world_to_scaled_mm
+
+    source = world_to_scaled_mm(run.affine, run.shape[2::-1])
+    try:
+        return load_warp(beside.warp, source)(points)
+    except (ValueError, OSError, EOFError) as error:
+        raise RecordingError("bad_metadata", f"{beside.warp}: {error}") from None
+
+
+def _sample(
+    run: OpenBold, world: np.ndarray, atlas: Atlas
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Parcel means, coverage, and voxels to measure quality on.
+
+    Returns
+    -------
+    series : float64 [T, R]
+    coverage : float64 [R]
+        Share of a parcel's points that lie in the image and on its content.
+    voxels : float32 [T, N]
+        Evenly spaced voxels of the parcels.
+    """
+    from ..parcellate.parcel_means import parcel_points
+
+    _, labels = parcel_points(atlas)
+    kept = np.zeros(len(labels), bool)
+    picked = np.empty(0, np.intp)
+    series, voxels = [], []
+    for number, block in enumerate(run.blocks()):
+        if number == 0:
+            kept, picked = _choose(block, run.affine, world)
+            means = _reader(block, run.affine, world[kept], labels[kept], atlas)
+        series.append(means(block))
+        voxels.append(block.reshape(len(block), -1)[:, picked])
+    total = np.bincount(labels, minlength=atlas.num_parcels + 1)[1:]
+    counted = np.bincount(labels[kept], minlength=atlas.num_parcels + 1)[1:]
+    return np.concatenate(series), counted / total, np.concatenate(voxels)
+
+
+def _choose(
+    block: np.ndarray, affine: np.ndarray, world: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points on the image's content [N], by the first volumes; flat indices of voxels there."""
+    from ..kernels.sampling import sample
+
+    values = sample(block.mean(0, keepdims=True), affine, world)[0]
+    inside = np.isfinite(values) & (values > 0)
+    level = np.median(values[inside]) if inside.any() else np.inf
+    with np.errstate(invalid="ignore"):
+        kept = values > EMPTY_SHARE * level
+    if not kept.any():
+        raise RecordingError(
+            "bad_data",
+            "no image content where the atlas has voxels: the orientation is wrong, or the "
+            "images are residuals around 0 (deliver images with their mean)",
+        )
+    inverse = np.linalg.inv(affine)
+    size = np.array(block.shape[:0:-1])
+    index = np.rint(world[kept] @ inverse[:3, :3].T + inverse[:3, 3]).astype(np.intp)
+    index = np.clip(index, 0, size - 1)
+    flat = np.unique(np.ravel_multi_index(tuple(index.T[::-1]), block.shape[1:]))
+    return kept, flat[:: max(1, len(flat) // QUALITY_POINTS)]
+
+
+def _reader(block: np.ndarray, affine: np.ndarray, world, labels, atlas: Atlas):
+    """Parcel means [t, R] of a block: voxel by voxel on the points' own grid, else by splines."""
+    from ..kernels.sampling import sample_parcels
+    from ..parcellate.parcel_means import parcellate_volumes
+
+    inverse = np.linalg.inv(affine)
+    index = world @ inverse[:3, :3].T + inverse[:3, 3]
+    voxels = np.rint(index).astype(np.intp)
+    if np.abs(index - voxels).max() < 1e-3:
+        grid = np.zeros(block.shape[1:], np.int32)
+        grid[tuple(voxels.T[::-1])] = labels
+        if np.count_nonzero(grid) == len(labels):
+            return partial(parcellate_volumes, labels=grid, num_parcels=atlas.num_parcels)
+    return lambda volumes: sample_parcels(volumes, affine, world, labels, atlas.num_parcels)[0]
+
+
+def _quality(voxels: np.ndarray, tr_s: float, movement: Movement | None) -> tuple[int, Figures]:
+    """Leading volumes to drop, and figures of the rest."""
+    from ..denoise.filter import filter_basis
+    from ..motion.quality import count_non_steady, measure_dvars, measure_tsnr
+
+    marked = movement.non_steady if movement else 0
+    dropped = max(marked, count_non_steady(voxels[:, None, None, :]))
+    rest = voxels[dropped:]
+    moved = movement.displacement_mm[dropped + 1 :] if movement else np.array([np.nan])
+    known = np.isfinite(moved).any()
+    return dropped, {
+        "mean_fd_mm": float(np.nanmean(moved)) if known else float("nan"),
+        "max_fd_mm": float(np.nanmax(moved)) if known else float("nan"),
+        "mean_dvars": float(np.nanmean(measure_dvars(rest)[0])),
+        "tsnr": float(np.nanmedian(measure_tsnr(rest, filter_basis(len(rest), tr_s, 0.008)))),
+    }

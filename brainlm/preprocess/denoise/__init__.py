@@ -1,0 +1,1 @@
+"""Artefacts: independent components, confounds, and the temporal filter they go through."""

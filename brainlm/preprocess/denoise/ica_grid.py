@@ -1,0 +1,100 @@
+"""The grid of template space on which a run is decomposed, and the tissues at its points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ..normalise.template import Template, load_template
+
+GRID_MM = 4.0
+SMOOTH_FWHM_MM = 6.0
+EDGE_MM = 6.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Points of template space at which a run is decomposed, and what lies there.
+
+    Attributes
+    ----------
+    mask : ndarray [Z, Y, X]
+        Where the points are; all other arrays are [N], in its C order.
+    affine : ndarray [4, 4]
+    points : ndarray [N, 3]
+        Template mm.
+    brain, edge, csf, white : ndarray [N]
+        bool. Edge: within 6 mm of the outside or of CSF. CSF: ventricles only.
+    """
+
+    mask: np.ndarray
+    affine: np.ndarray
+    points: np.ndarray
+    brain: np.ndarray
+    edge: np.ndarray
+    csf: np.ndarray
+    white: np.ndarray
+
+
+def make_grid(template: Template) -> Grid:
+    """Every n-th voxel of the template, in and one step around its brain mask."""
+    from scipy import ndimage as ndi
+
+    size = float(np.abs(np.linalg.det(template.affine[:3, :3])) ** (1 / 3))
+    step = max(1, round(GRID_MM / size))
+    mask = template.mask.astype(bool)
+    depth = ndi.distance_transform_edt(mask) * size  # mm below the surface
+    ventricles = _ventricles(template, depth)
+    tissue = mask & ~ventricles
+    edge = tissue & (ndi.distance_transform_edt(tissue) * size <= EDGE_MM)
+    white = ndi.gaussian_filter(template.white.astype(np.float32), 2.0 / size) > 0.9
+    near = ndi.binary_dilation(mask, iterations=step)
+    coarse = tuple([slice(step // 2, None, step)] * 3)
+    where = near[coarse]
+    affine = template.affine.astype(np.float64).copy()
+    affine[:3, 3] += affine[:3, :3] @ np.full(3, step // 2)
+    affine[:3, :3] *= step
+    points = np.argwhere(where)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    brain, rim, csf, inner = (m[coarse][where] for m in (mask, edge, ventricles, white))
+    return Grid(where, affine, points, brain, rim, csf, inner)
+
+
+@lru_cache(maxsize=2)
+def load_grid(space: str) -> Grid:
+    """The grid of a template space (kept in memory; do not write to its arrays)."""
+    return make_grid(load_template(space))
+
+
+def _ventricles(template: Template, depth: np.ndarray) -> np.ndarray:
+    """CSF that is not the rim: the largest deep pieces of the CSF map."""
+    from scipy import ndimage as ndi
+
+    pieces, count = ndi.label((template.csf > 0.5) & (depth > 15))
+    if not count:
+        return np.zeros(depth.shape, bool)
+    sizes = np.bincount(pieces.ravel())[1:]
+    large = np.flatnonzero(sizes > 0.1 * sizes.max()) + 1
+    return np.isin(pieces, large)
+
+
+def smooth_grid(samples: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
+    """Gaussian smoothing of [T, N] grid samples within the grid's mask; NaN where no data."""
+    from scipy import ndimage as ndi
+
+    usable = np.isfinite(samples).all(0)
+    if fwhm_mm <= 0:
+        return np.where(usable, samples, np.float32(np.nan))
+    step = abs(np.linalg.det(grid.affine[:3, :3])) ** (1 / 3)
+    sigma = fwhm_mm / 2.3548 / step
+    volume = np.zeros((len(samples) + 1, *grid.mask.shape), np.float32)
+    volume[:-1, grid.mask] = np.where(usable, samples, 0)
+    volume[-1, grid.mask] = usable
+    # a radius of one step holds all weight that matters at these widths
+    ndi.gaussian_filter(
+        volume, (0, sigma, sigma, sigma), output=volume, mode="constant", radius=(0, 1, 1, 1)
+    )
+    out = volume[:-1, grid.mask] / np.maximum(volume[-1, grid.mask], 1e-6)
+    out[:, ~usable] = np.nan
+    return out

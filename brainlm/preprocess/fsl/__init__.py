@@ -1,0 +1,1 @@
+"""The ``fsl`` engine: FSL's programs through nipype, and their file formats."""

@@ -1,0 +1,1 @@
+"""What is read and written: images, sidecars, derivatives and their names."""

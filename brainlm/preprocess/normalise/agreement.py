@@ -1,0 +1,106 @@
+"""How well a normalisation agrees with the template, and what is refused; for both engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ...errors import RecordingError
+from ..motion.brain_mask import brain_mask
+from .template import Template
+from .tissue_fit import Image, Problem, State, grid_of, tissue_columns
+
+ASSESSED_FWHM_MM = 8.0  # smoothing of image and maps under `correlate`
+MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
+MIN_DICE = 0.8  # of the two brain masks, inside the field of view
+MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
+ZOOM_RANGE = (0.65, 1.5)  # of the affine part along any direction
+MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
+
+
+def check_image(
+    reference: np.ndarray, affine: np.ndarray, mask: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The image [Z, Y, X] scaled to its brightest tissue, and its brain; an error if empty."""
+    image = np.nan_to_num(np.asarray(reference, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    try:
+        mask = brain_mask(image, affine) if mask is None else np.asarray(mask, bool)
+    except RecordingError as error:
+        raise RecordingError("registration_failed", error.reason) from None
+    volume = mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000
+    if not MIN_VOLUME_ML <= volume <= MAX_VOLUME_ML:
+        raise RecordingError(
+            "registration_failed",
+            f"the brain mask holds {volume:.0f} ml, expected {MIN_VOLUME_ML:.0f} to "
+            f"{MAX_VOLUME_ML:.0f}: the image is empty or not a head",
+        )
+    high = np.percentile(image[mask], 98)
+    return np.clip(image, 0, high) / high, mask
+
+
+def check_pose(scores: dict[str, float]) -> None:
+    """An error unless the image correlates best with the upright template."""
+    best = max(scores, key=lambda pose: scores[pose])
+    if best != "upright":
+        raise RecordingError(
+            "registration_failed",
+            f"the image fits the template better {best} (correlation {scores[best]:.2f}) than "
+            f"upright ({scores['upright']:.2f}): its orientation is wrong in the header",
+        )
+
+
+def correlate(match: type[Problem], image: Image, template: Template, state: State) -> float:
+    """Correlation of the image with the tissue mixture inside the brain."""
+    grid = grid_of(template, 4.0, 0.0)
+    columns = tissue_columns(template, grid, ASSESSED_FWHM_MM)
+    return match(image, ASSESSED_FWHM_MM, grid, columns).measure(state).correlation
+
+
+def overlap(
+    fit: Callable[[np.ndarray], np.ndarray],
+    affine: np.ndarray,
+    mask: np.ndarray,
+    template: Template,
+) -> dict[str, float]:
+    """Dice of the two brain masks inside the field of view, and the brain's share inside it.
+
+    Parameters
+    ----------
+    fit : callable
+        Template mm [N, 3] -> reference world mm.
+    affine, mask : ndarray
+        Of the reference's brain: voxel -> world mm, [Z, Y, X].
+    """
+    grid = grid_of(template, 4.0, 40.0)
+    index = (fit(grid.points) - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    index = np.rint(index).astype(int)
+    size = np.array(mask.shape)[::-1]
+    inside = ((index >= 0) & (index < size)).all(axis=1)
+    found = mask[tuple(np.clip(index, 0, size - 1)[:, ::-1].T)] & inside
+    brain = grid.brain & inside
+    return {
+        "mask_dice": float(2 * (found & brain).sum() / max(1, found.sum() + brain.sum())),
+        "coverage": float(inside[grid.brain].mean()),
+    }
+
+
+def check_quality(figures: dict[str, float]) -> None:
+    """An error that names every figure of a fit that no brain has."""
+    problems = []
+    if figures["correlation"] < MIN_CORRELATION:
+        problems.append(
+            f"correlation with the tissue maps {figures['correlation']:.2f} < {MIN_CORRELATION}"
+        )
+    if figures["mask_dice"] < MIN_DICE:
+        problems.append(f"brain masks overlap by {figures['mask_dice']:.2f} (Dice) < {MIN_DICE}")
+    if figures["zoom_min"] < ZOOM_RANGE[0] or figures["zoom_max"] > ZOOM_RANGE[1]:
+        problems.append(
+            f"zooms of {figures['zoom_min']:.2f} to {figures['zoom_max']:.2f} outside {ZOOM_RANGE}"
+        )
+    if figures["bend_rms_mm"] > MAX_BEND_MM:
+        problems.append(f"bent by {figures['bend_rms_mm']:.1f} mm (RMS) > {MAX_BEND_MM:g}")
+    if problems:
+        raise RecordingError(
+            "registration_failed", "not a brain as the template has it: " + "; ".join(problems)
+        )

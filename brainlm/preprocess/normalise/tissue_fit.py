@@ -1,0 +1,332 @@
+"""The fit behind a normalisation: an image as a mixture of a template's tissue maps.
+
+:class:`Problem` gives the cost of a :class:`State` (an affine and a bend) and its derivatives,
+:func:`minimise` lowers it step by checked step. What is fitted in which order is
+:mod:`.registration`'s business; sources are named there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from ..kernels.spline import value_and_gradient
+from .template import Template
+
+COSINES = (8, 9, 8)  # of the bend along x, y, z: details down to about 40 mm
+BEND_SD_MM = 2.5  # expected size of the bend, beyond what the affine part explains
+DAMPING = 1e-3  # of a step, relative to the curvature along each parameter
+GAIN = 1e-3  # stop when a step lowers the cost by less than this per independent observation
+LENGTH_MM = 50.0  # a unit of shear or zoom moves points at this distance by one unit of mm
+
+
+@dataclass(frozen=True)
+class State:
+    affine: np.ndarray  # [4, 4]
+    coefficients: np.ndarray  # [3, Kz, Ky, Kx], mm
+
+
+@dataclass(frozen=True)
+class Image:
+    data: np.ndarray  # [Z, Y, X]
+    affine: np.ndarray
+
+    def smooth(self, fwhm_mm: float) -> np.ndarray:
+        """Smoothed to `fwhm_mm`, less what reading by spline sums adds (1.36 voxel)."""
+        from scipy import ndimage
+
+        zooms = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))[::-1]
+        width = np.sqrt(np.maximum(fwhm_mm**2 - (1.36 * zooms) ** 2, 0)) / 2.355
+        return ndimage.gaussian_filter(self.data, width / zooms, output=np.float32)
+
+
+@lru_cache(maxsize=8)
+def grid_of(template: Template, step_mm: float, margin_mm: float) -> Grid:
+    return Grid(template, step_mm, margin_mm)
+
+
+@lru_cache(maxsize=2)
+def _distance(template: Template) -> np.ndarray:
+    """How far each voxel lies outside the template's brain, mm."""
+    from scipy import ndimage
+
+    zoom = template.affine[0, 0]
+    return ndimage.distance_transform_edt(~template.mask, sampling=zoom).astype(np.float32)
+
+
+class Grid:
+    """Points of a box of the template around its brain, and the cosines on it."""
+
+    def __init__(self, template: Template, step_mm: float, margin_mm: float):
+        from scipy import ndimage
+
+        zoom = template.affine[0, 0]
+        self.step = max(1, round(step_mm / zoom))
+        near = _distance(template) <= margin_mm
+        box = ndimage.find_objects(ndimage.binary_dilation(near, iterations=2).astype(int))[0]
+        self.slices = tuple(slice(s.start, s.stop, self.step) for s in box)
+        self.inside = near[self.slices]
+        self.brain = template.mask[self.slices][self.inside]
+        first = np.array([s.start for s in box])[::-1]
+        size = np.array(self.inside.shape)[::-1] * self.step
+        self.origin = template.affine[:3, 3] + (first - self.step / 2) * zoom
+        self.extent = size * zoom
+        index = np.argwhere(self.inside)[:, ::-1] * self.step + first
+        self.points = index * zoom + template.affine[:3, 3]
+
+    @cached_property
+    def bases(self):
+        """Cosines along z, y and x: [n, K] each."""
+        shape = self.inside.shape
+        return [
+            cosines((np.arange(n) + 0.5) / n, k) for n, k in zip(shape, COSINES[::-1], strict=True)
+        ]
+
+    @cached_property
+    def pairs(self):
+        """Products of two cosines along each axis: [n, K * K]."""
+        return [(b[:, :, None] * b[:, None, :]).reshape(len(b), -1) for b in self.bases]
+
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """Prior precision [K] of a coefficient: its bending energy, scaled to BEND_SD_MM."""
+        kz, ky, kx = (np.arange(b.shape[1]) for b in self.bases)
+        x, y, z = (np.pi * k / e for k, e in zip((kx, ky, kz), self.extent, strict=True))
+        squared = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
+        lowest = (np.pi / self.extent.max()) ** 2
+        energy = (squared + lowest) ** 2
+        power = [np.where(k > 0, 0.5, 1.0) for k in (kz, ky, kx)]  # mean square of a cosine
+        share = power[0][:, None, None] * power[1][:, None] * power[2]
+        return (energy * (share / energy).sum() / BEND_SD_MM**2).ravel()
+
+    def bend(self, coefficients: np.ndarray) -> np.ndarray:
+        """The bend on the whole box, [3, Z, Y, X] in mm."""
+        z, y, x = self.bases
+        return np.einsum("iabc,za,yb,xc->izyx", coefficients, z, y, x, optimize=True)
+
+    def fill(self, columns: np.ndarray) -> np.ndarray:
+        """Values at the inside points [C, N] on the whole box, zero elsewhere."""
+        out = np.zeros((len(columns), *self.inside.shape), np.float32)
+        out[:, self.inside] = columns
+        return out
+
+    def project(self, columns: np.ndarray) -> np.ndarray:
+        """Sums over points of columns [C, N] times each cosine product: [C, K]."""
+        return _contract(self.fill(columns), self.bases).reshape(len(columns), -1)
+
+    def gram(self, weights: np.ndarray) -> np.ndarray:
+        """Sums over points of weights [N] times products of two cosine products: [K, K]."""
+        kz, ky, kx = (b.shape[1] for b in self.bases)
+        out = _contract(self.fill(weights[None]), self.pairs)[0]
+        out = out.reshape(kz, kz, ky, ky, kx, kx).transpose(0, 2, 4, 1, 3, 5)
+        return out.reshape(kz * ky * kx, -1)
+
+
+def cosines(place: np.ndarray, count: int) -> np.ndarray:
+    """cos(pi k place), k < count: [N, count]; place runs from 0 to 1 over the box."""
+    return np.cos(np.pi * place[:, None] * np.arange(count))
+
+
+def _contract(fields: np.ndarray, bases) -> np.ndarray:
+    """Sum fields [C, Z, Y, X] against bases along z, y and x: [C, Kz, Ky, Kx]."""
+    z, y, x = (b.astype(np.float32) for b in bases)
+    out = fields @ x  # C Z Y Kx
+    out = y.T @ out  # C Z Ky Kx
+    shape = (len(fields), z.shape[1], y.shape[1], x.shape[1])
+    return (z.T @ out.reshape(len(fields), z.shape[0], -1)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How an image fits in one state: what the cost and its derivatives are made of."""
+
+    cost: float
+    pull: np.ndarray  # [N] residuals less (1 - R^2) of the centred image, 0 outside
+    slopes: np.ndarray  # [N, 3] per mm of the image's world, 0 outside
+    columns: np.ndarray  # [N, C] orthonormal: the intensity model, 0 outside
+    places: np.ndarray  # [N, 3] world mm
+    square: float  # sum of squared residuals
+    correlation: float
+    inside: np.ndarray  # [N]
+
+
+class Problem:
+    """Match a smoothed image with columns of the template over a grid: cost and derivatives.
+
+    The cost is ``M/2 log(1 - R^2) + 1/2 c' P c``: M independent observations with unknown noise,
+    and the prior of the bend. R^2 is taken within the field of view, so that moving to where
+    the image is flat gains nothing.
+    """
+
+    def __init__(self, image: Image, fwhm_mm, grid: Grid, columns, *, rigid=False, bend=False):
+        self.data = np.ascontiguousarray(image.smooth(fwhm_mm))
+        self.inverse = np.linalg.inv(image.affine)
+        self.grid, self.columns, self.bent = grid, columns, bend
+        spacing = grid.extent[0] / grid.inside.shape[2]
+        self.redundancy = max(1.0, (fwhm_mm / spacing) ** 3)
+        # the affine part rests while space bends: what both can do would add up and cancel
+        self.generators = _generators(rigid)
+
+    def place(self, state: State) -> np.ndarray:
+        points = self.grid.points
+        if state.coefficients.any():
+            points = points + self.grid.bend(state.coefficients)[:, self.grid.inside].T
+        return points @ state.affine[:3, :3].T + state.affine[:3, 3]
+
+    def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values [N] (NaN outside) and slopes [N, 3] per mm at places [N, 3] in world mm."""
+        index = places @ self.inverse[:3, :3].T + self.inverse[:3, 3]
+        values = np.empty(len(index), np.float32)
+        slopes = np.empty((len(index), 3), np.float32)
+        value_and_gradient(self.data, index.astype(np.float32), values, slopes)
+        return values, slopes @ self.inverse[:3, :3].astype(np.float32)
+
+    def measure(self, state: State) -> Match:
+        places = self.place(state)
+        values, slopes = self.read(places)
+        inside = np.isfinite(values)
+        values = np.where(inside, values, 0)
+        columns = self.columns * inside[:, None]
+        gram = (columns.T @ columns).astype(np.float64)
+        low = np.linalg.cholesky(gram + 1e-5 * np.trace(gram) / len(gram) * np.eye(len(gram)))
+        columns = columns @ np.linalg.inv(low).T.astype(np.float32)
+        residual = values - columns @ (columns.T @ values)
+        centred = np.where(inside, values - values[inside].mean() if inside.any() else 0, 0)
+        total = float(centred @ centred)
+        square = float(residual @ residual) + 1e-12
+        share = min(square / (total + 1e-12), 1e3)
+        if inside.mean() < 0.2:
+            share = 1e3
+        count = len(inside) / self.redundancy
+        cost = count / 2 * np.log(share)
+        if self.bent:
+            flat = state.coefficients.reshape(3, -1)
+            cost += 0.5 * float((flat**2 @ self.grid.precision).sum())
+        return Match(
+            cost, residual - share * centred, slopes, columns, places, square,
+            float(np.sqrt(max(0.0, 1 - share))), inside,
+        )  # fmt: skip
+
+    def linearise(self, state: State, match: Match):
+        """Hessian and gradient of the cost, intensity weights eliminated."""
+        parts = self._by_bend if self.bent else self._by_affine
+        hessian, gradient = parts(state, match)
+        scale = len(match.pull) / self.redundancy / match.square
+        hessian, gradient = hessian * scale, gradient * scale
+        if self.bent:
+            prior = np.tile(self.grid.precision, 3)
+            hessian[np.diag_indices_from(hessian)] += prior
+            gradient = gradient + prior * state.coefficients.ravel()
+        return hessian, gradient
+
+    def _by_affine(self, state: State, match: Match):
+        local = (match.places - match.places.mean(axis=0)) / LENGTH_MM
+        moves = local @ self.generators[:, :3, :3].transpose(0, 2, 1)
+        moves += self.generators[:, None, :3, 3]
+        jacobian = np.einsum("gni,ni->gn", moves, match.slopes)
+        cross = jacobian @ match.columns
+        return jacobian @ jacobian.T - cross @ cross.T, jacobian @ match.pull
+
+    def _by_bend(self, state: State, match: Match):
+        """All sums over points are sums over a box, one axis after the other: J is never made."""
+        slopes = (match.slopes @ state.affine[:3, :3].astype(np.float32)).T  # [3, N]
+        beside = np.vstack([match.columns.T, match.pull[None]])
+        sums = [self.grid.project(beside * slopes[i]) for i in range(3)]  # [C + 1, K] each
+        blocks: list[list] = [[None] * 3 for _ in range(3)]
+        for i in range(3):
+            for j in range(i + 1):
+                block = self.grid.gram(slopes[i] * slopes[j]) - sums[i][:-1].T @ sums[j][:-1]
+                blocks[i][j], blocks[j][i] = block, block.T
+        return np.block(blocks), np.concatenate([one[-1] for one in sums])
+
+    def move(self, state: State, match: Match, step: np.ndarray) -> State:
+        from scipy.linalg import expm
+
+        count = len(self.generators)
+        if self.bent:
+            return State(state.affine, state.coefficients + step.reshape(state.coefficients.shape))
+        shift = np.eye(4)
+        shift[:3, 3] = match.places.mean(axis=0)
+        velocity = np.einsum("g,gij->ij", step[:count], self.generators)
+        velocity[:3, :3] /= LENGTH_MM
+        affine = shift @ expm(velocity) @ np.linalg.inv(shift) @ state.affine
+        return State(affine, state.coefficients)
+
+    def allowed(self, state: State) -> bool:
+        """Whether the bend is far from folding space."""
+        return not self.bent or jacobian(self.grid, state.coefficients).min() > 0.25
+
+
+def _generators(rigid: bool) -> np.ndarray:
+    """Velocities [G, 4, 4]: three translations (mm), then three rotations or all linear maps."""
+    out = []
+    for i in range(3):
+        out.append(np.zeros((4, 4)))
+        out[-1][i, 3] = 1
+    for i in range(3):
+        for j in range(3):
+            if rigid and i >= j:
+                continue
+            one = np.zeros((4, 4))
+            one[i, j] = 1
+            if rigid:
+                one[j, i] = -1
+            out.append(one)
+    return np.array(out)
+
+
+def jacobian(grid: Grid, coefficients: np.ndarray) -> np.ndarray:
+    """Determinant [N] of the derivative of p + bend(p) at the inside points."""
+    bend = grid.bend(coefficients)
+    spacing = grid.extent[::-1] / grid.inside.shape
+    derivative = np.empty((*grid.inside.shape, 3, 3))
+    for i in range(3):
+        for j, along in enumerate(np.gradient(bend[i], *spacing)):
+            derivative[..., i, 2 - j] = along
+    return np.linalg.det((derivative + np.eye(3))[grid.inside])
+
+
+def minimise(problem: Problem, state: State, max_steps: int) -> tuple[State, Match]:
+    """Damped Gauss-Newton: a step that raises the cost or folds space is halved, or not taken."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    here = problem.measure(state)
+    for _ in range(max_steps):
+        hessian, gradient = problem.linearise(state, here)
+        # unit diagonal: well scaled, and no subnormal numbers, which stall a factorisation
+        scale = 1 / np.sqrt(np.diag(hessian) + 1e-9 * np.trace(hessian) / len(hessian))
+        hessian *= scale[:, None] * scale
+        hessian[np.diag_indices_from(hessian)] += DAMPING
+        try:
+            factor = cho_factor(hessian, overwrite_a=True, check_finite=False)
+        except LinAlgError:
+            break
+        step = -scale * cho_solve(factor, scale * gradient, check_finite=False)
+        gain = 0.0
+        for halvings in range(6):
+            candidate = problem.move(state, here, step / 2**halvings)
+            there = problem.measure(candidate)
+            if there.cost < here.cost and problem.allowed(candidate):
+                gain = here.cost - there.cost
+                state, here = candidate, there
+                break
+        if gain < GAIN * len(here.pull) / problem.redundancy:
+            break
+    return state, here
+
+
+def tissue_columns(template: Template, grid: Grid, fwhm_mm: float) -> np.ndarray:
+    """Smoothed tissue maps at the grid's points, and times x, y, z: [N, 12]."""
+    maps = [
+        Image(one, template.affine).smooth(fwhm_mm)[grid.slices][grid.inside]
+        for one in (template.grey, template.white, template.csf)
+    ]
+    return with_slopes(np.stack(maps, axis=1), grid)
+
+
+def with_slopes(columns: np.ndarray, grid: Grid) -> np.ndarray:
+    centred = (grid.points - grid.points.mean(axis=0)) / LENGTH_MM
+    parts = [columns, *(columns * centred[:, i : i + 1] for i in range(3))]
+    return np.hstack(parts).astype(np.float32)

@@ -1,0 +1,1 @@
+"""One interpolation from voxels to parcels; then filter, percent and the common sample period."""
