@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 #: kind of task -> module of this package; its ``run(job)`` writes ``job.out``, returns the table
 EVALUATORS = {
     "reconstruction": "reconstruction",
-    "regression": "targets",
-    "classification": "targets",
-    "forecasting": "forecasting",
-    "attention": "attention",
-    "networks": "networks",
+    "regression": "clinical.targets",
+    "classification": "clinical.targets",
+    "forecasting": "forecasting.comparison",
+    "attention": "attention.maps",
+    "networks": "parcel_networks.readout",
     "latent": "latent",
-    "scaling": "scaling",
+    "scaling": "model_scaling",
 }
 
 

@@ -1,8 +1,11 @@
 """Tasks are declared: what a task's file may say, and what is answered to a wrong one."""
 
+from importlib import import_module
+
 import pytest
 
 from brainlm.errors import BrainLMError
+from brainlm.evaluation.job import EVALUATORS
 from brainlm.evaluation.tasks import KINDS, REGISTRY, find_task, load_task, load_tasks, parse_task
 
 
@@ -43,3 +46,8 @@ def test_a_users_file_enters_by_its_path_and_shadows_a_built_in_name(tmp_path):
         load_task("agee")
     with pytest.raises(BrainLMError, match=r"none.yaml: .* not found"):
         load_task(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_kind_has_an_evaluator(kind):
+    assert callable(import_module(f"brainlm.evaluation.{EVALUATORS[kind]}").run)
