@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import BrainLMError
+from .paths import Results
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -300,6 +301,11 @@ class Config(Section):
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         0.2, description="a run with more failed recordings than this ends with an error"
     )
+
+    @property
+    def paths(self) -> Results:
+        """Where the results are."""
+        return Results(self.results, self.release)
 
     def cohort(self, name: str) -> Cohort:
         for cohort in self.cohorts:
