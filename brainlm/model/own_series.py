@@ -6,24 +6,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BrainLMError
+from ..errors import BrainLMError, RecordingError
 from .mae import BrainLM
 
 
-def make_windows(model: BrainLM, series, *, tr_s: float, count: int | None = None) -> Tensor:
-    """Resample, scale and cut one recording.
+def make_windows(
+    model: BrainLM,
+    series,
+    *,
+    tr_s: float,
+    units: str | None = None,
+    count: int | None = None,
+    short: str = "refuse",
+) -> Tensor:
+    """Resample, scale and cut one recording, exactly as the pipeline does with a cohort's series.
 
     Parameters
     ----------
     model : BrainLM
-        Its scaling says the parcels, their order (the atlas's) and the sample period.
+        Its scaling says the parcels, their order (the atlas's), the units and the sample period.
     series : array [T, R]
-        In the units of ``model.scaling.units``: percent of each parcel's mean for models of this
-        pipeline, ``100 * (x / x.mean(0) - 1)`` of raw means. A column of NaN has no data.
+        Columns without data (NaN, or constant) are missing: their tokens never reach the encoder.
     tr_s : float
         Seconds between rows.
+    units : str, optional
+        ``scanner`` for raw means, which become percent of each parcel's mean; by default the
+        series are in ``model.scaling.units`` already. Each parcel's mean is removed.
     count : int, optional
         Windows, spread evenly over the recording; by default as many as fit without overlap.
+    short : str
+        ``refuse`` a recording shorter than a window, or ``pad`` it with missing values.
 
     Returns
     -------
@@ -33,11 +45,13 @@ def make_windows(model: BrainLM, series, *, tr_s: float, count: int | None = Non
     Raises
     ------
     BrainLMError
-        A model without a scaling; another number of parcels; a recording shorter than a window.
+        A model without a scaling; another number of parcels; values that are missing here and
+        there; units that are not the model's; a recording shorter than a window.
     """
-    from ..preprocess.parcellate.resample import resample
+    from ..preprocess.delivered.parcel_series import settle_series
 
-    if model.scaling is None:
+    scaling = model.scaling
+    if scaling is None:
         raise BrainLMError(
             "this model came without a scaling (the published weights have none): give one to "
             "from_pretrained(..., scaling=brainlm.shards.Scaling.load(path)), of your cohort"
@@ -45,14 +59,42 @@ def make_windows(model: BrainLM, series, *, tr_s: float, count: int | None = Non
     values = np.asarray(series, np.float64)
     if values.ndim != 2:
         raise BrainLMError(f"expected a series [time, parcel], found shape {values.shape}")
-    model.scaling.apply(values[:0])  # the number of parcels
-    values = model.scaling.apply(resample(values, tr_s, model.scaling.sample_period_s))
-    window, period = model.config.window, model.scaling.sample_period_s
-    if len(values) < window:
-        raise BrainLMError(
-            f"the series lasts {len(values) * period:g} s, a window {window * period:g} s: the "
-            "model needs a longer recording"
-        )
-    count = len(values) // window if count is None else count
-    starts = np.unique(np.linspace(0, len(values) - window, count).round().astype(int))
-    return torch.from_numpy(np.stack([values[s : s + window].T for s in starts]))
+    if not 0.05 <= tr_s <= 20:
+        raise BrainLMError(f"tr_s: expected seconds between rows, found {tr_s:g} (milliseconds?)")
+    try:
+        settled = settle_series(
+            values, tr_s, units=units or scaling.units, num_parcels=scaling.num_parcels,
+            sample_period_s=scaling.sample_period_s,
+        )  # fmt: skip
+    except RecordingError as error:
+        raise BrainLMError(f"series: {error.reason}") from None
+    if settled.units != scaling.units:
+        raise BrainLMError(f"series in {settled.units!r}: the model wants {scaling.units!r}")
+    scaled = scaling.apply(settled.series)
+    scaling.check_amplitude(scaled)
+    return cut_windows(model, scaled, count=count, short=short)[0]
+
+
+def cut_windows(
+    model: BrainLM, scaled: np.ndarray, *, count: int | None = None, short: str = "refuse"
+) -> tuple[Tensor, np.ndarray]:
+    """Windows [K, R, T] of a scaled series [T, R], and the time point at which each begins.
+
+    Raises
+    ------
+    BrainLMError
+        The series is shorter than a window, and `short` is ``refuse``.
+    """
+    window = model.config.window
+    if len(scaled) < window:
+        period = model.scaling.sample_period_s if model.scaling else 1.0
+        if short != "pad":
+            raise BrainLMError(
+                f"the series lasts {len(scaled) * period:g} s, a window {window * period:g} s: "
+                "the model needs a longer recording; short: pad fills the rest as missing"
+            )
+        missing = np.full((window - len(scaled), scaled.shape[1]), np.nan, np.float32)
+        scaled = np.concatenate([scaled, missing])
+    count = len(scaled) // window if count is None else count
+    starts = np.unique(np.linspace(0, len(scaled) - window, count).round().astype(int))
+    return torch.from_numpy(np.stack([scaled[s : s + window].T for s in starts])), starts

@@ -17,6 +17,7 @@ from ..files import atomic_path, read_json, write_json
 #: |quantile - exact| <= RELATIVE_TOLERANCE * |exact| (a bin's width)
 RELATIVE_TOLERANCE = 2.0**-7
 _BINS = 1 << 16
+_AMPLITUDE = 50.0  # a hundred times the usual size of a scaled value
 
 
 def _bin_of(values: np.ndarray) -> np.ndarray:
@@ -200,6 +201,25 @@ class Scaling:
             )
         iqr = np.where(self.usable, self.iqr, np.nan).astype(np.float32)
         return (np.asarray(series, np.float32) - self.median.astype(np.float32)) / iqr
+
+    def check_amplitude(self, scaled: np.ndarray) -> None:
+        """Refuse a scaled series [T, R] that cannot be in these units: it is many times too
+        large or too small (half of the values of an ordinary one lie within half an IQR).
+
+        Raises
+        ------
+        BrainLMError
+        """
+        known = scaled[:, np.isfinite(scaled).any(0)]
+        if not known.size:
+            return
+        size = float(np.nanmedian(np.abs(known - np.nanmedian(known, 0))))
+        if not 1 / _AMPLITUDE <= size <= _AMPLITUDE:
+            raise BrainLMError(
+                f"half of the values are further than {size:.3g} interquartile ranges (of the "
+                "model's training data) from their median, where about 0.5 is usual: the series "
+                f"are not in {self.units!r} units"
+            )
 
     def save(self, path: str | os.PathLike) -> None:
         def plain(values):

@@ -161,19 +161,49 @@ def test_your_own_series_become_windows(saved):
     folder, _ = saved
     model = from_pretrained(folder)
     model.scaling = Scaling(np.full(6, 2.0), np.full(6, 4.0), "toy", "a" * 64, 1.0, 3)
-    series = np.arange(30)[:, None] + 100.0 * np.arange(6)  # [T, R], a row every 2 s
+    series = np.arange(30)[:, None] - 14.5 + np.zeros(6)  # [T, R] percent, a row every 2 s
     series[:, 4] = np.nan
+    series[:, 5] = 3.0  # constant: a dead parcel, as the pipeline takes it
     windows = make_windows(model, series, tr_s=2.0)
     assert windows.shape == (2, 6, 20) and windows.dtype == torch.float32
-    seconds = np.arange(59) / 2  # resampled to 1 s
+    seconds = np.arange(59) / 2 - 14.5  # resampled to 1 s
     np.testing.assert_allclose(windows[0, 0], (seconds[:20] - 2) / 4, atol=1e-5)
-    np.testing.assert_allclose(windows[1, 1], (100 + seconds[39:] - 2) / 4, atol=1e-4)
-    assert windows[:, 4].isnan().all() and model.embed(windows).isfinite().all()
+    np.testing.assert_allclose(windows[1, 1], (seconds[39:] - 2) / 4, atol=1e-4)
+    assert windows[:, 4:].isnan().all() and model.embed(windows).isfinite().all()
     assert len(make_windows(model, series, tr_s=2.0, count=4)) == 4
-    with pytest.raises(BrainLMError, match="lasts 19 s, a window 20 s"):
-        make_windows(model, series[:10], tr_s=2.0)
-    with pytest.raises(BrainLMError, match="for 6 parcels"):
-        make_windows(model, series[:, :5], tr_s=2.0)
+    raw = 800 * (1 + series / 100)
+    raw[:, 5] = 900 + np.arange(30) % 3
+    again = make_windows(model, raw, tr_s=2.0, units="scanner")
+    torch.testing.assert_close(again[:, :4], windows[:, :4], atol=1e-4, rtol=0)
+    short = make_windows(model, series[:6], tr_s=2.0, short="pad")  # 11 s of 20
+    assert short.shape == (1, 6, 20) and short[0, 0, :11].isfinite().all()
+    assert short[0, :, 11:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda x: x[:10], {}, "lasts 19 s, a window 20 s"),
+        (lambda x: x[:, :5], {}, "expected 6 columns"),
+        (lambda x: 1000 + x, {}, "raw means .median 1000.*units: scanner"),
+        (lambda x: x, {"units": "scanner"}, "no raw means"),
+        (lambda x: 1e5 * x, {}, "interquartile ranges"),
+        (lambda x: 1e-4 * x, {}, "interquartile ranges"),
+        (lambda x: np.where(np.arange(30)[:, None] == 7, np.nan, x), {}, "at 1 of 30 time points"),
+        (lambda x: x, {"tr_s": 2000.0}, "milliseconds"),
+        (lambda x: x, {"units": "as delivered"}, "the model wants 'percent'"),
+    ],
+)
+def test_series_that_the_model_was_not_trained_on_are_refused(saved, change, options, words):
+    model = from_pretrained(saved[0])
+    model.scaling = Scaling(np.zeros(6), np.full(6, 8.0), "toy", "a" * 64, 1.0, 3)
+    series = np.arange(30)[:, None] - 14.5 + np.zeros(6)
+    with pytest.raises(BrainLMError, match=words):
+        make_windows(model, change(series), **{"tr_s": 2.0, **options})
+
+
+def test_a_model_without_a_scaling_takes_no_series(saved):
+    model = from_pretrained(saved[0])
     model.scaling = None
     with pytest.raises(BrainLMError, match="without a scaling"):
-        make_windows(model, series, tr_s=2.0)
+        make_windows(model, np.zeros((30, 6)), tr_s=2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,6 @@ def take_series(
     RecordingError
         ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``parcellation_failed``.
     """
-    from ..parcellate.resample import resample
-
     accepted = agree_atlas(entry.path, cohort, atlas)
     raw, tr_s = read_series(
         entry.path,
@@ -43,23 +42,24 @@ def take_series(
     )
     acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
     try:
-        dead = _check_parcels(raw, acquired["duration_s"], config, atlas)
+        _check_duration(raw, acquired["duration_s"], config)
+        settled = settle_series(
+            raw, tr_s, units=cohort.units, num_parcels=atlas.num_parcels,
+            sample_period_s=config.sample_period_s,
+        )  # fmt: skip
     except RecordingError as error:
         raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
     moved = _displacement(entry, cohort, len(raw))
-    live = np.where(dead, np.nan, raw)
-    baseline = live.mean(0, dtype=np.float64)
-    series = _about_mean(live, baseline, entry, cohort)
-    series = resample(series, tr_s, config.sample_period_s).astype(np.float32)
+    series, dead = settled.series, settled.dead
     save_series(
         series_dir,
         entry,
         series=series,
-        baseline=baseline.astype(np.float32),
+        baseline=settled.baseline.astype(np.float32),
         coverage=(~dead).astype(np.float32),
         tr_s=tr_s,
         sample_period_s=config.sample_period_s,
-        units="percent" if cohort.units == "scanner" else cohort.units,
+        units=settled.units,
         duration_s=acquired["duration_s"],
         mean_fd_mm=moved,
         mean_dvars=np.nan,
@@ -73,23 +73,71 @@ def take_series(
     }
 
 
-def _about_mean(
-    live: np.ndarray, baseline: np.ndarray, entry: Entry, cohort: Cohort
-) -> np.ndarray:
-    """[T, R] deviations from the mean, of raw means in percent of it."""
-    if cohort.units != "scanner":
-        return live - baseline
-    spread = live.std(0)
-    low = ~(baseline > spread) & np.isfinite(baseline)  # no image is as dark as its noise
-    if low.any():
-        worst = int(np.flatnonzero(low)[0])
+@dataclass(frozen=True)
+class Settled:
+    """Parcel series as a shard holds them.
+
+    Attributes
+    ----------
+    series : ndarray [T, R] float32
+        At the common sample period, about each parcel's mean; NaN for dead parcels.
+    baseline : ndarray [R]
+        The means that were removed.
+    dead : ndarray [R] bool
+        Parcels without data: missing or constant.
+    units : str
+    """
+
+    series: np.ndarray
+    baseline: np.ndarray
+    dead: np.ndarray
+    units: str
+
+
+def settle_series(
+    raw: np.ndarray, tr_s: float, *, units: str, num_parcels: int, sample_period_s: float
+) -> Settled:
+    """The one door for parcel series [T, R], of cohorts and of arrays in Python.
+
+    Dead columns are marked as missing, the mean is removed, ``scanner`` units become percent of
+    it, and time is brought to the common sample period.
+
+    Raises
+    ------
+    RecordingError
+        ``bad_data`` (another number of parcels, values missing here and there, units that the
+        values contradict) or ``parcellation_failed`` (most parcels are empty).
+    """
+    from ..parcellate.resample import resample
+
+    dead = _find_dead(raw, num_parcels)
+    live = np.where(dead, np.nan, raw)
+    baseline = live.mean(0, dtype=np.float64)
+    _check_units(live, baseline, units)
+    series = 100 * (live / baseline - 1) if units == "scanner" else live - baseline
+    series = resample(series, tr_s, sample_period_s).astype(np.float32)
+    return Settled(series, baseline, dead, "percent" if units == "scanner" else units)
+
+
+def _check_units(live: np.ndarray, baseline: np.ndarray, units: str) -> None:
+    """Raw means lie far above their spread; percent of the mean does not."""
+    known = np.isfinite(baseline)
+    raw_means = baseline > live.std(0)  # no image is as dark as its noise
+    if units == "scanner" and (known & ~raw_means).any():
+        low = np.flatnonzero(known & ~raw_means)
         raise RecordingError(
             "bad_data",
-            f"{entry.path}: {int(low.sum())} parcels are no raw means (parcel {worst + 1}: mean "
-            f"{baseline[worst]:.4g}, standard deviation {spread[worst]:.4g}), but {cohort.name} "
-            "says units: scanner; take the key out",
+            f"{len(low)} parcels are no raw means (parcel {low[0] + 1}: mean "
+            f"{baseline[low[0]]:.4g}, standard deviation {live[:, low[0]].std():.4g}), as units: "
+            "scanner says; leave that out",
         )
-    return 100 * (live / baseline - 1)
+    far = known & (np.abs(baseline) > 20 * live.std(0)) & (np.abs(baseline - 100) > 1)
+    if units == "percent" and far.sum() > known.sum() / 2:
+        raise RecordingError(
+            "bad_data",
+            f"these look like raw means (median {np.median(baseline[known]):.4g}), not percent "
+            "of them; say units: scanner",
+        )
 
 
 def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
@@ -133,22 +181,23 @@ def _displacement(entry: Entry, cohort: Cohort, count: int) -> float:
     return float(np.nanmean(moved)) if np.isfinite(moved).any() else float("nan")
 
 
-def _check_parcels(
-    raw: np.ndarray, duration_s: float, config: Preprocess, atlas: Atlas
-) -> np.ndarray:
-    """Which columns are dead [R]; an error if the series cannot be used."""
-    if raw.shape[1] != atlas.num_parcels:
-        turned = "; it looks transposed" if raw.shape[0] == atlas.num_parcels else ""
-        raise RecordingError(
-            "bad_data",
-            f"expected {atlas.num_parcels} columns (atlas {atlas.name}), found "
-            f"{raw.shape[1]}{turned}",
-        )
+def _check_duration(raw: np.ndarray, duration_s: float, config: Preprocess) -> None:
     if duration_s < config.min_duration_s:
         raise RecordingError(
             "too_short",
             f"{duration_s:.1f} s usable ({len(raw)} time points), at least "
             f"{config.min_duration_s:g} s needed",
+        )
+
+
+def _find_dead(raw: np.ndarray, num_parcels: int) -> np.ndarray:
+    """Which columns are dead [R]; an error if the series cannot be used."""
+    if raw.shape[1] != num_parcels:
+        turned = "; it looks transposed" if raw.shape[0] == num_parcels else ""
+        raise RecordingError(
+            "bad_data",
+            f"expected {num_parcels} columns, one per parcel of the atlas, found "
+            f"{raw.shape[1]}{turned}",
         )
     infinite = np.isinf(raw).any(0)
     missing = np.isnan(raw)
