@@ -27,3 +27,12 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real test data not found in {folder} (set BRAINLM_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """A simulated recording of which every image stage has been run (tests/chain.py)."""
+    from chain import make_chain, open_chain
+    from once import make_once
+
+    return open_chain(make_once(tmp_path_factory, "chain", make_chain))

@@ -13,13 +13,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from chain import Chain
 from fsl_stand_in import fsl_matrix, par_line, scaled_to_world, world_to_scaled
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from brainlm.atlas import load_atlas
 from brainlm.cohort.index import update_index
-from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess import stages
@@ -40,10 +39,8 @@ from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.warp import WarpField, load_normalisation
 from brainlm.preprocess.registry import PARAMETERS
-from brainlm.preprocess.stages import STAGES
 from brainlm.report.methods_text import describe_methods
 from brainlm.report.recording import _describe_components
-from brainlm.simulate import load_truth, simulate_cohort
 
 PROGRAMS = ("mcflirt", "flirt", "fnirt", "convertwarp", "bet", "melodic", "fix")
 CONFIG = Preprocess(engine="fsl", min_duration_s=60, use_t1w=False)
@@ -360,7 +357,7 @@ def test_absent_fsl_stops_the_command_and_not_each_recording(study, tmp_path, mo
     monkeypatch.setenv("PATH", str(tmp_path))
     config = parse_config({
         "results": str(tmp_path / "results"), "preprocess": {"engine": "fsl"},
-        "cohorts": [{"name": "c", "folder": str(study.root)}],
+        "cohorts": [{"name": "c", "folder": str(study.entry.path.parents[2])}],
     })  # fmt: skip
     update_index(config.cohorts[0], config.results, 10)
     said: list[str] = []
@@ -393,26 +390,16 @@ def test_engine_is_part_of_every_fit_s_key():
 class Study:
     """One simulated recording with its T1w image, and what the stand-ins shall find."""
 
-    def __init__(self, folder: Path):
-        self.root, self.out = folder / "raw", folder / "out"
-        simulate_cohort(
-            self.root, num_subjects=1, seed=3, duration_s=120, voxel_mm=5, with_t1w=True
-        )
-        self.truth = load_truth(self.root, "sub-01")
-        self.atlas = load_atlas("demo424", folder / "atlas")
-        path = next(self.root.glob("sub-01/func/*_bold.nii.gz"))
-        name, status = path.name.split("_bold")[0], path.stat()
-        t1w = next(self.root.glob("sub-01/anat/*_T1w.nii.gz"))
-        self.entry = Entry(
-            name, "sub-01", None, "rest", None, path, str(path.relative_to(self.root)), t1w,
-            status.st_size, status.st_mtime_ns, "c0",
-        )  # fmt: skip
+    def __init__(self, chain: Chain, folder: Path):
+        t1w = next(chain.entry.path.parents[2].glob("sub-01/anat/*_T1w.nii.gz"))
+        self.chain = chain.at(folder / "out", entry=replace(chain.entry, t1w=t1w))
+        self.entry, self.truth = self.chain.entry, chain.truth
+        self.atlas, self.out = chain.atlas, self.chain.out
         self.finds = folder / "finds.npz"
         np.savez(self.finds, transforms=self.truth.transforms)
 
     def run(self, stage: str, config: Preprocess, out: Path | None = None) -> dict:
-        out = out or self.out
-        return STAGES[stage].function(self.entry, out, out / "series", config, self.atlas)
+        return self.chain.at(out or self.out).run(stage, config=config)
 
     def paths(self, out: Path | None = None) -> Derivatives:
         return Derivatives(out or self.out, self.entry.recording_id, self.atlas)
@@ -452,8 +439,8 @@ def head_positions(truth, template) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Study:
-    return Study(tmp_path_factory.mktemp("fsl"))
+def study(chain, tmp_path_factory) -> Study:
+    return Study(chain, tmp_path_factory.mktemp("fsl"))
 
 
 @pytest.fixture
@@ -500,7 +487,7 @@ def test_motion_stage_recovers_what_mcflirt_found(fitted):
         there = nib.affines.apply_affine(true, points)
         assert np.abs(nib.affines.apply_affine(mine, points) - there).max() < 5e-3  # printed
     confounds = read_table(fitted.paths().confounds)
-    assert {len(column) for column in confounds.values()} == {60}
+    assert {len(column) for column in confounds.values()} == {120}
     reference, _ = read_volume(fitted.paths().boldref)
     first = np.asarray(nib.load(fitted.entry.path).dataobj[..., start], np.float32).T
     assert np.corrcoef(reference.ravel(), first.ravel())[0, 1] > 0.99
@@ -534,7 +521,7 @@ def test_denoise_stage_judges_melodic_s_components(fitted, tmp_path):
     paths = fitted.paths(out)
     mixing = np.column_stack(list(read_table(paths.mixing).values()))
     metrics = read_table(paths.metrics)
-    assert mixing.shape == (60, 8) and len(metrics["classification"]) == 8
+    assert mixing.shape == (120, 8) and len(metrics["classification"]) == 8
     assert figures["num_components"] == 8 and figures["ica_iterations"] == 31
     assert figures["ica_converged"] == 1
     np.testing.assert_allclose(mixing.std(0), 1, rtol=1e-6)

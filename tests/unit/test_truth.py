@@ -5,21 +5,19 @@ Figures in the docstrings were measured on other people: seeds 0, 1 and 5.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
+from chain import make_entry
 from scipy.interpolate import CubicSpline
 
-from brainlm.atlas import load_atlas
-from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess
 from brainlm.errors import RecordingError
-from brainlm.preprocess.io.derivatives import derivative_path, read_transforms, read_volume
+from brainlm.preprocess.io.derivatives import read_transforms, read_volume
 from brainlm.preprocess.normalise.registration import Normalisation
-from brainlm.preprocess.stages import STAGES
-from brainlm.simulate import DAMAGE_KINDS, Truth, load_truth, simulate_cohort
+from brainlm.simulate import DAMAGE_KINDS, Truth, simulate_cohort
 from brainlm.simulate.anatomy import transform
 from brainlm.simulate.atlas import parcellate_template
 from brainlm.simulate.signals import ARTEFACTS
@@ -40,54 +38,23 @@ class Recovered:
     true_artefacts: np.ndarray
 
 
-def make_entry(folder: Path, label: str) -> Entry:
-    path = folder / f"sub-{label}" / "func" / f"sub-{label}_task-rest_bold.nii.gz"
-    return Entry(
-        recording_id=f"sub-{label}_task-rest",
-        participant_id=f"sub-{label}",
-        session_id=None,
-        task="rest",
-        run=None,
-        path=path,
-        source=str(path.relative_to(folder)),
-        t1w=None,
-        size=path.stat().st_size,
-        mtime_ns=path.stat().st_mtime_ns,
-        chunk="c0000",
-    )
-
-
 @pytest.fixture(scope="module")
-def recovered(tmp_path_factory) -> Recovered:
-    folder, out = (tmp_path_factory.mktemp(name) for name in ("raw", "derivatives"))
-    simulate_cohort(folder, num_subjects=1, seed=11)
-    entry, truth = make_entry(folder, "01"), load_truth(folder, "sub-01")
-    atlas = load_atlas("demo424", tmp_path_factory.mktemp("atlas"))
-    series, figures = {}, {}
-    for denoise in ("ica", "none"):
-        config = Preprocess(denoise=denoise)
-        names = ["denoise", "parcellate"] if figures else list(STAGES)[:4]
-        for name in names:
-            figures[name] = STAGES[name].function(entry, out, out / "series", config, atlas)
-        with np.load(out / "series" / f"{entry.recording_id}.npz") as file:
-            series[denoise] = file["series"]
-
-    def path(suffix, extension, **entities):
-        named = {key.rstrip("_"): value for key, value in entities.items()}
-        return derivative_path(out, entry.recording_id, suffix, extension, named)
-
-    mask, affine = read_volume(path("mask", ".nii.gz", desc="brain"))
-    between = {"from_": "boldref", "to": atlas.space, "mode": "image"}
-    hmc = {"from_": "orig", "to": "boldref", "mode": "image", "desc": "hmc"}
-    acquired, wanted = np.arange(120) * 2.0, np.arange(len(series["ica"])) * 1.0
+def recovered(chain, tmp_path_factory) -> Recovered:
+    out = tmp_path_factory.mktemp("undenoised") / "out"
+    shutil.copytree(chain.out, out)
+    filtered = chain.at(out)
+    filtered.run("denoise", "parcellate", config=Preprocess(denoise="none"))
+    mask, affine = read_volume(chain.paths.mask)
+    series, truth = chain.series()["series"], chain.truth
+    acquired, wanted = np.arange(120) * 2.0, np.arange(len(series)) * 1.0
     return Recovered(
         truth=truth,
-        transforms=read_transforms(path("xfm", ".txt", **hmc)),
-        reference=figures["motion"]["reference_volume"],
+        transforms=read_transforms(chain.paths.transforms),
+        reference=chain.figures["motion"]["reference_volume"],
         brain=transform(affine, np.argwhere(mask > 0)[:, ::-1].astype(float)),
-        normalisation=Normalisation.load(path("xfm", ".npz", **between)),
-        denoised=series["ica"],
-        filtered=series["none"],
+        normalisation=Normalisation.load(chain.paths.normalisation),
+        denoised=series,
+        filtered=filtered.series()["series"],
         true_series=CubicSpline(acquired, truth.series)(wanted),
         true_artefacts=CubicSpline(acquired, truth.artefacts)(wanted),
     )
@@ -169,7 +136,7 @@ EXPECTED = {
 }
 
 
-def test_every_damage_has_its_status(tmp_path):
+def test_every_damage_has_its_status(chain, tmp_path):
     kinds = dict(enumerate(DAMAGE_KINDS, start=1))
     simulate_cohort(
         tmp_path / "raw",
@@ -178,12 +145,11 @@ def test_every_damage_has_its_status(tmp_path):
         voxel_mm=6.0,
         damage={f"{number:02d}": kind for number, kind in kinds.items()},
     )
-    atlas = load_atlas("demo424", tmp_path / "atlas")
-    found, reasons, out = {}, [], tmp_path / "out"
+    found, reasons, raw = {}, [], tmp_path / "raw"
     for number, kind in kinds.items():
-        entry = make_entry(tmp_path / "raw", f"{number:02d}")
+        path = next(raw.glob(f"sub-{number:02d}/func/*_bold.nii.gz"))
         try:
-            STAGES["motion"].function(entry, out, out / "series", Preprocess(), atlas)
+            chain.at(tmp_path / "out", entry=make_entry(raw, path)).run("motion")
             found[kind] = "ok"
         except RecordingError as error:
             found[kind] = error.status

@@ -3,13 +3,12 @@ of parcel series."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from once import make_once
 from runs import DAMAGE
 
 
@@ -17,16 +16,7 @@ from runs import DAMAGE
 def simulated(tmp_path_factory) -> Path:
     """Folder with bids/ (18 people, 4 of them damaged) and series/ (6 people, true series), which
     the first worker that needs it makes for all: it is copied, never changed."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder, done = folder / "simulated", folder / "simulated-is-whole"
-    with open(folder.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            make_simulated(folder)
-            done.touch()
-    return folder
+    return make_once(tmp_path_factory, "simulated", make_simulated)
 
 
 def make_simulated(folder: Path) -> None:
