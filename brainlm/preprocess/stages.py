@@ -53,6 +53,7 @@ from .io.voxels import (
     smooth_for_ica,
 )
 from .motion.quality import check_brain, check_duration, count_non_steady, measure_run
+from .normalise.agreement import RefusedFit
 from .normalise.template import load_template, space_of
 from .parcellate.outputs import write_outputs
 from .parcellate.series import make_filter, make_series
@@ -151,10 +152,16 @@ def normalise(
     if config.use_t1w and entry.t1w is not None:
         with timed(figures, "read"):
             t1w, t1w_affine = read_image(entry.t1w)
-    with timed(figures, "normalise"):
-        fit = engine.normalise(
-            reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
-        )
+    for stale in (paths.normalisation, sidecar(paths.normalisation), paths.refused):
+        stale.unlink(missing_ok=True)
+    try:
+        with timed(figures, "normalise"):
+            fit = engine.normalise(
+                reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
+            )
+    except RefusedFit as error:
+        error.fit.save(paths.refused)
+        raise
     fit.save(paths.normalisation)
     quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
     write_json(

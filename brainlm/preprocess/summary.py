@@ -23,12 +23,15 @@ HARMLESS = ("ok", "too_short", "excluded")
 class Summary:
     """Counts of recordings by (cohort, status); ``pending`` are not through yet.
 
-    `people` says of each cohort with a participants table who is in it.
+    `people` says of each cohort with a participants table who is in it; `short` counts the ``ok``
+    recordings in which no window of `window` time points fits.
     """
 
     counts: dict[str, Counter]
     failures: Path
     people: dict[str, str]
+    short: dict[str, int]
+    window: int
 
     @property
     def failed_fraction(self) -> float:
@@ -45,6 +48,11 @@ class Summary:
         for cohort, counter in self.counts.items():
             parts = [f"{n} {status}" for status, n in counter.most_common()]
             lines.append(f"{cohort}: {sum(counter.values())} recordings: {', '.join(parts)}")
+            if self.short.get(cohort):
+                lines.append(
+                    f"{cohort}: {self.short[cohort]} of the ok recordings have fewer than "
+                    f"{self.window} time points (model.window) and are not used by the model"
+                )
             if cohort in self.people:
                 lines.append(f"{cohort}: {self.people[cohort]}")
         return "\n".join([*lines, f"what failed and why: {self.failures}"])
@@ -53,6 +61,7 @@ class Summary:
 def summarise(config: Config) -> Summary:
     """Read the stage tables of all chunks; write ``failures.tsv`` and ``summary.tsv``."""
     counts, failures, people = {}, [], {}
+    short: Counter = Counter()
     for cohort in config.cohorts:
         counter: Counter = Counter()
         seen = set()
@@ -65,6 +74,9 @@ def summarise(config: Config) -> Summary:
                 seen.add(entry.participant_id)
                 status = row["status"] if row else "pending"
                 counter[status] += 1
+                if status == "ok":
+                    length = row.get("num_timepoints") if row else None
+                    short[cohort.name] += length is not None and length < config.model.window
                 if row and status != "ok":
                     failures.append(
                         (cohort.name, entry.recording_id, status, row["reason"], entry.source)
@@ -81,7 +93,7 @@ def summarise(config: Config) -> Summary:
     write_text(path, out.getvalue())
     lines = [f"{c}\t{s}\t{n}\n" for c, counter in counts.items() for s, n in counter.items()]
     write_text(config.results / "summary.tsv", "".join(["cohort\tstatus\trecordings\n", *lines]))
-    return Summary(counts, path, people)
+    return Summary(counts, path, people, short, config.model.window)
 
 
 def find_failed(config: Config, cohort: Cohort) -> set[str]:

@@ -28,7 +28,27 @@ def list_cautions(facts: Facts) -> list[str]:
             "No external cohort was evaluated: how the figures carry over to other scanners and "
             "people is not known."
         )
-    return [*found, "One seed was trained: differences between runs are not in the intervals."]
+    return [*found, *_about_seeds(facts)]
+
+
+def _about_seeds(facts: Facts) -> list[str]:
+    """What was fitted once, so that nothing is known of how fits differ."""
+    found = []
+    if facts.model:
+        found.append(
+            f"One model was pretrained (seed {facts.config.pretrain.seed}): how much another "
+            "pretraining would differ is not in the intervals."
+        )
+    once = [
+        name
+        for name, task in facts.tasks.items()
+        if len(getattr(task, "seeds", ())) == 1 and facts.results.get(name) is not None
+    ]
+    if once:
+        found.append(
+            f"{join_words(once)}: one seed only, so how much fits differ is not in the intervals."
+        )
+    return found
 
 
 def _about_data(facts: Facts) -> list[str]:
@@ -48,6 +68,14 @@ def _about_data(facts: Facts) -> list[str]:
                 f"{facts.scaling.units}: if they are not of about the same size, what it says of "
                 "them means little."
             )
+    window = facts.model.get("window", facts.config.model.window)
+    short = (table["status"] == "ok") & (table["num_timepoints"] < window)
+    if short.any():
+        found.append(
+            f"{count(int(short.sum()), 'usable recording')} shorter than a window of the model "
+            f"({window} time points): no model is trained or evaluated on "
+            f"{'it' if short.sum() == 1 else 'them'}."
+        )
     if len(pending):
         found.append(f"{count(len(pending), 'recording')} were not processed yet.")
     if facts.scaling is not None and not facts.scaling.usable.all():

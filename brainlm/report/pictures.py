@@ -78,13 +78,17 @@ def _plot_motion(ax, time: np.ndarray, confounds: pd.DataFrame, kind: str) -> No
 
 
 def _paint_carpet(ax, series: np.ndarray, sample_period_s: float) -> None:
+    length, parcels = series.shape
     shown = _pool(_pool(_standardise(series).T, _MAX_ROWS).T, _MAX_COLUMNS).T
     levels = np.ma.masked_invalid(np.round(np.clip(shown, -2, 2) * 4) / 4)
-    end = len(series) * sample_period_s
+    # a sample is centred on its time; the last pooled column may reach past the end
+    start, end = -0.5 * sample_period_s, (length - 0.5) * sample_period_s
+    painted = start + shown.shape[1] * _pool_size(length, _MAX_COLUMNS) * sample_period_s
+    below = shown.shape[0] * _pool_size(parcels, _MAX_ROWS)
     ax.imshow(levels, cmap="gray", vmin=-2, vmax=2, aspect="auto", interpolation="none",
-              extent=(0, end, series.shape[1], 0))  # fmt: skip
+              extent=(start, painted, below, 0))  # fmt: skip
     ax.set_ylabel("parcel")
-    ax.set_xlim(0, end)
+    ax.set(xlim=(start, end), ylim=(parcels, 0))
 
 
 def _standardise(series: np.ndarray) -> np.ndarray:
@@ -93,9 +97,14 @@ def _standardise(series: np.ndarray) -> np.ndarray:
         return (values - values.mean(0)) / values.std(0)
 
 
+def _pool_size(count: int, most: int) -> int:
+    """How many neighbours are averaged so that at most `most` values are left of `count`."""
+    return -(-count // most)
+
+
 def _pool(values: np.ndarray, most: int) -> np.ndarray:
     """Means of neighbouring rows, so that at most `most` are left; NaN where all are."""
-    size = -(-len(values) // most)
+    size = _pool_size(len(values), most)
     if size == 1:
         return values
     padded = np.full((-(-len(values) // size) * size, *values.shape[1:]), np.nan, np.float32)
@@ -384,10 +393,11 @@ def draw_connectivity(series: dict[str, np.ndarray]) -> str:
             r = scaled.T @ scaled / len(scaled)
             pairs = r[np.triu_indices(len(r), 1)]
             few = np.round(10 * _pool(_pool(r, _MAX_PAIRS).T, _MAX_PAIRS).T) / 10  # 21 colours
-            extent = (0, len(r), len(r), 0)
+            edge = len(few) * _pool_size(len(r), _MAX_PAIRS)
             shown = ax.imshow(few, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="none",
-                              extent=extent)  # fmt: skip
-            ax.set(xlabel="parcel", ylabel="parcel" if number == 0 else "", title=title)
+                              extent=(0, edge, edge, 0))  # fmt: skip
+            ax.set(xlabel="parcel", ylabel="parcel" if number == 0 else "", title=title,
+                   xlim=(0, len(r)), ylim=(len(r), 0))  # fmt: skip
             short = title.split()[0]
             axes[-1].hist(pairs[np.isfinite(pairs)], np.linspace(-1, 1, 81), histtype="step",
                           color=SERIES[number], ls=_DASHES[number], label=short)  # fmt: skip

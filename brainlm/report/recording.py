@@ -68,7 +68,8 @@ def make_recording_page(
     ]
     trail = [("Study report", "../../report/index.html"),
              (row["cohort"], f"../../report/{row['cohort']}.html")]  # fmt: skip
-    subtitle = f"{row['cohort']}, {row['split']}"
+    external = config.cohort(row["cohort"]).role == "external"
+    subtitle = f"{row['cohort']}, {'external' if external else row['split']}"
     path = page_path(row["cohort"], row["recording_id"])
     return Page(path, row["recording_id"], subtitle, sections, trail)
 
@@ -97,6 +98,13 @@ def _summarise(
         blocks.append(Text([f"This recording has no series. {words}."], tone="missing"))
     else:
         blocks.append(Cards(_headlines(row, figures)))
+        if row["num_timepoints"] < config.model.window:
+            words = (
+                f"This series is shorter than a window of the model: {row['num_timepoints']} time "
+                f"points, {config.model.window} needed (model.window when this page was drawn). "
+                "No model is trained or evaluated on it."
+            )
+            blocks.append(Text([words], tone="missing"))
     text, references = describe_methods(files, config.preprocess, atlas)
     if text:
         blocks += [Text([f"Methods. {text}"]), Details("References", "\n".join(references))]
@@ -162,10 +170,13 @@ def _describe_image(files: Derivatives, link) -> list[Any]:
 
 
 def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
-    if not (files.boldref.exists() and files.normalisation.exists() and atlas.space):
+    fit = files.normalisation if files.normalisation.exists() else files.refused
+    if not (files.boldref.exists() and fit.exists() and atlas.space):
         return _missing("There is no registration to look at.")
-    svg = pictures.draw_registration(files.boldref, files.normalisation, atlas.space)
+    svg = pictures.draw_registration(files.boldref, fit, atlas.space)
     caption = (
+        "This fit was refused and nothing was made with it. " if fit == files.refused else ""
+    ) + (
         f"The reference image read through the fitted transform, in {atlas.space}; the slider "
         "fades it into the template. Lines: outline of the template's brain and of its white "
         "matter. They should follow the edges in the image."

@@ -41,7 +41,8 @@ def make_config(folder: Path) -> Config:
     task = folder / "hostile.yaml"
     folder.mkdir(parents=True, exist_ok=True)
     task.write_text(json.dumps({"kind": "regression", "target": HOSTILE}))
-    values = {"results": str(folder / "results"), "cohorts": cohorts, "model": {"preset": "tiny"},
+    values = {"results": str(folder / "results"), "cohorts": cohorts,
+              "model": {"preset": "tiny", "window": 40},
               "tasks": ["reconstruction", "age", str(task), "forecasting", "attention", "networks",
                         "latent", "scaling"]}  # fmt: skip
     return parse_config(values)
@@ -67,6 +68,7 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
 
 
 def _recording(cohort: str, number: int, rng) -> Recording:
+    """Number 3 is unreadable, 4 too short, 5 shorter than a window, the others are whole."""
     person = f"sub-{cohort}{number:03d}"
     facts = {"recording_id": f"{person}_task-rest", "participant_id": person, "cohort": cohort,
              "split": split_of(person), "repetition_time_s": 2.0,
@@ -75,7 +77,8 @@ def _recording(cohort: str, number: int, rng) -> Recording:
         return Recording(**facts, status="unreadable", reason=HOSTILE)
     if number == 4:
         return Recording(**facts, status="too_short", reason="84 s, expected 120 s")
-    return Recording(**facts, series=rng.normal(size=(TIME, PARCELS)), sample_period_s=1.0,
+    length = 39 if number == 5 else TIME
+    return Recording(**facts, series=rng.normal(size=(length, PARCELS)), sample_period_s=1.0,
                      units="percent", coverage=rng.uniform(0.7, 1, PARCELS),
                      mean_fd_mm=float(rng.gamma(3, 0.07)), mean_dvars=float(rng.gamma(9, 0.1)),
                      tsnr=float(rng.normal(70, 9)))  # fmt: skip
@@ -118,11 +121,11 @@ def build(config: Config) -> Path:
 
 
 def make_pages(config: Config) -> None:
-    """Pages of a whole recording, one with little, and a failed one."""
+    """Pages of a whole recording, one with little, a failed and a short one."""
     atlas = make_atlas(config.results.parent)
     corpus = Corpus([config.results / "shards/home/00000.parquet"])
     figures = {"num_components": 6.0, "num_removed": 1.0}
-    pages = [make_recording_page(config, atlas, corpus, i, figures) for i in (0, 1, 3)]
+    pages = [make_recording_page(config, atlas, corpus, i, figures) for i in (0, 1, 3, 5)]
     write_site(pages, config.results / "recordings")
 
 

@@ -54,7 +54,7 @@ def write_series(entry, derivatives, series, config, atlas):
         sample_period_s=1.0, duration_s=240.0, mean_fd_mm=0.1, mean_dvars=1.0, tsnr=50.0,
         units="percent",
     )  # fmt: skip
-    return {}
+    return {"num_timepoints": 4}
 
 
 @pytest.fixture
@@ -149,6 +149,7 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     assert summary.counts["c"] == {"ok": 2, "crashed": 2, "too_short": 1}
     assert summary.failed_fraction == pytest.approx(2 / 5)
     assert "c: 5 recordings: 2 ok" in summary.text()  # without a participants table
+    assert "c: 2 of the ok recordings have fewer than 200 time points" in summary.text()
     (study.cohorts[0].folder / "participants.tsv").write_text("participant_id\nsub-0\nsub-9\n")
     assert "c: 1 of 5 people with recordings are in" in summarise(study).text()
     reason = "sub-1/func/sub-1_bold.nii.gz: 20.0 s found, 120 s needed"  # not where it lies

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brainlm.preprocess.io.derivatives import Derivatives
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
 from brainlm.report.cautions import list_cautions
@@ -20,7 +21,9 @@ from brainlm.report.facts import read_facts
 from brainlm.report.pages import write_chunk_pages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
-from study import HOSTILE, build, make_atlas, make_results
+from study import HOSTILE, build, make_atlas, make_pages, make_results
+
+HOME = [f"sub-home{n:03d}_task-rest" for n in range(6)]
 
 
 class _Page(HTMLParser):
@@ -107,9 +110,24 @@ def test_what_to_distrust_is_said(study):
         "has only 8 people",
         "is not shown to beat connectivity + ridge",
         "The atlas is the demonstration's",
-        "One seed was trained",
+        "One model was pretrained (seed 1234)",
+        "2 usable recordings shorter than a window of the model (40 time points)",
     ):
         assert words in page.text
+
+
+def test_only_what_was_fitted_once_is_said_to_have_one_seed(study):
+    config, *_ = study
+    facts = read_facts(config.results, config)
+    assert (len(facts.tasks["age"].seeds), len(facts.tasks["scaling"].seeds)) == (5, 1)
+    found = [line for line in list_cautions(facts) if "one seed only" in line]
+    assert len(found) == 1 and found[0].startswith("scaling: one seed only")
+    for name in ("age", "forecasting"):
+        facts.tasks[name] = facts.tasks[name].model_copy(update={"seeds": (7,)})
+    found = [line for line in list_cautions(facts) if "one seed only" in line]
+    assert len(found) == 1 and found[0].startswith("age, forecasting and scaling: one seed only")
+    facts.model, facts.results = {}, {}  # nothing was trained, so nothing differs
+    assert not any("seed" in line for line in list_cautions(facts))
 
 
 def test_every_table_and_figure_can_be_downloaded(study):
@@ -212,6 +230,26 @@ def test_a_recording_page_shows_registration_and_says_what_is_missing(study):
     assert HOSTILE in failed.text
 
 
+def test_the_page_of_a_refused_registration_shows_the_fit(tmp_path):
+    config = make_results(tmp_path, subjects=6, evaluated=False)
+    files = Derivatives(config.results / "derivatives/home", HOME[0], make_atlas(tmp_path))
+    files.normalisation.rename(files.refused)
+    make_pages(config)
+    text = (config.results / "recordings/home" / f"{HOME[0]}.html").read_text(encoding="utf-8")
+    assert "This fit was refused and nothing was made with it." in text
+    assert 'id="registration-over"' in text
+
+
+def test_a_recording_page_names_what_the_model_cannot_use(study):
+    _, out, _ = study
+    folder = out.parent / "recordings" / "home"
+    short, whole = (
+        _Page((folder / f"{name}.html").read_text()).text for name in (HOME[5], HOME[1])
+    )
+    assert "39 time points, 40 needed" in short
+    assert "shorter than a window" not in whole
+
+
 def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
     config, *_ = study
     facts = read_facts(config.results, config)
@@ -270,6 +308,8 @@ def test_the_pages_of_a_chunk_are_drawn_once(tmp_path):
         assert f"5 recordings, {todo} to do" in "\n".join(said)
     pages = sorted((config.results / "recordings/away").glob("*.html"))
     assert len(pages) == 5
-    assert "as delivered" in pages[0].read_text(encoding="utf-8")
+    words = _Page(pages[0].read_text(encoding="utf-8")).text
+    assert "as delivered" in words
+    assert "away, external" in words and "away, train" not in words
     assert HOSTILE in _Page(pages[3].read_text(encoding="utf-8")).text
     assert not list(config.results.glob("recordings/away/data/*"))

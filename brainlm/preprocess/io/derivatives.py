@@ -34,6 +34,7 @@ _DESCRIPTIONS = {
     "desc-hmc": "Head motion correction",
     "desc-brain": "Brain of the reference image",
     "desc-confounds": "Motion, tissue signals, filter and artefact components, one row per volume",
+    "desc-refused": "A fit that did not pass its checks; kept to look at, used by nothing",
     "desc-ica": "Independent components",
     "desc-aroma": "Features and verdicts of the components",
     "desc-filtered": "Parcel means, filtered and not denoised",
@@ -52,8 +53,8 @@ class Derivatives:
         Motion correction: reference image, brain, one rigid transform a volume, tSNR map.
     confounds : Path
         One row per volume, by motion correction and denoising.
-    normalisation : Path
-        Template mm -> reference mm.
+    normalisation, refused : Path
+        Template mm -> reference mm; `refused` in its place where the fit did not pass.
     mixing, metrics, maps : Path
         The ICA: time courses, features with verdicts, thresholded maps.
     coverage, filtered : Path
@@ -76,6 +77,7 @@ class Derivatives:
         self.tsnr = path("boldmap", ".nii.gz", stat="tsnr")
         self.confounds = path("timeseries", ".tsv", desc="confounds")
         self.normalisation = path("xfm", ".npz", from_="boldref", to=space, mode="image")
+        self.refused = path("xfm", ".npz", from_="boldref", to=space, mode="image", desc="refused")
         self.mixing = path("mixing", ".tsv", desc="ica")
         self.metrics = path("metrics", ".tsv", desc="aroma")
         self.maps = path("components", ".nii.gz", space=space, desc="ica")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,21 @@ MIN_DICE = 0.8  # of the two brain masks, inside the field of view
 MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
 ZOOM_RANGE = (0.65, 1.5)  # of the affine part along any direction
 MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
+
+
+class RefusedFit(RecordingError):
+    """A fit that does not pass the checks; it is kept so that the recording's page can show it.
+
+    Parameters
+    ----------
+    reason : str
+    fit : callable
+        Template mm [N, 3] -> reference world mm, with ``save``.
+    """
+
+    def __init__(self, reason: str, fit: Any):
+        super().__init__("registration_failed", reason)
+        self.fit = fit
 
 
 def check_image(
@@ -39,14 +55,14 @@ def check_image(
     return np.clip(image, 0, high) / high, mask
 
 
-def check_pose(scores: dict[str, float]) -> None:
-    """An error unless the image correlates best with the upright template."""
+def check_pose(scores: dict[str, float], upright: Any) -> None:
+    """Raise unless the image correlates best with the upright template; `upright` is that fit."""
     best = max(scores, key=lambda pose: scores[pose])
     if best != "upright":
-        raise RecordingError(
-            "registration_failed",
+        raise RefusedFit(
             f"the image fits the template better {best} (correlation {scores[best]:.2f}) than "
             f"upright ({scores['upright']:.2f}): its orientation is wrong in the header",
+            upright,
         )
 
 
@@ -85,9 +101,9 @@ def overlap(
     }
 
 
-def check_quality(figures: dict[str, float]) -> None:
-    """An error that names every figure of a fit that no brain has."""
-    problems = []
+def check_quality(fit: Any) -> None:
+    """Raise, naming every figure of ``fit.quality`` that no brain has."""
+    figures, problems = fit.quality, []
     if figures["correlation"] < MIN_CORRELATION:
         problems.append(
             f"correlation with the tissue maps {figures['correlation']:.2f} < {MIN_CORRELATION}"
@@ -101,6 +117,4 @@ def check_quality(figures: dict[str, float]) -> None:
     if figures["bend_rms_mm"] > MAX_BEND_MM:
         problems.append(f"bent by {figures['bend_rms_mm']:.1f} mm (RMS) > {MAX_BEND_MM:g}")
     if problems:
-        raise RecordingError(
-            "registration_failed", "not a brain as the template has it: " + "; ".join(problems)
-        )
+        raise RefusedFit("not a brain as the template has it: " + "; ".join(problems), fit)

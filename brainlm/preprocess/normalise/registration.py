@@ -25,6 +25,7 @@ from .agreement import (
     MIN_CORRELATION,
     MIN_DICE,
     ZOOM_RANGE,
+    RefusedFit,
     check_image,
     check_pose,
     check_quality,
@@ -178,8 +179,8 @@ def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisat
     affine = np.asarray(affine, np.float64)
     image, mask = check_image(reference, affine, mask)
     pose, scores = find_pose(image, mask, affine, template)
-    check_pose(scores)
     start = State(pose, np.zeros((3, *COSINES[::-1])))
+    check_pose(scores, as_normalisation(template, start, "direct"))
     moving = Image(image * mask, affine)
     direct = _descend(moving, template, start, AFFINE_FWHM_MM[1:], bend=False)
     figures = {"correlation_affine": correlate(Problem, moving, template, direct)}
@@ -192,12 +193,12 @@ def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisat
     figures.update(_assess(result, moving, mask, affine, template, state))
     result = replace(result, quality=figures)
     if method == "t1w" and figures["correlation"] < figures["correlation_affine"]:
-        raise RecordingError(
-            "registration_failed",
+        raise RefusedFit(
             f"through the T1w image the fit is worse (correlation {figures['correlation']:.2f}) "
             f"than without it ({figures['correlation_affine']:.2f}): leave the T1w image out",
+            result,
         )
-    check_quality(figures)
+    check_quality(result)
     return result
 
 
