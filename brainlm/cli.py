@@ -12,10 +12,10 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from . import __version__
-from .config import Config, load_config, sweep_point
+from .config import Config, LayoutName, load_config, sweep_point
 from .errors import BrainLMError
 from .files import describe_disk_error, is_disk_error
 
@@ -148,6 +148,29 @@ def _add_model_verbs(verb) -> None:
          "brainlm finetune --task age --seed 1", fit)  # fmt: skip
     verb("predict", _predict, "predict external cohorts with a fine-tuned model",
          "brainlm predict --task age --seed 1", fit)  # fmt: skip
+    sub = verb("embed", _embed, "embed scans with a finished model: raw BOLD images, images in "
+               "template space, parcel series, a folder of them, or a cohort of config.yaml",
+               "brainlm embed sub-01_task-rest_bold.nii.gz --model path/to/model")  # fmt: skip
+    sub.add_argument("source", metavar="INPUT", help="a file, a folder, or a cohort's name")
+    sub.add_argument("--model", required=True, metavar="PATH|HUB_ID[/SUBFOLDER]")
+    sub.add_argument("--out", type=Path, help="the table (default: INPUT_embedding.parquet)")
+    sub.add_argument("--format", choices=["parquet", "tsv", "npy"], default="parquet")
+    sub.add_argument("--pool", default="auto",
+                     help="cls, mean, all, cls+mean or connectivity (default: that of the "
+                     "model's head, else mean)")  # fmt: skip
+    sub.add_argument("--layout", choices=get_args(LayoutName), help="default: told by the files")
+    sub.add_argument(
+        "--tr", type=float, metavar="S", help="repetition time, where no file says it"
+    )
+    sub.add_argument("--units", choices=["scanner", "percent", "as delivered"],
+                     help="of parcel series: scanner for raw means")  # fmt: skip
+    sub.add_argument("--confounds", help="removed from images in template space; or none")
+    sub.add_argument("--space", help="template space of images whose names do not say it")
+    sub.add_argument("--short", choices=["refuse", "pad"], default="refuse",
+                     help="recordings shorter than the model's window")  # fmt: skip
+    sub.add_argument("--scaling", type=Path, help="for a model that carries none")
+    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                     help="recordings at a time")  # fmt: skip
     sub = verb("evaluate", _evaluate, "compare with honest baselines, with intervals",
                "brainlm evaluate --task reconstruction   (or --task age)")  # fmt: skip
     sub.add_argument("--task", required=True, help="a name in workflow/tasks or config.yaml")
@@ -402,6 +425,24 @@ def _predict(args) -> None:
     folder = _fit_folder(config, args)
     table = predict(folder, _shards(config, "external"), folder / "external.parquet")
     print(f"{folder / 'external.parquet'}: {len(table)} recordings")
+
+
+def _embed(args) -> None:
+    from .inference.session import Session
+    from .inference.vectors import embed_corpus
+
+    given = {"layout": args.layout, "repetition_time_s": args.tr, "units": args.units,
+             "confounds": args.confounds, "space": args.space}  # fmt: skip
+    config = args.config or [p for p in [os.environ.get("BRAINLM_CONFIG")] if p]
+    session = Session(args.source, args.model, load_config(*config) if config else None, given,
+                      args.scaling, args.short, args.workers)  # fmt: skip
+    name = Path(args.source).name.split(".")[0]
+    out = args.out or Path(f"{name}_embedding.{args.format}")
+
+    def embed(model, corpus):
+        return embed_corpus(model, corpus, pool=args.pool, short=args.short)
+
+    session.run(embed, out, args.format)
 
 
 def _evaluate(args) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from ..config import Cohort
 from ..errors import BrainLMError
 from ..files import write_text
-from .layouts import Found, look
+from .layouts import Found, find_file, look
 from .recordings import Entry
 from .watch import entries_to_skip, today
 
@@ -354,6 +354,16 @@ def _stream_rows(table: Path) -> Iterator[Row]:
                 yield tuple(row)
     except FileNotFoundError:
         raise BrainLMError(f"{table}: not found; run: brainlm index") from None
+
+
+def index_file(cohort: Cohort, results: Path, file: Path) -> None:
+    """Make the index of a cohort of one recording: `file`, below the cohort's folder."""
+    state = index_folder(results, cohort.name) / "recordings.tsv"
+    rows = _assign_chunks([find_file(cohort.folder, file)], {}, 1)
+    if not state.exists() or _read_rows(state) != rows:
+        _write_tables(state, rows, {})
+        write_text(state, _as_tsv(rows))
+        _mark(state).unlink()
 
 
 def simulate_index(folder: Path, num_recordings: int, chunk_size: int = 100) -> None:

@@ -65,7 +65,9 @@ def every_path(owner, fill) -> dict[str, Path]:
 
 def test_the_layout_of_a_finished_study():
     made = every_path(Results(Path("results"), "r1"), str.upper)
-    assert sorted(str(path.relative_to("results")) for path in made.values()) == sorted(LAYOUT.split())
+    assert sorted(str(path.relative_to("results")) for path in made.values()) == sorted(
+        LAYOUT.split()
+    )
 
 
 @pytest.mark.parametrize("owner", [Results(Path("a b/results"), "r 1"), ModelFolder(Path("m"))])

@@ -11,7 +11,16 @@ from collections.abc import Set
 from ...config import Cohort
 from ...errors import BrainLMError
 from .adni import ADNI
-from .base import Beside, Found, Layout, choose_variant, describe_left_out, parse_name, plain_label
+from .base import (
+    Beside,
+    Found,
+    Layout,
+    choose_variant,
+    describe_left_out,
+    find_file,
+    parse_name,
+    plain_label,
+)
 from .bids import BIDS
 from .embarc import EMBARC
 from .fmriprep import FMRIPREP
@@ -88,5 +97,6 @@ def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
 
 
 __all__ = [
-    "LAYOUTS", "Beside", "Found", "Layout", "find_recordings", "look", "parse_name", "plain_label",
+    "LAYOUTS", "Beside", "Found", "Layout", "find_file", "find_recordings", "look",
+    "parse_name", "plain_label",
 ]  # fmt: skip

@@ -200,6 +200,23 @@ def found_bids(folder: Path, item: os.DirEntry, drop: tuple[str, ...] = (), **mo
     return found(folder, item.path, {k: v for k, v in entities.items() if k not in drop}, **more)
 
 
+def find_file(folder: Path, file: Path) -> Found:
+    """One recording by its file, wherever it is below `folder`, BIDS-named or not.
+
+    Raises
+    ------
+    BrainLMError
+        No such file.
+    """
+    if not file.is_file():
+        raise BrainLMError(f"{file}: file not found")
+    entities, _ = parse_name(file.name)
+    entities = {key: value for key, value in entities.items() if key not in DERIVED}
+    if "sub" not in entities:
+        entities = {"sub": plain_label(file.name.split(".")[0]) or "scan"}
+    return found(folder.absolute(), file.absolute(), entities)
+
+
 def describe_left_out(items: Iterable[Found]) -> list[str]:
     """One line per reason: how many files, and the first of them."""
     by_reason: dict[str, list[str]] = {}

@@ -1,0 +1,116 @@
+"""What a user points at (a folder, a scan, a series), preprocessed as a study's cohort is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..atlas import Atlas
+from ..cohort.index import index_file, update_index
+from ..cohort.layouts import LAYOUTS, parse_name
+from ..config import Cohort, Config
+from ..errors import BrainLMError
+from ..files import read_json
+from ..paths import Results
+from ..shards import Corpus
+
+_IMAGES, _SERIES = (".nii", ".nii.gz"), (".npy", ".tsv", ".dat")
+_OWN_SPACES = {"func", "T1w", "T2w", "boldref", "individual"}
+_GENERATORS = {"fmriprep": "fmriprep", "xcp_d": "xcpd", "xcp-d": "xcpd"}
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Indexed recordings in a results folder of their own."""
+
+    config: Config
+    cohort: Cohort
+    chunks: list[str]
+
+
+def guess_layout(source: Path) -> str:
+    """The layout of a file by its name, of a folder by its ``dataset_description.json``.
+
+    Raises
+    ------
+    BrainLMError
+        A file that is neither an image nor a series, or derivatives of an unknown program.
+    """
+    if source.is_dir():
+        return _guess_folder(source)
+    if source.name.endswith(_IMAGES):
+        space = parse_name(source.name)[0].get("space")
+        return "bids" if space is None or space in _OWN_SPACES else "fmriprep"
+    if source.name.endswith(_SERIES):
+        return "parcels"
+    raise BrainLMError(
+        f"{source}: expected an image ({', '.join(_IMAGES)}), parcel series "
+        f"({', '.join(_SERIES)}) or a folder"
+    )
+
+
+def _guess_folder(folder: Path) -> str:
+    described = folder / "dataset_description.json"
+    about = read_json(described) if described.is_file() else {}
+    if not isinstance(about, dict) or about.get("DatasetType") != "derivative":
+        return "bids"
+    made_by = about.get("GeneratedBy") or [{}]
+    name = str(made_by[0].get("Name", "")) if isinstance(made_by, list) else ""
+    if name.lower() in _GENERATORS:
+        return _GENERATORS[name.lower()]
+    raise BrainLMError(
+        f"{folder}: derivatives made by {name or 'an unnamed program'}; say how they are laid out "
+        f"with --layout, one of: {', '.join(LAYOUTS)}"
+    )
+
+
+def open_scans(source: Path, config: Config) -> Scans:
+    """Index `source`, the folder or file of the configuration's only cohort.
+
+    Raises
+    ------
+    BrainLMError
+        Nothing there, or no recording of the layout in it.
+    """
+    (cohort,) = config.cohorts
+    if source.is_dir():
+        update_index(cohort, config.results, config.chunks.recordings, everything=True)
+    else:
+        index_file(cohort, config.results, source)
+    return Scans(config, cohort, Results(config.results).list_chunks(cohort.name))
+
+
+def dataset_root(file: Path) -> Path:
+    """The folder above ``sub-<label>``, from which sidecars are inherited; else the file's own."""
+    subject = f"sub-{parse_name(file.name)[0].get('sub', '')}"
+    above = [folder for folder in file.parents if folder.name == subject]
+    return above[0].parent if above else file.parent
+
+
+def preprocess(
+    scans: Scans, atlas: Atlas, *, workers: int, log: Callable[[str], None] = print
+) -> Corpus:
+    """Run every step of the layout, write the shards and the recordings' pages.
+
+    What is done already in the results folder is not done again.
+
+    Raises
+    ------
+    BrainLMError
+        The disk is full, or a program of the configured engine is missing. A recording that
+        cannot be used raises nothing: it is a row with a status and a reason.
+    """
+    from ..preprocess.chunk import run_stage
+    from ..preprocess.collect import write_chunk_shard
+    from ..preprocess.registry import stages_of
+    from ..report.pages import write_chunk_pages
+
+    config, cohort = scans.config, scans.cohort
+    paths = Results(config.results)
+    for chunk in scans.chunks:
+        for step in stages_of(cohort.layout):
+            run_stage(step, chunk, cohort, config, atlas, workers=workers, log=log)
+        write_chunk_shard(chunk, cohort, config, atlas)
+        write_chunk_pages(chunk, cohort, config, atlas, workers=workers, log=log)
+    return Corpus([paths.shard(cohort.name, chunk) for chunk in scans.chunks])

@@ -1,0 +1,173 @@
+"""``brainlm embed`` and ``brainlm predict``: a model, some scans, a table and a page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..atlas import load_atlas
+from ..config import Config, parse_config
+from ..errors import BrainLMError
+from ..paths import Results
+from ..shards import Corpus, Scaling
+from .scans import dataset_root, guess_layout, open_scans, preprocess
+from .vectors import FORMATS, write_table
+
+if TYPE_CHECKING:
+    from ..model import BrainLM
+
+#: What is made of a corpus by a model: a table with a row per window and per recording.
+Method = Callable[["BrainLM", Corpus], pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model and the scans that it is run on.
+
+    Attributes
+    ----------
+    source : str
+        An image, a parcel series, a folder, or a cohort of `study`.
+    model : str
+        A folder, or ``owner/name[/subfolder]`` on the Hugging Face hub.
+    study : Config or None
+        A configuration: its cohorts can be named, its atlas folder and preprocessing are used.
+    cohort : dict
+        What the source's files do not say, under the keys of a cohort in config.yaml (layout,
+        repetition_time_s, units, confounds, space).
+    scaling : Path or None
+        For a model that carries none.
+    short : str
+        ``pad`` takes recordings that are shorter than a window too.
+    workers : int
+        Recordings at a time.
+    """
+
+    source: str
+    model: str
+    study: Config | None = None
+    cohort: dict[str, Any] = field(default_factory=dict)
+    scaling: Path | None = None
+    short: str = "refuse"
+    workers: int = os.cpu_count() or 1
+
+    def run(
+        self, method: Method, out: Path, form: str, log: Callable[[str], None] = print
+    ) -> pd.DataFrame:
+        """Preprocess the scans, run `method`, write its table to `out` and a page next to it.
+
+        Raises
+        ------
+        BrainLMError
+            `out` exists; the source or the model cannot be used; nothing could be made of any
+            recording. No table is written then.
+        """
+        if form not in FORMATS:
+            raise BrainLMError(f"no format {form!r}; one of: {', '.join(FORMATS)}")
+        if out.exists():
+            raise BrainLMError(
+                f"{out}: exists already; remove it, or name another file with --out"
+            )
+        model = self.open_model()
+        if self._of_study():
+            corpus, files = self._study_corpus(), None
+        else:
+            files = out.with_name(f"{out.stem}_files")
+            corpus = self._preprocess(model, files, log)
+        table = method(model, corpus)
+        made = table["status"].eq("ok")
+        if not made.any():
+            first = table.iloc[0]
+            raise BrainLMError(
+                f"{self.source}: none of {len(table)} recordings could be used; "
+                f"{first['recording_id']}: {first['status']}: {first['reason']}"
+                + (f"; its page is in {files}" if files else "")
+            )
+        for path in write_table(table, out, form):
+            log(f"{path}: {len(table)} rows, {int((~made).sum())} without a result")
+        return table
+
+    def open_model(self) -> BrainLM:
+        """The model with its scaling.
+
+        Raises
+        ------
+        BrainLMError
+            No such model, or one that carries no scaling, and none is named.
+        """
+        from ..model import from_pretrained
+
+        model = from_pretrained(
+            *split_name(self.model), scaling=Scaling.load(self.scaling) if self.scaling else None
+        )
+        if model.scaling is None:
+            raise BrainLMError(
+                f"{self.model}: carries no scaling (published weights have none): name one with "
+                "--scaling results/releases/<release>/scaling.json, fitted on a reference cohort "
+                "of yours"
+            )
+        return model
+
+    def _of_study(self) -> bool:
+        names = [cohort.name for cohort in self.study.cohorts] if self.study else []
+        if self.source not in names and not Path(self.source).exists():
+            known = f"; cohorts of the configuration: {', '.join(names)}" if names else ""
+            raise BrainLMError(f"{self.source}: no such file or folder{known}")
+        return self.source in names
+
+    def _study_corpus(self) -> Corpus:
+        assert self.study is not None
+        shards = Results(self.study.results).list_shards(self.source)
+        if not shards:
+            raise BrainLMError(f"{self.source}: not preprocessed yet; run: snakemake --cores all")
+        return Corpus(shards)
+
+    def _preprocess(self, model: BrainLM, files: Path, log) -> Corpus:
+        assert model.scaling is not None
+        source = Path(self.source).absolute()
+        config = self._configure(source, model, files)
+        atlas = load_atlas(config.atlas.name, config.atlas.folder)
+        if atlas.image_sha256 != model.scaling.atlas_sha256:
+            raise BrainLMError(
+                f"{self.model}: made with another {atlas.name} atlas (checksum "
+                f"{model.scaling.atlas_sha256[:12]}) than {config.atlas.folder} holds "
+                f"({atlas.image_sha256[:12]})"
+            )
+        return preprocess(open_scans(source, config), atlas, workers=self.workers, log=log)
+
+    def _configure(self, source: Path, model: BrainLM, files: Path) -> Config:
+        """The configuration of a study of one cohort: `source`, for this model."""
+        assert model.scaling is not None
+        base = self.study.model_dump(mode="json") if self.study else {}
+        values: dict[str, Any] = {
+            key: base[key] for key in ("atlas", "preprocess", "chunks") if key in base
+        }
+        period, window = model.scaling.sample_period_s, model.config.window
+        preprocess = values.setdefault("preprocess", {}) | {"sample_period_s": period}
+        if self.short == "pad":
+            preprocess["min_duration_s"] = min(30.0, window * period)
+        cohort = {
+            "name": "scans",
+            "folder": str(source if source.is_dir() else dataset_root(source)),
+            "role": "external",
+            "watch": "full",
+            "layout": guess_layout(source),
+        } | {key: value for key, value in self.cohort.items() if value is not None}
+        if cohort["layout"] == "parcels" and model.scaling.units == "percent":
+            cohort.setdefault("units", "percent")
+        values["atlas"] = values.get("atlas", {}) | {"name": model.scaling.atlas}
+        values |= {"results": str(files), "cohorts": [cohort], "preprocess": preprocess}
+        return parse_config(values, self.source)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """A folder as it is; ``owner/name/subfolder`` -> (``owner/name``, ``subfolder``)."""
+    if Path(name).exists() or name.count("/") < 2 or name.startswith((".", "/")):
+        return name, None
+    owner, repository, subfolder = name.split("/", 2)
+    return f"{owner}/{repository}", subfolder

@@ -1,0 +1,171 @@
+"""A finished model on recordings that nobody prepared: what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from brainlm.atlas import load_atlas
+from brainlm.cli import main
+from brainlm.errors import BrainLMError
+from brainlm.inference.scans import dataset_root, guess_layout
+from brainlm.inference.session import split_name
+from brainlm.model import PRESETS, BrainLM, BrainLMConfig, from_pretrained, make_windows
+from brainlm.shards import Scaling
+
+SECONDS = 130
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A model folder, an atlas, and series of raw means of three participants, one too short."""
+    folder = tmp_path_factory.mktemp("inference")
+    atlas = load_atlas("demo424", folder / "atlas")
+    settings = PRESETS["tiny"] | {"width": 32, "depth": 1, "heads": 2, "ffn": 64}
+    torch.manual_seed(0)
+    shape = BrainLMConfig(num_parcels=424, window=60, patch=20, has_coordinates=True, **settings)
+    model = BrainLM(shape, atlas.coordinates)
+    scaling = Scaling(
+        np.zeros(424), np.full(424, 1.4), "demo424", atlas.image_sha256, 1.0, 9, units="percent"
+    )
+    model.save_pretrained(folder / "model", scaling, "a card")
+    (folder / "study.yaml").write_text(
+        f"cohorts: [{{name: a, folder: .}}]\natlas: {{name: demo424, folder: {folder}/atlas}}\n"
+    )
+    random = np.random.default_rng(0)
+    for label, seconds in (("01", SECONDS), ("02", SECONDS + 61), ("03", 50)):
+        func = folder / "series" / f"sub-{label}" / "func"
+        func.mkdir(parents=True)
+        raw = 900 * (1 + 0.01 * random.standard_normal((seconds, 424)))
+        raw[:, 3] = 0
+        name = func / f"sub-{label}_task-rest_atlas-demo424_timeseries"
+        np.save(f"{name}.npy", raw.astype(np.float32))
+        name.with_suffix(".json").write_text(json.dumps({"RepetitionTime": 1.0}))
+    return folder
+
+
+def embed(home, source, out, *options) -> tuple[int, pd.DataFrame | None]:
+    code = main([
+        "embed", str(source), "--model", str(home / "model"), "--config", str(home / "study.yaml"),
+        "--out", str(out), "--workers", "1", *options,
+    ])  # fmt: skip
+    return code, pd.read_parquet(out) if out.suffix == ".parquet" and out.exists() else None
+
+
+def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp_path):
+    code, table = embed(home, home / "series", tmp_path / "e.parquet",
+                        "--layout", "parcels", "--units", "scanner")  # fmt: skip
+    assert code == 0
+    recordings = table[table["level"] == "recording"].set_index("participant_id")
+    assert recordings["status"].to_dict() == {
+        "sub-01": "ok",
+        "sub-02": "ok",
+        "sub-03": "too_short",
+    }
+    assert "50.0 s usable" in recordings["reason"]["sub-03"]
+    windows = table[table["level"] == "window"].groupby("participant_id")["start_s"].apply(list)
+    assert windows["sub-01"] == [0, SECONDS - 60] and len(windows["sub-02"]) == 3
+    assert recordings["coverage"]["sub-01"] == pytest.approx(423 / 424)
+    # the same as by hand, in Python
+    raw = np.load(home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy")
+    model = from_pretrained(home / "model")
+    by_hand = model.embed(make_windows(model, raw, tr_s=1.0, units="scanner"), "mean").mean(0)
+    np.testing.assert_allclose(recordings["vector"]["sub-01"], by_hand.detach(), atol=2e-3)
+    assert (tmp_path / "e_files/recordings/scans/sub-01_task-rest.html").exists()
+
+
+def test_one_series_in_every_format(home, tmp_path):
+    file = home / "series/sub-02/func/sub-02_task-rest_atlas-demo424_timeseries.npy"
+    _, table = embed(home, file, tmp_path / "e.parquet", "--units", "scanner", "--pool", "cls")
+    assert set(table["pool"]) == {"cls"} and list(table["level"]) == ["window"] * 3 + ["recording"]
+    assert embed(home, file, tmp_path / "e.tsv", "--units", "scanner", "--format", "tsv",
+                 "--pool", "cls")[0] == 0  # fmt: skip
+    wide = pd.read_csv(tmp_path / "e.tsv", sep="\t", na_values="n/a")
+    np.testing.assert_allclose(wide.filter(regex=r"^d\d+$"), np.stack(table["vector"]), atol=1e-6)
+    assert embed(home, file, tmp_path / "e.npy", "--units", "scanner", "--format", "npy",
+                 "--pool", "cls")[0] == 0  # fmt: skip
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy"), np.stack(table["vector"]), atol=1e-6)
+    assert len(pd.read_csv(tmp_path / "e.tsv", sep="\t")) == 4
+
+
+def test_a_short_clip_is_padded_where_asked(home, tmp_path):
+    file = home / "series/sub-03/func/sub-03_task-rest_atlas-demo424_timeseries.npy"
+    assert embed(home, file, tmp_path / "a.parquet", "--units", "scanner") == (1, None)
+    code, table = embed(home, file, tmp_path / "b.parquet", "--units", "scanner", "--short", "pad")
+    assert code == 0 and list(table["level"]) == ["window", "recording"]
+    assert "are missing" not in table["warnings"][0]  # 10 of 60 s
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        ("nothing.npy", [], "no such file or folder; cohorts of the configuration: a"),
+        ("a", [], "a: not preprocessed yet"),
+        ("model", [], "layout 'bids' expects"),
+        ("study.yaml", [], "expected an image"),
+        ("series", ["--layout", "parcels"], "raw means .median 900.*units: scanner"),
+        ("series", ["--layout", "parcels", "--pool", "median"], "no pooling 'median'"),
+        ("series", ["--layout", "parcels", "--scaling", "no.json"], "no.json: not found"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_words(
+    home, tmp_path, capsys, monkeypatch, source, options, words
+):
+    monkeypatch.chdir(home)
+    code, table = embed(home, source, tmp_path / "e.parquet", *options)
+    error = capsys.readouterr().err
+    assert code == 1 and table is None and error.count("\n") == 1
+    assert pd.Series(error).str.contains(words).all(), error
+    assert not (tmp_path / "e.parquet").exists()
+
+
+def test_an_output_that_exists_is_kept(home, tmp_path, capsys):
+    (tmp_path / "e.parquet").write_text("mine")
+    assert main(["embed", str(home / "series"), "--model", str(home / "model"), "--out",
+                 str(tmp_path / "e.parquet")]) == 1  # fmt: skip
+    assert "exists" in capsys.readouterr().err
+    assert (tmp_path / "e.parquet").read_text() == "mine"
+
+
+def test_a_model_of_another_atlas_is_refused(home, tmp_path, capsys):
+    model = from_pretrained(home / "model")
+    other = Scaling(np.zeros(424), np.ones(424), "demo424", "f" * 64, 1.0, 9)
+    model.save_pretrained(tmp_path / "other", other, "a card")
+    file = home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy"
+    assert main(["embed", str(file), "--model", str(tmp_path / "other"), "--config",
+                 str(home / "study.yaml"), "--out", str(tmp_path / "e.parquet")]) == 1  # fmt: skip
+    assert "made with another demo424 atlas" in capsys.readouterr().err
+
+
+def test_layouts_are_told_by_names_and_descriptions(tmp_path):
+    def layout(name, text=None):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text or "")
+        return guess_layout(tmp_path / name if text is None else (tmp_path / name).parent)
+
+    assert layout("sub-1_bold.nii.gz") == layout("sub-1_space-T1w_bold.nii") == "bids"
+    assert layout("sub-1_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz") == "fmriprep"
+    assert layout("x.dat") == layout("x.tsv") == "parcels"
+    described = '{"DatasetType": "derivative", "GeneratedBy": [{"Name": "%s"}]}'
+    assert layout("f/dataset_description.json", described % "fMRIPrep") == "fmriprep"
+    assert layout("x/dataset_description.json", described % "XCP-D") == "xcpd"
+    assert layout("r/dataset_description.json", '{"DatasetType": "raw"}') == "bids"
+    with pytest.raises(BrainLMError, match=r"made by tedana; .*--layout"):
+        layout("t/dataset_description.json", described % "tedana")
+    with pytest.raises(BrainLMError, match="expected an image"):
+        layout("x.mat")
+
+
+def test_where_a_dataset_and_a_model_begin(tmp_path):
+    inside = tmp_path / "ds/sub-1/ses-2/func/sub-1_ses-2_bold.nii.gz"
+    assert dataset_root(inside) == tmp_path / "ds"
+    assert dataset_root(tmp_path / "scan.nii.gz") == tmp_path
+    assert split_name("vandijklab/brainlm/old_13M") == ("vandijklab/brainlm", "old_13M")
+    assert split_name("vandijklab/brainlm") == ("vandijklab/brainlm", None)
+    assert split_name("results/models/r1/pretrain")[1] == "r1/pretrain"
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    assert split_name(str(tmp_path / "a/b/c")) == (str(tmp_path / "a/b/c"), None)
