@@ -12,13 +12,8 @@ import pandas as pd
 
 from ..config import Cohort
 from ..errors import BrainLMError
-from .layouts import LAYOUTS
+from .layouts import ID_COLUMNS, LAYOUTS
 
-#: Columns that may hold the ids of people, the first that is there: of BIDS, UK Biobank, HCP, NIMH
-#: Data Archive, ADNI, and what people write.
-ID_COLUMNS = (
-    "participant_id", "eid", "Subject", "src_subject_id", "PTID", "subject_id", "subject", "sub",
-)  # fmt: skip
 #: What tables write for a missing value; None is a class (of patients without a diagnosis, say).
 _MISSING = ["", "n/a", "N/A", "NA", "#N/A", "NaN", "nan", "<NA>", "NULL", "null"]
 #: A class with fewer training people is left out, and counted.

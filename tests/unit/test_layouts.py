@@ -169,9 +169,9 @@ def find(folder: Path, layout: str, **more):
     return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
 
 
-def beside(folder: Path, layout: str, number: int = 0):
+def companions(folder: Path, layout: str, number: int = 0):
     source = find(folder, layout)[number].source
-    return LAYOUTS[layout].beside(folder / source)
+    return LAYOUTS[layout].companions(folder / source)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -280,7 +280,7 @@ def test_a_template_of_an_age_is_no_part_of_a_recordings_name(tmp_path):
     found = find(tmp_path, "fmriprep", space="MNIPediatricAsym")  # each in the one of their age
     assert [item.recording_id for item in found] == ["sub-01_task-rest", "sub-02_task-rest"]
     assert [item.size for item in found] == [1, 1]
-    image = LAYOUTS["fmriprep"].beside(tmp_path / found[0].source)
+    image = LAYOUTS["fmriprep"].companions(tmp_path / found[0].source)
     assert image.space == "MNIPediatricAsym" and image.motion is not None
     chosen = find(tmp_path, "fmriprep", space="MNIPediatricAsym:cohort-2")
     assert [item.size for item in chosen] == [1, -1]
@@ -321,18 +321,18 @@ def test_runs_combined_are_not_taken_beside_the_runs(tmp_path):
 def test_what_lies_beside(tmp_path):
     for name in ("fmriprep", "ukb", "hcp", "hcp-fix", "xcpd"):
         plant(tmp_path / name, TREES[name])
-    image = beside(tmp_path / "fmriprep", "fmriprep", 1)
+    image = companions(tmp_path / "fmriprep", "fmriprep", 1)
     assert image.space == "MNI152NLin6Asym"
     assert image.motion.name.endswith("run-1_desc-confounds_timeseries.tsv")
-    assert beside(tmp_path / "fmriprep", "fmriprep", 0).motion is None  # nback has none
-    rest, task = (beside(tmp_path / "ukb", "ukb", k) for k in (1, 0))
+    assert companions(tmp_path / "fmriprep", "fmriprep", 0).motion is None  # nback has none
+    rest, task = (companions(tmp_path / "ukb", "ukb", k) for k in (1, 0))
     assert rest.denoised and rest.warp.is_file() and rest.motion.name.endswith(".par")
     assert not task.denoised
-    assert not beside(tmp_path / "hcp", "hcp").denoised
-    assert beside(tmp_path / "hcp", "hcp").motion.name == "Movement_Regressors.txt"
-    fix = LAYOUTS["hcp-fix"].beside(tmp_path / "hcp-fix" / HCP / "x.nii.gz")
+    assert not companions(tmp_path / "hcp", "hcp").denoised
+    assert companions(tmp_path / "hcp", "hcp").motion.name == "Movement_Regressors.txt"
+    fix = LAYOUTS["hcp-fix"].companions(tmp_path / "hcp-fix" / HCP / "x.nii.gz")
     assert fix.denoised and fix.space == "MNI152NLin6Asym" and fix.motion is None
-    assert beside(tmp_path / "xcpd", "xcpd").motion.name.endswith("_motion.tsv")
+    assert companions(tmp_path / "xcpd", "xcpd").motion.name.endswith("_motion.tsv")
 
 
 def test_packed_and_empty_bulk_folders_are_counted(tmp_path):

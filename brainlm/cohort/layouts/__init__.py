@@ -12,7 +12,8 @@ from ...config import Cohort
 from ...errors import BrainLMError
 from .adni import ADNI
 from .base import (
-    Beside,
+    ID_COLUMNS,
+    Companions,
     Found,
     Layout,
     choose_variant,
@@ -97,6 +98,6 @@ def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
 
 
 __all__ = [
-    "LAYOUTS", "Beside", "Found", "Layout", "find_file", "find_recordings", "look",
-    "parse_name", "plain_label",
+    "ID_COLUMNS", "LAYOUTS", "Companions", "Found", "Layout", "find_file", "find_recordings",
+    "look", "parse_name", "plain_label",
 ]  # fmt: skip

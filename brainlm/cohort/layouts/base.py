@@ -2,7 +2,7 @@
 
 A layout finds recordings in one pass over directories (``os.scandir``, in threads because
 parallel file systems answer in milliseconds); no image is opened. It also says at which stage
-its recordings enter the pipeline, and what lies beside an image that enters late.
+its recordings enter the pipeline, and which files belong to an image that enters late.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ _BATCH = 64  # subjects per thread's turn: handing over one by one costs more th
 _SLOW_S = 1e-3  # s per subject: a local disk takes 0.03 ms, or 0.15 ms at the first time
 #: Entities that say what was done to a recording, not which recording it is.
 DERIVED = ("space", "cohort", "res", "den", "atlas", "seg", "stat", "desc")
+#: Columns that may hold participants' ids, the first that is there: of BIDS, UK Biobank, HCP, NIMH
+#: Data Archive, ADNI, and common spellings.
+ID_COLUMNS = (
+    "participant_id", "eid", "Subject", "src_subject_id", "PTID", "subject_id", "subject", "sub",
+)  # fmt: skip
 #: The variant of images in the recording's own space: never used, but the recording is counted.
 OWN = "own"
 
@@ -47,8 +52,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What lies beside a recording that enters late.
+class Companions:
+    """The files that belong to a recording which enters late.
 
     Attributes
     ----------
@@ -88,8 +93,8 @@ class Layout:
     find : callable
         ``(folder, task, skip) -> recordings``, in any order; entries of the folder that are named
         in `skip` are not looked at.
-    beside : callable
-        What lies beside a recording's file.
+    companions : callable
+        The files that belong to a recording's file.
     variants : str
         The cohort's configuration key that chooses among variants.
     label : callable
@@ -100,7 +105,7 @@ class Layout:
     enters: Literal["motion", "volumes", "series"]
     tree: str
     find: Callable[[Path, str | None, Set[str]], list[Found]]
-    beside: Callable[[Path], Beside] = lambda path: Beside()
+    companions: Callable[[Path], Companions] = lambda path: Companions()
     variants: str = "space"
     label: Callable[[str], str] = plain_label
 

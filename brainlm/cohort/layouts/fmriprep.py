@@ -13,7 +13,7 @@ from pathlib import Path
 from .base import (
     DERIVED,
     OWN,
-    Beside,
+    Companions,
     Found,
     Layout,
     found_bids,
@@ -44,7 +44,7 @@ def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
     return recordings
 
 
-def beside(path: Path) -> Beside:
+def companions(path: Path) -> Companions:
     """Space by its name; confounds of the same run (``_regressors`` before version 20.2)."""
     entities, _ = parse_name(path.name)
     run = "_".join(f"{key}-{value}" for key, value in entities.items() if key not in DERIVED)
@@ -52,7 +52,7 @@ def beside(path: Path) -> Beside:
         path.with_name(f"{run}_desc-confounds_{suffix}.tsv")
         for suffix in ("timeseries", "regressors")
     ]
-    return Beside(entities.get("space"), next((t for t in tables if t.is_file()), None))
+    return Companions(entities.get("space"), next((t for t in tables if t.is_file()), None))
 
 
 FMRIPREP = Layout(
@@ -60,5 +60,5 @@ FMRIPREP = Layout(
     "volumes",
     "sub-*/[ses-*/]func/*_space-<template>_[res-*_]desc-preproc_bold.nii.gz",
     find,
-    beside,
+    companions,
 )

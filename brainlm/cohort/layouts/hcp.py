@@ -12,7 +12,7 @@ from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
-from .base import Beside, Found, Layout, files, found, per_subject
+from .base import Companions, Found, Layout, files, found, per_subject
 
 _SUBJECT = re.compile(r"([a-zA-Z0-9]+)(?:_(V\d+))?(?:_MR|_3T|_7T)?")
 _RUN = re.compile(r"[rt]fMRI_([a-zA-Z]+)(\d*|\d+[a-z])(?:_(7T))?(?:_(LR|RL|AP|PA))?")
@@ -68,20 +68,24 @@ def _entities(subject: str, run: re.Match) -> dict[str, str]:
     return {key: value for key, value in entities.items() if value}
 
 
-def beside(path: Path, *, clean: bool) -> Beside:
+def companions(path: Path, *, clean: bool) -> Companions:
     """``Movement_Regressors.txt`` of the run."""
     motion = path.with_name("Movement_Regressors.txt")
-    return Beside("MNI152NLin6Asym", motion if motion.is_file() else None, denoised=clean)
+    return Companions("MNI152NLin6Asym", motion if motion.is_file() else None, denoised=clean)
 
 
 _TREE = "<subject>/MNINonLinear/Results/<run>/<run>"
 HCP = Layout(
-    "hcp", "volumes", f"{_TREE}.nii.gz", partial(find, clean=False), partial(beside, clean=False)
+    "hcp",
+    "volumes",
+    f"{_TREE}.nii.gz",
+    partial(find, clean=False),
+    partial(companions, clean=False),
 )
 HCP_FIX = Layout(
     "hcp-fix",
     "volumes",
     f"{_TREE}_hp2000_clean[_rclean_tclean].nii.gz",
     partial(find, clean=True),
-    partial(beside, clean=True),
+    partial(companions, clean=True),
 )

@@ -11,6 +11,7 @@ from ...atlas import registered_files
 from . import ukb
 from .base import (
     DERIVED,
+    ID_COLUMNS,
     Found,
     Layout,
     files,
@@ -133,8 +134,6 @@ def _no_series(item: os.DirEntry) -> str:
         return "no parcel series by its name" if _is_about(*parse_name(item.name)) else ""
     if not item.name.endswith(".tsv") or _UKB.fullmatch(stem):
         return ""
-    from ..labels import ID_COLUMNS
-
     with open(item.path, encoding="utf-8-sig", errors="replace") as handle:
         header = {name.strip() for name in handle.readline().split("\t")}
     tables = header & {*ID_COLUMNS, "recording_id", "session_id", "filename"}

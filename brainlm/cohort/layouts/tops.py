@@ -18,7 +18,7 @@ import re
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Beside, Found, Layout, found, functional, parse_name, per_subject
+from .base import Companions, Found, Layout, found, functional, parse_name, per_subject
 
 _IMAGE = re.compile(r"(s?w)(?:(?!mean)[a-z_])*(sub-.+_bold)\.nii(\.gz)?")  # not SPM's mean image
 
@@ -46,5 +46,5 @@ TOPS = Layout(
     "volumes",
     "sub-*/func/[s]w*sub-*_bold.nii[.gz]",
     find,
-    lambda path: Beside(space="IXI549Space"),
+    lambda path: Companions(space="IXI549Space"),
 )

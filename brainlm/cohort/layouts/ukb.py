@@ -12,7 +12,7 @@ import re
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Beside, Found, Layout, files, found
+from .base import Companions, Found, Layout, files, found
 
 _NAME = re.compile(r"(\d+)_(20227|20249)_(\d+)_(\d+)(\.zip)?")
 _IMAGES = {
@@ -53,10 +53,10 @@ def _image(directory: str, image: str) -> str:
     return os.path.join(inner if os.path.isdir(inner) else directory, image)
 
 
-def beside(path: Path) -> Beside:
+def companions(path: Path) -> Companions:
     """The warp and MCFLIRT's parameters, in ``reg`` and ``mc``."""
     motion = path.parent / "mc/prefiltered_func_data_mcf.par"
-    return Beside(
+    return Companions(
         space="MNI152NLin6Asym",
         motion=motion if motion.is_file() else None,
         warp=path.parent / "reg/example_func2standard_warp.nii.gz",
@@ -70,5 +70,5 @@ UKB = Layout(
     "<eid>_20227_<i>_<a>/[fMRI/]rfMRI.ica/filtered_func_data_clean.nii.gz or "
     "<eid>_20249_<i>_<a>/[fMRI/]tfMRI.feat/filtered_func_data.nii.gz",
     find,
-    beside,
+    companions,
 )

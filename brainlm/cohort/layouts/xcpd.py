@@ -10,7 +10,7 @@ from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from .base import DERIVED, Beside, Found, Layout, functional, parse_name
+from .base import DERIVED, Companions, Found, Layout, functional, parse_name
 from .parcels import find_named
 
 
@@ -36,12 +36,12 @@ def _leave(item: Found, *keys: str) -> tuple:
     return item.variant, *((k, v) for k, v in item.entities.items() if k not in keys)
 
 
-def beside(path: Path) -> Beside:
+def companions(path: Path) -> Companions:
     """Framewise displacement: ``*_[desc-filtered_]motion.tsv`` of the same run."""
     entities, _ = parse_name(path.name)
     run = "_".join(f"{key}-{value}" for key, value in entities.items() if key not in DERIVED)
     tables = [path.with_name(f"{run}_{end}") for end in ("motion.tsv", "desc-filtered_motion.tsv")]
-    return Beside(motion=next((table for table in tables if table.is_file()), None))
+    return Companions(motion=next((table for table in tables if table.is_file()), None))
 
 
 XCPD = Layout(
@@ -49,6 +49,6 @@ XCPD = Layout(
     "series",
     "sub-*/[ses-*/]func/*_{seg,atlas}-<parcellation>_[stat-mean_]timeseries.tsv",
     find,
-    beside,
+    companions,
     variants="segmentation",
 )

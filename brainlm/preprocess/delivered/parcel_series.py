@@ -167,16 +167,16 @@ def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
 
 def _displacement(entry: Entry, cohort: Cohort, count: int) -> float:
     """Mean framewise displacement in mm where a file beside the series says it, else NaN."""
-    beside = LAYOUTS[cohort.layout].beside(entry.path)
-    if beside.motion is None:
+    companions = LAYOUTS[cohort.layout].companions(entry.path)
+    if companions.motion is None:
         return float("nan")
-    moved = read_movement(beside.motion).displacement_mm
+    moved = read_movement(companions.motion).displacement_mm
     if len(moved) != count:
         raise RecordingError(
             "bad_data",
             f"{entry.path}: {count} time points, but {len(moved)} volumes in "
-            f"{beside.motion.name}: censored volumes were cut out, so time has gaps; make XCP-D "
-            "interpolate them (--output-type interpolated)",
+            f"{companions.motion.name}: censored volumes were cut out, so time has gaps; make "
+            "XCP-D interpolate them (--output-type interpolated)",
         )
     return float(np.nanmean(moved)) if np.isfinite(moved).any() else float("nan")
 

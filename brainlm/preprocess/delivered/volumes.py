@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...atlas import Atlas
-from ...cohort.layouts import LAYOUTS, Beside
+from ...cohort.layouts import LAYOUTS, Companions
 from ...cohort.recordings import Entry
 from ...config import Cohort, Preprocess
 from ...errors import RecordingError
@@ -43,22 +43,22 @@ def take_volumes(
         ``unreadable``, ``bad_metadata`` (also: a space that is not the atlas's, no confounds),
         ``bad_data``, ``too_short`` or ``parcellation_failed``.
     """
-    beside = LAYOUTS[cohort.layout].beside(entry.path)
+    companions = LAYOUTS[cohort.layout].companions(entry.path)
     if entry.path.suffix == ".zip":
         raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it beside itself")
-    space = agree_space(beside.space, cohort, atlas)
+    space = agree_space(companions.space, cohort, atlas)
     run = open_bold(entry.path, repetition_time_s=cohort.repetition_time_s)
-    movement = _movement(beside, cohort, run)
+    movement = _movement(companions, cohort, run)
     count, tr_s = run.shape[3], run.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
     check_duration(count, tr_s, config.min_duration_s, acquired)
     figures: Figures = {}
     with timed(figures, "sample"):
-        raw, coverage, voxels = _sample(run, _world(beside, run, atlas), atlas)
+        raw, coverage, voxels = _sample(run, _world(companions, run, atlas), atlas)
     dropped, quality = _quality(voxels, tr_s, movement)
     check_duration(count - dropped, tr_s, config.min_duration_s, acquired)
     with timed(figures, "clean"):
-        nuisance = _nuisance(movement, beside, cohort)
+        nuisance = _nuisance(movement, companions, cohort)
         moved = movement.displacement_mm if movement else np.zeros(count)  # no motion, no figure
         kept = None if nuisance is None else nuisance[dropped:]
         cleaner = partial(make_filter(tr_s, config), nuisance=kept)
@@ -72,7 +72,7 @@ def take_volumes(
         "Space": space,
         "AtlasSpace": atlas.space,
         "ConfoundsRemoved": [] if nuisance is None else list(cohort.confound_steps),
-        "DenoisedBefore": beside.denoised,
+        "DenoisedBefore": companions.denoised,
         "Warnings": run.warnings,
     }
     write_filtered(paths.filtered, made.before, config)
@@ -109,39 +109,41 @@ def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
     return space
 
 
-def _movement(beside: Beside, cohort: Cohort, run: OpenBold) -> Movement | None:
+def _movement(companions: Companions, cohort: Cohort, run: OpenBold) -> Movement | None:
     """What is known of the motion; an error if it is to be regressed and is not known."""
-    if beside.motion is None:
-        if beside.denoised or not cohort.confound_steps:
+    if companions.motion is None:
+        if companions.denoised or not cohort.confound_steps:
             return None
         raise RecordingError(
             "bad_metadata",
             f"{run.path}: no motion parameters beside it; add the file, or set confounds: none "
             f"for cohort {cohort.name}",
         )
-    movement = read_movement(beside.motion)
+    movement = read_movement(companions.motion)
     if len(movement.displacement_mm) != run.shape[3]:
         raise RecordingError(
             "bad_metadata",
-            f"{beside.motion}: {len(movement.displacement_mm)} rows, the image has "
+            f"{companions.motion}: {len(movement.displacement_mm)} rows, the image has "
             f"{run.shape[3]} volumes; they are not of the same run",
         )
     return movement
 
 
-def _nuisance(movement: Movement | None, beside: Beside, cohort: Cohort) -> np.ndarray | None:
+def _nuisance(
+    movement: Movement | None, companions: Companions, cohort: Cohort
+) -> np.ndarray | None:
     """Columns to remove [T, C], or None."""
     from ..denoise.confounds import choose_nuisance, nuisance_names
 
-    if movement is None or beside.denoised:
+    if movement is None or companions.denoised:
         return None
     steps = cohort.confound_steps
     lacking = {n for step in steps for n in nuisance_names(step)} - movement.columns.keys()
     if lacking:
         raise RecordingError(
             "bad_metadata",
-            f"{beside.motion}: no column {', '.join(sorted(lacking))}; name confounds for cohort "
-            f"{cohort.name} that it has",
+            f"{companions.motion}: no column {', '.join(sorted(lacking))}; name confounds for "
+            f"cohort {cohort.name} that it has",
         )
     return choose_nuisance(steps, movement.columns, np.empty((0, 0)), np.zeros(0, bool))[0]
 
@@ -149,24 +151,24 @@ def _nuisance(movement: Movement | None, beside: Beside, cohort: Cohort) -> np.n
 # ---- voxels
 
 
-def _world(beside: Beside, run: OpenBold, atlas: Atlas) -> np.ndarray:
+def _world(companions: Companions, run: OpenBold, atlas: Atlas) -> np.ndarray:
     """Where the atlas's voxels lie in the image's world, mm [N, 3]."""
     from ..parcellate.parcel_means import parcel_points
 
     points, _ = parcel_points(atlas)
-    if beside.warp is None:
+    if companions.warp is None:
         return points
-    if not beside.warp.is_file():
+    if not companions.warp.is_file():
         raise RecordingError(
-            "bad_metadata", f"{beside.warp}: no warp from the template to the image; unpack it"
+            "bad_metadata", f"{companions.warp}: no warp from the template to the image; unpack it"
         )
     from ..fsl.formats import load_warp, world_to_scaled_mm
 
     source = world_to_scaled_mm(run.affine, run.shape[2::-1])
     try:
-        return load_warp(beside.warp, source)(points)
+        return load_warp(companions.warp, source)(points)
     except (ValueError, OSError, EOFError) as error:
-        raise RecordingError("bad_metadata", f"{beside.warp}: {error}") from None
+        raise RecordingError("bad_metadata", f"{companions.warp}: {error}") from None
 
 
 def _sample(
