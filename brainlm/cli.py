@@ -442,7 +442,7 @@ def _embed(args) -> None:
     def embed(model, corpus):
         return embed_corpus(model, corpus, pool=args.pool, short=args.short)
 
-    session.run(embed, out, args.format)
+    session.run(embed, out, args.format, f"brainlm embed {args.source} --model {args.model}")
 
 
 def _evaluate(args) -> None:

@@ -15,6 +15,7 @@ from ..config import Config, parse_config
 from ..errors import BrainLMError
 from ..paths import Results
 from ..shards import Corpus, Scaling
+from .page import write_session_page
 from .scans import dataset_root, guess_layout, open_scans, preprocess
 from .vectors import FORMATS, write_table
 
@@ -57,7 +58,12 @@ class Session:
     workers: int = os.cpu_count() or 1
 
     def run(
-        self, method: Method, out: Path, form: str, log: Callable[[str], None] = print
+        self,
+        method: Method,
+        out: Path,
+        form: str,
+        command: str,
+        log: Callable[[str], None] = print,
     ) -> pd.DataFrame:
         """Preprocess the scans, run `method`, write its table to `out` and a page next to it.
 
@@ -75,21 +81,26 @@ class Session:
             )
         model = self.open_model()
         if self._of_study():
-            corpus, files = self._study_corpus(), None
+            config, corpus = None, self._study_corpus()
         else:
-            files = out.with_name(f"{out.stem}_files")
-            corpus = self._preprocess(model, files, log)
+            config = self._configure(model, out.with_name(f"{out.stem}_files"))
+            corpus = self._preprocess(model, config, log)
         table = method(model, corpus)
+        page = None
+        if config:
+            page = write_session_page(table, model, self.model, self.source, config, command)
         made = table["status"].eq("ok")
         if not made.any():
             first = table.iloc[0]
             raise BrainLMError(
                 f"{self.source}: none of {len(table)} recordings could be used; "
                 f"{first['recording_id']}: {first['status']}: {first['reason']}"
-                + (f"; its page is in {files}" if files else "")
+                + (f"; see {page}" if page else "")
             )
         for path in write_table(table, out, form):
             log(f"{path}: {len(table)} rows, {int((~made).sum())} without a result")
+        if page:
+            log(f"{page}: what came out, and how good the recordings are")
         return table
 
     def open_model(self) -> BrainLM:
@@ -127,10 +138,9 @@ class Session:
             raise BrainLMError(f"{self.source}: not preprocessed yet; run: snakemake --cores all")
         return Corpus(shards)
 
-    def _preprocess(self, model: BrainLM, files: Path, log) -> Corpus:
+    def _preprocess(self, model: BrainLM, config: Config, log) -> Corpus:
         assert model.scaling is not None
         source = Path(self.source).absolute()
-        config = self._configure(source, model, files)
         atlas = load_atlas(config.atlas.name, config.atlas.folder)
         if atlas.image_sha256 != model.scaling.atlas_sha256:
             raise BrainLMError(
@@ -140,9 +150,10 @@ class Session:
             )
         return preprocess(open_scans(source, config), atlas, workers=self.workers, log=log)
 
-    def _configure(self, source: Path, model: BrainLM, files: Path) -> Config:
-        """The configuration of a study of one cohort: `source`, for this model."""
+    def _configure(self, model: BrainLM, files: Path) -> Config:
+        """The configuration of a study of one cohort, the source, for this model."""
         assert model.scaling is not None
+        source = Path(self.source).absolute()
         base = self.study.model_dump(mode="json") if self.study else {}
         values: dict[str, Any] = {
             key: base[key] for key in ("atlas", "preprocess", "chunks") if key in base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,10 @@ def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp
     model = from_pretrained(home / "model")
     by_hand = model.embed(make_windows(model, raw, tr_s=1.0, units="scanner"), "mean").mean(0)
     np.testing.assert_allclose(recordings["vector"]["sub-01"], by_hand.detach(), atol=2e-3)
-    assert (tmp_path / "e_files/recordings/scans/sub-01_task-rest.html").exists()
+    page = (tmp_path / "e_files/report/index.html").read_text()
+    assert "too_short" in page and "2 of 3" in page
+    for link in re.findall(r'href="(\.\./recordings/[^"]+)"', page):
+        assert (tmp_path / "e_files/report" / link).exists(), link
 
 
 def test_one_series_in_every_format(home, tmp_path):

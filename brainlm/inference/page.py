@@ -1,0 +1,93 @@
+"""The page of a session: which model, which recordings, what came out, and how far to trust it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from ..config import Config
+from ..report.blocks import Cards, Cautions, Section, Table, Text, count
+from ..report.cohort import find_pages, make_cohort_page, read_measured
+from ..report.facts import read_facts
+from ..report.recording import page_path
+from ..report.site import Page, write_site
+from .vectors import IDENTITY
+
+if TYPE_CHECKING:
+    from ..model import BrainLM
+
+_LEFT_OUT = {"level", "cohort", "vector", "start_s"}
+
+
+def write_session_page(
+    table: pd.DataFrame, model: BrainLM, name: str, source: str, config: Config, command: str
+) -> Path:
+    """Write ``report/index.html`` and the cohort's page into the session's results folder.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of :mod:`.vectors`: a row per window and per recording.
+    name : str
+        What the user called the model; `source`: and the scans.
+    """
+    out = config.results / "report"
+    recordings = table[table["level"] == "recording"].reset_index(drop=True)
+    (cohort,) = config.cohorts
+    pages = find_pages(config.results, cohort.name)
+    page = Page(
+        "index.html",
+        Path(source).name,
+        f"{count(len(recordings), 'recording')} through the model {name}",
+        [
+            Section("summary", "Summary", _summarise(table, recordings, model, name)),
+            Section("recordings", "Recordings", [_list(recordings, pages, command)]),
+        ],
+        [],
+    )
+    facts = read_facts(config.results, config)
+    measured = read_measured(config.results, cohort.name)
+    write_site([page, make_cohort_page(facts, cohort, measured, pages)], out)
+    return out / "index.html"
+
+
+def _summarise(table: pd.DataFrame, recordings: pd.DataFrame, model: BrainLM, name: str) -> list:
+    made = recordings["status"] == "ok"
+    windows = int((table["level"] == "window").sum())
+    shape, scaling = model.config, model.scaling
+    assert scaling is not None
+    cards = [
+        ("recordings with a result", f"{made.sum()} of {len(recordings)}", ""),
+        ("windows", str(windows), f"of {shape.window * scaling.sample_period_s:g} s"),
+    ]
+    text = (
+        f"The model {name}: {shape.preset or shape.family}, {shape.num_parcels} parcels of atlas "
+        f"{scaling.atlas}, one sample every {scaling.sample_period_s:g} s, input in "
+        f"{scaling.units}, scaled by release {scaling.release or '(not named)'}."
+    )
+    notes = recordings["warnings"].replace("", None).dropna().str.split("; ").explode()
+    cautions = [f"{text}: {count(n, 'recording')}" for text, n in notes.value_counts().items()]
+    cautions += [
+        f"{count(n, 'recording')} without a result: {status}"
+        for status, n in recordings.loc[~made, "status"].value_counts().items()
+    ]
+    return [
+        Text([text]),
+        Cards(cards),
+        *([Cautions("What to distrust", cautions)] if cautions else []),
+    ]
+
+
+def _list(recordings: pd.DataFrame, pages: set[str], command: str) -> Table:
+    first = [name for name in ("recording_id", *IDENTITY) if name not in _LEFT_OUT]
+    columns = list(dict.fromkeys([*first, *recordings.columns.difference(_LEFT_OUT, sort=False)]))
+    frame = recordings[columns].dropna(axis="columns", how="all")
+    links = {
+        recording: f"../recordings/{page_path(cohort, recording)}"
+        for cohort, recording in zip(recordings["cohort"], recordings["recording_id"], strict=True)
+        if recording in pages
+    }
+    caption = "One row per recording; its page shows motion, registration, components and parcels."
+    return Table("recordings", caption, frame, command=command, sortable=True, links=links)
