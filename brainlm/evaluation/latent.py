@@ -19,9 +19,10 @@ from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job, open_model
-from .metrics import MIN_SUBJECTS, draw_counts, pearson_r, percentiles, r2, sum_values
+from .metrics import pearson_r, r2, sum_values
 from .people import KEY, cohort_parts, count_absent, long_enough, names_of
-from .rows import describe_left_out, write_results
+from .rows import compare, describe_left_out, write_results
+from .statistics import Sample, add_by_participant
 
 #: columns that are names even where they are written as numbers
 CLASSES = ("site", "sex")
@@ -204,7 +205,10 @@ def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict,
         return
     near = nearest_of_others(standardise(values)[known], people)
     numeric = pd.api.types.is_numeric_dtype(labels) and labels.nunique() > 2
-    yield from _rows(labels, near, people, numeric, where, options)
+    sample = Sample(count, options)
+    for metric, formula, sums in _statistics(labels, near, people, numeric):
+        of = {where["method"]: lambda counts: formula(counts @ sums)}  # noqa: B023
+        yield from compare(sample, of, where | {"metric": metric})
     rng = np.random.default_rng(options.seed)
     chance: dict[str, list[float]] = {}
     for _ in range(_SHUFFLES):
@@ -226,27 +230,14 @@ def nearest_of_others(values: np.ndarray, people: np.ndarray, count: int = NEIGH
     return np.argsort(distance, axis=1, kind="stable")[:, :count]
 
 
-def _rows(labels, near, people, numeric: bool, where: dict, options: Evaluate) -> Iterator[dict]:
-    for metric, formula, sums in _statistics(labels, near, people, numeric):
-        counts = draw_counts(len(sums), options.bootstrap, options.seed)
-        low, high = percentiles(formula(counts @ sums))
-        if len(sums) < MIN_SUBJECTS:
-            low = high = np.nan
-        value = float(formula(sums.sum(0)))
-        yield where | {"metric": metric, "value": value, "low": low, "high": high}
-
-
 def _statistics(labels: pd.Series, near: np.ndarray, people: np.ndarray, numeric: bool):
     """(metric, formula of sums, sums per person [S, ...]) of the neighbours' prediction."""
-    names, which = np.unique(people, return_inverse=True)
     values = labels.to_numpy()
     if numeric:
         guess = values[near].astype(float).mean(1)
-        sums = np.zeros((len(names), 8))
         pairs = zip(values.astype(float), guess, strict=True)
-        np.add.at(sums, which, [sum_values(truth, one) for truth, one in pairs])
+        sums = add_by_participant([sum_values(truth, one) for truth, one in pairs], people)
         return [("r2", r2, sums), ("r", pearson_r, sums)]
     same = (values[near] == values[:, None]).mean(1)
-    sums = np.zeros((len(names), 2))
-    np.add.at(sums, which, np.stack([same, np.ones(len(same))], 1))
+    sums = add_by_participant(np.stack([same, np.ones(len(same))], 1), people)
     return [("purity", lambda s: s[..., 0] / s[..., 1], sums)]

@@ -17,11 +17,11 @@ from ..config import Evaluate, sweep_point
 from ..files import read_json
 from ..shards import Corpus
 from .job import Job, open_model
-from .metrics import POOLED, add_by_subject, bootstrap_p, difference, measure, of_sums
+from .metrics import POOLED, of_sums
 from .people import cohort_parts, long_enough
 from .reconstruction import evaluate_masking
-from .rows import describe_left_out, write_results
-from .significance import holm
+from .rows import describe_left_out, rows_of, rows_of_gaps, rows_of_units, write_results
+from .statistics import Sample, add_by_participant
 
 #: (preset, share, seed) -> folder
 Sweep = Mapping[tuple[str, float, int], Path]
@@ -91,48 +91,40 @@ def evaluate_scaling(
             if not len(indices):
                 rows.append(where)
                 continue
-            sums = {
-                seed: evaluate_masking(
+            sums = [
+                evaluate_masking(
                     opened[point], corpus, indices, "random", mask_ratio, options.seed
                 )[0]["model"][0]
-                for seed, point in seeds.items()
-            }
-            points.append((where, add_by_subject(np.sum(list(sums.values()), axis=0), people)))
-            rows += _rows(sums, points[-1], options)
-        rows += _differences(points, options)
+                for point in seeds.values()
+            ]
+            points.append((where, add_by_participant(sum(sums), people)))
+            by_seed = (POOLED["r2"](one.sum(0)) for one in sums)
+            rows += rows_of_units(where | {"metric": "r2"}, "seed", seeds, by_seed)
+        rows += _rows(points, Sample(len(set(people)), options))
     return write_results(rows, out, options.seed, config)
 
 
-def _rows(
-    sums: dict[int, np.ndarray], point: tuple[dict, np.ndarray], options: Evaluate
-) -> Iterator[dict]:
-    """One size and share: all seeds together, then one by one."""
-    where, by_subject = point
-    for metric in POOLED:
-        of, count = of_sums(metric, by_subject), len(by_subject)
-        measured = measure(of, count, options.bootstrap, options.seed)
-        yield where | {"metric": metric} | measured
-    for seed, one in sums.items():
-        value = float(POOLED["r2"](one.sum(0)))
-        yield where | {"level": "seed", "unit": str(seed), "metric": "r2", "value": value}
-
-
-def _differences(points: list[tuple[dict, np.ndarray]], options: Evaluate) -> Iterator[dict]:
-    """Every point less the first preset on its smallest share, p corrected over the points."""
-    if len(points) < 2:
+def _rows(points: list[tuple[dict, np.ndarray]], sample: Sample) -> Iterator[dict]:
+    """Every size and share, and less the first preset on its smallest share."""
+    if not points:
         return
     preset = points[0][0]["method"]
-    of_preset = [point for point in points if point[0]["method"] == preset]
-    least = min(of_preset, key=lambda point: float(point[0]["target"]))
-    others = [point for point in points if point is not least]
+    least = min(
+        (k for k, (where, _) in enumerate(points) if where["method"] == preset),
+        key=lambda k: float(points[k][0]["target"]),
+    )
+    against = f"{preset} on {points[least][0]['target']}"
     for metric in POOLED:
-        gaps = [difference(of_sums(metric, o[1]), of_sums(metric, least[1])) for o in others]
-        count = len(least[1])
-        chances = [bootstrap_p(gap, count, options.bootstrap, options.seed) for gap in gaps]
-        for point, gap, p in zip(others, gaps, holm(np.array(chances)), strict=True):
-            name = f"{point[0]['method']} minus {preset} on {least[0]['target']}"
-            row = point[0] | {"method": name, "metric": metric, "p": p}
-            yield row | measure(gap, count, options.bootstrap, options.seed)
+        found = [
+            (where | {"metric": metric}, sample.estimate(of_sums(metric, sums)))
+            for where, sums in points
+        ]
+        for where, estimate in found:
+            yield from rows_of(where, estimate)
+        yield from rows_of_gaps([
+            (where | {"method": f"{where['method']} minus {against}"}, one - found[least][1])
+            for k, (where, one) in enumerate(found) if k != least
+        ])  # fmt: skip
 
 
 def _count_people(table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]) -> int:

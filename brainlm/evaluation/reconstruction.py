@@ -20,9 +20,10 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
 from .job import Job, open_model
-from .metrics import POOLED, add_by_subject, difference, measure, of_sums
+from .metrics import POOLED, of_sums
 from .people import cohort_parts, long_enough
-from .rows import describe_left_out, write_results
+from .rows import compare, describe_left_out, rows_of_units, write_results
+from .statistics import Sample, add_by_participant
 
 METHODS = ("model", "linear", "space", "zero")
 _BATCH = 8  # windows per forward pass
@@ -175,25 +176,20 @@ def _save_traces(path: Path, traces: dict[str, np.ndarray]) -> None:
 
 def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) -> Iterator[dict]:
     """Pooled rows with intervals and paired differences, then each recording and parcel."""
-    subjects = table["participant_id"].to_numpy()
-    by_subject = {name: add_by_subject(of_row, subjects) for name, (of_row, _) in sums.items()}
-    count = len(np.unique(subjects))
-    where = where | {"n": count}
-    for metric in POOLED:
-        statistics = {name: of_sums(metric, values) for name, values in by_subject.items()}
-        for other in METHODS[1:]:
-            statistics[f"model minus {other}"] = difference(statistics["model"], statistics[other])
-        for name, statistic in statistics.items():
-            row = where | {"method": name, "level": "pooled", "metric": metric}
-            yield row | measure(statistic, count, options.bootstrap, options.seed)
-    units = {"recording": list(table["recording_id"])}
-    for name, parts in sums.items():
-        units["parcel"] = list(range(1, len(parts[1]) + 1))
-        for (level, labels), part in zip(units.items(), parts, strict=True):
-            for metric, formula in POOLED.items():
-                for unit, value in zip(labels, formula(part), strict=True):
-                    row = {"method": name, "level": level, "unit": str(unit), "metric": metric}
-                    yield where | row | {"value": float(value)}
+    participants = table["participant_id"].to_numpy()
+    totals = {name: add_by_participant(of_row, participants) for name, (of_row, _) in sums.items()}
+    sample = Sample(len(totals["model"]), options)
+    where = where | {"n": sample.participants, "level": "pooled"}
+    pairs = [("model", other) for other in METHODS[1:]]
+    for metric, formula in POOLED.items():
+        statistics = {name: of_sums(metric, values) for name, values in totals.items()}
+        row = where | {"metric": metric}
+        yield from compare(sample, statistics, row, pairs)
+        for name, (of_recording, of_parcel) in sums.items():
+            row = where | {"metric": metric, "method": name}
+            recordings, parcels = table["recording_id"], range(1, len(of_parcel) + 1)
+            yield from rows_of_units(row, "recording", recordings, formula(of_recording))
+            yield from rows_of_units(row, "parcel", parcels, formula(of_parcel))
 
 
 def load_traces(path: Path) -> dict[str, np.ndarray]:

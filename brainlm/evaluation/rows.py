@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import atomic_path
+from .statistics import Estimate, Sample, Statistic, holm
 
 #: column -> (type, meaning)
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -25,12 +27,12 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "unit": (pa.string(), "the recording, parcel (1..R) or seed of the level; null when pooled"),
     "metric": (pa.string(), "r2 (unclipped), r, mse, mae, auc, ...; scaled_: of labels as learnt"),
     "value": (pa.float64(), "the metric; null where it has none, see note"),
-    "low": (pa.float64(), "lower end of the 95 % interval over subjects; null if none"),
+    "low": (pa.float64(), "lower end of the 95 % interval over participants; null if none"),
     "high": (pa.float64(), "upper end"),
     "p": (pa.float64(), "p value, corrected for the comparisons of its table; null if not tested"),
-    "n": (pa.int32(), "subjects evaluated"),
-    "n_train": (pa.int32(), "subjects the method was fitted on; null if it needs none"),
-    "left_out": (pa.int32(), "subjects of this cohort and split that are not in n"),
+    "n": (pa.int32(), "participants evaluated"),
+    "n_train": (pa.int32(), "participants the method was fitted on; null if it needs none"),
+    "left_out": (pa.int32(), "participants of this cohort and split that are not in n"),
     "note": (pa.string(), "why they were left out, or why there is no value"),
     "command": (pa.string(), "what made the row"),
     "config": (pa.string(), "Job.fingerprint: the resolved configuration and the task's file"),
@@ -60,6 +62,51 @@ def write_results(
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return table.to_pandas()
+
+
+def rows_of(
+    where: dict,
+    estimate: Estimate,
+    units: Iterable | None = None,
+    p: np.ndarray | None = None,
+) -> Iterator[dict]:
+    """A figure with its interval, or one row for each of its units."""
+    columns = {"value": estimate.value, "p": p}
+    columns |= dict(zip(("low", "high"), estimate.interval, strict=True))
+    numbers = {name: np.ravel(values) for name, values in columns.items() if values is not None}
+    for k, unit in enumerate([None] if units is None else units):
+        row = where if unit is None else where | {"unit": str(unit)}
+        yield row | {name: float(values[k]) for name, values in numbers.items()}
+
+
+def rows_of_gaps(
+    gaps: Sequence[tuple[dict, Estimate]], units: Iterable | None = None
+) -> Iterator[dict]:
+    """Paired differences with p, corrected over all of them and their units."""
+    p = holm(np.array([gap.p for _, gap in gaps]))
+    for (where, gap), corrected in zip(gaps, p, strict=True):
+        yield from rows_of(where, gap, units, corrected)
+
+
+def compare(
+    sample: Sample,
+    statistics: Mapping[str, Statistic],
+    where: dict,
+    pairs: Sequence[tuple[str, str]] = (),
+    units: Iterable | None = None,
+) -> Iterator[dict]:
+    """Rows of one metric: each method, then each pair of methods as ``a minus b``."""
+    found = {name: sample.estimate(statistic) for name, statistic in statistics.items()}
+    for name, estimate in found.items():
+        yield from rows_of(where | {"method": name}, estimate, units)
+    named = [(where | {"method": f"{a} minus {b}"}, found[a] - found[b]) for a, b in pairs]
+    yield from rows_of_gaps(named, units)
+
+
+def rows_of_units(where: dict, level: str, units: Iterable, values: Iterable) -> Iterator[dict]:
+    """Values without intervals: of single recordings, parcels or seeds."""
+    for unit, value in zip(units, values, strict=True):
+        yield where | {"level": level, "unit": str(unit), "value": float(value)}
 
 
 def current_command() -> str:

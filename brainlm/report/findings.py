@@ -182,7 +182,7 @@ def _describe_forecasting(facts: Facts, name: str, result: pd.DataFrame) -> list
         caption = (
             "Forecasting held-out people: unclipped R² of every step ahead, the band is the "
             "fine-tuned model's 95 % bootstrap interval over people. Below, steps at which its "
-            "squared error differs from the method's (paired Wilcoxon test over people, "
+            "squared error differs from the method's (paired bootstrap t test over participants, "
             "Holm-corrected over methods and steps): * better, x worse. The best "
             f"{len(drawn) - 1} of the other methods are drawn; the data have all."
         )

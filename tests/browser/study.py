@@ -12,9 +12,10 @@ from study_tasks import HOSTILE, PARCELS, write_tasks
 
 from brainlm.atlas import Atlas
 from brainlm.cohort.splits import split_of
-from brainlm.config import Config, parse_config
-from brainlm.evaluation.metrics import bootstrap, difference, of_sums, sum_values
-from brainlm.evaluation.rows import write_results
+from brainlm.config import Config, Evaluate, parse_config
+from brainlm.evaluation.metrics import of_sums, sum_values
+from brainlm.evaluation.rows import compare, write_results
+from brainlm.evaluation.statistics import Sample
 from brainlm.files import write_json
 from brainlm.preprocess.io.derivatives import Derivatives, sidecar, write_table, write_volume
 from brainlm.preprocess.normalise.registration import Normalisation
@@ -210,16 +211,12 @@ def _rows(truth, guesses: dict, where: dict):
         name: np.array([sum_values(y, p) for y, p in zip(truth, guess, strict=True)])
         for name, guess in guesses.items()
     }
-    first = next(iter(sums))
+    sample = Sample(len(truth), Evaluate(bootstrap=200, seed=0))
+    pairs = [(next(iter(sums)), other) for other in list(sums)[1:]]
     for metric in ("r2", "r", "mse", "mae"):
         statistics = {name: of_sums(metric, part) for name, part in sums.items()}
-        for other in list(statistics)[1:]:
-            statistics[f"{first} minus {other}"] = difference(statistics[first], statistics[other])
-        for name, statistic in statistics.items():
-            value, interval = bootstrap(statistic, len(truth), 200, 0)
-            low, high = interval or (None, None)
-            yield where | {"method": name, "level": "pooled", "metric": metric, "value": value,
-                           "low": low, "high": high, "n": len(truth)}  # fmt: skip
+        row = where | {"level": "pooled", "metric": metric, "n": len(truth)}
+        yield from compare(sample, statistics, row, pairs)
 
 
 def _write_reconstruction(results: Path, recordings: list[Recording], rng) -> None:

@@ -1,4 +1,4 @@
-"""Metrics from sums against scikit-learn and scipy; intervals that cover."""
+"""Metrics from sums against scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sklearn.metrics import (
 )  # fmt: skip
 
 from brainlm.evaluation import metrics
+from brainlm.evaluation.statistics import draw_counts
 
 
 @settings(max_examples=30, deadline=None)
@@ -54,7 +55,7 @@ def test_class_metrics_equal_sklearn_and_follow_counts():
     rng = np.random.default_rng(0)
     truth = rng.random(40) < 0.4
     score = np.round(truth + rng.normal(0, 1, 40), 1)  # rounding makes ties
-    counts = metrics.draw_counts(40, 5, seed=1)
+    counts = draw_counts(40, 5, seed=1)
     assert metrics.auc(truth, score) == pytest.approx(roc_auc_score(truth, score))
     assert metrics.balanced_accuracy(truth, score > 0.5) == pytest.approx(
         balanced_accuracy_score(truth, score > 0.5)
@@ -64,54 +65,3 @@ def test_class_metrics_equal_sklearn_and_follow_counts():
     np.testing.assert_allclose(metrics.auc(truth, score, counts), expected)
     expected = [balanced_accuracy_score(truth[d], score[d] > 0.5) for d in drawn]
     np.testing.assert_allclose(metrics.balanced_accuracy(truth, score > 0.5, counts), expected)
-
-
-def test_bootstrap_equals_a_loop_over_resampled_subjects():
-    rng = np.random.default_rng(3)
-    truth = [rng.normal(size=7) for _ in range(9)]
-    guess = [y + rng.normal(size=7) for y in truth]
-    sums = np.array([metrics.sum_values(y, p) for y, p in zip(truth, guess, strict=True)])
-    values = []
-    for counts in metrics.draw_counts(9, 200, seed=4):
-        drawn = np.repeat(np.arange(9), counts.astype(int))
-        y = np.concatenate([truth[i] for i in drawn])
-        values.append(r2_score(y, np.concatenate([guess[i] for i in drawn])))
-    value, interval = metrics.bootstrap(metrics.of_sums("r2", sums), 9, 200, seed=4)
-    np.testing.assert_allclose(interval, np.percentile(values, [2.5, 97.5]))
-    assert interval[0] < value < interval[1]
-
-
-def test_intervals_cover_the_true_error_about_as_often_as_they_say():
-    """Subjects differ, so resampling values instead of subjects would cover far too rarely."""
-    rng, hits = np.random.default_rng(5), 0
-    for trial in range(200):
-        bias = rng.normal(0, 1, (40, 1))  # one error level per subject: E[error²] = 1 + 0.01
-        errors = bias + rng.normal(0, 0.1, (40, 30))
-        sums = np.array([metrics.sum_values(np.zeros(30), row) for row in errors])
-        _, (low, high) = metrics.bootstrap(metrics.of_sums("mse", sums), 40, 400, seed=trial)
-        hits += low <= 1.01 <= high
-    assert 0.86 <= hits / 200 <= 0.99
-
-
-def test_paired_difference_uses_the_same_resamples():
-    rng = np.random.default_rng(6)
-    truth = rng.normal(0, 5, 30)
-    good = np.array([metrics.sum_values(y, y + 1.0) for y in truth])
-    worse = np.array([metrics.sum_values(y, y + 1.5) for y in truth])
-    statistic = metrics.difference(metrics.of_sums("mae", good), metrics.of_sums("mae", worse))
-    value, interval = metrics.bootstrap(statistic, 30, 100, seed=0)
-    assert value == pytest.approx(-0.5)
-    assert interval == pytest.approx((-0.5, -0.5))
-
-
-@pytest.mark.parametrize("subjects", [0, 1, 2])
-def test_too_few_subjects_have_no_interval(subjects):
-    sums = np.ones((subjects, 8))
-    value, interval = metrics.bootstrap(metrics.of_sums("mse", sums), subjects, 100, seed=0)
-    assert interval is None
-    assert value == 1 if subjects else np.isnan(value)
-
-
-def test_recordings_of_one_subject_are_one_unit():
-    sums = metrics.add_by_subject([np.ones(8), np.ones(8), 3 * np.ones(8)], ["b", "a", "b"])
-    np.testing.assert_array_equal(sums[:, 0], [1, 4])

@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ...config import Evaluate
-from ..metrics import MIN_SUBJECTS, draw_counts, percentiles
-from ..rows import describe_left_out
-from ..significance import max_statistic_p
+from ..rows import describe_left_out, rows_of
+from ..statistics import MIN_PARTICIPANTS, Estimate, draw_counts, max_statistic_p
 
 _FLAT = 1e-8  # a share of variance below this is rounding
 
@@ -79,11 +78,11 @@ def compare(people: People, where: dict, permutations: int, options: Evaluate):
     where = where | {"n": count, "left_out": sum(people.left_out.values()), "note": note}
     draws = [_mean_draws(part, options, paired=people.paired, group=g)
              for g, part in enumerate(parts)]  # fmt: skip
-    if len(parts) == 1 or min(map(len, parts)) < MIN_SUBJECTS:
+    if len(parts) == 1 or min(map(len, parts)) < MIN_PARTICIPANTS:
         gap = p = np.full(people.maps.shape[1], np.nan)
         rows = [where]
         if len(parts) > 1:
-            rows = [where | {"note": f"{note}; a group of fewer than {MIN_SUBJECTS} people"}]
+            rows = [where | {"note": f"{note}; a group of fewer than {MIN_PARTICIPANTS} people"}]
     else:
         gap, spread = _mean(parts[1]) - _mean(parts[0]), draws[1] - draws[0]
         test = _test_signs if people.paired else _test_labels
@@ -94,7 +93,7 @@ def compare(people: People, where: dict, permutations: int, options: Evaluate):
         rows = list(_rows(where, observed, p, gap, spread))
     tables = []
     for name, part, values in zip(people.names, parts, draws, strict=True):
-        low, high = _interval(values, len(part))
+        low, high = Estimate(_mean(part), values, len(part)).interval
         tables.append(pd.DataFrame({
             "group": name, "parcel": np.arange(1, len(p) + 1), "n": len(part), "mean": _mean(part),
             "low": low, "high": high, "difference": gap, "p": p}))  # fmt: skip
@@ -106,11 +105,8 @@ def _rows(where: dict, observed, p, gap, draws) -> Iterator[dict]:
     yield where | {"metric": "max_t", "value": float(np.nanmax(np.abs(observed))),
                    "p": float(np.nanmin(p))}  # fmt: skip
     yield where | {"metric": "parcels_p05", "value": float((p < 0.05).sum())}
-    low, high = _interval(draws, where["n"])
-    for parcel in range(len(p)):
-        yield where | {"level": "parcel", "unit": str(parcel + 1), "metric": "difference",
-                       "value": gap[parcel], "low": low[parcel], "high": high[parcel],
-                       "p": p[parcel]}  # fmt: skip
+    where = where | {"level": "parcel", "metric": "difference"}
+    yield from rows_of(where, Estimate(gap, draws, where["n"]), range(1, len(p) + 1), p)
 
 
 # ---- tests: t of every parcel [R], and its family-wise corrected p ------------------------------
@@ -265,10 +261,3 @@ def _mean_draws(maps: np.ndarray, options: Evaluate, *, paired: bool, group: int
     known = np.isfinite(maps)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (counts @ np.where(known, maps, 0)) / (counts @ known)
-
-
-def _interval(draws: np.ndarray, people: int) -> np.ndarray:
-    """[2, R] the middle 95 % of bootstrap values [B, R]; NaN for fewer than three people."""
-    if people < MIN_SUBJECTS:
-        return np.full((2, draws.shape[1]), np.nan)
-    return percentiles(draws)

@@ -21,9 +21,9 @@ from ...errors import BrainLMError
 from ...files import atomic_path
 from ...shards import Corpus
 from ..job import Job, open_model
-from ..metrics import MIN_SUBJECTS
 from ..people import KEY, count_absent, long_enough, names_of
 from ..rows import describe_left_out, write_results
+from ..statistics import MIN_PARTICIPANTS
 from ..tasks import refuse_held
 from .contrasts import People, can_compare, compare
 
@@ -305,10 +305,10 @@ def _conditions(part: pd.DataFrame, groups) -> People | str:
     part = part.assign(condition=labels)
     maps = part.groupby(["participant_id", "condition"])["map"].apply(_mean_map).unstack()
     both = maps.dropna()
-    if len(both) < MIN_SUBJECTS:
+    if len(both) < MIN_PARTICIPANTS:
         return (
             f"{len(both)} people have both {names[0]} and {names[1]} recordings; at least "
-            f"{MIN_SUBJECTS} are needed"
+            f"{MIN_PARTICIPANTS} are needed"
         )
     stacked = np.concatenate([np.stack(both[name].to_list()) for name in names])
     second = np.repeat([False, True], len(both))

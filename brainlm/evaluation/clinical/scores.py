@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from ...cohort.labels import LabelTransform
 from ...config import Evaluate
-from ..metrics import (
-    MIN_SUBJECTS,
-    POOLED,
-    auc,
-    balanced_accuracy,
-    bootstrap_p,
-    difference,
-    measure,
-    of_sums,
-)
-from ..rows import describe_left_out
-from ..significance import holm
+from ..metrics import POOLED, auc, balanced_accuracy, of_sums
+from ..rows import compare, describe_left_out, rows_of_units
+from ..statistics import MIN_PARTICIPANTS, Sample, Statistic
 
-if TYPE_CHECKING:
-    from .targets import Part
-
-Statistic = Callable[[np.ndarray], np.ndarray]  # counts [..., N] -> values [...]
 #: What every method is compared with.
 REFERENCE = "connectivity + ridge"
 #: Does pretraining help? What the same network reaches without it.
@@ -35,6 +24,43 @@ _UNTRAINED = {
 }
 #: Methods that are not: one need not show that motion is worse.
 _FLOOR = ("mean", "chance", "mean FD", "site", "demographics")
+#: Metrics that one or two participants have.
+_OF_FEW = ("mae", "mse", "scaled_mse")
+
+
+@dataclass
+class Part:
+    """People of one cohort and split with what every method predicts of them.
+
+    Attributes
+    ----------
+    label, scaled : ndarray [N]
+        In the label's units (classes: 0, 1, ...), and as a network learns it.
+    predictions : dict
+        Method -> [N, seeds] in the label's units, or scores [N, seeds, C].
+    n_train : dict
+        Method -> training people it was fitted on, the mean over folds.
+    seeds : tuple of int
+    """
+
+    cohort: str
+    split: str
+    people: pd.Index
+    label: np.ndarray
+    transforms: list[LabelTransform]
+    predictions: dict[str, np.ndarray]
+    left_out: dict[str, int]
+    n_train: dict[str, int]
+    seeds: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def scale(self, values: np.ndarray) -> np.ndarray:
+        """Labels [N] or predictions [N, seeds] as a network learns them."""
+        return np.array([t.apply(v) for t, v in zip(self.transforms, values, strict=True)])
 
 
 def score(part: Part, where: dict, options: Evaluate) -> Iterator[dict]:
@@ -59,30 +85,22 @@ def _describe_one_class(part: Part) -> str | None:
 
 def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where: dict,
           options: Evaluate) -> Iterator[dict]:  # fmt: skip
-    count, lone = len(part), len(part) < MIN_SUBJECTS and "mae" not in metric
-    means = {name: mean_over_seeds(of) for name, of in by_method.items()}
-    compared = []
-    for name, statistic in means.items():
-        row = where | {"method": name, "level": "pooled", "n_train": part.n_train.get(name)}
-        if (lone and "mse" not in metric) or (name == "mean" and metric == "r"):
-            yield row | {"value": None}  # two people always correlate ±1, means of folds below 0
-            continue
-        yield row | measure(statistic, count, options.bootstrap, options.seed)
-        if name != REFERENCE and name not in _FLOOR:
-            compared.append(name)
-        if len(by_method[name]) > 1:
-            for seed, of in zip(part.seeds, by_method[name], strict=True):
-                value = float(of(np.ones((1, count)))[0])
-                yield row | {"level": "seed", "unit": str(seed), "value": value}
-    pairs = [(name, REFERENCE) for name in compared]
-    pairs += [(one, other) for one, other in _UNTRAINED.items() if {one, other} <= {*compared}]
-    differences = [difference(means[one], means[other]) for one, other in pairs]
-    p = holm(np.array([bootstrap_p(d, count, options.bootstrap, options.seed)
-                       for d in differences]))  # fmt: skip
-    for (one, other), statistic, chance in zip(pairs, differences, p, strict=True):
-        row = where | {"method": f"{one} minus {other}", "level": "pooled", "p": chance}
-        measured = measure(statistic, count, options.bootstrap, options.seed)
-        yield row | measured | {"n_train": part.n_train.get(one)}
+    of = {name: mean_over_seeds(seeds) for name, seeds in by_method.items()}
+    if metric == "r" and "mean" in of:
+        of["mean"] = _unknown  # means of folds correlate below 0
+    alone = len(part) < MIN_PARTICIPANTS and metric not in _OF_FEW
+    if alone:
+        of = dict.fromkeys(of, _unknown)  # two participants always correlate ±1
+    names = [] if alone else [name for name in of if name not in _FLOOR]
+    pairs = [(name, REFERENCE) for name in names if name != REFERENCE]
+    pairs += [(one, other) for one, other in _UNTRAINED.items() if {one, other} <= {*names}]
+    for row in compare(Sample(len(part), options), of, where | {"level": "pooled"}, pairs):
+        yield row | {"n_train": part.n_train.get(row["method"].split(" minus ")[0])}
+    for name, seeds in by_method.items():
+        if len(seeds) > 1 and not alone:
+            row = where | {"method": name, "n_train": part.n_train.get(name)}
+            values = (one(np.ones((1, len(part))))[0] for one in seeds)
+            yield from rows_of_units(row, "seed", part.seeds, values)
 
 
 def mean_over_seeds(statistics: list[Statistic]) -> Statistic:

@@ -22,7 +22,6 @@ from ...files import atomic_path
 from ...model import BrainLM
 from ...shards import Corpus
 from ..job import Job, open_model
-from ..metrics import MIN_SUBJECTS
 from ..people import (
     KEY,
     QUESTIONS,
@@ -38,10 +37,10 @@ from ..people import (
     read_questionnaires,
     split_people,
 )
-from ..rows import describe_left_out, write_results
+from ..rows import write_results
 from .baselines import balance
 from .methods import Fold, Method, list_methods
-from .scores import score
+from .scores import Part, score
 
 #: Views that need no pretrained model, so that nobody must be kept from its training.
 _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent", "cleaned")
@@ -60,41 +59,6 @@ def run(job: Job) -> pd.DataFrame:
     rows = [row for part in parts for row in score(part, study.where, job.config.evaluate)]
     _save_predictions(job.out.with_suffix(".predictions.parquet"), parts, task)
     return write_results(rows, job.out, study.seed, job.fingerprint)
-
-
-@dataclass
-class Part:
-    """People of one cohort and split with what every method predicts of them.
-
-    Attributes
-    ----------
-    label, scaled : ndarray [N]
-        In the label's units (classes: 0, 1, ...), and as a network learns it.
-    predictions : dict
-        Method -> [N, seeds] in the label's units, or scores [N, seeds, C].
-    n_train : dict
-        Method -> training people it was fitted on, the mean over folds.
-    seeds : tuple of int
-    """
-
-    cohort: str
-    split: str
-    people: pd.Index
-    label: np.ndarray
-    transforms: list[LabelTransform]
-    predictions: dict[str, np.ndarray]
-    left_out: dict[str, int]
-    n_train: dict[str, int]
-    seeds: tuple[int, ...]
-    classes: tuple[str, ...] = ()
-    note: str = ""
-
-    def __len__(self) -> int:
-        return len(self.people)
-
-    def scale(self, values: np.ndarray) -> np.ndarray:
-        """Labels [N] or predictions [N, seeds] as a network learns them."""
-        return np.array([t.apply(v) for t, v in zip(self.transforms, values, strict=True)])
 
 
 @dataclass
@@ -301,6 +265,3 @@ def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:
     long["seed"] = long["seed"].astype("Int64")
     with atomic_path(path) as temporary:
         long.to_parquet(temporary, index=False)
-
-
-__all__ = ["MIN_SUBJECTS", "Part", "Study", "describe_left_out", "read_predictions", "run"]

@@ -22,17 +22,10 @@ from ...errors import BrainLMError
 from ...files import atomic_path
 from ...shards import Corpus, Scaling
 from ..job import Job, open_model
-from ..metrics import (
-    MIN_SUBJECTS,
-    POOLED,
-    add_by_subject,
-    draw_counts,
-    percentiles,
-    sum_values,
-)
+from ..metrics import POOLED, of_sums, sum_values
 from ..people import cohort_parts, long_enough
-from ..rows import describe_left_out, write_results
-from ..significance import holm, paired_p
+from ..rows import compare, describe_left_out, rows_of_units, write_results
+from ..statistics import Sample, add_by_participant
 from .autoregression import fit_linear
 
 MODEL = "fine-tuned"
@@ -134,8 +127,7 @@ def evaluate_forecasting(
     -------
     DataFrame
         See :data:`brainlm.evaluation.rows.COLUMNS`; example forecasts go beside it as
-        ``<stem>.examples.parquet``. ``p`` is that of a Wilcoxon signed-rank test over subjects
-        of the difference in squared error, Holm-corrected over methods (and steps).
+        ``<stem>.examples.parquet``.
 
     Raises
     ------
@@ -276,59 +268,32 @@ def _score(setting: Setting, indices, fits: list[dict[str, Fit]], seeds, where, 
     choices = {name: fit.choice for group in fits for name, fit in group.items()}
     if len(seeds) > 1:  # a choice per seed: the log has them
         choices = {name: fit.choice for name, fit in fits[0].items()}
-    subjects = setting.corpus.table["participant_id"][indices].to_numpy()
-    by_subject = {
-        name: np.stack([add_by_subject(step, subjects) for step in _steps(parts)], 1)
+    table = setting.corpus.table.loc[indices]
+    totals = {
+        name: add_by_participant(sum(parts), table["participant_id"])
         for name, parts in sums.items()
     }  # {name: [S, H, 8]}
-    where = where | {"n": len(np.unique(subjects))}
-    pooled = {name: values.sum(1, keepdims=True) for name, values in by_subject.items()}
-    yield from _summarise(pooled, "pooled", where, choices, options)
-    yield from _summarise(by_subject, "step", where, choices, options)
+    sample = Sample(table["participant_id"].nunique(), options)
+    where = where | {"n": sample.participants}
+    for row in _summarise(totals, sample, where):
+        notes = [row["note"], choices.get(row["method"])]
+        yield row | {"note": "; ".join(filter(None, notes)) or None}
     for name in fits[1]:
-        for seed, part in zip(seeds, sums[name], strict=True):
-            numbers = {"level": "seed", "unit": str(seed), "metric": "r2", "method": name}
-            yield where | numbers | {"value": float(POOLED["r2"](part.sum((0, 1))))}
+        row = where | {"metric": "r2", "method": name}
+        values = (POOLED["r2"](part.sum((0, 1))) for part in sums[name])
+        yield from rows_of_units(row, "seed", seeds, values)
 
 
-def _steps(seeds: list[np.ndarray]) -> np.ndarray:
-    """[H, N, 8] sums over seeds."""
-    return np.moveaxis(np.sum(seeds, axis=0), 1, 0)
-
-
-def _summarise(sums: dict, level: str, where: dict, choices: dict, options) -> Iterator[dict]:
-    """Metrics of sums {method: [S, H, 8]} with intervals, and paired differences from them."""
-    counts = draw_counts(where["n"], options.bootstrap, options.seed)
-    others = [name for name in sums if name != MODEL]
-    p = holm(np.array([_paired(sums[MODEL], sums[other]) for other in others]))
-    for metric, formula in POOLED.items():
-        draws = {name: formula(np.tensordot(counts, s, 1)) for name, s in sums.items()}
-        exact = {name: formula(s.sum(0)) for name, s in sums.items()}
-        for name in sums:
-            note = "; ".join(filter(None, [where["note"], choices.get(name)])) or None
-            row = where | {"method": name, "level": level, "metric": metric, "note": note}
-            yield from _rows_of(row, exact[name], draws[name])
-        for other, q in zip(others, p, strict=True):
-            row = where | {"method": f"{MODEL} minus {other}", "level": level, "metric": metric}
-            gap, gaps = exact[MODEL] - exact[other], draws[MODEL] - draws[other]
-            yield from _rows_of(row, gap, gaps, q if metric == "mse" else None)
-
-
-def _rows_of(row: dict, exact, draws, p=None) -> Iterator[dict]:
-    """One row per step (or one): value [H], bootstrap values [B, H], corrected p [H]."""
-    low = high = np.full(len(exact), np.nan)
-    if row["n"] >= MIN_SUBJECTS:
-        low, high = percentiles(draws)
-    for step, value in enumerate(exact):
-        numbers = {"value": value, "low": low[step], "high": high[step]}
-        numbers |= {"unit": str(step + 1) if row["level"] == "step" else None}
-        yield row | numbers | {"p": None if p is None else p[step]}
-
-
-def _paired(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """[H] p of the subjects' differences in mean squared error."""
-    gap = POOLED["mse"](first) - POOLED["mse"](second)  # [S, H]
-    return [paired_p(step) for step in gap.T]
+def _summarise(sums: dict, sample: Sample, where: dict) -> Iterator[dict]:
+    """Metrics of sums {method: [S, H, 8]}, all steps together and one by one."""
+    together = {name: values.sum(1) for name, values in sums.items()}
+    steps = range(1, sums[MODEL].shape[1] + 1)
+    pairs = [(MODEL, other) for other in sums if other != MODEL]
+    for metric in POOLED:
+        for level, of, units in (("pooled", together, None), ("step", sums, steps)):
+            statistics = {name: of_sums(metric, values) for name, values in of.items()}
+            row = where | {"level": level, "metric": metric}
+            yield from compare(sample, statistics, row, pairs, units)
 
 
 def _examples(setting: Setting, indices, fits: dict[str, Fit]) -> list[dict]:

@@ -21,10 +21,9 @@ from ...config import Evaluate
 from ...errors import BrainLMError
 from ...shards import Corpus
 from ..job import Job, open_model
-from ..metrics import MIN_SUBJECTS, draw_counts, percentiles
 from ..people import cohort_parts, long_enough
-from ..rows import describe_left_out, write_results
-from ..significance import holm, paired_p
+from ..rows import compare, describe_left_out, rows_of_units, write_results
+from ..statistics import Sample, Statistic, add_by_participant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,44 +272,27 @@ def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, se
 
 
 def _score(right: dict, table: pd.DataFrame, names, where, options: Evaluate) -> Iterator[dict]:
-    """Accuracy with intervals over subjects, and paired differences from the attention rows."""
-    people, subject = np.unique(table["participant_id"].to_numpy(str), return_inverse=True)
-    where = where | {"n": len(people), "metric": "accuracy"}
-    by_subject = {}
+    """Accuracy, and paired differences from the attention rows; recall of every network."""
+    people = table["participant_id"]
+    sample = Sample(people.nunique(), options)
+    where = where | {"n": sample.participants, "metric": "accuracy", "level": "pooled"}
+    totals = {name: add_by_participant(counts, people) for name, counts in right.items()}
+    overall = {name: _accuracy(counts.sum(1)) for name, counts in totals.items()}
+    pairs = [(MODEL, other) for other in right if other != MODEL]
+    yield from compare(sample, overall, where, pairs)
+    recall = {name: _accuracy(counts) for name, counts in totals.items()}
+    yield from compare(sample, recall, where | {"level": "network"}, units=names)
     for name, counts in right.items():
-        by_subject[name] = np.zeros((len(people), *counts.shape[1:]))
-        np.add.at(by_subject[name], subject, counts)
-    draws = draw_counts(len(people), options.bootstrap, options.seed)
-    overall = {name: counts.sum(1, keepdims=True) for name, counts in by_subject.items()}
-    others = [name for name in overall if name != MODEL]
-    gaps = {n: (_share(overall[MODEL]) - _share(overall[n]))[:, 0] for n in others}
-    p = dict(zip(others, holm(np.array([paired_p(gaps[n]) for n in others])), strict=True))
-    drawn = {name: _share(np.tensordot(draws, counts, 1)) for name, counts in overall.items()}
-    value = {name: _share(counts.sum(0)) for name, counts in overall.items()}
-    for name in overall:
-        row = where | {"method": name, "level": "pooled"}
-        yield row | _numbers(value[name][0], drawn[name][:, 0], len(people))
-    for name in others:
-        row = where | {"method": f"{MODEL} minus {name}", "level": "pooled", "p": p[name]}
-        gap, spread = value[MODEL] - value[name], drawn[MODEL] - drawn[name]
-        yield row | _numbers(gap[0], spread[:, 0], len(people))
-    for name, counts in by_subject.items():
-        recall, spread = _share(counts.sum(0)), _share(np.tensordot(draws, counts, 1))
-        for network, unit in enumerate(names):
-            row = where | {"method": name, "level": "network", "unit": unit}
-            yield row | _numbers(recall[network], spread[:, network], len(people))
-    for name, counts in right.items():
-        for unit, one in zip(table["recording_id"], _share(counts.sum(1)), strict=True):
-            row = where | {"method": name, "level": "recording", "unit": unit}
-            yield row | {"value": float(one)}
+        row = where | {"method": name}
+        yield from rows_of_units(row, "recording", table["recording_id"], _share(counts.sum(1)))
+
+
+def _accuracy(counts: np.ndarray) -> Statistic:
+    """Of right and all [S, ..., 2] of each participant."""
+    return lambda drawn: _share(np.tensordot(drawn, counts, 1))
 
 
 def _share(counts: np.ndarray) -> np.ndarray:
     """Right of all [..., 2]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts[..., 0] / counts[..., 1]
-
-
-def _numbers(value: float, draws: np.ndarray, people: int) -> dict:
-    low, high = percentiles(draws) if people >= MIN_SUBJECTS else (None, None)
-    return {"value": float(value), "low": low, "high": high}
