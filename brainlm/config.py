@@ -68,7 +68,8 @@ class Cohort(Section):
         None, description="TSV with a recording_id column (and a reason) to leave out"
     )
     repetition_time_s: Positive | None = Field(
-        None, description="s; only for series that come without a sidecar"
+        None,
+        description="s; where neither sidecar nor header states it; refused where one differs",
     )
     task: str | None = Field(None, description="use only this BIDS task; default all")
     space: str | None = Field(

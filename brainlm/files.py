@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that atomic_path makes
+#: What git-annex (unlocked files) and Git LFS leave in place of a file's content.
+_POINTER = re.compile(rb"/annex/objects/|version https://git-lfs\.github\.com/")
+_POINTER_BYTES = 1024
 
 
 @contextlib.contextmanager
@@ -36,6 +39,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def describe_absent(path: str | os.PathLike) -> str | None:
+    """Why the content of an existing name is not here; None where it is.
+
+    A dataset of git-annex, DataLad or Git LFS names files whose content is fetched on demand: a
+    link that leads nowhere, or a few bytes that point to the content.
+    """
+    advice = "get its content (datalad get, git annex get or git lfs pull)"
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"a link without content; {advice}"
+    try:
+        if os.path.getsize(path) > _POINTER_BYTES:
+            return None
+        with open(path, "rb") as handle:
+            first = handle.read(64)
+    except OSError:  # whoever reads it says what is wrong
+        return None
+    return f"a pointer without content; {advice}" if _POINTER.match(first) else None
 
 
 def is_disk_error(error: OSError) -> bool:

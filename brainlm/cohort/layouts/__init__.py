@@ -21,6 +21,7 @@ from .base import (
     find_file,
     parse_name,
     plain_label,
+    same_run,
 )
 from .bids import BIDS
 from .embarc import EMBARC
@@ -99,5 +100,5 @@ def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
 
 __all__ = [
     "ID_COLUMNS", "LAYOUTS", "Companions", "Found", "Layout", "find_file", "find_recordings",
-    "look", "parse_name", "plain_label",
+    "look", "parse_name", "plain_label", "same_run",
 ]  # fmt: skip

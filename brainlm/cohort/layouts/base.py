@@ -23,6 +23,9 @@ _BATCH = 64  # subjects per thread's turn: handing over one by one costs more th
 _SLOW_S = 1e-3  # s per subject: a local disk takes 0.03 ms, or 0.15 ms at the first time
 #: Entities that say what was done to a recording, not which recording it is.
 DERIVED = ("space", "cohort", "res", "den", "atlas", "seg", "stat", "desc")
+#: BIDS' entities that tell one functional run from another. All others name a version of the same
+#: data: what was done to it (desc, space, ...), a reconstruction, a part, an echo.
+IDENTIFYING = ("sub", "ses", "task", "acq", "ce", "dir", "run")
 #: Columns that may hold participants' ids, the first that is there: of BIDS, UK Biobank, HCP, NIMH
 #: Data Archive, ADNI, and common spellings.
 ID_COLUMNS = (
@@ -119,6 +122,19 @@ def parse_name(name: str) -> tuple[dict[str, str], str]:
         if value and key.isalnum() and key.isascii():
             entities[key] = value
     return entities, parts[-1]
+
+
+def identify(entities: dict[str, str]) -> dict[str, str]:
+    """Which run it is, whatever version of its data: ``run-1`` is ``run-01``."""
+    own = {key: entities[key] for key in IDENTIFYING if key in entities}
+    if own.get("run", "").isdigit():
+        own["run"] = str(int(own["run"]))
+    return own
+
+
+def same_run(first: dict[str, str], second: dict[str, str]) -> bool:
+    """Whether the entities of two names are of one run."""
+    return identify(first) == identify(second)
 
 
 def per_subject(

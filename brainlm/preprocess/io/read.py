@@ -17,14 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ...errors import RecordingError
+from ...files import describe_absent
 from ..delivered.series_table import check_names, load_table
-from .metadata import (
-    check_repetition_time,
-    check_sidecar,
-    read_affine,
-    read_sidecar,
-    repetition_time,
-)
+from .metadata import check_sidecar, read_affine
+from .sidecars import Sidecar, read_sidecar
+from .timing import agree_repetition_time, read_statements
 
 _BLOCK_BYTES = 32 << 20
 
@@ -40,7 +37,7 @@ class Bold:
     affine : ndarray [4, 4]
         Voxel (x, y, z) to world mm (RAS).
     tr_s : float
-    sidecar : dict
+    sidecar : Sidecar
         All inherited BIDS metadata.
     warnings : list of str
         What was odd but usable.
@@ -49,7 +46,7 @@ class Bold:
     volumes: np.ndarray
     affine: np.ndarray
     tr_s: float
-    sidecar: dict[str, Any] = field(default_factory=dict)
+    sidecar: Sidecar = field(default_factory=Sidecar)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -61,7 +58,7 @@ def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bo
     path : path
         ``.nii`` or ``.nii.gz``, any numeric type, byte order and scale slope.
     repetition_time_s : float, optional
-        Overrides header and sidecar.
+        Of the cohort's entry: used where the data do not state it, refused where they differ.
 
     Raises
     ------
@@ -94,7 +91,7 @@ class OpenBold:
     shape: tuple[int, int, int, int]
     affine: np.ndarray
     tr_s: float
-    sidecar: dict[str, Any]
+    sidecar: Sidecar
     warnings: list[str]
     fingerprint: tuple[int, int]
 
@@ -144,8 +141,9 @@ def open_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Op
     shape = _series_shape(path, image.shape)
     affine = read_affine(path, image.header, shape, warnings)
     sidecar = read_sidecar(path)
-    check_sidecar(path, sidecar, warnings)
-    tr_s = repetition_time(path, image.header, sidecar, repetition_time_s, warnings)
+    check_sidecar(path, sidecar)
+    stated = read_statements(path, sidecar, shape[3])
+    tr_s = agree_repetition_time(path, stated, repetition_time_s, image.header, warnings)
     return OpenBold(path, image, shape, affine, tr_s, sidecar, warnings, before)
 
 
@@ -192,7 +190,7 @@ def read_series(
         ``.npy`` (never unpickled), ``.tsv`` (with or without a header line; n/a and nothing are
         NaN) or BrainLM's ``.dat`` (blank-separated numbers), one row per time point.
     repetition_time_s : float, optional
-        Used where no sidecar gives a RepetitionTime.
+        Used where no sidecar states it, refused where one differs.
     parcels : sequence of str
         The atlas's names [R] where it has some: a header's must be these, in this order.
     other_names : bool
@@ -222,17 +220,13 @@ def read_series(
             f"{path}: expected numbers [time, parcel], found {series.dtype} {_text(series.shape)}",
         )
     check_names(path, names, parcels, other_names)
-    sidecar = read_sidecar(path)
-    tr_s = sidecar.get("RepetitionTime", repetition_time_s)
-    if tr_s is None:
-        raise RecordingError(
-            "bad_metadata",
-            f"{path}: no RepetitionTime in a sidecar; set repetition_time_s for the cohort",
-        )
-    return series.astype(np.float32), check_repetition_time(path, tr_s, "RepetitionTime")
+    stated = read_statements(path, read_sidecar(path), len(series))
+    return series.astype(np.float32), agree_repetition_time(path, stated, repetition_time_s)
 
 
 def _fingerprint(path: Path) -> tuple[int, int]:
+    if absent := describe_absent(path):
+        raise RecordingError("unreadable", f"{path}: {absent}")
     try:
         status = path.stat()
     except OSError as error:

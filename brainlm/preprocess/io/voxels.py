@@ -63,7 +63,8 @@ def read_prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
     if not sidecar(paths.boldref).exists():
         raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage first")
     made = read_json(sidecar(paths.boldref))
-    return settle(read_bold(entry.path), made["NumberOfVolumesDiscardedByPipeline"], config)
+    bold = read_bold(entry.path, repetition_time_s=made["RepetitionTime"])
+    return settle(bold, made["NumberOfVolumesDiscardedByPipeline"], config)
 
 
 def read_grid(bold: Bold, paths: Derivatives, grid: Grid) -> np.ndarray:
