@@ -23,9 +23,9 @@ import torch
 
 from brainlm.model import PRESETS, BrainLMConfig
 from brainlm.model.grids import ImageGrid
-from brainlm.model.masking import count_visible
+from brainlm.model.masking import Masker
 from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
-from brainlm.training.windows import Batch, Loader, Windows
+from brainlm.training.windows import Loader, Windows
 
 PARCELS, TIMEPOINTS, WINDOW = 424, 490, 200
 TOKENS = 4240
@@ -79,12 +79,8 @@ def data_wait(windows: Windows, rate: float, threads: int, seconds: float) -> fl
     """Share of its time that a consumer of `rate` windows/s waits for batches of 64."""
     shape = BrainLMConfig(num_parcels=PARCELS, window=WINDOW, patch=16, **PRESETS["111m"])
     grid = ImageGrid(shape, torch.zeros(0, 3))
-    windows.num_tokens = grid.num_tokens
-
-    def count(batch: Batch) -> int:
-        return count_visible(grid, None if batch.complete else batch.signal, 0.75)
-
-    loader = Loader(windows, 64, 64, count_visible=count, threads=threads)
+    windows.num_tokens, windows.masker = grid.num_tokens, Masker(grid, 0.75)
+    loader = Loader(windows, 64, 64, threads=threads)
     batches = iter(loader)
     next(batches)
     loader.waited_s()

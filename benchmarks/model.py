@@ -41,6 +41,7 @@ import torch
 from brainlm.errors import BrainLMError
 from brainlm.files import write_text
 from brainlm.model import BrainLM, BrainLMConfig, attend, kernel_name, preset, set_attention
+from brainlm.model.masking import Masker
 from brainlm.model.presets import PRESETS
 from brainlm.training.journal import peak_flops
 
@@ -145,8 +146,9 @@ class Trainer:
                                            fused=is_ours or device == "cuda" or None)  # fmt: skip
         if is_ours:
             c = self.model.config
-            shape, visible = (c.num_parcels, c.window), int(self.model.num_tokens * (1 - RATIO))
-            self.loss = lambda x: self.model(x, mask_ratio=RATIO, visible=visible).loss
+            shape, mask = (c.num_parcels, c.window), Masker(self.model.grid, RATIO)
+            noise = torch.rand(batch, self.model.num_tokens, device=device)
+            self.loss = lambda x: self.model(x, mask(noise)).loss
         else:
             c = self.model.config
             shape = (c.num_channels, c.image_size, c.image_size)

@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 
 from brainlm.model import BrainLM, preset
+from brainlm.model.masking import Masker
 
 RECORDINGS, EPOCHS, WINDOW, PARCELS, RATIO = 61_038, 100, 200, 424, 0.75
 PEAK_TFLOPS, GPUS = 989, 8  # H200, dense bf16; GPUs that FSDP2 shares among
@@ -102,7 +103,8 @@ def activations(size: str) -> str:
     context = K if c.decoder_context == "visible" else None
 
     def whole(batch: int) -> torch.Tensor:
-        return model(torch.randn(batch, PARCELS, WINDOW), mask_ratio=RATIO, visible=K - 1).loss
+        masking = Masker(model.grid, RATIO)(torch.rand(batch, model.num_tokens))
+        return model(torch.randn(batch, PARCELS, WINDOW), masking).loss
 
     every = per_window(whole)
     largest = max(per_window(lambda batch: encoder(torch.randn(batch, K, c.width))),

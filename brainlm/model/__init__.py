@@ -1,13 +1,18 @@
 """The model: two families, four sizes, published weights in and trained models out."""
 
 from .attention import BACKENDS, attend, kernel_name
-from .blocks import Head, set_attention
-from .hub import from_pretrained, push_to_hub
-from .mae import BrainLM, BrainLMConfig, Reconstruction
+from .blocks import PredictionHead, set_attention
+from .hub import push_to_hub
+from .mae import BrainLM, MaskedReconstruction
 from .own_series import make_windows
+from .pooling import Tokens
 from .presets import PRESETS, preset
+from .shape import BrainLMConfig
+
+from_pretrained = BrainLM.from_pretrained
 
 __all__ = [
-    "BACKENDS", "PRESETS", "BrainLM", "BrainLMConfig", "Head", "Reconstruction", "attend",
-    "from_pretrained", "kernel_name", "make_windows", "preset", "push_to_hub", "set_attention",
+    "BACKENDS", "PRESETS", "BrainLM", "BrainLMConfig", "MaskedReconstruction", "PredictionHead",
+    "Tokens", "attend", "from_pretrained", "kernel_name", "make_windows", "preset", "push_to_hub",
+    "set_attention",
 ]  # fmt: skip

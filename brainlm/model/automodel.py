@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BrainLMError
-from .hub import from_pretrained
+from .mae import BrainLM
 
 
 def register() -> None:
@@ -32,8 +32,9 @@ def register() -> None:
 
         @classmethod
         def from_pretrained(cls, path, *_, subfolder=None, revision=None, cache_dir=None, **__):
-            return from_pretrained(path, subfolder or None, revision=revision,
-                                   cache_dir=cache_dir)  # fmt: skip
+            return BrainLM.from_pretrained(
+                path, subfolder or None, revision=revision, cache_dir=cache_dir
+            )
 
     AutoConfig.register("brainlm", BrainLMPretrainedConfig, exist_ok=True)
     AutoModel.register(BrainLMPretrainedConfig, BrainLMPreTrainedModel, exist_ok=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .attention import attend
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention, optionally with a convolution over the values.
 
     The convolution (depthwise over the token sequence, added to the context) exists for the
@@ -65,7 +65,7 @@ class Block(nn.Module):
         super().__init__()
         self.pre_norm = pre_norm
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attention = Attention(width, heads, convolution)
+        self.attention = SelfAttention(width, heads, convolution)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = nn.Sequential(nn.Linear(width, ffn), nn.GELU(), nn.Linear(ffn, width))
 
@@ -77,7 +77,7 @@ class Block(nn.Module):
         return self.norm2(x + self.mlp(x))
 
 
-class Head(nn.Sequential):
+class PredictionHead(nn.Sequential):
     """Three linear layers with dropout: predicts a label from a summary [B, F] (paper, 3.4).
 
     Summaries of different people differ by a few percent of their size, so they are standardised
@@ -162,7 +162,7 @@ def grid_sinusoid(rows: int, columns: int, width: int) -> Tensor:
 def set_attention(model: nn.Module, backend: str) -> None:
     """Choose the attention backend of every layer of `model`."""
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, SelfAttention):
             module.backend = backend
 
 
@@ -175,6 +175,6 @@ def mlp_or_linear(width: int, out: int, *, hidden: bool) -> nn.Module:
 
 
 __all__ = [
-    "Attention", "Block", "Head", "fourier_codes", "grid_sinusoid", "interleaved_sinusoid",
-    "mlp_or_linear", "set_attention",
+    "Block", "PredictionHead", "SelfAttention", "fourier_codes", "grid_sinusoid",
+    "interleaved_sinusoid", "mlp_or_linear", "set_attention",
 ]  # fmt: skip

@@ -5,17 +5,13 @@ Legend: B batch, N tokens, K visible tokens, P values per token, D width.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import Block, mlp_or_linear
 from .masking import Masking, take
-
-if TYPE_CHECKING:
-    from .mae import BrainLMConfig
+from .shape import BrainLMConfig
 
 
 def stack(config: BrainLMConfig, width: int, depth: int, heads: int, ffn: int) -> nn.ModuleList:

@@ -9,16 +9,12 @@ A token is *missing* where the recording has no data (NaN); a value is *known* w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import fourier_codes, grid_sinusoid, interleaved_sinusoid
-
-if TYPE_CHECKING:
-    from .mae import BrainLMConfig
+from .shape import BrainLMConfig
 
 
 class ParcelPositions(nn.Module):
@@ -74,7 +70,7 @@ class ImagePositions(nn.Module):
         return self.table
 
 
-class Grid(nn.Module):
+class TokenGrid(nn.Module):
     """What both grids share: ``times``, the time point of every value of a token."""
 
     times: Tensor  # [N, P]; in padding outside 0..T-1
@@ -95,7 +91,7 @@ class Grid(nn.Module):
         return some & (self.times >= self.window - points).all(-1) if whole else some
 
 
-class ParcelGrid(Grid):
+class ParcelGrid(TokenGrid):
     """Tokens of one parcel and P time points each; N = R * T / P."""
 
     positions = ParcelPositions
@@ -116,21 +112,6 @@ class ParcelGrid(Grid):
         known = ~patches.isnan()
         return patches.nan_to_num(0.0), known, ~known.all(-1)
 
-    def by_time(self, noise: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
-        """To compare parcels over the same time.
-
-        Returns
-        -------
-        noise : Tensor [B, N]
-            Keeps or removes a time step in all parcels together, tokens in order of time; a
-            parcel that lacks anything goes last, with all of its tokens.
-        known : Tensor [B, R] bool
-            The parcels that lack nothing.
-        """
-        known = ~missing.unflatten(1, (self.num_parcels, self.steps)).any(-1)
-        noise = noise[:, : self.steps].repeat(1, self.num_parcels)
-        return noise.masked_fill(~known.repeat_interleave(self.steps, 1), 2.0), known
-
     def paste(self, patches: Tensor) -> Tensor:
         """[B, N, P] -> [B, R, T]."""
         return patches.reshape(len(patches), self.num_parcels, self.window)
@@ -140,7 +121,7 @@ class ParcelGrid(Grid):
         return torch.arange(self.num_tokens).view(self.num_parcels, self.steps)
 
 
-class ImageGrid(Grid):
+class ImageGrid(TokenGrid):
     """Tokens of ``patch_parcels`` × P values of an image padded, centred, to whole patches."""
 
     positions = ImagePositions
@@ -194,3 +175,8 @@ class ImageGrid(Grid):
         """[R, S] the tokens that hold a parcel (shared by its neighbours in the image)."""
         row = (self.order_back.cpu() + self.top) // self.height
         return row[:, None] * self.columns + torch.arange(self.columns)
+
+
+def token_grid(config: BrainLMConfig, coordinates: Tensor) -> TokenGrid:
+    """The grid of a model of this shape."""
+    return {"parcel": ParcelGrid, "image": ImageGrid}[config.family](config, coordinates)

@@ -5,74 +5,86 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ..errors import BrainLMError
 from ..files import atomic_path, read_json, write_json, write_text
 from ..shards.scaling import Scaling
-from .mae import BrainLM, BrainLMConfig
+from .published import convert
+from .shape import BrainLMConfig
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "scaling.json")
 
 
-def save_pretrained(model: BrainLM, folder, scaling: Scaling, card: str) -> None:
-    """Write a self-contained model folder; each file appears whole, config.json last.
+class Shared(nn.Module):
+    """What a model needs to go to a folder or the hub and to come from there."""
 
-    config.json, model.safetensors (coordinates included), scaling.json, README.md.
-    """
-    folder = Path(folder)
-    if scaling.num_parcels != model.config.num_parcels:
-        raise BrainLMError(f"{folder}: the model has {model.config.num_parcels} parcels, the "
-                           f"scaling {scaling.num_parcels}")  # fmt: skip
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    scaling.save(folder / "scaling.json")
-    write_text(folder / "README.md", card)
-    facts = {"architectures": ["BrainLM"], "model_type": "brainlm", "format": FORMAT}
-    write_json(folder / "config.json", facts | dataclasses.asdict(model.config))
+    config: BrainLMConfig
+    scaling: Scaling | None
 
+    def save_pretrained(self, folder, scaling: Scaling, card: str) -> None:
+        """Write a self-contained model folder; each file appears whole, config.json last.
 
-def from_pretrained(path_or_hub_id, subfolder: str | None = None, *, coordinates=None,
-                    scaling: Scaling | None = None, revision: str | None = None,
-                    cache_dir=None) -> BrainLM:  # fmt: skip
-    """Open a model in evaluation mode, with its ``.scaling``.
+        config.json, model.safetensors (coordinates included), scaling.json, README.md.
+        """
+        folder = Path(folder)
+        if scaling.num_parcels != self.config.num_parcels:
+            raise BrainLMError(f"{folder}: the model has {self.config.num_parcels} parcels, the "
+                               f"scaling {scaling.num_parcels}")  # fmt: skip
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        with atomic_path(folder / "model.safetensors") as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        scaling.save(folder / "scaling.json")
+        write_text(folder / "README.md", card)
+        facts = {"architectures": ["BrainLM"], "model_type": "brainlm", "format": FORMAT}
+        write_json(folder / "config.json", facts | dataclasses.asdict(self.config))
 
-    Parameters
-    ----------
-    path_or_hub_id : path or str
-        A local folder, or ``owner/name`` on the Hugging Face hub (or in its local cache).
-    subfolder : str, optional
-        e.g. ``old_13M``, ``vitmae_111M`` or ``vitmae_650M`` of the published repository.
-    coordinates : array [R, 3], optional
-        MNI mm in atlas order; required for the published layouts, which do not carry them.
-    scaling : Scaling, optional
-        For the published layouts, whose scaling was never released.
+    @classmethod
+    def from_pretrained(cls, path_or_hub_id, subfolder: str | None = None, *, coordinates=None,
+                        scaling: Scaling | None = None, revision: str | None = None,
+                        cache_dir=None) -> Self:  # fmt: skip
+        """Open a model in evaluation mode, with its ``.scaling``.
 
-    Raises
-    ------
-    BrainLMError
-        Nothing there; a layout that is not known; any tensor missing, extra or of another shape.
-    """
-    folder = _locate(path_or_hub_id, subfolder, revision, cache_dir)
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "brainlm" and "BrainLM" in config.get("architectures", ()):
-        model = _ours(folder, config)
-    else:
-        from .published import convert
+        Parameters
+        ----------
+        path_or_hub_id : path or str
+            A local folder, or ``owner/name`` on the Hugging Face hub (or in its local cache).
+        subfolder : str, optional
+            e.g. ``old_13M``, ``vitmae_111M`` or ``vitmae_650M`` of the published repository.
+        coordinates : array [R, 3], optional
+            MNI mm in atlas order; required for the published layouts, which do not carry them.
+        scaling : Scaling, optional
+            For the published layouts, whose scaling was never released.
 
-        model = convert(folder, config, read_weights(folder), coordinates)
+        Raises
+        ------
+        BrainLMError
+            Nothing there; a layout that is not known; any tensor missing, extra or of another
+            shape.
+        """
+        folder = _locate(path_or_hub_id, subfolder, revision, cache_dir)
+        values, weights = read_json(folder / "config.json"), read_weights(folder)
+        if values.get("model_type") == "brainlm" and "BrainLM" in values.get("architectures", ()):
+            config, coordinates = _ours(folder, values, weights)
+        else:
+            config, weights = convert(folder, values, weights, coordinates)
+            coordinates = weights["coordinates"]
+        model = cls(config, coordinates)
+        load_strictly(model, weights, folder)
+        if (folder / "scaling.json").exists():
+            scaling = Scaling.load(folder / "scaling.json")
         model.scaling = scaling
-    if (folder / "scaling.json").exists():
-        model.scaling = Scaling.load(folder / "scaling.json")
-    return model.eval()
+        return model.eval()
 
 
-def _ours(folder: Path, values: dict) -> BrainLM:
+def _ours(folder: Path, values: dict, weights: dict) -> tuple[BrainLMConfig, Tensor | None]:
+    """Shape and coordinates of a folder of our own."""
     if values.get("format") != FORMAT:
         raise BrainLMError(f"{folder}: model format {values.get('format')}, this version reads "
                            f"{FORMAT}; update brainlm-pipeline")  # fmt: skip
@@ -83,18 +95,15 @@ def _ours(folder: Path, values: dict) -> BrainLM:
     values = {key: value for key, value in values.items() if key in names}
     if values.get("image_size"):
         values["image_size"] = tuple(values["image_size"])
-    weights = read_weights(folder)
     shape = BrainLMConfig(**values)
     points = torch.zeros(shape.num_parcels, 3) if shape.has_coordinates else None
     found = weights.get("coordinates")
     if points is not None and found is not None and found.shape == points.shape:
         points = found  # the order of an image's rows follows from them
-    model = BrainLM(shape, points)
-    load_strictly(model, weights, folder)
-    return model
+    return shape, points
 
 
-def load_strictly(model: BrainLM, weights: dict[str, torch.Tensor], source) -> None:
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], source) -> None:
     """Copy `weights` into `model`; any tensor missing, extra or of another shape is an error."""
     wanted = model.state_dict()
     problems = [f"missing {key}" for key in wanted if key not in weights]
@@ -111,7 +120,7 @@ def load_strictly(model: BrainLM, weights: dict[str, torch.Tensor], source) -> N
     model.load_state_dict(weights)
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """Tensors of model.safetensors or pytorch_model.bin; no other object is ever unpickled."""
     try:
         if (folder / "model.safetensors").exists():

@@ -10,7 +10,9 @@ the rest (and CLS), the decoder predicts the removed ones from them.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,87 +20,17 @@ from torch import Tensor, nn
 
 from ..errors import BrainLMError
 from ..shards.scaling import Scaling
-from .blocks import Head
+from .blocks import PredictionHead
 from .decoder import Decoder, stack
-from .grids import ImageGrid, ParcelGrid
-from .masking import Masking, draw_masking, raster_noise, take
-from .pooling import check_pool, connectivity, summarise_tokens, summary_width
-
-
-@dataclass(frozen=True)
-class BrainLMConfig:
-    """Everything that decides the shape of a model.
-
-    Attributes
-    ----------
-    family : str
-        ``parcel`` (a token is `patch` time points of one parcel) or ``image`` (a token is
-        `patch_parcels` × `patch` values of the window seen as an image).
-    num_parcels, window, patch : int
-        R, T and time points per token.
-    decoder_depth : int
-        0: no decoder, an encoder with a head (a fine-tuned model).
-    decoder_context : str
-        ``all``: every decoder token attends to every other (the paper). ``visible``: only to the
-        visible ones; a mask token knows nothing but its place, so little is lost and the
-        decoder costs K / N of it (Fu et al., "Rethinking patch dependence", 2024).
-    decode_share : float
-        Share of the removed tokens that training predicts, drawn at random (``visible`` context
-        only, where predictions do not depend on each other); evaluation predicts all.
-    fourier_places : bool
-        Places of the parcel family as Fourier features, so that tokens of one time point, or of
-        neighbouring parcels, are alike from the first step; False: as published.
-    coordinate_unit_mm : float
-        Coordinates are divided by this before they are projected.
-    divisor : float
-        The signal is divided by this on the way in and multiplied on the way out; the loss is in
-        divided units. 1 but for the published image models.
-    pre_norm, convolution, learned_parcels, position_dropout, image_size, pad_value, loss
-        Where the published layouts differ from ours.
-    head_outputs, pool, label_mean, label_std, label_log
-        Of a fine-tuned model: 0 outputs means no head; with `label_log` it learnt log(1 + label).
-    """
-
-    family: str
-    num_parcels: int
-    window: int
-    patch: int
-    width: int
-    depth: int
-    heads: int
-    ffn: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
-    decoder_ffn: int
-    decoder_context: str = "all"
-    decode_share: float = 1.0
-    patch_parcels: int = 16
-    has_coordinates: bool = False
-    learned_parcels: bool = True
-    fourier_places: bool = True
-    coordinate_unit_mm: float = 25.0
-    pre_norm: bool = True
-    convolution: int = 0
-    position_dropout: float = 0.0
-    image_size: tuple[int, int] | None = None
-    pad_value: float = 0.0
-    divisor: float = 1.0
-    loss: str = "mse"
-    mask_ratio: float = 0.75
-    eps: float = 1e-6
-    init_std: float = 0.02
-    head_outputs: int = 0
-    head_dropout: float = 0.1
-    pool: str = "cls"
-    label_mean: float = 0.0
-    label_std: float = 1.0
-    label_log: bool = False
-    preset: str = ""
+from .grids import token_grid
+from .hub import Shared
+from .masking import Masker, Masking, keep_steps, keep_tokens, raster_noise, take
+from .pooling import Tokens, check_pool, summarise_tokens, summary_width
+from .shape import BrainLMConfig
 
 
 @dataclass
-class Reconstruction:
+class MaskedReconstruction:
     """What one forward pass gives.
 
     Attributes
@@ -127,7 +59,7 @@ class Reconstruction:
     masking: Masking
 
 
-class BrainLM(nn.Module):
+class BrainLM(Shared):
     """The masked autoencoder of both families.
 
     Parameters
@@ -149,7 +81,7 @@ class BrainLM(nn.Module):
         self.scaling: Scaling | None = None
         points = torch.zeros(0, 3) if coordinates is None else torch.as_tensor(coordinates)
         self.register_buffer("coordinates", points.float().clone())
-        self.grid = {"parcel": ParcelGrid, "image": ImageGrid}[config.family](config, points)
+        self.grid = token_grid(config, points)
         self.num_tokens = self.grid.num_tokens
         self.project = nn.Linear(self.grid.values, config.width)
         self.positions = self.grid.positions(config, config.width)
@@ -163,8 +95,8 @@ class BrainLM(nn.Module):
         self.head = None
         if config.head_outputs:
             width = summary_width(config, config.pool)
-            self.head = Head(width, config.width // 2, config.head_outputs, config.head_dropout,
-                             linear=True)  # fmt: skip
+            self.head = PredictionHead(width, config.width // 2, config.head_outputs,
+                                       config.head_dropout, linear=True)  # fmt: skip
         self.apply(self._initialise)
         if config.fourier_places and config.family == "parcel":
             for block in [*self.encoder, *(self.decoder.blocks if self.decoder else [])]:
@@ -178,9 +110,10 @@ class BrainLM(nn.Module):
         elif isinstance(module, self.grid.positions):
             module.start(self.config.init_std)
 
-    def forward(self, signal: Tensor, *, mask_ratio: float | None = None, mask: str = "random",
-                noise: Tensor | None = None, generator: torch.Generator | None = None,
-                visible: int | None = None) -> Reconstruction:  # fmt: skip
+    def forward(self, signal: Tensor, masking: Masking | None = None, *,
+                mask_ratio: float | None = None, mask: str = "random",
+                noise: Tensor | None = None,
+                generator: torch.Generator | None = None) -> MaskedReconstruction:  # fmt: skip
         """Remove tokens, encode the rest, predict the removed ones.
 
         Parameters
@@ -188,6 +121,9 @@ class BrainLM(nn.Module):
         signal : Tensor [B, R, T] float32
             Scaled series. Missing parcels are NaN: their tokens never reach the encoder and
             their values never count in the loss.
+        masking : Masking, optional
+            A draw for these windows; the other parameters make one where it is not given, which
+            waits for the device that `signal` is on.
         mask_ratio : float, optional
             Share of tokens removed (``random``) or of time points (``future``).
         mask : str
@@ -196,36 +132,43 @@ class BrainLM(nn.Module):
             the other points to predict are set to 0, and exactly they count in the loss.
         noise : Tensor [B, N], optional
             Tokens of smallest noise stay visible; drawn from `generator` if not given.
-        visible : int, optional
-            K, to spare the look at the data (:func:`brainlm.model.masking.count_visible`).
         """
-        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         signal = signal / self.config.divisor
         patches, known, missing = self.grid.cut(signal)
-        masking = draw_masking(self.grid, missing, ratio, mask, noise, generator, visible)
+        if masking is None:
+            ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+            masking = self._draw(Masker(self.grid, ratio, mask), missing, noise, generator)
         shown, target = patches, masking.mask[..., None]
-        if mask == "future-exact":
-            target = self.grid.last_values(self.grid.points(ratio))
+        if masking.values is not None:
+            target = masking.values
             shown = patches.masked_fill(target, 0.0)
         latent = self.encode(shown, masking)
         predicted, decoded = self._need_decoder()(latent, masking, self.coordinates)
         return self._compare(patches, predicted, target & known & decoded, masking, latent)
 
+    @staticmethod
+    def _draw(masker: Masker, missing: Tensor, noise: Tensor | None, generator) -> Masking:
+        if noise is None and masker.mask == "random":
+            noise = torch.rand(missing.shape, device=missing.device, generator=generator)
+        elif noise is None:
+            noise = raster_noise(missing)
+        return masker.draw(noise, missing)
+
     def encode(self, patches: Tensor, masking: Masking) -> Tensor:
         """[B, N, P] -> latent [B, 1 + K, D], CLS first."""
         tokens = self.project(masking.keep(patches))
-        places = take(self.positions(self.coordinates), masking.ids_shuffle[:, : masking.visible])
+        places = take(self.positions(self.coordinates), masking.ids_keep)
         tokens = self.dropout(tokens + places)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
         for block in self.encoder:
             x = block(x)
         return self.encoder_norm(x)
 
-    def _compare(self, patches, predicted, hidden, masking, latent) -> Reconstruction:
+    def _compare(self, patches, predicted, hidden, masking, latent) -> MaskedReconstruction:
         error = predicted.float() - patches
         error = error.abs() if self.config.loss == "mae" else error.square()
         error_sum, count = error.mul(hidden).sum(), hidden.sum()
-        return Reconstruction(
+        return MaskedReconstruction(
             loss=error_sum / count.clamp(min=1),
             error_sum=error_sum,
             count=count,
@@ -243,89 +186,82 @@ class BrainLM(nn.Module):
         return self.decoder
 
     @torch.no_grad()
-    def embed(self, signal: Tensor, pool: str = "cls") -> Tensor:
-        """Deterministic summary [B, F]: no masking, raster order, evaluation mode.
+    def tokens(self, signal: Tensor) -> Tokens:
+        """Encode everything that is known of windows [B, R, T]: deterministic, in raster order.
 
-        Samples with missing parcels are encoded from the tokens that they have, so a sample's
-        embedding does not depend on its batch.
+        No token is masked, and the model is in evaluation mode. Missing tokens are left out, so
+        that what is made of a window does not depend on the others of its batch.
         """
-        was_training = self.training
-        self.eval()
-        try:
-            return self.summarise(signal, pool)
-        finally:
-            self.train(was_training)
+        with self._evaluating():
+            patches, _, missing = self.grid.cut(signal / self.config.divisor)
+            return self._encode(patches, ~missing)
 
-    def summarise(self, signal: Tensor, pool: str = "cls", noise: Tensor | None = None,
-                  mask_ratio: float = 0.0) -> Tensor:  # fmt: skip
-        """As :meth:`embed`, differentiable, in the current mode, with masking if asked.
+    @torch.no_grad()
+    def embed(self, signal: Tensor, pool: str = "cls") -> Tensor:
+        """Summary [B, F] of the :meth:`tokens` of windows [B, R, T].
 
         Parameters
         ----------
-        signal : Tensor [B, R, T]
         pool : str
             One of :data:`brainlm.model.pooling.POOLS`.
-        noise : Tensor [B, N], optional
-            Tokens of smallest noise stay; raster order if not given.
+        """
+        check_pool(self.config, pool)
+        return summarise_tokens(self.tokens(signal), pool, self.config.num_parcels)
+
+    def summarise(self, signal: Tensor, pool: str, noise: Tensor, mask_ratio: float) -> Tensor:
+        """As :meth:`embed`, differentiable, in the current mode, of some of the tokens.
+
+        Parameters
+        ----------
+        noise : Tensor [B, N]
+            Known tokens of smallest noise stay.
         mask_ratio : float
-            Share of the tokens left out; of ``connectivity``, which compares parcels over the
-            same time, whole time steps.
+            Share of the known tokens left out; of ``connectivity``, which compares parcels over
+            the same time, whole time steps.
         """
         check_pool(self.config, pool)
         patches, _, missing = self.grid.cut(signal / self.config.divisor)
-        B, N = missing.shape
-        noise = raster_noise(B, N, missing.device) if noise is None else noise
+        R = self.config.num_parcels
         if pool == "connectivity":
-            return self._compare_parcels(patches, missing, noise, mask_ratio)
-        noise = noise.masked_fill(missing, 2.0)
-        visible = ((~missing).sum(1) * (1 - mask_ratio)).long().clamp(min=1)
-        if not missing.any():
-            visible = torch.full_like(visible, max(1, int(N * (1 - mask_ratio))))
-        out = None
-        for count in visible.unique().tolist():
-            rows = (visible == count).nonzero()[:, 0]
-            latent = self.encode(patches[rows], Masking.draw(noise[rows], count))
-            pooled = summarise_tokens(latent, pool)
-            if out is None:
-                out = pooled.new_zeros(B, pooled.shape[1])
-            out = out.index_copy(0, rows, pooled)
-        return out
+            shown = keep_steps(~missing, noise, 1 - mask_ratio, R)
+        else:
+            shown = keep_tokens(~missing, noise, 1 - mask_ratio)
+        return summarise_tokens(self._encode(patches, shown), pool, R)
 
-    def _compare_parcels(self, patches, missing, noise, mask_ratio: float) -> Tensor:
-        """Samples that lack the same parcels together."""
-        steps = max(1, int(self.grid.steps * (1 - mask_ratio)))
-        order, known = self.grid.by_time(noise, missing)
-        parts, places = [], []
-        for pattern in known.unique(dim=0):
-            rows = (known == pattern).all(1).nonzero()[:, 0]
-            masking = Masking.draw(order[rows], steps * int(pattern.sum()))
-            parts.append(connectivity(self.encode(patches[rows], masking), pattern))
+    def _encode(self, patches: Tensor, shown: Tensor) -> Tokens:
+        """The tokens `shown` [B, N], samples that have equally many together."""
+        counts, N = shown.sum(1), self.num_tokens
+        values, cls, places = [], [], []
+        for count in counts.unique().tolist():
+            rows = (counts == count).nonzero()[:, 0]
+            masking = Masking.show(shown[rows], count)
+            latent = self.encode(patches[rows], masking)
+            ids = masking.ids_keep[..., None].expand(-1, -1, latent.shape[2])
+            empty = latent.new_zeros(len(rows), N, latent.shape[2])
+            values.append(empty.scatter(1, ids, latent[:, 1:]) if count < N else latent[:, 1:])
+            cls.append(latent[:, 0])
             places.append(rows)
-        return torch.cat(parts)[torch.cat(places).argsort()]
+        order = torch.cat(places).argsort()
+        return Tokens(torch.cat(values)[order], shown, torch.cat(cls)[order])
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     @torch.no_grad()
     def predict(self, signal: Tensor) -> Tensor:
         """Labels [B, outputs] of a fine-tuned model, in the label's own units."""
         if self.head is None:
             raise BrainLMError("this model has no head; fine-tune it first (brainlm finetune)")
-        was_training = self.training
-        out = self.eval().head(self.embed(signal, self.config.pool))
-        self.train(was_training)
+        with self._evaluating():
+            out = self.head(self.embed(signal, self.config.pool))
         out = out * self.config.label_std + self.config.label_mean
         return out.expm1() if self.config.label_log else out
-
-    def save_pretrained(self, folder, scaling: Scaling, card: str) -> None:
-        """Write config.json, model.safetensors, scaling.json and README.md; see hub.py."""
-        from .hub import save_pretrained
-
-        save_pretrained(self, folder, scaling, card)
-
-    @classmethod
-    def from_pretrained(cls, path_or_hub_id, subfolder: str | None = None, **options) -> BrainLM:
-        """Open a folder or a hub repository; see :func:`brainlm.model.from_pretrained`."""
-        from .hub import from_pretrained
-
-        return from_pretrained(path_or_hub_id, subfolder, **options)
 
     def flops_per_window(self, mask_ratio: float) -> float:
         """Multiply-adds × 2 of one forward pass on one window (matrix products only)."""

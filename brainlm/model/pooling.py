@@ -5,19 +5,34 @@ Legend as in mae.py; F is the width of a summary, :func:`summary_width`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import BrainLMError
-
-if TYPE_CHECKING:
-    from .mae import BrainLMConfig
+from .shape import BrainLMConfig
 
 #: cls: the CLS token; mean: of the others; all: of all (the published fine-tuning head);
 #: cls+mean: side by side; connectivity: :func:`connectivity` of the parcels' tokens
 POOLS = ("cls", "mean", "all", "cls+mean", "connectivity")
+
+
+class Tokens(NamedTuple):
+    """What the encoder makes of windows.
+
+    Attributes
+    ----------
+    values : Tensor [B, N, D]
+        In raster order (see grids.py); zero where `known` is False.
+    known : Tensor [B, N] bool
+        Tokens that the window has data for, and that were encoded.
+    cls : Tensor [B, D]
+    """
+
+    values: Tensor
+    known: Tensor
+    cls: Tensor
 
 
 def check_pool(config: BrainLMConfig, pool: str) -> None:
@@ -39,23 +54,23 @@ def summary_width(config: BrainLMConfig, pool: str) -> int:
     return 2 * config.width if pool == "cls+mean" else config.width
 
 
-def summarise_tokens(latent: Tensor, pool: str) -> Tensor:
-    """[B, 1 + K, D], CLS first -> [B, D], or [B, 2 D] for cls+mean."""
-    cls, mean = latent[:, 0], latent[:, 1:].mean(1)
-    if pool == "cls+mean":
-        return torch.cat([cls, mean], -1)
-    return {"cls": cls, "mean": mean, "all": latent.mean(1)}[pool]
+def summarise_tokens(tokens: Tokens, pool: str, num_parcels: int) -> Tensor:
+    """[B, F]; NaN where a window has nothing to summarise."""
+    if pool == "cls":
+        return tokens.cls
+    if pool == "connectivity":
+        return connectivity(tokens, num_parcels)
+    total, count = tokens.values.sum(1), tokens.known.sum(1, keepdim=True)
+    if pool == "all":
+        return (tokens.cls + total) / (1 + count)
+    mean = total / count
+    return torch.cat([tokens.cls, mean], -1) if pool == "cls+mean" else mean
 
 
-def connectivity(latent: Tensor, known: Tensor) -> Tensor:
+def connectivity(tokens: Tokens, num_parcels: int) -> Tensor:
     """How alike the encodings of each pair of parcels are.
 
-    Parameters
-    ----------
-    latent : Tensor [B, 1 + K, D]
-        CLS, then for one time step after the other the tokens of the known parcels, in order.
-    known : Tensor [R] bool
-        Parcels that the recordings have.
+    Parcels are compared over the time that any of them has; one that lacks some of it is missing.
 
     Returns
     -------
@@ -63,13 +78,16 @@ def connectivity(latent: Tensor, known: Tensor) -> Tensor:
         Fisher z of the correlation between two parcels' tokens, all time steps side by side,
         less what all parcels share; upper triangle row by row; NaN where either is missing.
     """
-    B, _, D = latent.shape
-    x = latent[:, 1:].float().reshape(B, -1, int(known.sum()), D).transpose(1, 2).flatten(2)
-    x = x - x.mean(1, keepdim=True)  # what all share says nothing of a pair
-    x = torch.nn.functional.normalize(x - x.mean(2, keepdim=True), dim=2)
+    x = tokens.values.float().unflatten(1, (num_parcels, -1))  # [B, R, S, D]
+    known = tokens.known.unflatten(1, (num_parcels, -1))
+    steps = known.any(1, keepdim=True)  # [B, 1, S]
+    whole = (known == steps).all(2)  # [B, R]
+    used = (whole[..., None] & steps)[..., None]
+    share = x.mul(used).sum(1, keepdim=True) / whole.sum(1)[:, None, None, None]
+    x = (x - share) * used  # what all share says nothing of a pair
+    mean = x.sum((2, 3), keepdim=True) / (steps.sum(2) * x.shape[3])[..., None, None]
+    x = torch.nn.functional.normalize(((x - mean) * used).flatten(2), dim=2)
     z = torch.atanh((x @ x.mT).clamp(-0.999, 0.999))  # duplicate parcels stay finite
-    full = z.new_full((B, len(known), len(known)), float("nan"))
-    where = known.nonzero()[:, 0]
-    full[:, where[:, None], where] = z
-    rows, columns = torch.triu_indices(len(known), len(known), 1, device=z.device)
-    return full[:, rows, columns]
+    z = z.masked_fill(~(whole[:, :, None] & whole[:, None]), torch.nan)
+    rows, columns = torch.triu_indices(num_parcels, num_parcels, 1, device=z.device)
+    return z[:, rows, columns]

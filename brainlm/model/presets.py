@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..errors import BrainLMError
-from .mae import BrainLM, BrainLMConfig
+from .mae import BrainLM
 from .published import IMAGE, PARCEL
+from .shape import BrainLMConfig
 
 #: What a preset fixes; the rest comes from the data and the configuration.
 PRESETS: dict[str, dict] = {

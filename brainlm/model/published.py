@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..errors import BrainLMError
 from .blocks import grid_sinusoid, interleaved_sinusoid
-from .hub import load_strictly
-from .mae import BrainLM, BrainLMConfig
+from .grids import ImageGrid
+from .shape import BrainLMConfig
 
 #: What the image models' inputs were divided by after scaling, in the published notebooks.
 IMAGE_DIVISOR = 5.6430855
@@ -74,8 +74,10 @@ _CONFIG_KEYS = {
 }  # fmt: skip
 
 
-def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordinates) -> BrainLM:
-    """A model from a published config.json and its tensors.
+def convert(
+    folder, config: dict[str, Any], weights: dict[str, Tensor], coordinates
+) -> tuple[BrainLMConfig, dict[str, Tensor]]:
+    """Our shape and tensors from a published config.json and its tensors.
 
     Parameters
     ----------
@@ -98,14 +100,13 @@ def convert(folder, config: dict[str, Any], weights: dict[str, Tensor], coordina
     make = {"parcel": _parcel_config, "image": _image_config}[family]
     ours = make(config, weights, len(coordinates))
     _check_tables(folder, ours, weights)
-    model = BrainLM(ours, coordinates)
     converted = rename(weights, family)
-    converted["coordinates"] = model.coordinates
-    if model.head is not None:  # the published head takes summaries as they are
-        own = ("mean", "std", "skip")
-        converted |= {f"head.{name}": getattr(model.head, name) for name in own}
-    load_strictly(model, converted, folder)
-    return model
+    converted["coordinates"] = torch.as_tensor(coordinates).float()
+    if ours.head_outputs:  # the published head takes summaries as they are
+        width = converted["head.0.weight"].shape[1]
+        converted["head.mean"], converted["head.std"] = torch.zeros(width), torch.ones(width)
+        converted["head.skip"] = torch.zeros(ours.head_outputs, width)
+    return ours, converted
 
 
 def _family(folder, config: dict, weights: dict) -> str:
@@ -223,8 +224,6 @@ def _merge_channels(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_tables(folder, config: BrainLMConfig, weights: dict[str, Tensor]) -> None:
     """The position tables in the file must be the ones that are computed here."""
-    from .grids import ImageGrid
-
     for key, table in weights.items():
         if key.endswith("pos_embedding.pe"):
             expected = interleaved_sinusoid(*table.shape)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .mae import BrainLM
-from .masking import Masking, raster_noise
 
 #: queries per block: 512 rows of 4,241 tokens and 4 heads are 35 MB
 BLOCK = 512
@@ -62,22 +61,16 @@ def parcel_attention(model: BrainLM, signal: Tensor, layer: int = -1) -> Tensor:
 
 def _queries_and_keys(model: BrainLM, signal: Tensor, layer: int):
     """Queries and keys [B, H, 1 + K, d] of a layer, and which K of the N tokens they are of."""
-    patches, _, missing = model.grid.cut(signal / model.config.divisor)
-    B, N = missing.shape
-    gone = missing.any(0)
-    noise = raster_noise(B, N, missing.device).masked_fill(gone, 2.0)
-    masking = Masking.draw(noise, int((~gone).sum()))
+    gone = signal.isnan().any(0)  # in one window: left out of all
     block = list(model.encoder)[layer]
     inputs: list[Tensor] = []
     hook = block.attention.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    was_training = model.training
     try:
-        model.eval().encode(patches, masking)
+        known = model.tokens(signal.masked_fill(gone, torch.nan)).known
     finally:
         hook.remove()
-        model.train(was_training)
     query, key, _ = block.attention.split(inputs[0])
-    return query, key, (~gone).nonzero()[:, 0]
+    return query, key, known[0].nonzero()[:, 0]
 
 
 def _softmax_rows(query: Tensor, key: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints: one file each, whole or absent; the newest two and the best are kept.
+"""Checkpoints: one file each, whole or absent; the newest two are kept.
 
 A file holds full (unsharded) tensors, so a run may go on with another number of processes or
 another kind of sharding. There is no RNG state and no loader position in it: both are functions
@@ -27,7 +27,7 @@ _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
-         facts: dict[str, Any], ranks: Ranks, *, best: bool = False) -> None:  # fmt: skip
+         facts: dict[str, Any], ranks: Ranks) -> None:  # fmt: skip
     """Write step-N.pt (every process takes part in gathering, the first one writes)."""
     weights = get_model_state_dict(model, options=_FULL)
     moments = get_optimizer_state_dict(model, optimizer, options=_FULL)
@@ -35,22 +35,9 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optim
         path = folder / f"step-{step:08d}.pt"
         with atomic_path(path) as temporary:
             torch.save({**facts, "step": step, "model": weights, "optimizer": moments}, temporary)
-        if best:
-            _link(path, folder / "best.pt")
         for old in found(folder)[2:]:
             old.unlink(missing_ok=True)
     ranks.wait()
-
-
-def _link(path: Path, target: Path) -> None:
-    """A second name for the same file, in place of an older one."""
-    spare = target.with_suffix(".new")
-    spare.unlink(missing_ok=True)
-    try:
-        spare.hardlink_to(path)
-    except OSError:  # a file system without hard links
-        spare.write_bytes(path.read_bytes())
-    spare.replace(target)
 
 
 def found(folder: Path) -> list[Path]:

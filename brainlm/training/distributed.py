@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import Pretrain
 from ..errors import BrainLMError
 from ..model import BrainLM, set_attention
+from ..model.masking import Masking
 
 
 @dataclass(frozen=True)
@@ -86,21 +87,20 @@ def start(gpus: int, cpus: int) -> Iterator[Ranks]:
 class Step(nn.Module):
     """What runs on the device: a forward pass that returns plain tensors, for any wrapper."""
 
-    def __init__(self, model: BrainLM, options: Pretrain):
+    def __init__(self, model: BrainLM):
         super().__init__()
-        self.model, self.mask, self.ratio = model, options.mask, options.mask_ratio
+        self.model = model
 
-    def forward(self, signal: Tensor, noise: Tensor, visible: int) -> tuple[Tensor, ...]:
+    def forward(self, signal: Tensor, masking: Masking) -> tuple[Tensor, ...]:
         """error_sum, count, prediction [B, R, T], pixel_mask [B, R, T], CLS [B, D]."""
-        out = self.model(signal, mask_ratio=self.ratio, mask=self.mask, noise=noise,
-                         visible=visible)  # fmt: skip
+        out = self.model(signal, masking)
         return out.error_sum, out.count, out.prediction, out.pixel_mask, out.latent[:, 0]
 
 
 def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
     """The model on its device, ready to train; the order of the steps matters."""
     set_attention(model, options.attention)
-    step = Step(model.to(ranks.device), options)
+    step = Step(model.to(ranks.device))
     blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
     for block in blocks:
         if options.activation_checkpointing:

@@ -7,7 +7,6 @@ SIGTERM (preemption) it saves and exits with :data:`EXIT_SAVED`, which means: ru
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import math
@@ -25,14 +24,15 @@ from ..cohort.splits import in_share
 from ..errors import BrainLMError
 from ..files import read_json, sha256, write_json
 from ..model import BrainLM, kernel_name, preset
-from ..model.masking import count_visible
+from ..model.grids import token_grid
+from ..model.masking import Masker
 from ..shards import Corpus, Scaling
 from . import checkpoint
 from .card import pretrained_card
 from .distributed import Ranks, gradient_sync, prepare, start
-from .journal import Journal, figure
+from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, average_visible, interpolate_linear
-from .meter import Meter, device_name
+from .meter import Meter, Rates, device_name
 from .schedule import learning_rate_at, make_optimizer, rescale_gradients
 from .trackers import open_trackers
 from .windows import Batch, Loader, Windows, choose_rows
@@ -92,6 +92,9 @@ class Run:
                                      window=model.window, patch=model.patch,
                                      decoder_context=model.decoder_context,
                                      coordinates=atlas.coordinates)  # fmt: skip
+        # of its own, on the host: masks are drawn before a batch goes to the device
+        grid = token_grid(self.model.config, self.model.coordinates)
+        self.masker = Masker(grid, options.mask_ratio, options.mask)
         self.train_set = self._windows(corpus, _choose_share(corpus, train, options.share))
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
         self.validation_set = self._windows(corpus, held_out)
@@ -101,8 +104,7 @@ class Run:
         self.steps = math.ceil(options.epochs * len(train) / options.batch_size)
         epoch_steps = max(1, round(len(train) / options.batch_size))
         self.validate_every = epoch_steps * options.validate_every_epochs
-        self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.host_grid = copy.deepcopy(self.model.grid)  # batches are asked before they go
+        self.step, self.seconds = 0, 0.0
         self.loader = self._loader()
         self.wrapped = prepare(self.model, options, ranks)
         self.optimizer = make_optimizer(self.wrapped, options.learning_rate, options.weight_decay)
@@ -117,21 +119,15 @@ class Run:
 
     def _windows(self, corpus: Corpus, rows) -> Windows:
         return Windows(corpus, self.scaling, self.model.config.window, rows,
-                       seed=self.options.seed, num_tokens=self.model.num_tokens)  # fmt: skip
+                       seed=self.options.seed, masker=self.masker)  # fmt: skip
 
     def _loader(self) -> Loader:
         options, ranks = self.options, self.ranks
         on_gpu = ranks.device.type == "cuda"
         return Loader(
             self.train_set, options.batch_size, self.micro, ranks.rank, ranks.world,
-            count_visible=self.count_visible, pin=on_gpu,
-            threads=max(1, options.cpus // 2) if on_gpu else 1,
+            pin=on_gpu, threads=max(1, options.cpus // 2) if on_gpu else 1,
         )  # fmt: skip
-
-    def count_visible(self, batch: Batch) -> int:
-        """How many tokens of a batch the encoder sees."""
-        return count_visible(self.host_grid, None if batch.complete else batch.signal,
-                             self.options.mask_ratio, self.options.mask)  # fmt: skip
 
     # ---- start and end ----------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Run:
             return None
         checkpoint.restore(state, self.wrapped, self.optimizer)
         self.loader.load_state_dict(state["loader"])
-        self.step, self.seconds, self.best = state["step"], state["seconds"], state["best"]
+        self.step, self.seconds = state["step"], state["seconds"]
         say(f"going on from update {self.step} of {self.steps}")
         if state["world"] != self.ranks.world:
             say(f"with {self.ranks.world} processes instead of {state['world']}: the same "
@@ -189,17 +185,16 @@ class Run:
     def _forget(self) -> None:
         self.ranks.wait()
         if self.ranks.main:
-            for path in (*checkpoint.found(self.out / "checkpoints"),
-                         self.out / "checkpoints" / "best.pt"):  # fmt: skip
+            for path in checkpoint.found(self.out / "checkpoints"):
                 path.unlink(missing_ok=True)
         self.ranks.wait()
 
-    def _save(self, *, best: bool = False) -> None:
-        facts = {"settings": self.settings, "seconds": self.seconds, "best": self.best,
+    def _save(self) -> None:
+        facts = {"settings": self.settings, "seconds": self.seconds,
                  "world": self.ranks.world, "metrics": self.journal.lines,
                  "loader": self.loader.state_dict()}  # fmt: skip
         checkpoint.save(self.out / "checkpoints", self.step, self.wrapped, self.optimizer, facts,
-                        self.ranks, best=best)  # fmt: skip
+                        self.ranks)  # fmt: skip
 
     def finish(self) -> None:
         """Write the model folder; done.json comes last."""
@@ -244,7 +239,7 @@ class Run:
 
     def train(self) -> None:
         """All updates that are left."""
-        meter = Meter(self)
+        meter, log_every = self.meter(), max(1, self.steps // 200)
         saved = time.monotonic()
         with _on_sigterm(self):
             batches = iter(self.loader)
@@ -252,20 +247,44 @@ class Run:
                 meter.begin()
                 self._update(batches, meter)
                 self.step += 1
-                meter.end(self.loader)
                 last = self.step == self.steps
-                best = False
+                rates = meter.end(self.loader.waited_s(), last or self.step % log_every == 0)
+                self.seconds += meter.took
+                if rates:
+                    self._log(rates)
                 if last or self.step % self.validate_every == 0:
-                    best = self._validate()
+                    self._validate()
                 late = time.monotonic() - saved > 60 * self.options.checkpoint_every_min
                 poll = self.ranks.world == 1 or self.step % 10 == 0 or last
                 stop = poll and self.ranks.any(self.stop)
-                if last or best or stop or (poll and self.ranks.any(late)):
-                    self._save(best=best)
+                if last or stop or (poll and self.ranks.any(late)):
+                    self._save()
                     saved = time.monotonic()
                 if stop and not last:
                     self.say(f"SIGTERM: saved at update {self.step}; run again to go on")
                     raise SystemExit(EXIT_SAVED)
+
+    def meter(self) -> Meter:
+        """Of this run's updates."""
+        flops = self.model.flops_per_window(self.options.mask_ratio)
+        return Meter(self.ranks, self.options.batch_size, flops)
+
+    def _log(self, rates: Rates) -> None:
+        if not math.isfinite(rates.loss):
+            raise BrainLMError(f"update {self.step}: the loss is not finite; lower "
+                               "pretrain.learning_rate or look for broken series")  # fmt: skip
+        epoch = self.passes()
+        self.journal.record(step=self.step, epoch=epoch, split="train", **rates._asdict(),
+                            lr=self.optimizer.param_groups[0]["lr"],
+                            seconds=self.seconds)  # fmt: skip
+        left = (self.steps - self.step) * self.options.batch_size / rates.windows_per_s
+        self.journal.progress(
+            self.step, self.steps,
+            f"update {self.step}/{self.steps} epoch {epoch:.1f} loss {rates.loss:.4f} "
+            f"R² {figure(rates.r2)} {rates.windows_per_s:.3g} windows/s "
+            f"MFU {figure(rates.mfu, 2)} data-wait {100 * rates.data_wait:.1f}% "
+            f"ETA {clock(left)}", force=self.step == self.steps,
+        )  # fmt: skip
 
     def _update(self, batches, meter: Meter) -> None:
         """One optimiser step on one global batch."""
@@ -293,19 +312,19 @@ class Run:
 
     def _forward(self, batch: Batch):
         device = self.ranks.device
-        visible = batch.visible or self.count_visible(batch)
+        assert batch.masking is not None
         batch.signal = batch.signal.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
-            return self.wrapped(batch.signal, batch.noise.to(device, non_blocking=True), visible)
+            return self.wrapped(batch.signal, batch.masking.to(device))
 
     # ---- validation -------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _validate(self) -> bool:
-        """Reconstruct one fixed window per held-out recording; True if it is the best so far."""
+    def _validate(self) -> None:
+        """Reconstruct one fixed window per held-out recording."""
         rows = self.validation_set.rows
         if not len(rows):
-            return False
+            return
         self.wrapped.eval()
         meter = MaskedR2(("r2", "r2_zero", "r2_linear", "r2_space"))
         summaries, error_sum, known_sum = [], 0.0, 0.0
@@ -326,9 +345,6 @@ class Run:
         loss = float(self.ranks.sum(error_sum) / self.ranks.sum(known_sum).clamp(min=1))
         scores = meter.result(self.ranks.sum)
         self._note_validation(loss, scores, _spread(summaries, len(rows), self.ranks))
-        better = loss < self.best
-        self.best = min(loss, self.best)
-        return better
 
     def _note_validation(self, loss: float, scores: dict, spread: float) -> None:
         self.journal.record(step=self.step, epoch=self.passes(), split="validation", loss=loss,

@@ -7,6 +7,7 @@ the number of processes nor a restart changes what the model sees.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import time
 import zlib
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BrainLMError
+from ..model.masking import Masker, Masking
 from ..shards import Corpus, Scaling
 
 #: (epoch, row of the corpus) of each window of a batch
@@ -37,20 +39,17 @@ class Batch:
     signal : Tensor [B, R, T] float32
         Scaled; NaN where there is no data.
     noise : Tensor [B, N] float32
-        Decides the mask; empty if N is 0.
+        One number per token, to choose tokens by; empty if N is 0.
     rows : ndarray [B]
         Rows of the corpus.
-    complete : bool
-        No value is missing.
-    visible : int
-        K, how many tokens the encoder sees; 0 where nobody asked.
+    masking : Masking, optional
+        Which tokens the encoder sees, where the windows were asked for with a masker.
     """
 
     signal: Tensor
     noise: Tensor
     rows: np.ndarray
-    complete: bool
-    visible: int = 0
+    masking: Masking | None = None
 
 
 class MappedSeries:
@@ -124,14 +123,17 @@ class Windows:
         Which recordings; each must have at least T time points.
     seed : int
     num_tokens : int
-        N of the model, for the noise that decides masks; 0 gives none.
+        N of the model, for noise; 0 gives none.
+    masker : Masker, optional
+        Draws a masking for each batch, here on the host, where nothing waits for the data.
     """
 
     def __init__(self, corpus: Corpus, scaling: Scaling, window: int, rows, *, seed: int = 0,
-                 num_tokens: int = 0):  # fmt: skip
+                 num_tokens: int = 0, masker: Masker | None = None):  # fmt: skip
         corpus.check(scaling)
         self.rows = np.asarray(rows, np.int64)
-        self.window, self.seed, self.num_tokens = window, seed, num_tokens
+        self.window, self.seed, self.masker = window, seed, masker
+        self.num_tokens = masker.grid.num_tokens if masker else num_tokens
         self.series = MappedSeries(corpus)
         table = corpus.table
         names = table["cohort"].str.cat(table["recording_id"], sep="/")
@@ -170,7 +172,10 @@ class Windows:
             random.random(out=noise[slot].numpy(), dtype=np.float32)
             torch.sum(signal[slot], (0, 1), out=sums[slot])  # NaN if any is, still in the cache
         rows = np.array([row for _, row in picks])
-        return Batch(signal, noise, rows, complete=not sums.isnan().any())
+        if self.masker is None:
+            return Batch(signal, noise, rows)
+        masking = self.masker(noise, signal if sums.isnan().any() else None)
+        return Batch(signal, noise, rows, masking.pin_memory() if pin else masking)
 
     def even(self, row: int, count: int) -> Tensor:
         """[count, R, T] windows spread evenly over one recording, for evaluation."""
@@ -237,20 +242,17 @@ class Loader:
         Windows per update over all processes.
     micro : int
         Windows per batch; process `rank` of `world` takes every `world`-th batch of an update.
-    count_visible : callable
-        Batch to K; asked here so that the training loop never looks at the data.
     threads : int
     pin : bool
         See :meth:`Windows.batch`.
     """
 
     def __init__(self, windows: Windows, size: int, micro: int, rank: int = 0, world: int = 1, *,
-                 count_visible: Callable[[Batch], int], threads: int = 1,
-                 pin: bool = False):  # fmt: skip
+                 threads: int = 1, pin: bool = False):  # fmt: skip
         self.windows, self.size, self.micro = windows, size, micro
-        self.rank, self.world, self.pin = rank, world, pin
-        self.count_visible, self.updates = count_visible, 0
-        self.batches = Prefetch(self._make, self._picks(), threads=threads)
+        self.rank, self.world, self.updates = rank, world, 0
+        make = functools.partial(windows.batch, pin=pin)
+        self.batches = Prefetch(make, self._picks(), threads=threads)
 
     def state_dict(self) -> dict[str, int]:
         """Where the next update begins; nothing else is random (the order is a function)."""
@@ -283,11 +285,6 @@ class Loader:
             for first in range(self.rank * self.micro, self.size, self.world * self.micro):
                 yield picks[first : first + self.micro]
             update += 1
-
-    def _make(self, picks: Picks) -> Batch:
-        batch = self.windows.batch(picks, pin=self.pin)
-        batch.visible = self.count_visible(batch)
-        return batch
 
     def waited_s(self) -> float:
         """Seconds that the consumer waited for data since this was last asked."""

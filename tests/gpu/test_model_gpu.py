@@ -63,10 +63,8 @@ def test_the_training_loop_never_waits_for_the_device(tmp_path):
     from synthetic import make_study
     from test_training import make_run
 
-    from brainlm.training.meter import Meter
-
     made = make_run(make_study(tmp_path), tmp_path / "out", "cuda", gpus=1)
-    meter, batches = Meter(made), iter(made.loader)
+    meter, batches = made.meter(), iter(made.loader)
     made._update(batches, meter)  # the optimiser makes its state
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -166,7 +166,55 @@ def test_pooling_by_connectivity_is_the_correlation_of_the_parcels_tokens():
     assert not z[[0, 2]].isnan().any()
     x[1, :5] = 1.0
     x[1, :5, 20:] = torch.nan  # a parcel of which half is missing cannot be compared either
-    torch.testing.assert_close(model.embed(x, pool="connectivity"), z, equal_nan=True)
+    half = model.embed(x, pool="connectivity")
+    assert torch.equal(half.isnan(), z.isnan())
+    torch.testing.assert_close(half[[0, 2]], z[[0, 2]])
+
+
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_tokens_are_all_that_is_known_in_raster_order(family):
+    model, x = small(family=family), signal()
+    whole = model.train().tokens(x)
+    assert model.training
+    N, D = model.num_tokens, model.config.width
+    assert whole.values.shape == (3, N, D) and whole.known.all()
+    raster = torch.arange(float(N)).expand(3, -1)
+    latent = model.eval()(x, mask_ratio=0.0, noise=raster).latent
+    torch.testing.assert_close(torch.cat([whole.cls[:, None], whole.values], 1), latent)
+    hole = x.clone()
+    hole[1, :16], hole[2, :, 30:], hole[0, 20] = torch.nan, torch.nan, torch.nan
+    tokens = model.tokens(hole)
+    if family == "parcel":
+        assert tokens.known.sum(1).tolist() == [N - 4, N - 16 * 4, N - 24]
+    assert (tokens.values[~tokens.known] == 0).all()
+    filled = hole.nan_to_num(99.0)  # a token of the parcel family is wholly there or not at all
+    for i in range(3):
+        alone = model.tokens(hole[i : i + 1])
+        torch.testing.assert_close(alone.values[0], tokens.values[i])
+        if family == "parcel":
+            masking = Masking.show(tokens.known[i : i + 1], int(tokens.known[i].sum()))
+            latent = model(filled[i : i + 1], masking).latent[0]
+            torch.testing.assert_close(latent[1:], tokens.values[i][tokens.known[i]])
+            torch.testing.assert_close(latent[0], tokens.cls[i])
+    mean = torch.stack([v[k].mean(0) for v, k in zip(tokens.values, tokens.known, strict=True)])
+    torch.testing.assert_close(model.embed(hole, pool="mean"), mean)
+
+
+def test_the_end_of_a_clip_that_is_too_short_is_missing_for_all_parcels_alike():
+    model, x = small(), signal()
+    x[0, :, 20:] = torch.nan
+    z = model.embed(x, pool="connectivity")
+    assert not z.isnan().any()
+    values = model.tokens(x).values[0].view(24, 4, -1)[:, :2].flatten(1).double().numpy()
+    r = np.corrcoef(values - values.mean(0))[np.triu_indices(24, 1)]
+    np.testing.assert_allclose(z[0], np.arctanh(r.clip(-0.999, 0.999)), atol=1e-4)
+
+
+def test_a_window_without_any_data_has_no_summary():
+    model, x = small(), signal()
+    x[1] = torch.nan
+    assert model.embed(x, pool="mean").isnan().all(1).tolist() == [False, True, False]
+    assert model.embed(x, pool="connectivity").isnan().all(1).tolist() == [False, True, False]
 
 
 def test_pooling_by_connectivity_leaves_out_whole_time_steps():
@@ -279,10 +327,10 @@ def _published_names(weights):
 
 
 def test_head_standardises_by_its_training_set():
-    from brainlm.model import Head
+    from brainlm.model import PredictionHead
 
     torch.manual_seed(0)
-    head, summaries = Head(8, 4).eval(), 5 + 0.01 * torch.randn(50, 8)
+    head, summaries = PredictionHead(8, 4).eval(), 5 + 0.01 * torch.randn(50, 8)
     before = head(summaries)
     head.fit_scale(summaries)
     plain = torch.nn.Sequential(*head)
@@ -296,7 +344,7 @@ def test_head_standardises_by_its_training_set():
     assert torch.allclose(head(gaps), head(filled), atol=1e-4)
     head.fit_scale(torch.ones(3, 8))  # no spread at all is no division by zero
     assert head(torch.ones(1, 8)).isfinite().all()
-    wide = Head(20_000, 32)
+    wide = PredictionHead(20_000, 32)
     assert wide(torch.randn(9, 20_000)).abs().mean() < 1  # however wide the summary is
 
 

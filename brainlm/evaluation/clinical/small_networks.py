@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...config import Finetune
-from ...model.blocks import Head
+from ...model.blocks import PredictionHead
 from ...training.windows import Windows
 from .baselines import Known, Predictor, balance, prediction_loss, soften
 from .views import WINDOWS
@@ -30,7 +30,7 @@ class LSTM(nn.Module):
     def __init__(self, parcels: int, window: int, outputs: int):
         super().__init__()
         self.lstm = nn.LSTM(parcels, WIDTH, batch_first=True)
-        self.head = Head(WIDTH, WIDTH // 2, outputs)
+        self.head = PredictionHead(WIDTH, WIDTH // 2, outputs)
 
     def forward(self, signal: Tensor) -> Tensor:
         """[B, R, T] -> [B, outputs]."""
@@ -48,7 +48,7 @@ class GCN(nn.Module):
     def __init__(self, parcels: int, window: int, outputs: int):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(window, WIDTH), nn.Linear(WIDTH, WIDTH)])
-        self.head = Head(WIDTH, WIDTH // 2, outputs)
+        self.head = PredictionHead(WIDTH, WIDTH // 2, outputs)
 
     def forward(self, signal: Tensor) -> Tensor:
         """[B, R, T] -> [B, outputs]."""
@@ -78,7 +78,7 @@ def fit_mlp(known: Known, options: Finetune) -> Predictor:
 
     torch.manual_seed(known.seed)
     width = known.train.shape[1]
-    net = Head(width, width // 2, max(1, known.classes))
+    net = PredictionHead(width, width // 2, max(1, known.classes))
     inputs = ready(known.train)
     random = np.random.default_rng(known.seed)
 

@@ -171,20 +171,9 @@ def _mean_of_known(arrays) -> np.ndarray:
 
 def _summarise(model, signal) -> list[np.ndarray]:
     """Mean over one recording's windows [K, R, T] of CLS, mean token and latent connectivity."""
-    import torch
+    from ...model.pooling import summarise_tokens
 
-    from ...model.masking import Masking, raster_noise
-    from ...model.pooling import connectivity as latent_connectivity
-
-    patches, _, missing = model.grid.cut(signal / model.config.divisor)
-    noise = raster_noise(len(missing), missing.shape[1], missing.device)
-    of_parcels = model.config.family == "parcel"
-    if of_parcels:  # a recording has all values of a parcel, or none
-        noise, known = model.grid.by_time(noise, missing)
-    with torch.inference_mode():
-        masking = Masking.draw(noise.masked_fill(missing, 2.0), int((~missing[0]).sum()))
-        latent = model.encode(patches, masking).float()
-        out = [latent[:, 0].mean(0), latent[:, 1:].mean((0, 1))]
-        if of_parcels:
-            out.append(latent_connectivity(latent, known[0]).mean(0))
-    return [values.cpu().numpy() for values in out]
+    tokens = model.tokens(signal)
+    pools = ["cls", "mean"] + ["connectivity"] * (model.config.family == "parcel")
+    made = [summarise_tokens(tokens, pool, model.config.num_parcels) for pool in pools]
+    return [values.mean(0).float().cpu().numpy() for values in made]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BrainLMError
-from ...model import BrainLM, Reconstruction
-from ...model.masking import take
+from ...model import BrainLM, MaskedReconstruction
+from ...model.masking import Masking, take
 from ...training.loop import squared_error
 
 #: share of the given tokens that the transformer sees while it trains, the newest first: as in
@@ -68,11 +68,10 @@ class TransformerForecaster(Forecaster):
         future = past.isnan().all(-1, keepdim=True).to(past.dtype)  # 1: a parcel without data
         future = torch.where(future > 0, torch.nan, 0.0).expand(-1, -1, self.horizon)
         window = torch.cat([past, future], -1)
-        noise, visible = self._draw(window)
-        out = self.model(window, noise=noise, visible=visible)
+        out = self.model(window, self._draw(window))
         return (out.prediction + self._carry_on(out))[..., -self.horizon :]
 
-    def _carry_on(self, out: Reconstruction) -> Tensor:
+    def _carry_on(self, out: MaskedReconstruction) -> Tensor:
         """[B, R, T], the future read from the newest given tokens; 0 before."""
         visible, where = out.masking.visible, out.masking.ids_restore[:, self.newest]
         tokens = take(out.latent[:, 1:], where.clamp(max=visible - 1))
@@ -82,15 +81,16 @@ class TransformerForecaster(Forecaster):
         values[:, self.ahead] = future.reshape(len(future), -1, values.shape[2])
         return self.model.grid.paste(values) * self.model.config.divisor
 
-    def _draw(self, window: Tensor) -> tuple[Tensor, int]:
-        """Noise [B, N] and K: the newest given tokens first, the future right behind K."""
+    def _draw(self, window: Tensor) -> Masking:
+        """The newest given tokens first, the future right behind the visible ones."""
         missing = self.model.grid.cut(window)[2]
         B, N = missing.shape
         older = ~(self.ahead | self.newest)
         count = int((~missing & ~self.ahead).sum(1).min())
         raster = torch.arange(N, device=window.device) / N
         if not self.training:
-            return (raster + 3 * self.ahead).expand(B, -1), count
+            noise = (raster + 3 * self.ahead).expand(B, -1)
+            return Masking.draw(noise.masked_fill(missing, torch.inf), count)
         newest = int((~missing & self.newest).sum(1).min())
         visible = min(count, max(newest + 1, int(TOKEN_KEEP * count)))
         random = torch.rand(B, N, device=window.device)
@@ -98,12 +98,12 @@ class TransformerForecaster(Forecaster):
         noise = torch.where(self.ahead, self._behind(noise, missing | self.ahead, visible), noise)
         if self.model.decoder is not None:
             self.model.decoder.share = (int(self.ahead.sum()) + 0.5) / (N - visible)
-        return noise, visible
+        return Masking.draw(noise.masked_fill(missing, torch.inf), visible)
 
     @staticmethod
     def _behind(noise: Tensor, others: Tensor, visible: int) -> Tensor:
         """Noise [B, 1] between given tokens K and K + 1, so that the future comes right then."""
-        order = noise.masked_fill(others, 9.0).sort(1).values
+        order = noise.masked_fill(others, 3.0).sort(1).values
         return (order[:, visible - 1 : visible] + order[:, visible : visible + 1]) / 2
 
 
