@@ -36,18 +36,19 @@ def main() -> None:
     import numba
 
     from brainlm.atlas import load_atlas
-    from brainlm.cohort.index import chunk_table, list_chunks, read_entries, update_index
+    from brainlm.cohort.index import read_entries, update_index
     from brainlm.config import Cohort
+    from brainlm.paths import Results
 
     numba.set_num_threads(options.threads)
     atlas = load_atlas(options.atlas, options.atlas_folder)
     with tempfile.TemporaryDirectory() as scratch:
-        cohort, results = Cohort(name="real", folder=options.folder), Path(scratch)
-        update_index(cohort, results, 1000)
-        for chunk in list_chunks(results, cohort.name):
-            for entry in read_entries(chunk_table(results, cohort.name, chunk), cohort.folder):
+        cohort, paths = Cohort(name="real", folder=options.folder), Results(Path(scratch))
+        update_index(cohort, paths.folder, 1000)
+        for chunk in paths.list_chunks(cohort.name):
+            for entry in read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder):
                 print(entry.recording_id, flush=True)
-                _compare(entry, results / "derivatives", atlas)
+                _compare(entry, paths.derivatives(cohort.name), atlas)
 
 
 def _compare(entry, out: Path, atlas) -> None:

@@ -76,7 +76,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 config = make_results(Path(folder), count)
                 start = time.perf_counter()
-                build_report(config.results, config, config.results / "report")
+                build_report(config)
                 took, out = time.perf_counter() - start, config.results / "report"
                 page = browser.new_page()
                 page.goto((out / "large.html").as_uri())

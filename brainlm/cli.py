@@ -18,6 +18,7 @@ from . import __version__
 from .config import Config, LayoutName, load_config, sweep_point
 from .errors import BrainLMError
 from .files import describe_disk_error, is_disk_error
+from .paths import ModelFolder
 
 if TYPE_CHECKING:
     from .atlas import Atlas
@@ -224,7 +225,7 @@ def _index(args) -> None:
             )
             for line in change.left_out:
                 print(f"{cohort.name}: {line}")
-            match = describe_match(cohort, read_people(config.results, cohort.name))
+            match = describe_match(cohort, read_people(config.paths.index(cohort.name)))
             if match:
                 print(f"{cohort.name}: {match}")
 
@@ -256,13 +257,13 @@ def _stage(args) -> None:
 
 
 def _find_entry(config: Config, file: Path):
-    from .cohort.index import index_folder, read_entries, update_index
+    from .cohort.index import read_entries, update_index
 
     wanted = file.absolute()
     for cohort in config.cohorts:
         if wanted.is_relative_to(cohort.folder.absolute()):
             update_index(cohort, config.results, config.chunks.recordings, everything=True)
-            table = index_folder(config.results, cohort.name) / "recordings.tsv"
+            table = config.paths.index(cohort.name)
             for entry in read_entries(table, cohort.folder):
                 if entry.path == wanted:
                     return cohort, entry
@@ -272,13 +273,13 @@ def _find_entry(config: Config, file: Path):
 
 
 def _shard(args) -> None:
-    from .preprocess.collect import shard_path, write_chunk_shard
+    from .preprocess.collect import write_chunk_shard
 
     config = _load(args)
     cohort = config.cohort(args.cohort)
     recordings = write_chunk_shard(args.chunk, cohort, config, _atlas(config))
     usable = sum(recording.status == "ok" for recording in recordings)
-    path = shard_path(config.results, cohort.name, args.chunk)
+    path = config.paths.shard(cohort.name, args.chunk)
     print(f"{path}: {usable} of {len(recordings)} recordings have a series")
 
 
@@ -292,19 +293,12 @@ def _pages(args) -> None:
 
 def _shards(config: Config, role: str | None = None) -> list[Path]:
     """Shards of all indexed chunks, optionally of cohorts with one role."""
-    from .cohort.index import list_chunks
-    from .preprocess.collect import shard_path
-
     return [
-        shard_path(config.results, cohort.name, chunk)
+        config.paths.shard(cohort.name, chunk)
         for cohort in config.cohorts
         if role in (None, cohort.role)
-        for chunk in list_chunks(config.results, cohort.name)
+        for chunk in config.paths.list_chunks(cohort.name)
     ]
-
-
-def _release_folder(config: Config) -> Path:
-    return config.results / "releases" / config.release
 
 
 def _release(args) -> None:
@@ -313,7 +307,7 @@ def _release(args) -> None:
     config = _load(args)
     shards = _shards(config, "reference")
     quantiles = [path.with_suffix(".quantiles.parquet") for path in shards]
-    scaling = freeze_release(config.release, shards, quantiles, _release_folder(config))
+    scaling = freeze_release(shards, quantiles, config.paths)
     print(
         f"release {config.release}: {len(shards)} shards; scaling fitted on "
         f"{scaling.num_recordings} training recordings, {scaling.usable.sum()} of "
@@ -369,22 +363,18 @@ def _config(args) -> None:
 # ---- model --------------------------------------------------------------------------------------
 
 
-def _models(config: Config) -> Path:
-    return config.results / "models" / config.release
-
-
 def _pretrain(args) -> None:
     from .shards.release import read_release
     from .training.pretrain import pretrain
 
-    config, out = _load(args), "pretrain"
+    config = _load(args)
+    out = config.paths.pretrained
     if args.sweep:
-        config, out = sweep_point(config, *args.sweep)
-    release = _release_folder(config)
+        config, out = sweep_point(config, *args.sweep), config.paths.sweep(*args.sweep)
     pretrain(
-        read_release(release),
-        release / "scaling.json",
-        _models(config) / out,
+        read_release(config.paths),
+        config.paths.scaling,
+        out,
         model=config.model,
         options=config.pretrain,
         atlas=_atlas(config),
@@ -401,7 +391,7 @@ def _job(config: Config, name: str):
 
 def _fit_folder(config: Config, args) -> Path:
     start = "scratch" if args.from_scratch else "finetune"
-    return _models(config) / f"{start}-{args.task}" / f"seed-{args.seed}"
+    return config.paths.fit(start, args.task, args.seed)
 
 
 def _finetune(args) -> None:
@@ -423,8 +413,9 @@ def _predict(args) -> None:
 
     config = _load(args)
     folder = _fit_folder(config, args)
-    table = predict(folder, _shards(config, "external"), folder / "external.parquet")
-    print(f"{folder / 'external.parquet'}: {len(table)} recordings")
+    out = ModelFolder(folder).external
+    table = predict(folder, _shards(config, "external"), out)
+    print(f"{out}: {len(table)} recordings")
 
 
 def _embed(args) -> None:
@@ -475,10 +466,10 @@ def _report(args) -> None:
 
     config = _load(args)
     summarise(config)  # the pages name every failure
-    out = config.results / "report"
-    build_report(config.results, config, out)
-    print((out / "index.html").absolute())
+    build_report(config)
+    page = config.paths.report_page.absolute()
+    print(page)
     if args.open:
         import webbrowser
 
-        webbrowser.open((out / "index.html").absolute().as_uri())
+        webbrowser.open(page.as_uri())

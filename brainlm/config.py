@@ -391,12 +391,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def sweep_point(config: Config, preset: str, share: str, seed: str) -> tuple[Config, str]:
-    """The configuration of one pretraining of a scaling task, and its folder among the models."""
+def sweep_point(config: Config, preset: str, share: str, seed: str) -> Config:
+    """The configuration of one pretraining of a scaling task."""
     values = config.model_dump(mode="json")
     values["model"]["preset"] = preset
     values["pretrain"] |= {"share": share, "seed": seed}
-    return parse_config(values, "--sweep"), f"sweep/{preset}-{share}-{seed}"
+    return parse_config(values, "--sweep")
 
 
 def load_config(*paths: str | Path) -> Config:

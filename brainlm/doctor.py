@@ -88,7 +88,6 @@ def _atlas(config: Config) -> Iterator[Finding]:
 
 
 def _results(config: Config) -> Iterator[Finding]:
-    from .cohort.index import index_folder
     from .cohort.layouts import LAYOUTS
 
     probe = config.results / ".doctor"
@@ -101,7 +100,7 @@ def _results(config: Config) -> Iterator[Finding]:
         return
     need, known = 0.0, 0
     for cohort in config.cohorts:
-        state = index_folder(config.results, cohort.name) / "recordings.tsv"
+        state = config.paths.index(cohort.name)
         count = state.read_bytes().count(b"\n") - 1 if state.exists() else 0
         need += count * MB_PER_RECORDING[LAYOUTS[cohort.layout].enters] / 1000
         known += count

@@ -146,9 +146,10 @@ class Results:
         """Folder of the pretrained model; :class:`ModelFolder` names the files in it."""
         return self._of_release("models") / "pretrain"
 
-    def sweep(self, preset: str, share: str, seed: str | int) -> Path:
+    def sweep(self, preset: str, share: str | float, seed: str | int) -> Path:
         """Folder of one pretraining of a scaling task."""
-        return self._of_release("models") / "sweep" / f"{preset}-{share}-{seed}"
+        part = share if isinstance(share, str) else f"{share:g}"
+        return self._of_release("models") / "sweep" / f"{preset}-{part}-{seed}"
 
     def fit(self, start: str, task: str, seed: str | int) -> Path:
         """Folder of one seed's fit; `start` is ``finetune`` or ``scratch``."""
@@ -160,7 +161,7 @@ class Results:
 
     def side_table(self, task: str, what: str, suffix: str = ".parquet") -> Path:
         """What the figures of a task need besides its table."""
-        return self._of_release("evaluation") / f"{task}.{what}{suffix}"
+        return side_table(self.table(task), what, suffix)
 
     def list_tables(self) -> dict[tuple[str, str], Path]:
         """All tables of the release that are there, by (task, what); what is "" for results."""
@@ -230,6 +231,11 @@ class Results:
         if self.release is None:
             raise ValueError("Results was made without a release")
         return self.folder / kind / stage / f"{'-'.join((self.release, *parts))}{suffix}"
+
+
+def side_table(table: Path, what: str, suffix: str = ".parquet") -> Path:
+    """What the figures of a task need besides its `table`."""
+    return table.with_suffix(f".{what}{suffix}")
 
 
 @dataclass(frozen=True)

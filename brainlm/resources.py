@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .cohort.index import SECONDS_PER_MB, chunk_table, read_sizes
+from .cohort.index import SECONDS_PER_MB, read_sizes
 from .config import Config, Pretrain
 
 #: Recordings at a time in a chunk's job on a cluster; slurm/config.yaml asks for as many CPUs.
@@ -47,7 +47,7 @@ def chunk_resources(config: Config, stage: str) -> dict[str, Any]:
 
 
 def _measure(config: Config, cohort: str, chunk: str) -> tuple[int, float, float]:
-    return _sizes(str(chunk_table(config.results, cohort, chunk)))
+    return _sizes(str(config.paths.chunk_table(cohort, chunk)))
 
 
 @lru_cache(maxsize=1 << 16)

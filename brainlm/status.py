@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .cohort.index import chunk_table, list_chunks
-from .cohort.seal import is_sealed
 from .config import Config
 from .evaluation.tasks import load_tasks
-from .preprocess.chunk import read_stage_table, stage_table
+from .paths import ModelFolder
+from .preprocess.chunk import read_stage_table
 from .preprocess.registry import stages_of
 from .preprocess.summary import HARMLESS
 from .training.journal import clock
@@ -140,28 +139,25 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
     locks = [path.stat().st_mtime for path in (folder / ".snakemake/locks").glob("*.lock")]
     since = min(locks, default=None)
     cohorts = [_cohort_status(config, cohort, since) for cohort in config.cohorts]
-    release, results = config.release, config.results
+    paths = config.paths
     later = {
-        f"release {release}": results / "releases" / release / "scaling.json",
-        "pretrain": results / "models" / release / "pretrain/model.safetensors",
-        **{
-            f"evaluate {task}": results / "evaluation" / release / f"{task}.parquet"
-            for task in load_tasks(config.tasks)
-        },
-        "report": results / "report/index.html",
+        f"release {config.release}": paths.scaling,
+        "pretrain": ModelFolder(paths.pretrained).weights,
+        **{f"evaluate {task}": paths.table(task) for task in load_tasks(config.tasks)},
+        "report": paths.report_page,
     }
     made = {name: path.exists() for name, path in later.items()}
-    log = results / "logs/pretrain" / f"{release}.log"
+    log = paths.release_log("pretrain")
     found = [] if made["pretrain"] else _UPDATE.findall(_read_tail(log, since))
     training = found[-1] if found else ""
-    return Status(cohorts, made, since, results / "failures.tsv", training)
+    return Status(cohorts, made, since, paths.failures, training)
 
 
 def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
-    results, stages = config.results, stages_of(cohort.layout)
-    status = CohortStatus(cohort.name, sealed=is_sealed(results, cohort.name))
-    for chunk in list_chunks(results, cohort.name):
-        table = chunk_table(results, cohort.name, chunk)
+    paths, stages = config.paths, stages_of(cohort.layout)
+    status = CohortStatus(cohort.name, sealed=paths.seal(cohort.name).exists())
+    for chunk in paths.list_chunks(cohort.name):
+        table = paths.chunk_table(cohort.name, chunk)
         count = table.read_bytes().count(b"\n") - 1
         status.found += count
         status.chunks += 1
@@ -169,8 +165,8 @@ def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
         indexed = table.stat().st_mtime
         rows: dict[str, str] = {}
         for stage in stages:
-            path = stage_table(results, cohort.name, chunk, stage)
-            log = results / "logs" / stage / cohort.name / f"{chunk}.log"
+            path = paths.stage_table(cohort.name, chunk, stage)
+            log = paths.chunk_log(stage, cohort.name, chunk)
             made = path.stat().st_mtime if path.exists() else 0.0
             if made < indexed:  # not there, or of the chunk as it was
                 done = _count_in_log(log, since)
@@ -185,7 +181,7 @@ def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
             status.steps_done += count
             status.steps_now += count if since and made > since else 0
         else:
-            shard = results / "shards" / cohort.name / f"{chunk}.parquet"
+            shard = paths.shard(cohort.name, chunk)
             status.chunks_done += shard.exists() and shard.stat().st_mtime >= indexed
         status.statuses.update(rows.values())
     return status

@@ -19,6 +19,7 @@ from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
 from .files import describe_disk_error, remove_leftovers, write_text
 from .orphans import cancel_orphans, end_with_daemon
+from .paths import ModelFolder
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -54,7 +55,7 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
             if news:
                 _check_labels(config, tasks)
-            os.environ["BRAINLM_CONFIG"] = str((config.results / "config.json").absolute())
+            os.environ["BRAINLM_CONFIG"] = str(config.paths.config.absolute())
     except BrainLMError as error:
         _stop(str(error))
     except OSError as error:  # of writing the index: the folder is read-only, full or no folder
@@ -63,13 +64,13 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
 
 
 def _check_release(config: Config) -> None:
-    folder = config.results / "releases" / config.release
-    if all((folder / name).exists() for name in ("scaling.json", "shards.tsv")):
+    paths = config.paths
+    if paths.scaling.exists() and paths.release_shards.exists():
         from .shards.release import check_release
 
         train = any(cohort.role == "reference" for cohort in config.cohorts)
         names = [cohort.name for cohort in config.cohorts] if train else []
-        check_release(folder, names, config.atlas.name)
+        check_release(paths, names, config.atlas.name)
 
 
 def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
@@ -107,13 +108,13 @@ def _update(config: Config) -> bool:
             )
             for line in change.left_out:
                 print(f"index {cohort.name}: {line}", file=sys.stderr)
-            match = describe_match(cohort, read_people(config.results, cohort.name))
+            match = describe_match(cohort, read_people(config.paths.index(cohort.name)))
             if match:
                 print(f"index {cohort.name}: {match}", file=sys.stderr)
         _retry(config, cohort)
         _seal(config, cohort)
         _check_finished(config, cohort)
-    path = config.results / "config.json"
+    path = config.paths.config
     text = config.model_dump_json(indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return news
@@ -123,7 +124,7 @@ def _update(config: Config) -> bool:
 
 def _retry(config: Config, cohort: Cohort) -> None:
     """Once for every new value of ``retry_failed``: failed recordings are tried again."""
-    done = config.results / "index" / cohort.name / "retried"
+    done = config.paths.last_retry(cohort.name)
     last = int(done.read_text()) if done.exists() else 0
     if cohort.watch == "sealed" or config.retry_failed <= last:
         return
@@ -149,14 +150,13 @@ def open_chunks(config: Config, *, forced: bool = False) -> dict[str, list[str]]
     """What the graph is made of: of every cohort that is not sealed, the chunks that are not
     through; all of them where the user forces work."""
     from .cohort.finished import read_finished
-    from .cohort.index import list_chunks
     from .cohort.seal import is_sealed
 
     chunks = {}
     for cohort in config.cohorts:
         if not is_sealed(config.results, cohort.name):
             through = set() if forced else read_finished(config.results, cohort.name)
-            every = list_chunks(config.results, cohort.name)
+            every = config.paths.list_chunks(cohort.name)
             chunks[cohort.name] = [chunk for chunk in every if chunk not in through]
     return chunks
 
@@ -166,18 +166,15 @@ def shard_files(
 ) -> list[str]:
     """Of the cohorts with this role: the shards of open chunks, and the file of each cohort that
     stands for the others."""
-    from .cohort.finished import finished_path
-    from .cohort.seal import seal_path
-
-    files = []
+    paths = config.paths
+    files: list[str] = []
     for cohort in config.cohorts:
         if role not in (None, cohort.role):
             continue
-        folder = f"{config.results}/shards/{cohort.name}"
-        files += [f"{folder}/{chunk}.parquet" for chunk in chunks.get(cohort.name, [])]
-        through = finished_path(config.results, cohort.name)
+        files += [str(paths.shard(cohort.name, chunk)) for chunk in chunks.get(cohort.name, [])]
+        through = paths.finished(cohort.name)
         if cohort.name not in chunks:
-            files.append(str(seal_path(config.results, cohort.name)))
+            files.append(str(paths.seal(cohort.name)))
         elif through.exists():
             files.append(str(through))
     return files
@@ -230,10 +227,11 @@ def is_clinical(task: Task) -> bool:
     return isinstance(task, CLINICAL)
 
 
-def sweep_models(task: Task) -> list[str]:
-    """Folders, among the models of a release, of the pretrainings that a task needs."""
+def sweep_models(config: Config, task: Task) -> list[Path]:
+    """Weights of the pretrainings that a task needs besides the study's own."""
     points = task.points() if isinstance(task, Scaling) else []
-    return [f"sweep/{preset}-{share:g}-{seed}" for preset, share, seed in points]
+    folders = (config.paths.sweep(preset, f"{share:g}", seed) for preset, share, seed in points)
+    return [ModelFolder(folder).weights for folder in folders]
 
 
 _progress: Progress | None = None  # of this process's run
@@ -249,7 +247,7 @@ def start(config: Config, unlock: Callable[[], None]) -> None:
         unlock()
         print("planning again", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    mark = config.results / ".running"
+    mark = config.paths.running
     if mark.exists():
         _remove_leftovers(config)
     write_text(mark, "")
@@ -277,7 +275,7 @@ def finish(config: Config, logs: Iterable[str] = (), dag: Any = None) -> None:
         print(summarise(config).text(), file=sys.stderr)
         if any(_FAILED_JOB in Path(log).read_text(errors="replace") for log in logs):
             _remove_leftovers(config)
-        (config.results / ".running").unlink(missing_ok=True)
+        config.paths.running.unlink(missing_ok=True)
     except (BrainLMError, OSError) as error:
         print(f"brainlm: no summary: {error}", file=sys.stderr)
 

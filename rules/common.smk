@@ -12,6 +12,7 @@ gc.disable()
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
+from brainlm.paths import ModelFolder
 from brainlm.preprocess.registry import stages_of
 from brainlm.resources import (
     chunk_resources,
@@ -34,23 +35,18 @@ from brainlm.workflow import (
 # The main process validates, scans the cohorts once and keeps the resolved configuration for
 # the jobs; jobs only read what it wrote.
 CONFIG = prepare(config, is_main_process=workflow.is_main_process)
-RESULTS = CONFIG.results
-RELEASE = f"{RESULTS}/releases/{CONFIG.release}"
-MODELS = f"{RESULTS}/models/{CONFIG.release}"
-EVALUATION = f"{RESULTS}/evaluation/{CONFIG.release}"
-WORK = f"{RESULTS}/work/{{cohort}}/{{chunk}}"
+PATHS = CONFIG.paths
+CHUNK = ("{cohort}", "{chunk}")  # the wildcards of all rules that work on a chunk
 
 # Jobs read the stored configuration, and find `brainlm` beside this Python (a conda environment's
 # own comes first).
 shell.prefix(
-    "set -euo pipefail; "
-    + site_commands()
-    + f"export BRAINLM_CONFIG='{RESULTS}/config.json'"
+    "set -euo pipefail; " + site_commands() + f"export BRAINLM_CONFIG='{PATHS.config}'"
     f' PATH="$PATH:{Path(sys.executable).parent}"; '
 )
 
 TASKS = load_tasks(CONFIG.tasks)
-RESULT_TABLES = [f"{EVALUATION}/{task}.parquet" for task in TASKS]
+RESULT_TABLES = [PATHS.table(task) for task in TASKS]
 
 
 wildcard_constraints:
@@ -80,8 +76,7 @@ def external_shards(wildcards):
 
 
 def all_pages(wildcards):
-    work = f"{RESULTS}/work"
-    return [f"{work}/{c}/{k}/pages.tsv" for c, ks in chunks().items() for k in ks]
+    return [PATHS.stage_table(c, k, "pages") for c, ks in chunks().items() for k in ks]
 
 
 def more(amount):
@@ -106,11 +101,11 @@ def task_settings(stage):
 
 def last_stage(wildcards):
     layout = CONFIG.cohort(wildcards.cohort).layout
-    return f"{WORK}/{stages_of(layout)[-1]}.tsv"
+    return PATHS.stage_table(*CHUNK, stages_of(layout)[-1])
 
 
 def unfrozen(wildcards):
-    if Path(f"{RELEASE}/scaling.json").exists():
+    if PATHS.scaling.exists():
         return []
     found = shard_files(CONFIG, chunks(), "reference")
     return found + [path.replace(".parquet", ".quantiles.parquet") for path in found]
@@ -120,12 +115,11 @@ def fits(wildcards):
     """What a task is evaluated from besides the pretrained model: a sweep, or every seed's fit."""
     task = TASKS[wildcards.task]
     if not is_clinical(task):
-        return [f"{MODELS}/{name}/model.safetensors" for name in sweep_models(task)]
+        return sweep_models(CONFIG, task)
     apart = external_shards(wildcards) and not task.groups
-    made = ["predictions.parquet"] + (["external.parquet"] if apart else [])
-    return expand(
-        f"{MODELS}/{{start}}-{task.name}/seed-{{seed}}/{{made}}",
-        start=["finetune", "scratch"],
-        seed=task.seeds,
-        made=made,
-    )
+    made = [
+        ModelFolder(PATHS.fit(start, task.name, seed))
+        for start in ("finetune", "scratch")
+        for seed in task.seeds
+    ]
+    return [fit.predictions for fit in made] + [fit.external for fit in made if apart]

@@ -1,13 +1,13 @@
 # ICA components, their features and the verdict on each; the confounds table.
 rule denoise:
     input:
-        f"{WORK}/normalise.tsv",
+        PATHS.stage_table(*CHUNK, "normalise"),
     output:
-        f"{WORK}/denoise.tsv",
+        PATHS.stage_table(*CHUNK, "denoise"),
     log:
-        f"{RESULTS}/logs/denoise/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("denoise", *CHUNK),
     benchmark:
-        f"{RESULTS}/benchmarks/denoise/{{cohort}}/{{chunk}}.tsv"
+        PATHS.chunk_benchmark("denoise", *CHUNK)
     group:
         "chunk"
     conda:

@@ -5,9 +5,9 @@ rule evaluate:
         fits=fits,
         external=external_shards,
     output:
-        f"{EVALUATION}/{{task}}.parquet",
+        PATHS.table("{task}"),
     log:
-        f"{RESULTS}/logs/evaluate/{CONFIG.release}-{{task}}.log",
+        PATHS.release_log("evaluate", "{task}"),
     conda:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts

@@ -1,12 +1,15 @@
 # Encoder and 3-layer head on a clinical task's column, and the same network untrained; a job per seed.
 # Fine-tuning sees the release only; external cohorts are predicted by the finished model.
+FIT = ModelFolder(PATHS.fit("{start}", "{task}", "{seed}"))
+
+
 rule finetune:
     input:
         rules.pretrain.output[0],
     output:
-        f"{MODELS}/{{start}}-{{task}}/seed-{{seed}}/predictions.parquet",
+        FIT.predictions,
     log:
-        f"{RESULTS}/logs/finetune/{CONFIG.release}-{{start}}-{{task}}-{{seed}}.log",
+        PATHS.release_log("finetune", "{start}", "{task}", "{seed}"),
     conda:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
@@ -27,9 +30,9 @@ rule predict:
         rules.finetune.output,
         external_shards,
     output:
-        f"{MODELS}/{{start}}-{{task}}/seed-{{seed}}/external.parquet",
+        FIT.external,
     log:
-        f"{RESULTS}/logs/predict/{CONFIG.release}-{{start}}-{{task}}-{{seed}}.log",
+        PATHS.release_log("predict", "{start}", "{task}", "{seed}"),
     conda:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts

@@ -1,13 +1,13 @@
 # Rigid motion of every recording of a chunk: transforms, confounds, reference image, mask.
 rule motion:
     input:
-        f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
+        PATHS.chunk_table(*CHUNK),
     output:
-        f"{WORK}/motion.tsv",
+        PATHS.stage_table(*CHUNK, "motion"),
     log:
-        f"{RESULTS}/logs/motion/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("motion", *CHUNK),
     benchmark:
-        f"{RESULTS}/benchmarks/motion/{{cohort}}/{{chunk}}.tsv"
+        PATHS.chunk_benchmark("motion", *CHUNK)
     group:
         "chunk"
     conda:

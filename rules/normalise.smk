@@ -1,13 +1,13 @@
 # Template to recording: affine and deformable parameters.
 rule normalise:
     input:
-        f"{WORK}/motion.tsv",
+        PATHS.stage_table(*CHUNK, "motion"),
     output:
-        f"{WORK}/normalise.tsv",
+        PATHS.stage_table(*CHUNK, "normalise"),
     log:
-        f"{RESULTS}/logs/normalise/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("normalise", *CHUNK),
     benchmark:
-        f"{RESULTS}/benchmarks/normalise/{{cohort}}/{{chunk}}.tsv"
+        PATHS.chunk_benchmark("normalise", *CHUNK)
     group:
         "chunk"
     conda:

@@ -3,9 +3,9 @@ rule pages:
     input:
         rules.shard.output.shard,
     output:
-        f"{WORK}/pages.tsv",
+        PATHS.stage_table(*CHUNK, "pages"),
     log:
-        f"{RESULTS}/logs/pages/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("pages", *CHUNK),
     group:
         "chunk"
     conda:

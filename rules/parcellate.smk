@@ -1,13 +1,13 @@
 # The one interpolation: voxels into parcels, then filter, denoise and resample.
 rule parcellate:
     input:
-        f"{WORK}/denoise.tsv",
+        PATHS.stage_table(*CHUNK, "denoise"),
     output:
-        f"{WORK}/parcellate.tsv",
+        PATHS.stage_table(*CHUNK, "parcellate"),
     log:
-        f"{RESULTS}/logs/parcellate/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("parcellate", *CHUNK),
     benchmark:
-        f"{RESULTS}/benchmarks/parcellate/{{cohort}}/{{chunk}}.tsv"
+        PATHS.chunk_benchmark("parcellate", *CHUNK)
     group:
         "chunk"
     conda:
@@ -24,13 +24,13 @@ rule parcellate:
 # Cohorts that enter as images in template space (fMRIPrep, HCP, UK Biobank) skip what is before.
 rule volumes:
     input:
-        f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
+        PATHS.chunk_table(*CHUNK),
     output:
-        f"{WORK}/volumes.tsv",
+        PATHS.stage_table(*CHUNK, "volumes"),
     log:
-        f"{RESULTS}/logs/volumes/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("volumes", *CHUNK),
     benchmark:
-        f"{RESULTS}/benchmarks/volumes/{{cohort}}/{{chunk}}.tsv"
+        PATHS.chunk_benchmark("volumes", *CHUNK)
     group:
         "chunk"
     conda:
@@ -47,11 +47,11 @@ rule volumes:
 # Cohorts that enter as parcel series skip everything.
 rule series:
     input:
-        f"{RESULTS}/index/{{cohort}}/chunks/{{chunk}}.tsv",
+        PATHS.chunk_table(*CHUNK),
     output:
-        f"{WORK}/series.tsv",
+        PATHS.stage_table(*CHUNK, "series"),
     log:
-        f"{RESULTS}/logs/series/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("series", *CHUNK),
     group:
         "chunk"
     conda:

@@ -9,11 +9,11 @@ rule pretrain:
         shards=rules.release.output.shards,
         scaling=rules.release.output.scaling,
     output:
-        f"{MODELS}/pretrain/model.safetensors",
+        ModelFolder(PATHS.pretrained).weights,
     log:
-        f"{RESULTS}/logs/pretrain/{CONFIG.release}.log",
+        PATHS.release_log("pretrain"),
     benchmark:
-        f"{RESULTS}/benchmarks/pretrain/{CONFIG.release}.tsv"
+        PATHS.release_benchmark("pretrain")
     conda:
         "../envs/training-cuda.yaml"
     threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts
@@ -31,9 +31,9 @@ rule sweep:
     input:
         rules.pretrain.input,
     output:
-        f"{MODELS}/sweep/{{preset}}-{{share}}-{{seed}}/model.safetensors",
+        ModelFolder(PATHS.sweep("{preset}", "{share}", "{seed}")).weights,
     log:
-        f"{RESULTS}/logs/pretrain/{CONFIG.release}-{{preset}}-{{share}}-{{seed}}.log",
+        PATHS.release_log("pretrain", "{preset}", "{share}", "{seed}"),
     conda:
         "../envs/training-cuda.yaml"
     threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts

@@ -6,10 +6,10 @@ rule release:
     input:
         unfrozen,
     output:
-        shards=f"{RELEASE}/shards.tsv",
-        scaling=f"{RELEASE}/scaling.json",
+        shards=PATHS.release_shards,
+        scaling=PATHS.scaling,
     log:
-        f"{RESULTS}/logs/release/{CONFIG.release}.log",
+        PATHS.release_log("release"),
     conda:
         "../envs/pipeline.yaml"
     resources:
@@ -26,9 +26,9 @@ rule summary:
     input:
         all_shards,
     output:
-        f"{RESULTS}/summary.tsv",
+        PATHS.summary,
     log:
-        f"{RESULTS}/logs/summary.log",
+        PATHS.log("summary"),
     conda:
         "../envs/pipeline.yaml"
     resources:

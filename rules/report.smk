@@ -6,16 +6,16 @@ rule report:
         rules.pretrain.output,
         RESULT_TABLES,
     output:
-        f"{RESULTS}/report/index.html",
+        PATHS.report_page,
         figures=report(
-            directory(f"{RESULTS}/report/figures"),
+            directory(str(PATHS.report_figures)),
             patterns=["{name}.svg"],
             caption="../workflow/report/figure.rst",
             category="Study report",
             labels={"figure": "{name}"},
         ),
     log:
-        f"{RESULTS}/logs/report.log",
+        PATHS.log("report"),
     conda:
         "../envs/pipeline.yaml"
     resources:

@@ -5,10 +5,10 @@ rule shard:
     input:
         last_stage,
     output:
-        shard=f"{RESULTS}/shards/{{cohort}}/{{chunk}}.parquet",
-        quantiles=f"{RESULTS}/shards/{{cohort}}/{{chunk}}.quantiles.parquet",
+        shard=PATHS.shard(*CHUNK),
+        quantiles=PATHS.quantiles(*CHUNK),
     log:
-        f"{RESULTS}/logs/shard/{{cohort}}/{{chunk}}.log",
+        PATHS.chunk_log("shard", *CHUNK),
     group:
         "chunk"
     conda:

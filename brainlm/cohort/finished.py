@@ -16,20 +16,16 @@ from functools import partial
 from pathlib import Path
 
 from ..files import write_text
-from .index import chunk_table
+from ..paths import Results
 
 _THREADS = 16
 _HEADER = ("chunk", "files", "shard_mtime_ns")
 Row = tuple[str, ...]  # the cells of a row, in the order of _HEADER
 
 
-def finished_path(results: Path, cohort: str) -> Path:
-    return Path(results) / "shards" / cohort / "finished.tsv"
-
-
 def read_finished(results: Path, cohort: str) -> set[str]:
     """Chunks that are not in the graph, as :func:`check_finished` left them."""
-    return {row[0] for row in _read(finished_path(results, cohort))[1]}
+    return {row[0] for row in _read(Results(results).finished(cohort))[1]}
 
 
 def check_finished(results: Path, cohort: str, stages: Sequence[str], settings: str) -> None:
@@ -42,7 +38,7 @@ def check_finished(results: Path, cohort: str, stages: Sequence[str], settings: 
     settings : str
         All settings and code versions that the cohort's chunks depend on.
     """
-    path = finished_path(results, cohort)
+    path = Results(results).finished(cohort)
     known, rows = _read(path)
     same = _same(results, cohort, stages, rows) if known == _digest(settings) else []
     if same != rows or not rows:  # no rows: there may be a file of another form
@@ -53,7 +49,7 @@ def note_finished(
     results: Path, cohort: str, stages: Sequence[str], settings: str, chunks: Iterable[str]
 ) -> None:
     """Add chunks in which nothing is left to do."""
-    path = finished_path(results, cohort)
+    path = Results(results).finished(cohort)
     known, rows = _read(path)
     kept = {row[0]: row for row in rows} if known == _digest(settings) else {}
     new = _look(results, cohort, stages, chunks)
@@ -73,11 +69,11 @@ def _look(results: Path, cohort: str, stages: Sequence[str], chunks: Iterable[st
 
 
 def _row(results: Path, cohort: str, stages: Sequence[str], chunk: str) -> Row | None:
-    shards, work = f"{results}/shards/{cohort}/{chunk}", f"{results}/work/{cohort}/{chunk}"
-    tables = [f"{work}/{stage}.tsv" for stage in (*stages, "pages")]
-    made = [f"{shards}.parquet", f"{shards}.quantiles.parquet", *tables]
+    paths = Results(results)
+    tables = [paths.stage_table(cohort, chunk, stage) for stage in (*stages, "pages")]
+    made = [paths.shard(cohort, chunk), paths.quantiles(cohort, chunk), *tables]
     try:
-        stats = [os.stat(path) for path in (*made, str(chunk_table(results, cohort, chunk)))]
+        stats = [os.stat(path) for path in (*made, paths.chunk_table(cohort, chunk))]
     except OSError:
         return None
     state = ",".join(f"{status.st_size}:{status.st_mtime_ns}" for status in stats)

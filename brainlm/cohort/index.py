@@ -22,6 +22,7 @@ from pathlib import Path
 from ..config import Cohort
 from ..errors import BrainLMError
 from ..files import write_text
+from ..paths import Results
 from .layouts import Found, find_file, look
 from .recordings import Entry
 from .watch import entries_to_skip, today
@@ -55,28 +56,13 @@ class IndexChange:
     left_out: tuple[str, ...] = ()
 
 
-def index_folder(results: Path, cohort: str) -> Path:
-    return Path(results) / "index" / cohort
-
-
-def chunk_table(results: Path, cohort: str, chunk: str) -> Path:
-    """Path of one chunk's table of recordings."""
-    return index_folder(results, cohort) / "chunks" / f"{chunk}.tsv"
-
-
-def list_chunks(results: Path, cohort: str) -> list[str]:
-    """Chunks of an indexed cohort, in order."""
-    folder = index_folder(results, cohort) / "chunks"
-    return sorted(path.stem for path in folder.glob("*.tsv") if not path.name.startswith("."))
-
-
-def read_people(results: Path, cohort: str) -> set[str]:
-    """Participants (``sub-01``) of an indexed cohort."""
-    return {row[1] for row in _stream_rows(index_folder(results, cohort) / "recordings.tsv")}
+def read_people(table: Path) -> set[str]:
+    """Participants (``sub-01``) of a cohort's index."""
+    return {row[1] for row in _stream_rows(table)}
 
 
 def read_entries(table: Path, folder: Path) -> list[Entry]:
-    """Recordings of a chunk table or of recordings.tsv.
+    """Recordings of a chunk's table or of a whole index.
 
     Raises
     ------
@@ -138,12 +124,13 @@ def update_index(
         From :func:`~brainlm.cohort.layouts.look`; or when more than 5 % (and more than
         ten) of the known recordings are gone and `accept_removed` is false.
     """
-    state = index_folder(results, cohort.name) / "recordings.tsv"
+    paths = Results(results)
+    state = paths.index(cohort.name)
     if cohort.watch == "sealed" and state.exists():
         return IndexChange(0, 0, 0, 0, 0)
     known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
     day = today()
-    looked = None if everything or cohort.watch != "auto" else _last_look(cohort, state)
+    looked = None if everything or cohort.watch != "auto" else _last_look(cohort, paths)
     found, kept, left_out = _look(cohort, known, looked)
     rows = _assign_chunks(found, known, chunk_size)
     rows = sorted(kept + rows, key=itemgetter(0)) if kept else rows
@@ -151,11 +138,9 @@ def update_index(
     if not accept_removed:
         _check_vanished(cohort, len(gone), len(known), min(gone, default=""))
     chunks = {row[-1] for row in rows}
-    if list(known.values()) != rows or _broken(state, chunks):
-        _write_tables(state, rows, known)
-        write_text(state, _as_tsv(rows))
-        _mark(state).unlink()
-    _note_look(cohort, state, day)
+    if list(known.values()) != rows or _broken(paths, cohort.name, chunks):
+        _write_index(paths, cohort.name, rows, known)
+    _note_look(cohort, paths, day)
     return IndexChange(
         total=len(rows),
         added=len(rows) - (len(known) - len(gone)),
@@ -191,15 +176,10 @@ def _look_at_all(cohort: Cohort) -> tuple[list[Found], list[Row], list[str]]:
     return found, [], left_out
 
 
-def _looked(state: Path) -> Path:
-    """Holds the day of the last look, and what the cohort's entry said then of its files."""
-    return state.with_name("looked.json")
-
-
-def _last_look(cohort: Cohort, state: Path) -> int | None:
-    """None if there was none, or another kind of recording was looked for."""
+def _last_look(cohort: Cohort, paths: Results) -> int | None:
+    """The day; None if there was none, or another kind of recording was looked for."""
     try:
-        day, what = json.loads(_looked(state).read_text(encoding="utf-8"))
+        day, what = json.loads(paths.last_look(cohort.name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return day if what == _looks_for(cohort) else None
@@ -210,11 +190,12 @@ def _looks_for(cohort: Cohort) -> dict[str, str | None]:
     return cohort.model_dump(mode="json", include=set(keys))
 
 
-def _note_look(cohort: Cohort, state: Path, day: int) -> None:
-    if _last_look(cohort, state) != day:
-        # who may not write here looks at the same ones again
+def _note_look(cohort: Cohort, paths: Results, day: int) -> None:
+    """The day, and what the cohort's entry said then of its files."""
+    if _last_look(cohort, paths) != day:
+        # without the right to write here, the same ones are looked at again
         with contextlib.suppress(PermissionError):
-            write_text(_looked(state), json.dumps([day, _looks_for(cohort)]) + "\n")
+            write_text(paths.last_look(cohort.name), json.dumps([day, _looks_for(cohort)]) + "\n")
 
 
 def mark_retries(results: Path, cohort: str, failed: Set[str], number: int) -> int:
@@ -222,8 +203,8 @@ def mark_retries(results: Path, cohort: str, failed: Set[str], number: int) -> i
 
     A recording is tried once for each `number`; returns how many are tried now.
     """
-    state = index_folder(results, cohort) / "recordings.tsv"
-    known = {row[0]: row for row in _read_rows(state)}
+    paths = Results(results)
+    known = {row[0]: row for row in _read_rows(paths.index(cohort))}
     rows = [
         (*row[:_RETRY], str(number), *row[_RETRY + 1 :])
         if row[0] in failed and int(row[_RETRY]) < number
@@ -232,21 +213,13 @@ def mark_retries(results: Path, cohort: str, failed: Set[str], number: int) -> i
     ]
     changed = sum(row != known[row[0]] for row in rows)
     if changed:
-        _write_tables(state, rows, known)
-        write_text(state, _as_tsv(rows))
-        _mark(state).unlink()
+        _write_index(paths, cohort, rows, known)
     return changed
 
 
-def _mark(state: Path) -> Path:
-    """There while the tables are being written."""
-    return state.with_name(".updating")
-
-
-def _broken(state: Path, chunks: set[str]) -> bool:
+def _broken(paths: Results, cohort: str, chunks: set[str]) -> bool:
     """An update was killed, or chunk tables were deleted."""
-    there = set(list_chunks(state.parents[2], state.parent.name))
-    return _mark(state).exists() or there != chunks
+    return paths.index_mark(cohort).exists() or set(paths.list_chunks(cohort)) != chunks
 
 
 def _check_vanished(cohort: Cohort, gone: int, known: int, first: str) -> None:
@@ -295,15 +268,12 @@ def choose_chunk_size(new: list[Found]) -> int:
     return max(1, min(math.ceil(len(new) / cores), _LARGEST_CHUNK, int(by_work)))
 
 
-def _write_tables(state: Path, rows: list[Row], known: dict[str, Row]) -> None:
-    """Write the tables of chunks in which a row changed or that are not there (all after a kill).
-
-    The mark is set first; the caller takes it away when recordings.tsv is written too.
-    """
-    results, cohort = state.parents[2], state.parent.name
-    there = set(list_chunks(results, cohort))
-    interrupted = _mark(state).exists()
-    write_text(_mark(state), "")
+def _write_index(paths: Results, cohort: str, rows: list[Row], known: dict[str, Row]) -> None:
+    """Write the tables of chunks in which a row changed or that are not there (all after a kill),
+    then the table of all; a mark stands while they are being written."""
+    there, mark = set(paths.list_chunks(cohort)), paths.index_mark(cohort)
+    interrupted = mark.exists()
+    write_text(mark, "")
     chunks: dict[str, list[Row]] = {}
     for row in rows:
         chunks.setdefault(row[-1], []).append(row)
@@ -312,7 +282,7 @@ def _write_tables(state: Path, rows: list[Row], known: dict[str, Row]) -> None:
         before.setdefault(row[-1], []).append(row)
 
     def write(item: tuple[str, list[Row]]) -> None:
-        path, text = chunk_table(results, cohort, item[0]), _as_tsv(item[1])
+        path, text = paths.chunk_table(cohort, item[0]), _as_tsv(item[1])
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
@@ -326,7 +296,9 @@ def _write_tables(state: Path, rows: list[Row], known: dict[str, Row]) -> None:
             pass
     if known or interrupted:  # all rows are here: the other chunks lost their last recording
         for chunk in there - chunks.keys():
-            chunk_table(results, cohort, chunk).unlink(missing_ok=True)
+            paths.chunk_table(cohort, chunk).unlink(missing_ok=True)
+    write_text(paths.index(cohort), _as_tsv(rows))
+    mark.unlink()
 
 
 def _as_tsv(rows: list[Row]) -> str:
@@ -358,12 +330,11 @@ def _stream_rows(table: Path) -> Iterator[Row]:
 
 def index_file(cohort: Cohort, results: Path, file: Path) -> None:
     """Make the index of a cohort of one recording: `file`, below the cohort's folder."""
-    state = index_folder(results, cohort.name) / "recordings.tsv"
+    paths = Results(results)
+    state = paths.index(cohort.name)
     rows = _assign_chunks([find_file(cohort.folder, file)], {}, 1)
     if not state.exists() or _read_rows(state) != rows:
-        _write_tables(state, rows, {})
-        write_text(state, _as_tsv(rows))
-        _mark(state).unlink()
+        _write_index(paths, cohort.name, rows, {})
 
 
 def simulate_index(folder: Path, num_recordings: int, chunk_size: int = 100) -> None:
@@ -382,7 +353,4 @@ def simulate_index(folder: Path, num_recordings: int, chunk_size: int = 100) -> 
         source = f"sub-{subject}/func/{name}_bold.nii.gz"
         found.append(Found(name, {"sub": subject, "task": "rest"}, source, 1, 1))
     rows = _assign_chunks(found, {}, chunk_size)
-    state = folder / "recordings.tsv"
-    _write_tables(state, rows, {})
-    write_text(state, _as_tsv(rows))
-    _mark(state).unlink()
+    _write_index(Results(folder.parents[1]), folder.name, rows, {})

@@ -10,15 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text
-from .index import chunk_table, list_chunks
-
-
-def seal_path(results: Path, cohort: str) -> Path:
-    return Path(results) / "shards" / cohort / "sealed.tsv"
+from ..paths import Results
 
 
 def is_sealed(results: Path, cohort: str) -> bool:
-    return seal_path(results, cohort).exists()
+    return Results(results).seal(cohort).exists()
 
 
 def seal(results: Path, cohort: str) -> int:
@@ -28,12 +24,12 @@ def seal(results: Path, cohort: str) -> int:
     """
     if is_sealed(results, cohort):
         return 0
-    path = seal_path(results, cohort)
+    paths = Results(results)
     lines, newest, missing = ["shard\tsize\tmtime_ns\n"], 0, 0
-    for chunk in list_chunks(results, cohort):
-        shard = path.with_name(f"{chunk}.parquet")
-        pages = Path(results) / "work" / cohort / chunk / "pages.tsv"
-        table = chunk_table(results, cohort, chunk)
+    for chunk in paths.list_chunks(cohort):
+        shard = paths.shard(cohort, chunk)
+        pages = paths.stage_table(cohort, chunk, "pages")
+        table = paths.chunk_table(cohort, chunk)
         if not (_is_current(shard, table) and _is_current(pages, table)):
             missing += 1
             continue
@@ -41,12 +37,12 @@ def seal(results: Path, cohort: str) -> int:
         lines.append(f"{shard.name}\t{status.st_size}\t{status.st_mtime_ns}\n")
         newest = max(newest, status.st_mtime_ns)
     if not missing:
-        write_text(path, "".join(lines), mtime_ns=newest)
+        write_text(paths.seal(cohort), "".join(lines), mtime_ns=newest)
     return missing
 
 
 def unseal(results: Path, cohort: str) -> None:
-    seal_path(results, cohort).unlink(missing_ok=True)
+    Results(results).seal(cohort).unlink(missing_ok=True)
 
 
 def _is_current(made: Path, table: Path) -> bool:

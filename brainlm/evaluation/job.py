@@ -48,21 +48,19 @@ class Job:
     external: list[Path]
 
     @property
-    def models(self) -> Path:
-        """Folder of the release's models; ``pretrain`` in it is the pretrained one."""
-        return self.config.results / "models" / self.config.release
+    def pretrained(self) -> Path:
+        """Folder of the pretrained model."""
+        return self.config.paths.pretrained
 
     @property
     def out(self) -> Path:
-        """The task's table; side tables are ``out.with_suffix(".<what>.parquet")``."""
-        return (
-            self.config.results / "evaluation" / self.config.release / f"{self.task.name}.parquet"
-        )
+        """The task's table; :func:`brainlm.paths.side_table` names what is beside it."""
+        return self.config.paths.table(self.task.name)
 
     @property
     def release_shards(self) -> list[Path]:
         """Shards that the model was trained on (all splits)."""
-        return read_release(self.config.results / "releases" / self.config.release)
+        return read_release(self.config.paths)
 
     @property
     def shards(self) -> list[Path]:
@@ -83,7 +81,7 @@ class Job:
 
     def fits(self, start: str) -> list[Path]:
         """Folders of the fine-tuned (``finetune``) or untrained (``scratch``) fits, one a seed."""
-        return [self.models / f"{start}-{self.task.name}" / f"seed-{s}" for s in self.task.seeds]
+        return [self.config.paths.fit(start, self.task.name, seed) for seed in self.task.seeds]
 
 
 def open_model(folder: Path, corpus: Corpus) -> BrainLM:

@@ -17,6 +17,7 @@ import pandas as pd
 from ..cohort.labels import as_word, read_participants
 from ..config import Cohort, Evaluate
 from ..files import atomic_path
+from ..paths import side_table
 from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import pearson_r, r2, sum_values
@@ -37,7 +38,7 @@ _SHUFFLES = 20  # of people, for chance
 def run(job: Job) -> pd.DataFrame:
     """A latent task of a study."""
     return evaluate_latent(
-        job.models / "pretrain",
+        job.pretrained,
         job.shards,
         job.config.cohorts,
         job.out,
@@ -103,7 +104,7 @@ def evaluate_latent(
                     labelled = table[column].dropna().index
                     why = why | count_absent(labelled, names_of(recorded, cohort), split)
                 rows += _score(values[part.index], part, column, own, why, options)
-    with atomic_path(out.with_suffix(".points.parquet")) as temporary:
+    with atomic_path(side_table(out, "points")) as temporary:
         pd.concat(maps).to_parquet(temporary, index=False)
     return write_results(rows, out, options.seed, config)
 

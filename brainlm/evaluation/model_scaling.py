@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..cohort.splits import in_share
-from ..config import Evaluate, sweep_point
+from ..config import Evaluate
 from ..files import read_json
 from ..shards import Corpus
 from .job import Job, open_model
@@ -29,10 +29,7 @@ Sweep = Mapping[tuple[str, float, int], Path]
 
 def run(job: Job) -> pd.DataFrame:
     """A scaling task of a study."""
-    models = {
-        point: job.models / sweep_point(job.config, point[0], f"{point[1]:g}", str(point[2]))[1]
-        for point in job.task.points()
-    }
+    models = {point: job.config.paths.sweep(*point) for point in job.task.points()}
     return evaluate_scaling(
         models,
         job.shards,

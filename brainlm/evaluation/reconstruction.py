@@ -18,6 +18,7 @@ import pandas as pd
 from ..config import Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
+from ..paths import side_table
 from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import POOLED, of_sums
@@ -33,7 +34,7 @@ _EXAMPLES = 3  # recordings kept for the figure
 def run(job: Job) -> pd.DataFrame:
     """The task ``reconstruction`` of a study."""
     return evaluate_reconstruction(
-        job.models / "pretrain",
+        job.pretrained,
         job.shards,
         job.out,
         options=job.config.evaluate,
@@ -94,7 +95,7 @@ def evaluate_reconstruction(
             name = f"{mask} {ratio:.0%}"
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
-    _save_traces(out.with_suffix(".traces.npz"), examples)
+    _save_traces(side_table(out, "traces", ".npz"), examples)
     return write_results(rows, out, options.seed, config)
 
 

@@ -9,9 +9,8 @@ import pandas as pd
 
 from ..config import Config
 from ..report.blocks import Cards, Cautions, Section, Table, Text, count
-from ..report.cohort import find_pages, make_cohort_page, read_measured
+from ..report.cohort import link_pages, make_cohort_page, read_measured
 from ..report.facts import read_facts
-from ..report.recording import page_path
 from ..report.site import Page, write_site
 from .vectors import IDENTITY
 
@@ -24,7 +23,7 @@ _LEFT_OUT = {"level", "cohort", "vector", "start_s"}
 def write_session_page(
     table: pd.DataFrame, model: BrainLM, name: str, source: str, config: Config, command: str
 ) -> Path:
-    """Write ``report/index.html`` and the cohort's page into the session's results folder.
+    """Write the page of the report and the cohort's page into the session's results folder.
 
     Parameters
     ----------
@@ -33,12 +32,12 @@ def write_session_page(
     name : str
         What the user called the model; `source`: and the scans.
     """
-    out = config.results / "report"
+    paths = config.paths
     recordings = table[table["level"] == "recording"].reset_index(drop=True)
     (cohort,) = config.cohorts
-    pages = find_pages(config.results, cohort.name)
+    pages = link_pages(paths, cohort.name)
     page = Page(
-        "index.html",
+        paths.report_page.name,
         Path(source).name,
         f"{count(len(recordings), 'recording')} through the model {name}",
         [
@@ -47,10 +46,10 @@ def write_session_page(
         ],
         [],
     )
-    facts = read_facts(config.results, config)
-    measured = read_measured(config.results, cohort.name)
-    write_site([page, make_cohort_page(facts, cohort, measured, pages)], out)
-    return out / "index.html"
+    facts = read_facts(config)
+    measured = read_measured(paths, cohort.name)
+    write_site([page, make_cohort_page(facts, cohort, measured, pages)], paths.report)
+    return paths.report_page
 
 
 def _summarise(table: pd.DataFrame, recordings: pd.DataFrame, model: BrainLM, name: str) -> list:
@@ -80,14 +79,9 @@ def _summarise(table: pd.DataFrame, recordings: pd.DataFrame, model: BrainLM, na
     ]
 
 
-def _list(recordings: pd.DataFrame, pages: set[str], command: str) -> Table:
+def _list(recordings: pd.DataFrame, pages: dict[str, str], command: str) -> Table:
     first = [name for name in ("recording_id", *IDENTITY) if name not in _LEFT_OUT]
     columns = list(dict.fromkeys([*first, *recordings.columns.difference(_LEFT_OUT, sort=False)]))
     frame = recordings[columns].dropna(axis="columns", how="all")
-    links = {
-        recording: f"../recordings/{page_path(cohort, recording)}"
-        for cohort, recording in zip(recordings["cohort"], recordings["recording_id"], strict=True)
-        if recording in pages
-    }
     caption = "One row per recording; its page shows motion, registration, components and parcels."
-    return Table("recordings", caption, frame, command=command, sortable=True, links=links)
+    return Table("recordings", caption, frame, command=command, sortable=True, links=pages)

@@ -22,11 +22,12 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..atlas import Atlas
-from ..cohort.index import chunk_table, read_entries
+from ..cohort.index import read_entries
 from ..cohort.recordings import Entry
 from ..config import Cohort, Config
 from ..errors import BrainLMError, RecordingError
@@ -52,11 +53,11 @@ class Task:
     key: Callable[[Entry], str]
     run: Callable[[Entry], dict[str, Any]]
     prepare: Callable[[], None]
-    cache: Path
+    cache: Callable[[str], Path]
     time_limit_s: float
 
     def cached(self, entry: Entry) -> Outcome | None:
-        path = self.cache / f"{entry.recording_id}.json"
+        path = self.cache(entry.recording_id)
         if not path.exists():
             return None
         kept = read_json(path)
@@ -64,21 +65,9 @@ class Task:
 
     def keep(self, entry: Entry, outcome: Outcome) -> None:
         write_json(
-            self.cache / f"{entry.recording_id}.json",
+            self.cache(entry.recording_id),
             {"key": self.key(entry), "outcome": outcome},
         )
-
-
-def derivatives_folder(results: Path, cohort: str) -> Path:
-    return Path(results) / "derivatives" / cohort
-
-
-def series_folder(results: Path, cohort: str) -> Path:
-    return Path(results) / "work" / cohort / "series"
-
-
-def stage_table(results: Path, cohort: str, chunk: str, stage: str) -> Path:
-    return Path(results) / "work" / cohort / chunk / f"{stage}.tsv"
 
 
 def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
@@ -105,10 +94,9 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
         parts += [f"retry {entry.retry}"] if entry.retry else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    results = config.results
-
-    derivatives = derivatives_folder(results, cohort.name)
-    series = series_folder(results, cohort.name)
+    paths = config.paths
+    derivatives = paths.derivatives(cohort.name)
+    series = paths.series(cohort.name)
     if stage in ("volumes", "series"):
         from .delivered.parcel_series import take_series
         from .delivered.volumes import take_volumes
@@ -128,7 +116,7 @@ def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
         key=key,
         run=run,
         prepare=lambda: stages.prepare(stage, config.preprocess, atlas),
-        cache=results / "work" / cohort.name / "outcomes" / stage,
+        cache=partial(paths.outcome, cohort.name, stage),
         time_limit_s=config.preprocess.time_limit_min * 60,
     )
 
@@ -149,13 +137,13 @@ def run_stage(
     A recording that an earlier stage gave up on keeps that status. Bad input never raises; the
     table has as many rows as the chunk has recordings.
     """
-    results = config.results
-    entries = read_entries(chunk_table(results, cohort.name, chunk), cohort.folder)
+    paths = config.paths
+    entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
     order = stages_of(cohort.layout)
     task = make_task(stage, cohort, config, atlas)
     outcomes: dict[str, Outcome] = {}
     if stage != order[0]:
-        before = stage_table(results, cohort.name, chunk, order[order.index(stage) - 1])
+        before = paths.stage_table(cohort.name, chunk, order[order.index(stage) - 1])
         for row in read_stage_table(before):
             if row["status"] != "ok":
                 outcomes[row["recording_id"]] = row
@@ -182,8 +170,8 @@ def run_task(
 
     What was computed from the same input is taken from the cache.
     """
-    results = config.results
-    entries = read_entries(chunk_table(results, cohort.name, chunk), cohort.folder)
+    paths = config.paths
+    entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
     todo = [entry for entry in entries if entry.recording_id not in outcomes]
     fresh = []
     for entry in todo:
@@ -199,7 +187,7 @@ def run_task(
         words = outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "")
         log(f"  {count}/{len(fresh)} {entry.recording_id} {outcome['seconds']:.1f} s {words}")
     rows = [outcomes[entry.recording_id] for entry in entries]
-    write_stage_table(stage_table(results, cohort.name, chunk, task.name), rows)
+    write_stage_table(paths.stage_table(cohort.name, chunk, task.name), rows)
     return rows
 
 

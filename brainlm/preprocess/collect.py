@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..atlas import Atlas
-from ..cohort.index import chunk_table, read_entries
+from ..cohort.index import read_entries
 from ..cohort.recordings import Entry
 from ..cohort.splits import split_of
 from ..config import Cohort, Config
 from ..errors import BrainLMError
 from ..shards import ParcelQuantiles, Recording, ShardInfo, write_shard
-from .chunk import read_stage_table, series_folder, stage_table
+from .chunk import read_stage_table
 from .registry import stages_of
-
-
-def shard_path(results: Path, cohort: str, chunk: str) -> Path:
-    return Path(results) / "shards" / cohort / f"{chunk}.parquet"
-
-
-def quantiles_path(results: Path, cohort: str, chunk: str) -> Path:
-    return Path(results) / "shards" / cohort / f"{chunk}.quantiles.parquet"
 
 
 def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) -> list[Recording]:
@@ -31,12 +22,12 @@ def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) 
 
     Failed recordings become rows without a series.
     """
-    results = config.results
-    entries = read_entries(chunk_table(results, cohort.name, chunk), cohort.folder)
+    paths = config.paths
+    entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
     last = stages_of(cohort.layout)[-1]
     outcomes = {
         row["recording_id"]: row
-        for row in read_stage_table(stage_table(results, cohort.name, chunk, last))
+        for row in read_stage_table(paths.stage_table(cohort.name, chunk, last))
     }
     recordings = [
         _recording(entry, outcomes[entry.recording_id], cohort, config) for entry in entries
@@ -49,10 +40,8 @@ def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) 
     )
     train = (r.series for r in recordings if r.series is not None and r.split == "train")
     statistics = ParcelQuantiles.of(train, atlas.num_parcels)
-    statistics.save(quantiles_path(results, cohort.name, chunk))
-    write_shard(
-        shard_path(results, cohort.name, chunk), recordings, info, dtype=config.chunks.dtype
-    )
+    statistics.save(paths.quantiles(cohort.name, chunk))
+    write_shard(paths.shard(cohort.name, chunk), recordings, info, dtype=config.chunks.dtype)
     return recordings
 
 
@@ -71,7 +60,7 @@ def _recording(entry: Entry, outcome: dict, cohort: Cohort, config: Config) -> R
     }
     if outcome["status"] != "ok":
         return Recording(**facts, status=outcome["status"], reason=outcome["reason"])
-    path = series_folder(config.results, cohort.name) / f"{entry.recording_id}.npz"
+    path = config.paths.series_file(cohort.name, entry.recording_id)
     try:
         with np.load(path, allow_pickle=False) as kept:
             values = {name: kept[name] for name in kept.files}

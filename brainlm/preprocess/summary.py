@@ -8,11 +8,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cohort.index import chunk_table, list_chunks, read_entries
+from ..cohort.index import read_entries
 from ..cohort.labels import describe_match
 from ..config import Cohort, Config
 from ..files import write_text
-from .chunk import read_stage_table, stage_table
+from ..paths import Results
+from .chunk import read_stage_table
 from .registry import stages_of
 
 #: A recording that ended so did not fail: it is as it should be, or nothing can be done about it.
@@ -65,11 +66,9 @@ def summarise(config: Config) -> Summary:
     for cohort in config.cohorts:
         counter: Counter = Counter()
         seen = set()
-        for chunk in list_chunks(config.results, cohort.name):
-            outcomes = last_outcomes(config.results, cohort.name, chunk, cohort.layout)
-            for entry in read_entries(
-                chunk_table(config.results, cohort.name, chunk), cohort.folder
-            ):
+        for chunk in config.paths.list_chunks(cohort.name):
+            outcomes = last_outcomes(config.paths, cohort.name, chunk, cohort.layout)
+            for entry in read_entries(config.paths.chunk_table(cohort.name, chunk), cohort.folder):
                 row = outcomes.get(entry.recording_id)
                 seen.add(entry.participant_id)
                 status = row["status"] if row else "pending"
@@ -85,14 +84,14 @@ def summarise(config: Config) -> Summary:
         match = describe_match(cohort, seen)
         if match:
             people[cohort.name] = match
-    path = config.results / "failures.tsv"
+    path = config.paths.failures
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t", lineterminator="\n")
     writer.writerow(("cohort", "recording_id", "status", "reason", "source"))
     writer.writerows(failures)
     write_text(path, out.getvalue())
     lines = [f"{c}\t{s}\t{n}\n" for c, counter in counts.items() for s, n in counter.items()]
-    write_text(config.results / "summary.tsv", "".join(["cohort\tstatus\trecordings\n", *lines]))
+    write_text(config.paths.summary, "".join(["cohort\tstatus\trecordings\n", *lines]))
     return Summary(counts, path, people, short, config.model.window)
 
 
@@ -100,20 +99,20 @@ def find_failed(config: Config, cohort: Cohort) -> set[str]:
     """Recordings of a cohort that failed at some stage."""
     return {
         recording
-        for chunk in list_chunks(config.results, cohort.name)
+        for chunk in config.paths.list_chunks(cohort.name)
         for recording, row in last_outcomes(
-            config.results, cohort.name, chunk, cohort.layout
+            config.paths, cohort.name, chunk, cohort.layout
         ).items()
         if row["status"] not in HARMLESS
     }
 
 
-def last_outcomes(results: Path, cohort: str, chunk: str, layout: str) -> dict[str, dict]:
+def last_outcomes(paths: Results, cohort: str, chunk: str, layout: str) -> dict[str, dict]:
     """Outcome of the latest stage that has run, or of the one where a recording failed."""
     outcomes: dict[str, dict] = {}
     order = stages_of(layout)
     for stage in order:
-        path = stage_table(results, cohort, chunk, stage)
+        path = paths.stage_table(cohort, chunk, stage)
         if not path.exists():
             return {key: row for key, row in outcomes.items() if row["status"] != "ok"}
         outcomes.update((row["recording_id"], row) for row in read_stage_table(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pandas as pd
 
 from ..config import Cohort
 from ..errors import STATUSES
+from ..paths import Results
 from . import figures
 from .blocks import Figure, PagedTable, Section, Table, Text, count, show
 from .facts import Facts
-from .recording import page_path
 from .site import Page
 
 #: Figures on the page: column -> (label, which side is bad).
@@ -35,7 +36,7 @@ _MAD_TO_SD = 1.4826
 
 
 def make_cohort_page(
-    facts: Facts, cohort: Cohort, measured: pd.DataFrame, pages: set[str]
+    facts: Facts, cohort: Cohort, measured: pd.DataFrame, pages: dict[str, str]
 ) -> Page:
     """The page of one cohort.
 
@@ -43,8 +44,8 @@ def make_cohort_page(
     ----------
     measured : DataFrame
         Figures of the stage tables, one row per recording, indexed by recording_id.
-    pages : set of str
-        Recordings that have a page of their own.
+    pages : dict
+        Recording -> address of its page, for those that have one.
     """
     table = facts.recordings[facts.recordings["cohort"] == cohort.name]
     table = table.set_index("recording_id").combine_first(
@@ -100,7 +101,9 @@ def find_outliers(values: pd.Series, side: str) -> np.ndarray:
         return (distance > OUTLIER_SD * sd) if sd > 0 else np.zeros(len(number), bool)
 
 
-def _make_table(table: pd.DataFrame, known: dict, cohort: str, pages: set[str]) -> PagedTable:
+def _make_table(
+    table: pd.DataFrame, known: dict, cohort: str, pages: dict[str, str]
+) -> PagedTable:
     shown = pd.DataFrame({"recording": table.index, "status": table["status"].to_numpy()})
     for name, (label, side) in known.items():
         marks = np.where(find_outliers(table[name], side), " ▲" if side == "high" else " ▼", "")
@@ -114,9 +117,7 @@ def _make_table(table: pd.DataFrame, known: dict, cohort: str, pages: set[str]) 
         "to leave out and export it: the file is what the cohort's 'exclude' key of config.yaml "
         "reads."
     )
-    links = [
-        f"../recordings/{page_path(cohort, name)}" if name in pages else "" for name in table.index
-    ]
+    links = [pages.get(name, "") for name in table.index]
     return PagedTable(f"{cohort}-recordings", caption, frame, shown, links, cohort)
 
 
@@ -135,16 +136,20 @@ def _draw(table: pd.DataFrame, known: dict, cohort: str) -> list[Any]:
     return [Figure(f"{cohort}-distributions", caption, svg, caption, frame=frame)]
 
 
-def find_pages(results: Path, cohort: str) -> set[str]:
-    """Recordings that have a page of their own."""
-    folder = results / "recordings" / cohort
-    return {path.stem for path in folder.glob("*.html")} if folder.is_dir() else set()
+def link_pages(paths: Results, cohort: str) -> dict[str, str]:
+    """Recording -> address of its page, seen from the report's folder."""
+    found = paths.list_recording_pages(cohort)
+    up = Path(os.path.relpath(paths.recording_pages, paths.report))
+    return {
+        name: (up / page.relative_to(paths.recording_pages)).as_posix()
+        for name, page in found.items()
+    }
 
 
-def read_measured(results: Path, cohort: str) -> pd.DataFrame:
+def read_measured(paths: Results, cohort: str) -> pd.DataFrame:
     """Figures of all stage tables of a cohort, one row per recording; later stages win."""
     parts = []
-    for path in sorted((results / "work" / cohort).glob("*/*.tsv")):
+    for path in paths.list_stage_tables(cohort):
         table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False,
                             dtype={"recording_id": str, "reason": str})  # fmt: skip
         parts.append(table.set_index("recording_id").drop(columns="seconds", errors="ignore"))

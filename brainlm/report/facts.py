@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ..errors import BrainLMError
 from ..evaluation.reconstruction import load_traces
 from ..evaluation.tasks import CLINICAL, load_tasks
 from ..files import read_json
+from ..paths import ModelFolder
 from ..shards import Scaling, ShardInfo, read_info
 
 _SHARD_COLUMNS = [
@@ -81,43 +83,32 @@ class Facts:
         return self.sides.get((task, what))
 
 
-def read_facts(results: Path, config: Config) -> Facts:
-    """Collect the facts of a results folder.
+def read_facts(config: Config) -> Facts:
+    """Collect the facts of a study's results.
 
     Raises
     ------
     BrainLMError
         A file is there and cannot be read.
     """
-    shards = [
-        path
-        for cohort in config.cohorts
-        for path in sorted((results / "shards" / cohort.name).glob("*.parquet"))
-        if not path.name.endswith(".quantiles.parquet") and not path.name.startswith(".")
-    ]
-    release = results / "releases" / config.release
-    models = results / "models" / config.release / "pretrain"
-    evaluation = results / "evaluation" / config.release
-    recordings, coverage = read_recordings(results, config, shards)
-    tables = {path.stem: path for path in sorted(evaluation.glob("*.parquet"))}
+    paths, model = config.paths, ModelFolder(config.paths.pretrained)
+    shards = [path for cohort in config.cohorts for path in paths.list_shards(cohort.name)]
+    recordings, coverage = read_recordings(config, shards)
+    tables = {key: _read_parquet(path) for key, path in paths.list_tables().items()}
     return Facts(
         config=config,
         recordings=recordings,
         coverage=coverage,
         info=read_info(shards[0]) if shards else None,
-        scaling=Scaling.load(release / "scaling.json") if release.exists() else None,
-        curve=_read_jsonl(models / "metrics.jsonl"),
-        run=_read_optional(models / "run.json"),
-        model=_read_optional(models / "config.json"),
-        results={name: _read_parquet(path) for name, path in tables.items() if "." not in name},
-        sides={
-            (name.rpartition(".")[0], name.rpartition(".")[2]): _read_parquet(path)
-            for name, path in tables.items()
-            if "." in name
-        },
-        traces=load_traces(evaluation / "reconstruction.traces.npz"),
-        release=_read_tsv(release / "shards.tsv"),
-        card=_read_card(models / "README.md"),
+        scaling=Scaling.load(paths.scaling) if paths.release_folder.exists() else None,
+        curve=_read_jsonl(model.metrics),
+        run=_read_optional(model.run),
+        model=_read_optional(model.config),
+        results={task: table for (task, what), table in tables.items() if not what},
+        sides={key: table for key, table in tables.items() if key[1]},
+        traces=load_traces(paths.side_table("reconstruction", "traces", ".npz")),
+        release=_read_tsv(paths.release_shards),
+        card=_read_card(model.card),
         tasks=dict(load_tasks(config.tasks)),
         places=_read_places(config),
     )
@@ -137,12 +128,10 @@ def _read_places(config: Config) -> np.ndarray | None:
         return None  # the pages show parcels by number
 
 
-def read_recordings(
-    results: Path, config: Config, shards: list[Path]
-) -> tuple[pd.DataFrame, np.ndarray | None]:
+def read_recordings(config: Config, shards: list[Path]) -> tuple[pd.DataFrame, np.ndarray | None]:
     """The index joined with what became of each recording, and the coverage per parcel [R]."""
     indexed = [
-        _read_tsv(results / "index" / cohort.name / "recordings.tsv").assign(cohort=cohort.name)
+        _read_tsv(config.paths.index(cohort.name)).assign(cohort=cohort.name)
         for cohort in config.cohorts
     ]
     columns = ["cohort", "recording_id", "participant_id", "chunk"]
@@ -152,7 +141,7 @@ def read_recordings(
         or [pd.DataFrame(columns=_SHARD_COLUMNS)]
     )
     shares = [np.asarray(value, float) for value in done.pop("coverage") if value is not None]
-    failed = _read_failures(results)
+    failed = _read_failures(config)
     key = ["cohort", "recording_id"]
     table = known.merge(done.drop(columns="participant_id"), on=key, how="left")
     table = table.merge(failed, on=key, how="left", suffixes=("", "_failed"))
@@ -162,31 +151,37 @@ def read_recordings(
     return table, np.mean(shares, axis=0) if shares else None
 
 
-def _read_failures(results: Path) -> pd.DataFrame:
+def _read_failures(config: Config) -> pd.DataFrame:
     """Failures of recordings whose shard is not written yet, from the stage tables."""
     columns = ["cohort", "recording_id", "status", "reason"]
     rows = [pd.DataFrame(columns=columns)]
-    for path in sorted((results / "work").glob("*/*/*.tsv")):
+    for cohort, path in _stage_tables(config):
         table = _read_tsv(path)
         if {"recording_id", "status", "reason"} <= set(table.columns):
-            rows.append(table[table["status"] != "ok"].assign(cohort=path.parts[-3])[columns])
+            rows.append(table[table["status"] != "ok"].assign(cohort=cohort)[columns])
     return pd.concat(rows).drop_duplicates(["cohort", "recording_id"], keep="last")
 
 
-def stage_seconds(results: Path) -> pd.DataFrame:
+def stage_seconds(config: Config) -> pd.DataFrame:
     """Recordings and mean seconds per stage and cohort."""
     rows = []
-    for path in sorted((results / "work").glob("*/*/*.tsv")):
+    for cohort, path in _stage_tables(config):
         table = _read_tsv(path)
         if "seconds" in table:
             seconds = pd.to_numeric(table["seconds"], errors="coerce")
-            rows += [(path.parts[-3], path.stem, value) for value in seconds.dropna()]
+            rows += [(cohort, path.stem, value) for value in seconds.dropna()]
     table = pd.DataFrame(rows, columns=["cohort", "stage", "seconds"])
     return (
         table.groupby(["cohort", "stage"], sort=False)["seconds"]
         .agg(["count", "mean"])
         .reset_index()
     )
+
+
+def _stage_tables(config: Config) -> Iterator[tuple[str, Path]]:
+    for cohort in config.cohorts:
+        for path in config.paths.list_stage_tables(cohort.name):
+            yield cohort.name, path
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:

@@ -9,24 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from ..atlas import Atlas
 from ..cohort.recordings import Entry
 from ..config import Cohort, Config
+from ..paths import Results
 from ..preprocess.chunk import (
     Outcome,
     Task,
     read_stage_table,
     run_task,
-    stage_table,
 )
-from ..preprocess.collect import shard_path
 from ..preprocess.registry import STAGE_VERSIONS, stages_of
 from ..shards import Corpus
 from .pictures import load_slices
-from .recording import make_recording_page, page_path
+from .recording import make_recording_page
 from .site import make_environment, write_site
 
 
@@ -39,15 +38,15 @@ def write_chunk_pages(
     workers: int = 1,
     log: Callable[[str], None] = print,
 ) -> list[Outcome]:
-    """Write ``results/recordings/<cohort>/<recording>.html`` for a chunk whose shard is there.
+    """Write the page of each recording for a chunk whose shard is there.
 
     A page that cannot be drawn is a row of the chunk's ``pages.tsv``; it harms nobody's data.
     """
-    corpus = Corpus([shard_path(config.results, cohort.name, chunk)])
+    paths = config.paths
+    corpus = Corpus([paths.shard(cohort.name, chunk)])
     index = {name: i for i, name in enumerate(corpus.table["recording_id"])}
-    figures = _read_figures(config.results, cohort, chunk)
+    figures = _read_figures(paths, cohort, chunk)
     recipe = [STAGE_VERSIONS["pages"], config.preprocess.model_dump(), atlas.image_sha256]
-    out = config.results / "recordings"
 
     def key(entry: Entry) -> str:
         found = figures.get(entry.recording_id, {})
@@ -58,25 +57,25 @@ def write_chunk_pages(
     def run(entry: Entry) -> dict[str, Any]:
         name = entry.recording_id
         page = make_recording_page(config, atlas, corpus, index[name], figures.get(name, {}))
-        write_site([page], out)
-        return {"page_kb": (out / page_path(cohort.name, name)).stat().st_size // 1000}
+        write_site([page], paths.recording_pages)
+        return {"page_kb": paths.recording_page(cohort.name, name).stat().st_size // 1000}
 
     task = Task(
         name="pages",
         key=key,
         run=run,
         prepare=lambda: _prepare(atlas),
-        cache=config.results / "work" / cohort.name / "outcomes" / "pages",
+        cache=partial(paths.outcome, cohort.name, "pages"),
         time_limit_s=config.preprocess.time_limit_min * 60,
     )
     return run_task(task, chunk, cohort, config, {}, workers=workers, log=log)
 
 
-def _read_figures(results: Path, cohort: Cohort, chunk: str) -> dict[str, dict[str, Any]]:
+def _read_figures(paths: Results, cohort: Cohort, chunk: str) -> dict[str, dict[str, Any]]:
     """What the stages measured for each recording; later stages win."""
     figures: dict[str, dict[str, Any]] = {}
     for stage in stages_of(cohort.layout):
-        path = stage_table(results, cohort.name, chunk, stage)
+        path = paths.stage_table(cohort.name, chunk, stage)
         for row in read_stage_table(path) if path.exists() else []:
             known = {k: v for k, v in row.items() if v is not None and k != "seconds"}
             figures.setdefault(row["recording_id"], {}).update(known)

@@ -33,11 +33,6 @@ _FEATURES = {
 _BEFORE, _AFTER = "before denoising", "after denoising"
 
 
-def page_path(cohort: str, recording: str) -> str:
-    """Where a recording's page is in ``results/recordings``."""
-    return f"{cohort}/{recording}.html"
-
-
 def make_recording_page(
     config: Config, atlas: Atlas, corpus: Corpus, index: int, figures: dict
 ) -> Page:
@@ -49,13 +44,13 @@ def make_recording_page(
         What the stages measured: the columns of their tables for this recording.
     """
     row = corpus.table.iloc[index]
-    out = config.results / "derivatives" / row["cohort"]
-    files = Derivatives(out, row["recording_id"], atlas)
+    paths, cohort = config.paths, row["cohort"]
+    page = paths.recording_page(cohort, row["recording_id"])
+    files = Derivatives(paths.derivatives(cohort), row["recording_id"], atlas)
     carpets = _read_carpets(files, corpus, index)
-    base = config.results / "recordings" / row["cohort"]
 
     def link(path: Path) -> str:
-        return Path(os.path.relpath(path, base)).as_posix()
+        return Path(os.path.relpath(path, page.parent)).as_posix()
 
     sections = [
         Section("summary", "Summary", _summarise(row, figures, config, files, atlas)),
@@ -66,11 +61,10 @@ def make_recording_page(
         Section("parcels", "Parcels", _describe_parcels(files, carpets, atlas, link)),
         Section("files", "Files", _describe_files(files, row, link)),
     ]
-    trail = [("Study report", "../../report/index.html"),
-             (row["cohort"], f"../../report/{row['cohort']}.html")]  # fmt: skip
-    external = config.cohort(row["cohort"]).role == "external"
-    subtitle = f"{row['cohort']}, {'external' if external else row['split']}"
-    path = page_path(row["cohort"], row["recording_id"])
+    trail = [("Study report", link(paths.report_page)), (cohort, link(paths.cohort_page(cohort)))]
+    external = config.cohort(cohort).role == "external"
+    subtitle = f"{cohort}, {'external' if external else row['split']}"
+    path = page.relative_to(paths.recording_pages).as_posix()
     return Page(path, row["recording_id"], subtitle, sections, trail)
 
 

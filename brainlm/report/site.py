@@ -103,7 +103,7 @@ def write_figures(page: Page, folder: Path) -> None:
             made = f"{block.caption} Made by: {block.command or 'brainlm report'}."
             # every punctuation mark escaped: a dataset's words are no markup
             write_text(folder / f"{block.name}.txt", re.sub(r"([^\w\s])", r"\\\1", made))
-            block.files = {"SVG": f"figures/{block.name}.svg"} | block.files
+            block.files = {"SVG": f"{folder.name}/{block.name}.svg"} | block.files
 
 
 def _flatten(blocks: list[Any]) -> list[Any]:

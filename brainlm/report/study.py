@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,7 +22,7 @@ from .blocks import (
     show,
 )  # fmt: skip
 from .cautions import list_cautions
-from .cohort import PENDING, find_pages, make_cohort_page, read_measured
+from .cohort import PENDING, link_pages, make_cohort_page, read_measured
 from .facts import Facts, read_facts, stage_seconds
 from .findings import FEW, describe_tasks
 from .outcomes import METRICS, cell, model_first, pooled
@@ -36,34 +35,30 @@ QUALITY = {
 }  # fmt: skip
 
 
-def build_report(results: Path, config: Config, out: Path) -> None:
-    """Write the study report; open ``<out>/index.html``.
+def build_report(config: Config) -> None:
+    """Write the study report: a self-contained folder of pages, style, script and tables.
 
     What a stage has not written is named as missing on the page.
 
     Parameters
     ----------
-    results : Path
-        The results folder (docs/architecture.md has its layout).
     config : Config
-    out : Path
-        Self-contained folder: HTML, style, script, and every table as CSV and Parquet.
 
     Raises
     ------
     BrainLMError
         A result file is there and cannot be read.
     """
-    facts = read_facts(Path(results), config)
+    facts, paths = read_facts(config), config.paths
     names = join_words([cohort.name for cohort in config.cohorts])
     page = Page(
-        path="index.html",
+        path=paths.report_page.name,
         title=f"Study report: {names}",
         subtitle=f"Release {config.release}, model {config.model.preset}, "
         f"atlas {config.atlas.name}",
         sections=[
             Section("summary", "Summary", summarise(facts)),
-            Section("recordings", "Recordings", describe_recordings(facts, Path(results))),
+            Section("recordings", "Recordings", describe_recordings(facts)),
             Section("pretraining", "Pretraining", describe_pretraining(facts)),
             *describe_tasks(facts),
             Section("data", "Scaling, coverage and quality", describe_data(facts)),
@@ -73,12 +68,12 @@ def build_report(results: Path, config: Config, out: Path) -> None:
         trail=[],
     )
     cohorts = [
-        make_cohort_page(facts, cohort, read_measured(Path(results), cohort.name),
-                         find_pages(Path(results), cohort.name))
+        make_cohort_page(facts, cohort, read_measured(paths, cohort.name),
+                         link_pages(paths, cohort.name))
         for cohort in config.cohorts
     ]  # fmt: skip
-    write_figures(page, Path(out) / "figures")
-    write_site([page, *cohorts], Path(out))
+    write_figures(page, paths.report_figures)
+    write_site([page, *cohorts], paths.report)
 
 
 # ---- summary ------------------------------------------------------------------------------------
@@ -185,13 +180,13 @@ def _people(table: pd.DataFrame) -> int:
 # ---- recordings ---------------------------------------------------------------------------------
 
 
-def describe_recordings(facts: Facts, results: Path) -> list[Any]:
+def describe_recordings(facts: Facts) -> list[Any]:
     """Counts by status, every recording that is not usable, splits, seconds per stage."""
     table, command = facts.recordings, "brainlm summary"
     if table.empty:
         return [Text(["No recording is indexed: run brainlm index."], tone="missing")]
     cohorts = pd.DataFrame([count_cohort(facts, cohort) for cohort in facts.config.cohorts])
-    links = {cohort.name: f"{cohort.name}.html" for cohort in facts.config.cohorts}
+    links = {c.name: facts.config.paths.cohort_page(c.name).name for c in facts.config.cohorts}
     caption = "Cohorts; each name leads to a page with the quality of every recording."
     statuses = (
         table.groupby(["cohort", "status"], sort=False).size().rename("recordings").reset_index()
@@ -223,7 +218,7 @@ def describe_recordings(facts: Facts, results: Path) -> list[Any]:
     )
     caption += "cohort is evaluated whole."
     blocks.append(Table("splits", caption, splits, command=command))
-    seconds = stage_seconds(results)
+    seconds = stage_seconds(facts.config)
     if len(seconds):
         shown = seconds.rename(columns={"count": "recordings", "mean": "mean seconds"})
         blocks.append(Table("stages", "Time per recording and stage, one core each.", shown))

@@ -14,16 +14,15 @@ import pyarrow.parquet as pq
 
 from ..errors import BrainLMError
 from ..files import read_json, sha256, write_text
+from ..paths import Results
 from .scaling import ParcelQuantiles, Scaling
 from .store import read_info
 
 _COLUMNS = ("shard", "size", "mtime_ns", "sha256")
 
 
-def freeze_release(
-    name: str, shards: Sequence[Path], quantiles: Sequence[Path], folder: Path
-) -> Scaling:
-    """Write ``shards.tsv`` and ``scaling.json`` into `folder`.
+def freeze_release(shards: Sequence[Path], quantiles: Sequence[Path], paths: Results) -> Scaling:
+    """Write the list of shards and the scaling of the release of `paths`.
 
     Raises
     ------
@@ -31,6 +30,7 @@ def freeze_release(
         No training recording in any shard, or shards that differ in atlas, sample period or
         units.
     """
+    name = paths.release
     if not shards:
         raise BrainLMError(
             f"release {name!r} is empty: no shard of a cohort with role 'reference' was made"
@@ -57,7 +57,7 @@ def freeze_release(
         atlas_sha256=infos[0].atlas_sha256,
         sample_period_s=infos[0].sample_period_s,
         units=_agree_units(shards),
-        release=name,
+        release=name or "",
     )
     out = io.StringIO()
     writer = csv.writer(out, delimiter="\t", lineterminator="\n")
@@ -65,8 +65,8 @@ def freeze_release(
     for path in shards:
         status = Path(path).stat()
         writer.writerow((path, status.st_size, status.st_mtime_ns, sha256(path)))
-    scaling.save(folder / "scaling.json")
-    write_text(folder / "shards.tsv", out.getvalue())
+    scaling.save(paths.scaling)
+    write_text(paths.release_shards, out.getvalue())
     return scaling
 
 
@@ -88,15 +88,15 @@ def _agree_units(shards: Sequence[Path]) -> str:
     return first[0] if first else "percent"
 
 
-def read_release(folder: Path) -> list[Path]:
-    """Shards of a release, in order.
+def read_release(paths: Results) -> list[Path]:
+    """Shards of the release of `paths`, in order.
 
     Raises
     ------
     BrainLMError
         The list, or a shard in it, is missing or is not the one that was frozen.
     """
-    path = Path(folder) / "shards.tsv"
+    path = paths.release_shards
     try:
         with open(path, newline="", encoding="utf-8") as handle:
             rows = list(csv.DictReader(handle, delimiter="\t"))
@@ -118,13 +118,13 @@ def read_release(folder: Path) -> list[Path]:
     return shards
 
 
-def check_release(folder: Path, cohorts: Collection[str], atlas: str) -> None:
+def check_release(paths: Results, cohorts: Collection[str], atlas: str) -> None:
     """Refuse a frozen release that is another study's, before anything is preprocessed for it.
 
     Parameters
     ----------
-    folder : Path
-        Of the release, frozen.
+    paths : Results
+        Of a release that is frozen.
     cohorts : collection of str
         Names of the study's cohorts; one of them in the release is enough. None: any will do.
     atlas : str
@@ -139,13 +139,13 @@ def check_release(folder: Path, cohorts: Collection[str], atlas: str) -> None:
         "A frozen release never changes; in config.yaml give this study a release of its own "
         "(release: r2), or a folder of its own (results: results/mystudy)"
     )
-    path = folder / "scaling.json"
+    path = paths.scaling
     found = read_json(path)["atlas"]
     if found != atlas:
         raise BrainLMError(
             f"{path}: frozen with atlas {found}, but atlas.name is {atlas}. {advice}"
         )
-    other, path = "", folder / "shards.tsv"
+    other, path = "", paths.release_shards
     with open(path, newline="", encoding="utf-8") as handle:
         for row in csv.DictReader(handle, delimiter="\t"):
             other = Path(row["shard"]).parent.name

@@ -27,6 +27,7 @@ from ..errors import BrainLMError
 from ..files import atomic_path, write_json
 from ..model import BrainLM, from_pretrained, preset
 from ..model.pooling import check_pool
+from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
 from .card import finetuned_card
 from .journal import Journal, figure
@@ -118,7 +119,7 @@ class Task:
         self.model = _with_head(base, outputs, self.transform, options.pool).to(self.device)
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
                                seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
-        self.journal = Journal(out / "metrics.jsonl", "", quiet=False)
+        self.journal = Journal(ModelFolder(out).metrics, "", quiet=False)
         self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
         self.began_s = time.monotonic()
 
@@ -333,10 +334,10 @@ class Task:
         result = self.table[columns].assign(**predicted).reset_index(drop=True)
         facts = self._facts(result)
         self.model.cpu().save_pretrained(self.out, self.scaling, finetuned_card(self.model, facts))
-        with atomic_path(self.out / "predictions.parquet") as temporary:
+        with atomic_path(ModelFolder(self.out).predictions) as temporary:
             result.to_parquet(temporary)
-        write_json(self.out / "run.json", facts)
-        write_json(self.out / "done.json", {"target": self.target, "kind": self.kind})
+        write_json(ModelFolder(self.out).run, facts)
+        write_json(ModelFolder(self.out).done, {"target": self.target, "kind": self.kind})
         return result
 
     def _facts(self, result: pd.DataFrame) -> dict:

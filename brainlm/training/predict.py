@@ -11,6 +11,7 @@ import torch
 from ..cohort.labels import LabelTransform
 from ..files import atomic_path, read_json, write_json
 from ..model import from_pretrained
+from ..paths import ModelFolder
 from ..shards import Corpus
 from .windows import Windows
 
@@ -33,7 +34,7 @@ def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
         return _write(pd.DataFrame(columns=COLUMNS), out)
     model, corpus = from_pretrained(folder).eval(), Corpus(shards)
     corpus.check(model.scaling)
-    classes = read_json(Path(folder) / "run.json")["classes"]
+    classes = read_json(ModelFolder(Path(folder)).run)["classes"]
     rows = corpus.usable(min_timepoints=model.config.window)
     windows = Windows(
         corpus, model.scaling, model.config.window, rows, seed=0, num_tokens=model.num_tokens
@@ -71,13 +72,13 @@ def decode_outputs(
 
 def skip_target(folder: Path, reason: str) -> None:
     """Leave a finished folder that says why a target was not trained on."""
-    _write(pd.DataFrame(columns=[*COLUMNS, "label"]), Path(folder) / "predictions.parquet")
-    write_json(Path(folder) / "done.json", {"skipped": reason})
+    _write(pd.DataFrame(columns=[*COLUMNS, "label"]), ModelFolder(Path(folder)).predictions)
+    write_json(ModelFolder(Path(folder)).done, {"skipped": reason})
 
 
 def why_skipped(folder: Path) -> str | None:
     """The reason that :func:`skip_target` left, or None."""
-    done = Path(folder) / "done.json"
+    done = ModelFolder(Path(folder)).done
     return read_json(done).get("skipped") if done.exists() else None
 
 

@@ -26,6 +26,7 @@ from ..files import read_json, sha256, write_json
 from ..model import BrainLM, kernel_name, preset
 from ..model.grids import token_grid
 from ..model.masking import Masker
+from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
 from . import checkpoint
 from .card import pretrained_card
@@ -133,8 +134,8 @@ class Run:
 
     def finished(self) -> bool:
         """True if `out` already holds the model of exactly these settings."""
-        done = self.out / "done.json"
-        if not (done.exists() and (self.out / "model.safetensors").exists()):
+        done = ModelFolder(self.out).done
+        if not (done.exists() and ModelFolder(self.out).weights.exists()):
             return False
         if _difference(read_json(done).get("settings", "{}"), self.settings):
             return False
@@ -153,7 +154,7 @@ class Run:
             say(f"left out: {count} training recordings: {reason}")
         if not len(self.validation_set):
             say("no validation recording holds a window: training goes on without validation")
-        state = checkpoint.newest(self.out / "checkpoints", say)
+        state = checkpoint.newest(ModelFolder(self.out).checkpoints, say)
         if state is None:
             return None
         if changed := _difference(state["settings"], self.settings):
@@ -174,7 +175,7 @@ class Run:
         trackers = []
         if self.ranks.main:
             trackers = open_trackers(self.options.trackers, self.out, self.settings, self.step)
-        self.journal = Journal(self.out / "metrics.jsonl", state["metrics"] if state else "",
+        self.journal = Journal(ModelFolder(self.out).metrics, state["metrics"] if state else "",
                                quiet=not self.ranks.main, trackers=trackers)  # fmt: skip
 
     def say(self, text: str) -> None:
@@ -185,7 +186,7 @@ class Run:
     def _forget(self) -> None:
         self.ranks.wait()
         if self.ranks.main:
-            for path in checkpoint.found(self.out / "checkpoints"):
+            for path in checkpoint.found(ModelFolder(self.out).checkpoints):
                 path.unlink(missing_ok=True)
         self.ranks.wait()
 
@@ -193,8 +194,8 @@ class Run:
         facts = {"settings": self.settings, "seconds": self.seconds,
                  "world": self.ranks.world, "metrics": self.journal.lines,
                  "loader": self.loader.state_dict()}  # fmt: skip
-        checkpoint.save(self.out / "checkpoints", self.step, self.wrapped, self.optimizer, facts,
-                        self.ranks)  # fmt: skip
+        checkpoint.save(ModelFolder(self.out).checkpoints, self.step, self.wrapped, self.optimizer,
+                        facts, self.ranks)  # fmt: skip
 
     def finish(self) -> None:
         """Write the model folder; done.json comes last."""
@@ -204,8 +205,8 @@ class Run:
             final.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
             facts = self._facts()
             final.save_pretrained(self.out, self.scaling, pretrained_card(final, facts))
-            write_json(self.out / "run.json", facts)
-            write_json(self.out / "done.json", {"settings": self.settings, "step": self.step})
+            write_json(ModelFolder(self.out).run, facts)
+            write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})
         self.ranks.wait()
 
     def _facts(self) -> dict:

@@ -117,7 +117,7 @@ def build(config: Config) -> Path:
     make_pages(config)
     places = np.random.default_rng(1).uniform((-60, -95, -40), (60, 60, 70), (PARCELS, 3))
     with patch("brainlm.report.facts._read_places", lambda _: places):
-        build_report(config.results, config, config.results / "report")
+        build_report(config)
     return config.results / "report"
 
 

@@ -16,8 +16,8 @@ from brainlm.atlas import Atlas
 from brainlm.cohort.index import update_index
 from brainlm.config import parse_config
 from brainlm.errors import RecordingError
-from brainlm.preprocess.chunk import read_stage_table, run_stage, stage_table
-from brainlm.preprocess.collect import shard_path, write_chunk_shard
+from brainlm.preprocess.chunk import read_stage_table, run_stage
+from brainlm.preprocess.collect import write_chunk_shard
 from brainlm.preprocess.summary import summarise
 from brainlm.shards import read_shard
 
@@ -103,7 +103,7 @@ def test_every_recording_ends_as_a_row(study):
     assert rows["sub-1"]["duration_s"] == 20.0
     assert "ZeroDivisionError: a bug" in rows["sub-2"]["reason"]
     assert "SIGKILL" in rows["sub-3"]["reason"]
-    table = read_stage_table(stage_table(study.results, "c", "00000", "motion"))
+    table = read_stage_table(study.paths.stage_table("c", "00000", "motion"))
     assert [row["recording_id"] for row in table] == list(rows)
     assert table[0]["fd_mm"] == 0.25
     assert table[0]["none"] is None
@@ -141,7 +141,7 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     for stage in ("motion", "normalise", "denoise", "parcellate"):
         run(study, stage)
     write_chunk_shard("00000", study.cohorts[0], study, ATLAS)
-    rows = read_shard(shard_path(study.results, "c", "00000"))
+    rows = read_shard(study.paths.shard("c", "00000"))
     assert [r.status for r in rows] == ["ok", "too_short", "crashed", "crashed", "ok"]
     assert rows[1].duration_s == 20.0
     assert rows[0].series.shape == (4, 3)

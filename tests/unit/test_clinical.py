@@ -21,6 +21,7 @@ from brainlm.evaluation.job import Job, evaluate
 from brainlm.evaluation.people import fold_groups
 from brainlm.evaluation.tasks import parse_task
 from brainlm.model import preset
+from brainlm.paths import Results
 from brainlm.shards import ParcelQuantiles, Recording, ShardInfo, write_shard
 from brainlm.shards.release import freeze_release
 
@@ -46,8 +47,8 @@ def folder(tmp_path_factory):
     for cohort, count in (("home", 130), ("away", 12)):
         _write_cohort(folder, cohort, count)
     shard = folder / "results/shards/home/00000.parquet"
-    scaling = freeze_release("r1", [shard], [shard.with_suffix(".quantiles.parquet")],
-                             folder / "results/releases/r1")  # fmt: skip
+    scaling = freeze_release([shard], [shard.with_suffix(".quantiles.parquet")],
+                             Results(folder / "results", "r1"))  # fmt: skip
     model = preset("tiny", num_parcels=PARCELS, window=WINDOW, patch=10,
                    coordinates=ATLAS.coordinates)  # fmt: skip
     model.save_pretrained(folder / "results/models/r1/pretrain", scaling, "a card")

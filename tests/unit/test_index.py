@@ -10,9 +10,6 @@ from hypothesis import strategies as st
 from brainlm import workflow
 from brainlm.cohort.index import (
     choose_chunk_size,
-    chunk_table,
-    index_folder,
-    list_chunks,
     read_entries,
     simulate_index,
     update_index,
@@ -21,6 +18,7 @@ from brainlm.cohort.layouts import Found, find_recordings, parse_name
 from brainlm.cohort.splits import split_of
 from brainlm.config import Cohort, parse_config
 from brainlm.errors import BrainLMError
+from brainlm.paths import Results
 
 
 def make_bids(folder: Path, subjects, sessions=("",)) -> Path:
@@ -39,7 +37,7 @@ def find(folder: Path, layout: str, **more):
 
 
 def states(results: Path, cohort: str = "c") -> dict[str, tuple[bytes, int]]:
-    folder = index_folder(results, cohort)
+    folder = Results(results).index(cohort).parent
     return {
         str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns)
         for p in sorted(folder.rglob("*.tsv"))
@@ -111,7 +109,7 @@ def test_membership_is_stable_and_untouched_tables_stay(tmp_path):
     after = states(results)
     for name in ("chunks/00000.tsv", "chunks/00001.tsv", "chunks/00002.tsv"):
         assert after[name] == before[name]
-    new = read_entries(chunk_table(results, "c", "00003"), folder)
+    new = read_entries(Results(results).chunk_table("c", "00003"), folder)
     assert [e.participant_id for e in new] == ["sub-05", "sub-15a"]
 
 
@@ -138,7 +136,7 @@ def test_an_unmounted_disk_is_not_a_removal(tmp_path):
     with pytest.raises(BrainLMError, match="--accept-removed"):
         update_index(cohort, results, 10)
     assert update_index(cohort, results, 10, accept_removed=True).removed == 12
-    assert list_chunks(results, "c") == ["00001", "00002"]
+    assert Results(results).list_chunks("c") == ["00001", "00002"]
 
 
 def test_a_small_cohort_still_uses_all_cores(tmp_path):
@@ -150,7 +148,7 @@ def test_a_small_cohort_still_uses_all_cores(tmp_path):
 def test_a_table_that_points_outside_is_refused(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "bids"
     update_index(Cohort(name="c", folder=make_bids(folder, ["01"])), results, 4)
-    table = chunk_table(results, "c", "00000")
+    table = Results(results).chunk_table("c", "00000")
     table.write_text(table.read_text().replace("sub-01/func", "../../etc"))
     with pytest.raises(BrainLMError, match="points outside"):
         read_entries(table, folder)
@@ -160,7 +158,7 @@ def test_names_with_spaces_and_unicode(tmp_path):
     folder = make_bids(tmp_path / "ein Ordner ü", ["01"])
     results = tmp_path / "results"
     update_index(Cohort(name="c", folder=folder), results, 4)
-    entry = read_entries(chunk_table(results, "c", "00000"), folder)[0]
+    entry = read_entries(Results(results).chunk_table("c", "00000"), folder)[0]
     assert entry.path.read_bytes() == b"x"
 
 
@@ -189,8 +187,8 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
 
 def test_77000_recordings_in_the_index(tmp_path):
     simulate_index(tmp_path / "index/big", 77_000)
-    assert len(list_chunks(tmp_path, "big")) == 770
-    assert len(read_entries(chunk_table(tmp_path, "big", "00769"), tmp_path)) == 100
+    assert len(Results(tmp_path).list_chunks("big")) == 770
+    assert len(read_entries(Results(tmp_path).chunk_table("big", "00769"), tmp_path)) == 100
 
 
 @given(st.text(min_size=1))

@@ -93,7 +93,7 @@ def test_figures_take_their_colours_from_the_style_sheet(study):
 
 def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
     config, _, page = study
-    result = read_facts(config.results, config).results["reconstruction"]
+    result = read_facts(config).results["reconstruction"]
     part = result[(result["target"] == "random 75%") & (result["cohort"] == "home")]
     part = part[(part["level"] == "pooled") & (part["metric"] == "r2")].set_index("method")
     text = {
@@ -118,7 +118,7 @@ def test_what_to_distrust_is_said(study):
 
 def test_only_what_was_fitted_once_is_said_to_have_one_seed(study):
     config, *_ = study
-    facts = read_facts(config.results, config)
+    facts = read_facts(config)
     assert (len(facts.tasks["age"].seeds), len(facts.tasks["scaling"].seeds)) == (5, 1)
     found = [line for line in list_cautions(facts) if "one seed only" in line]
     assert len(found) == 1 and found[0].startswith("scaling: one seed only")
@@ -156,7 +156,7 @@ def test_accessibility_basics(study):
 
 def test_missing_pieces_are_said_and_never_faked(tmp_path):
     config = make_results(tmp_path, subjects=6, evaluated=False)
-    build_report(config.results, config, config.results / "report")
+    build_report(config)
     page = _Page((config.results / "report" / "index.html").read_text(encoding="utf-8"))
     assert "No model was trained yet." in page.text
     assert "Reconstruction was not evaluated yet." in page.text
@@ -166,8 +166,9 @@ def test_missing_pieces_are_said_and_never_faked(tmp_path):
 
 def test_an_empty_results_folder_still_gives_a_page(tmp_path):
     config = make_results(tmp_path / "other", subjects=5, evaluated=False)
-    build_report(tmp_path / "nothing", config, tmp_path / "report")
-    assert "No recording is indexed" in (tmp_path / "report" / "index.html").read_text()
+    config = config.model_copy(update={"results": tmp_path / "nothing"})
+    build_report(config)
+    assert "No recording is indexed" in config.paths.report_page.read_text()
 
 
 def test_an_evaluation_without_people_says_why(tmp_path):
@@ -180,7 +181,7 @@ def test_an_evaluation_without_people_says_why(tmp_path):
     folder = config.results / "evaluation" / "r1"
     write_results([row], folder / "reconstruction.parquet", 1)
     write_results([row | {"split": None}], folder / "age.parquet", 1)
-    build_report(config.results, config, config.results / "report")
+    build_report(config)
     text = (config.results / "report" / "index.html").read_text()
     assert "Nobody could be evaluated. home, test: 1 with fewer than 200 time points." in text
     assert "age: nobody could be evaluated in home (every split)." in text
@@ -252,7 +253,7 @@ def test_a_recording_page_names_what_the_model_cannot_use(study):
 
 def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
     config, *_ = study
-    facts = read_facts(config.results, config)
+    facts = read_facts(config)
     table = facts.results["reconstruction"].copy()
     pooled = (table["level"] == "pooled") & (table["metric"] == "r2")
     table.loc[pooled & (table["method"] == "model"), ["value", "low", "high"]] = 0.01, 0.0, 0.02
@@ -266,7 +267,7 @@ def test_a_model_that_beats_only_a_bad_predictor_is_not_praised(study):
 
 def test_series_in_other_units_than_the_model_learnt_are_said(study):
     config, *_ = study
-    facts = read_facts(config.results, config)
+    facts = read_facts(config)
     assert not any("are as delivered" in line for line in list_cautions(facts))
     facts.recordings.loc[facts.recordings["cohort"] == "away", "units"] = "as delivered"
     found = [line for line in list_cautions(facts) if "are as delivered" in line]
@@ -275,7 +276,7 @@ def test_series_in_other_units_than_the_model_learnt_are_said(study):
 
 def test_what_forecasts_better_than_the_model_is_said(study):
     config, *_ = study
-    facts = read_facts(config.results, config)
+    facts = read_facts(config)
     rows = [("AR", -0.2, -0.3, -0.1), ("VAR", -0.1, -0.2, -0.05), ("LSTM", 0.01, -0.01, 0.03),
             ("zero", 0.1, 0.05, 0.2)]  # fmt: skip
     facts.tasks["forecasting"] = SimpleNamespace(kind="forecasting")

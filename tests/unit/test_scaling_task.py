@@ -34,10 +34,16 @@ def test_rules_and_evaluation_agree_on_the_folders():
         {"kind": "scaling", "presets": ["tiny", "13m"], "shares": [0.25, 1]}, "s", "s"
     )
     config = Config(cohorts=({"name": "a", "folder": "a"},))
-    folders = [sweep_point(config, p, f"{s:g}", str(seed))[1] for p, s, seed in task.points()]
-    assert folders == sweep_models(task) == [
-        "sweep/tiny-0.25-1", "sweep/tiny-1-1", "sweep/13m-0.25-1", "sweep/13m-1-1"]  # fmt: skip
-    changed, _ = sweep_point(config, "tiny", "0.25", "7")
+    folders = [config.paths.sweep(*point) for point in task.points()]
+    assert [path.parent for path in sweep_models(config, task)] == folders
+    assert [folder.name for folder in folders] == [
+        "tiny-0.25-1",
+        "tiny-1-1",
+        "13m-0.25-1",
+        "13m-1-1",
+    ]
+    assert config.paths.sweep("tiny", "0.25", "1") == folders[0]  # as the rule's job names it
+    changed = sweep_point(config, "tiny", "0.25", "7")
     assert (changed.model.preset, changed.pretrain.share, changed.pretrain.seed) == (
         "tiny",
         0.25,

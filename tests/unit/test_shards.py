@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from brainlm.errors import BrainLMError
+from brainlm.paths import Results
 from brainlm.shards import (
     Corpus,
     ParcelQuantiles,
@@ -195,15 +196,15 @@ def test_release_freezes_and_notices_a_changed_shard(tmp_path, shard):
     path, _ = shard
     quantiles = tmp_path / "q.parquet"
     ParcelQuantiles.of([noise(1)], 5).save(quantiles)
-    scaling = freeze_release("r1", [path], [quantiles], tmp_path / "r1")
+    scaling = freeze_release([path], [quantiles], Results(tmp_path, "r1"))
     assert scaling.num_recordings == 1
-    assert read_release(tmp_path / "r1") == [path]
+    assert read_release(Results(tmp_path, "r1")) == [path]
     write_shard(path, [recording(1, noise(8))], INFO)
     with pytest.raises(BrainLMError, match="changed since"):
-        read_release(tmp_path / "r1")
+        read_release(Results(tmp_path, "r1"))
     path.unlink()
     with pytest.raises(BrainLMError, match="not found"):
-        read_release(tmp_path / "r1")
+        read_release(Results(tmp_path, "r1"))
 
 
 def test_a_release_has_one_unit(tmp_path):
@@ -215,11 +216,11 @@ def test_a_release_has_one_unit(tmp_path):
         row = dataclasses.replace(recording(1, noise(1)), units=units, split=split)
         write_shard(tmp_path / name, [row], INFO)
         shards.append(tmp_path / name)
-    made = [freeze_release("r", some, [quantiles], tmp_path / "r").units
+    made = [freeze_release(some, [quantiles], Results(tmp_path, "r")).units
             for some in (shards[:1], shards[:2], shards[2:])]  # fmt: skip
     assert made == ["percent", "percent", "as delivered"]
     with pytest.raises(BrainLMError, match=r"c: series as delivered, but .*a has them percent"):
-        freeze_release("r", shards, [quantiles], tmp_path / "r")
+        freeze_release(shards, [quantiles], Results(tmp_path, "r"))
 
 
 def test_release_without_training_recordings_is_refused(tmp_path, shard):
@@ -227,6 +228,6 @@ def test_release_without_training_recordings_is_refused(tmp_path, shard):
     quantiles = tmp_path / "q.parquet"
     ParcelQuantiles.of([], 5).save(quantiles)
     with pytest.raises(BrainLMError, match="training split"):
-        freeze_release("r1", [path], [quantiles], tmp_path / "r1")
+        freeze_release([path], [quantiles], Results(tmp_path, "r1"))
     with pytest.raises(BrainLMError, match="is empty"):
-        freeze_release("r1", [], [], tmp_path / "r1")
+        freeze_release([], [], Results(tmp_path, "r1"))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from brainlm.cohort import index, watch
-from brainlm.cohort.index import list_chunks, update_index
+from brainlm.cohort.index import update_index
 from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
+from brainlm.paths import Results
 
 PEOPLE = [f"{k:02d}" for k in range(40)]
 
@@ -132,7 +133,7 @@ def test_a_lost_table_is_written_again_and_an_empty_folder_is_refused(study):
     study.folder.mkdir()
     with pytest.raises(BrainLMError, match="is the disk mounted"):
         study.update()
-    assert away.exists() and len(list_chunks(study.results, "c")) == 8
+    assert away.exists() and len(Results(study.results).list_chunks("c")) == 8
 
 
 def test_a_visit_of_a_known_person_that_is_an_entry_of_its_own_is_new(study, tmp_path):

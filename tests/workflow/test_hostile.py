@@ -14,11 +14,12 @@ import pytest
 from runs import make_series
 
 from brainlm.atlas import Atlas
-from brainlm.cohort.index import chunk_table, mark_retries, read_entries, update_index
+from brainlm.cohort.index import mark_retries, read_entries, update_index
 from brainlm.cohort.labels import read_participants, read_target
 from brainlm.config import Cohort, load_config, parse_config
 from brainlm.errors import BrainLMError
 from brainlm.files import atomic_path, remove_leftovers, write_text
+from brainlm.paths import Results
 from brainlm.preprocess.chunk import run_stage
 from brainlm.workflow import prepare
 
@@ -196,13 +197,13 @@ def test_the_same_subject_in_two_cohorts_stays_two_people(tmp_path):
         update_index(cohorts[-1], tmp_path / "results", 10)
     ages = read_target(cohorts, "age")
     assert ages["a", "sub-01"] == 20 and ages["b", "sub-01"] == 21
-    tables = {chunk_table(tmp_path / "results", name, "00000") for name in names}
+    tables = {Results(tmp_path / "results").chunk_table(name, "00000") for name in names}
     assert len(tables) == 2
 
 
 def test_ids_that_lead_out_of_the_folder_are_refused(tmp_path):
     config = study(tmp_path)
-    table = chunk_table(config.results, "c", "00000")
+    table = Results(config.results).chunk_table("c", "00000")
     text = table.read_text()
     for old, new in (
         ("sub-01_task-rest\t", "../../etc/passwd\t"),

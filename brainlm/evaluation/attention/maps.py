@@ -19,6 +19,7 @@ from ...cohort.labels import as_word, participants_path, read_participants
 from ...config import Cohort, Evaluate
 from ...errors import BrainLMError
 from ...files import atomic_path
+from ...paths import side_table
 from ...shards import Corpus
 from ..job import Job, open_model
 from ..people import KEY, count_absent, long_enough, names_of
@@ -37,7 +38,7 @@ def run(job: Job) -> pd.DataFrame:
     """An attention task of a study."""
     task = job.task
     return evaluate_attention(
-        job.models / "pretrain",
+        job.pretrained,
         job.shards,
         job.config.cohorts,
         job.out,
@@ -130,7 +131,7 @@ def evaluate_attention(
             f"attention: no cohort has two groups of {contrast!r} to compare "
             f"({reasons or 'no usable recordings'}); change the task's contrast, groups or within"
         )
-    with atomic_path(out.with_suffix(".maps.parquet")) as temporary:
+    with atomic_path(side_table(out, "maps")) as temporary:
         (pd.concat(tables) if tables else pd.DataFrame()).to_parquet(temporary, index=False)
     return write_results(rows, out, options.seed, config)
 

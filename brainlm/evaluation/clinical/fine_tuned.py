@@ -10,6 +10,7 @@ import pandas as pd
 from ...atlas import Atlas
 from ...cohort.labels import Labels, read_column, read_labels
 from ...files import atomic_path, write_json
+from ...paths import ModelFolder
 from ...shards import Corpus
 from ...training.finetune import finetune
 from ...training.predict import skip_target
@@ -52,17 +53,17 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
     if not tables:
         skip_target(out, "no fold has training people to learn from")
         return
-    with atomic_path(out / "predictions.parquet") as temporary:
+    with atomic_path(ModelFolder(out).predictions) as temporary:
         pd.concat(tables).reset_index(drop=True).to_parquet(temporary)
-    write_json(out / "done.json", {"target": task.target, "folds": len(tables)})
+    write_json(ModelFolder(out).done, {"target": task.target, "folds": len(tables)})
 
 
 def _fit(job: Job, labels: Labels, out: Path, atlas: Atlas, seed: int, from_scratch: bool):
     task, config = job.task, job.config
     return finetune(
-        None if from_scratch else job.models / "pretrain",
+        None if from_scratch else job.pretrained,
         job.release_shards,
-        config.results / "releases" / config.release / "scaling.json",
+        config.paths.scaling,
         labels.values,
         out,
         target=task.target,

@@ -20,6 +20,7 @@ from ...cohort.labels import Labels, LabelTransform, read_column, read_labels
 from ...errors import BrainLMError
 from ...files import atomic_path
 from ...model import BrainLM
+from ...paths import ModelFolder, side_table
 from ...shards import Corpus
 from ..job import Job, open_model
 from ..people import (
@@ -50,14 +51,14 @@ def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
     task, corpus = job.task, Corpus(job.shards)
     labels = read_labels(job.config.cohorts, task.target, task.kind, task.transform)
-    study = Study(job, corpus, labels, open_model(job.models / "pretrain", corpus))
+    study = Study(job, corpus, labels, open_model(job.pretrained, corpus))
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
         row |= {"left_out": len(study.people), "note": f"not evaluated: {study.shortage}"}
         return write_results([study.where | row], job.out, study.seed, job.fingerprint)
     parts = list(study.parts())
     rows = [row for part in parts for row in score(part, study.where, job.config.evaluate)]
-    _save_predictions(job.out.with_suffix(".predictions.parquet"), parts, task)
+    _save_predictions(side_table(job.out, "predictions"), parts, task)
     return write_results(rows, job.out, study.seed, job.fingerprint)
 
 
@@ -219,7 +220,8 @@ def read_predictions(folders: Sequence[Path], people: pd.Index, labels: Labels) 
     [N, seeds, C]; NaN where none."""
     seeds = []
     for folder in folders:
-        paths = [folder / "predictions.parquet", *folder.glob("external.parquet")]
+        fit = ModelFolder(folder)
+        paths = [fit.predictions, *([fit.external] if fit.external.exists() else [])]
         try:
             tables = [pq.read_table(path).to_pandas() for path in paths]
         except FileNotFoundError:

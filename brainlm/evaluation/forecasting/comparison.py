@@ -20,6 +20,7 @@ import pandas as pd
 from ...config import Evaluate
 from ...errors import BrainLMError
 from ...files import atomic_path
+from ...paths import side_table
 from ...shards import Corpus, Scaling
 from ..job import Job, open_model
 from ..metrics import POOLED, of_sums, sum_values
@@ -46,7 +47,7 @@ def run(job: Job) -> pd.DataFrame:
     """A forecasting task of a study."""
     task = job.task
     return evaluate_forecasting(
-        job.models / "pretrain",
+        job.pretrained,
         job.shards,
         job.out,
         options=job.config.evaluate,
@@ -159,7 +160,7 @@ def evaluate_forecasting(
             continue
         rows += _score(setting, indices, fits, seeds, where, options)
         examples += _examples(setting, indices[:_EXAMPLES], fits[0] | fits[1])
-    with atomic_path(out.with_suffix(".examples.parquet")) as temporary:
+    with atomic_path(side_table(out, "examples")) as temporary:
         pd.DataFrame(examples).to_parquet(temporary, index=False)
     return write_results(rows, out, options.seed, config)
 

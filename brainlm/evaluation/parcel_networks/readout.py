@@ -49,7 +49,7 @@ def run(job: Job) -> pd.DataFrame:
             "table: networks.tsv, column: network"
         )
     return evaluate_networks(
-        job.models / "pretrain",
+        job.pretrained,
         job.shards,
         networks,
         job.out,
