@@ -259,6 +259,11 @@ class ModelFolder:
         return self.folder / "scaling.json"
 
     @property
+    def gaussian(self) -> Path:
+        """What a covariance matrix of the training participants knows, to compare with."""
+        return self.folder / "gaussian.safetensors"
+
+    @property
     def card(self) -> Path:
         """The model card."""
         return self.folder / "README.md"

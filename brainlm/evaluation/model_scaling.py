@@ -90,7 +90,7 @@ def evaluate_scaling(
                 continue
             sums = [
                 evaluate_masking(
-                    opened[point], corpus, indices, "random", mask_ratio, options.seed
+                    opened[point], None, corpus, indices, "random", mask_ratio, options.seed
                 )[0]["model"][0]
                 for point in seeds.values()
             ]

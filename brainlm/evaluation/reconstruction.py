@@ -1,16 +1,17 @@
 """Masked reconstruction on people the model has not seen, beside predictors that need no model.
 
-Every method predicts exactly the same hidden points, in scaled units. ``zero`` predicts the
-training median of the parcel; ``linear`` joins the visible points of the same parcel on either
-side of a gap (beyond the last visible point it holds its value; a parcel hidden altogether gets
-zero); ``space`` is the mean of the parcels that are visible at that moment. A model that does not
-beat all three has learnt smoothness, or the global signal, and nothing more about the brain.
+Every method predicts exactly the same hidden points, in scaled units. The predictors that need no
+network (:data:`brainlm.training.predictors.PREDICTORS`) reach from the training median to Gaussian
+ones fitted on the training participants (:mod:`brainlm.model.gaussian`), which stand in the
+model's folder. A model that does not beat those knows less than a covariance matrix.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,9 @@ from .people import cohort_parts, long_enough
 from .rows import compare, describe_left_out, rows_of_units, write_results
 from .statistics import Sample, add_by_participant
 
-METHODS = ("model", "linear", "space", "zero")
+if TYPE_CHECKING:
+    from ..model.gaussian import Gaussian
+
 _BATCH = 8  # windows per forward pass
 _EXAMPLES = 3  # recordings kept for the figure
 
@@ -80,18 +83,27 @@ def evaluate_reconstruction(
     BrainLMError
         The model is of another atlas or sample period than the shards.
     """
+    from ..model.gaussian import Gaussian
+
     corpus = Corpus(shards)
     model = open_model(model_folder, corpus)
+    gaussian = Gaussian.load(Path(model_folder))
     rows: list[dict] = []
     examples: dict[str, np.ndarray] = {}
     for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):
         indices, why = long_enough(table, model.config.window)
         where: dict = {"task": "reconstruction", "cohort": cohort, "split": split}
-        where |= {"left_out": int(sum(why.values())), "note": describe_left_out(why)}
+        notes = [
+            describe_left_out(why),
+            "" if gaussian else f"no {ModelFolder(Path(model_folder)).gaussian}",
+        ]
+        where |= {"left_out": int(sum(why.values())), "note": "; ".join(filter(None, notes))}
         if not len(indices):
             rows.append(where | {"method": "model", "level": "pooled", "n": 0})
         for mask, ratio in _maskings(options, model) if len(indices) else ():
-            sums, traces = evaluate_masking(model, corpus, indices, mask, ratio, options.seed)
+            sums, traces = evaluate_masking(
+                model, gaussian, corpus, indices, mask, ratio, options.seed
+            )
             name = f"{mask} {ratio:.0%}"
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
@@ -104,20 +116,26 @@ def _maskings(options: Evaluate, model) -> Iterator[tuple[str, float]]:
     yield "future", model.config.patch / model.config.window  # the last patch, from the others
 
 
-def evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, seed: int):
+def evaluate_masking(
+    model, gaussian: Gaussian | None, corpus: Corpus, indices, mask: str, ratio: float, seed: int
+):
     """Sums per method, of recordings [N, 8] and of parcels [R, 8], and a few example traces.
 
     Windows are cut one after another from the start, so that every run sees the same ones.
     """
     import torch
 
-    from ..training.masked_r2 import average_visible, interpolate_linear
+    from ..training.masked_r2 import predict_hidden
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
+    if gaussian is not None:
+        gaussian.to(device)
     generator = torch.Generator(device).manual_seed(seed)
     window, parcels = model.config.window, corpus.info.num_parcels
-    sums = {name: (np.zeros((len(indices), 8)), np.zeros((parcels, 8))) for name in METHODS}
+    sums: dict[str, tuple[np.ndarray, np.ndarray]] = defaultdict(
+        lambda: (np.zeros((len(indices), 8)), np.zeros((parcels, 8)))
+    )
     traces: dict[str, np.ndarray] = {}
     queue = [
         (row, start)
@@ -133,15 +151,10 @@ def evaluate_masking(model, corpus: Corpus, indices, mask: str, ratio: float, se
         known = torch.from_numpy(signal).to(device)
         with torch.inference_mode():
             output = model(known, mask_ratio=ratio, mask=mask, generator=generator)
-            linear = interpolate_linear(known, output.pixel_mask | ~known.isfinite())
-            space = average_visible(known, output.pixel_mask)
+            others = predict_hidden(known, output.pixel_mask, gaussian)
         hidden = output.pixel_mask.cpu().numpy() & np.isfinite(signal)
-        predictions = {
-            "model": output.prediction.float().cpu().numpy(),
-            "linear": linear.cpu().numpy(),
-            "space": space.cpu().numpy(),
-            "zero": np.zeros_like(signal),
-        }
+        predictions = {"model": output.prediction.float(), **others}
+        predictions = {name: values.cpu().numpy() for name, values in predictions.items()}
         for k, (row, start) in enumerate(batch):
             for name, prediction in predictions.items():
                 part = _sum_parcels(np.where(hidden[k], signal[k], np.nan), prediction[k])
@@ -181,7 +194,7 @@ def _summarise(sums: dict, table: pd.DataFrame, where: dict, options: Evaluate) 
     totals = {name: add_by_participant(of_row, participants) for name, (of_row, _) in sums.items()}
     sample = Sample(len(totals["model"]), options)
     where = where | {"n": sample.participants, "level": "pooled"}
-    pairs = [("model", other) for other in METHODS[1:]]
+    pairs = [("model", other) for other in totals if other != "model"]
     for metric, formula in POOLED.items():
         statistics = {name: of_sums(metric, values) for name, values in totals.items()}
         row = where | {"metric": metric}

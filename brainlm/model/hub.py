@@ -19,7 +19,8 @@ from .published import convert
 from .shape import BrainLMConfig
 
 FORMAT = 1
-FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "scaling.json")
+FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "scaling.json",
+         "gaussian.safetensors")  # fmt: skip
 
 
 class Shared(nn.Module):

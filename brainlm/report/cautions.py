@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
+from ..training.predictors import PREDICTORS
 from .blocks import count, join_words, show, show_interval
 from .facts import Facts
 
 _FEW_PEOPLE = 30
 _LITTLE = 0.05  # R² below which a reconstruction is nothing to speak of
-_TRIVIAL = {
-    "linear": "linear interpolation",
-    "space": "the mean of the visible parcels",
-    "zero": "predicting zero",
-}
 _HARMLESS = ("ok", "too_short", "excluded", "pending")
 
 
@@ -92,15 +88,14 @@ def _about_training(facts: Facts) -> list[str]:
     if last.empty:
         return ["No validation recording: whether the model overfits is not known."]
     row = last.iloc[0]
-    trivial = {"r2_linear": "linear interpolation in time", "r2_zero": "predicting zero",
-               "r2_space": "the mean of the visible parcels"}  # fmt: skip
-    scores = {name: float(row[name]) for name in trivial if pd.notna(row.get(name))}
+    columns = {name: row.get(f"r2_{name}") for name in PREDICTORS}
+    scores = {name: float(value) for name, value in columns.items() if pd.notna(value)}
     best = max(scores, key=lambda name: scores[name], default=None)
     if best is not None and row["r2"] <= scores[best]:
         return [
             f"The pretrained model (masked R² {show(float(row['r2']))} on validation) does not "
-            f"beat {trivial[best]} ({show(scores[best])}): it was trained too little, or on too "
-            "few people, to have learnt more than that."
+            f"beat {PREDICTORS[best]} ({show(scores[best])}): it was trained too little, or on "
+            "too few participants, to have learnt what that knows."
         ]
     return []
 
@@ -149,7 +144,7 @@ def _compare(what: str, part: pd.DataFrame, model: str) -> list[str]:
     for which, words in ((worse, "worse than"), (level, "not shown to beat")):
         others = rows["method"][which].str.removeprefix(start)
         if len(others):
-            named = join_words([_TRIVIAL.get(other, other) for other in others])
+            named = join_words([PREDICTORS.get(other, other) for other in others])
             found.append(f"{what} {words} {named}.")
     return found
 

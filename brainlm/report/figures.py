@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from ..training.predictors import PREDICTORS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -148,8 +150,9 @@ def draw_curve(curve: pd.DataFrame) -> str:
                       ls=_DASHES[number], marker=_MARKERS[number] if len(part) < 40 else "",
                       ms=3.5)  # fmt: skip
         held_out = curve[curve["split"] != "train"]
-        names = {"r2": "model", "r2_space": "mean of the visible parcels",
-                 "r2_linear": "linear interpolation", "r2_zero": "zero"}  # fmt: skip
+        names = {"r2": "model"} | {
+            f"r2_{name}": name for name in PREDICTORS if f"r2_{name}" in curve
+        }
         for number, (column, label) in enumerate(names.items()):
             part = (held_out if len(held_out) else curve).dropna(subset=[column]) \
                 if column in curve else curve[:0]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..training.predictors import EXPLAINED, PREDICTORS
 from . import drawings, figures
 from .blocks import Choice, Figure, Section, Table, Text, count, show, show_interval
 from .facts import Facts
@@ -27,7 +28,7 @@ from .site import list_downloads
 _EXAMPLES = 3
 _MAX_LINES = 6  # with a colour, a dash and a marker of their own
 _TRACE = ["measured", "hidden", "model", "linear"]
-FEW = ["model", "linear", "space", "zero"]
+FEW = ["model", *(name for name in PREDICTORS if name != "zero")]  # zero is the axis
 
 
 def describe_tasks(facts: Facts) -> list[Section]:
@@ -63,8 +64,7 @@ def _describe_reconstruction(facts: Facts, name: str, result: pd.DataFrame) -> l
     caption = (
         "R² on hidden points of people the model has not seen, pooled over all hidden values, "
         "unclipped: 1 is perfect, 0 is the mean, below 0 is worse. Lines are 95 % bootstrap "
-        "intervals over people. 'linear' joins the visible points of the same parcel; 'space' is "
-        "the mean of the parcels visible at that moment; 'zero' is the training median."
+        "intervals over people. " + EXPLAINED
     )
     svg = figures.draw_intervals(f"{slug(name)}-dots", shown.assign(group=groups), "masked R²")
     blocks: list[Any] = [

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..training.predictors import EXPLAINED, PREDICTORS
 from . import figures
 from .blocks import Figure, Table, Text, show
 from .facts import Facts
@@ -23,8 +24,7 @@ def describe_pretraining(facts: Facts) -> list[Any]:
     words = "There was no validation recording, so the curve shows training only."
     if len(last):
         row = last.iloc[0]
-        scores = {"model": "r2", "mean of the visible parcels": "r2_space",
-                  "linear interpolation": "r2_linear", "zero": "r2_zero"}  # fmt: skip
+        scores = {"the model": "r2"} | {words: f"r2_{name}" for name, words in PREDICTORS.items()}
         parts = [
             f"{label} {show(row.get(column))}"
             for label, column in scores.items()
@@ -35,7 +35,8 @@ def describe_pretraining(facts: Facts) -> list[Any]:
         Figure(
             "curve",
             "Pretraining. Left: mean squared error on hidden points. Right: R² on hidden points "
-            "of validation recordings, unclipped, beside predictors that need no model. " + words,
+            "of validation recordings, unclipped, beside predictors that need no network: "
+            f"{EXPLAINED} {words}",
             figures.draw_curve(curve),
             "Line charts of loss and masked R² over updates. " + words,
             command="brainlm pretrain",

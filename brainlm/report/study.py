@@ -9,6 +9,7 @@ import pandas as pd
 from ..config import Config
 from ..errors import STATUSES
 from ..shards import Scaling
+from ..training.predictors import PREDICTORS
 from . import figures
 from .blocks import (
     Cards,
@@ -24,7 +25,7 @@ from .blocks import (
 from .cautions import list_cautions
 from .cohort import PENDING, link_pages, make_cohort_page, read_measured
 from .facts import Facts, read_facts, stage_seconds
-from .findings import FEW, describe_tasks
+from .findings import describe_tasks
 from .outcomes import METRICS, cell, model_first, pooled
 from .pretraining import describe_pretraining
 from .provenance import count_cohort, describe_card, describe_provenance
@@ -123,9 +124,9 @@ def _headlines(facts: Facts) -> list[Any]:
     table = pooled(facts.results.get("reconstruction"))
     for (cohort, target), part in table[table["metric"] == "r2"].groupby(["cohort", "target"]):
         if target.startswith("random") and _is_trained_ratio(facts, target):
-            trivial = part[part["method"].isin(FEW[1:])]
+            trivial = part[part["method"].isin(PREDICTORS)]
             best = trivial.loc[trivial["value"].astype(float).idxmax(), "method"]
-            beside = f"best predictor without a model ({best}): {cell(part, best)}"
+            beside = f"best predictor without a network ({best}): {cell(part, best)}"
             items.append((f"Masked R², {target} hidden, {cohort}", cell(part, "model"), beside))
     for kind, metric in (("forecasting", "r2"), ("networks", "accuracy")):
         for name in (n for n, task in facts.tasks.items() if task.kind == kind):

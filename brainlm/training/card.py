@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..model import BrainLM
+from .predictors import PREDICTORS
 
 _HEAD = """---
 library_name: brainlm
@@ -62,9 +63,8 @@ def pretrained_card(model: BrainLM, facts: dict) -> str:
         lines += [
             "", "## Masked reconstruction on held-out subjects", "",
             "| predictor | R² |", "|---|---|", f"| this model | {_figure(scores['r2'])} |",
-            f"| zero (the scaling's median) | {_figure(scores['r2_zero'])} |",
-            f"| linear interpolation in time | {_figure(scores['r2_linear'])} |",
-            f"| mean of the visible parcels | {_figure(scores['r2_space'])} |",
+            *[f"| {words} | {_figure(scores[f'r2_{name}'])} |"
+              for name, words in PREDICTORS.items() if f"r2_{name}" in scores],
         ]  # fmt: skip
     return _finish(f"BrainLM {c.preset}", lines, model, facts)
 

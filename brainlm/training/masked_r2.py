@@ -1,9 +1,14 @@
-"""Masked R² and the trivial predictors beside it."""
+"""Masked R² and the predictors beside it that need no network."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
+
+from ..model.gaussian import Gaussian
+from .predictors import PREDICTORS
 
 
 def interpolate_linear(signal: Tensor, hidden: Tensor) -> Tensor:
@@ -39,6 +44,28 @@ def average_visible(signal: Tensor, hidden: Tensor) -> Tensor:
     visible = ~(hidden | signal.isnan())
     total = torch.where(visible, signal, 0.0).sum(1, keepdim=True)
     return (total / visible.sum(1, keepdim=True).clamp(min=1)).expand_as(signal)
+
+
+def predict_hidden(signal: Tensor, hidden: Tensor, gaussian: Gaussian | None,
+                   names: Iterable[str] = PREDICTORS) -> dict[str, Tensor]:  # fmt: skip
+    """What each of :data:`PREDICTORS` says of the hidden values of windows [B, R, T].
+
+    Parameters
+    ----------
+    gaussian : Gaussian, optional
+        Without it the predictors named after it are left out.
+    names : iterable of str
+        The predictors wanted.
+    """
+    hidden = hidden | signal.isnan()
+    known: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "space": average_visible, "linear": interpolate_linear,
+        "zero": lambda signal, _: torch.zeros_like(signal),
+    }  # fmt: skip
+    if gaussian is not None:
+        known |= {"gaussian": gaussian.fill, "gaussian_own": gaussian.fill_own,
+                  "gaussian_time": gaussian.fill_in_time}  # fmt: skip
+    return {name: known[name](signal, hidden) for name in names if name in known}
 
 
 class MaskedR2:

@@ -30,10 +30,12 @@ from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
 from . import checkpoint
 from .card import pretrained_card
+from .covariance import fit_gaussian
 from .distributed import Ranks, gradient_sync, prepare, start
 from .journal import Journal, clock, figure
-from .masked_r2 import MaskedR2, average_visible, interpolate_linear
+from .masked_r2 import MaskedR2, predict_hidden
 from .meter import Meter, Rates, device_name
+from .predictors import PREDICTORS
 from .schedule import learning_rate_at, make_optimizer, rescale_gradients
 from .trackers import open_trackers
 from .windows import Batch, Loader, Windows, choose_rows
@@ -42,6 +44,8 @@ from .windows import Batch, Loader, Windows, choose_rows
 EXIT_SAVED = 75
 #: spread of CLS over subjects, relative to its size, below which the encoder has collapsed
 COLLAPSED = 1e-3
+#: predictors that the evaluation has and the journal does without
+_SLOW = ("gaussian_time",)
 
 
 def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Model,
@@ -116,6 +120,7 @@ class Run:
             options.attention, ranks.device, torch.bfloat16 if self.half else torch.float32,
             self.model.config.width // self.model.config.heads,
         )  # fmt: skip
+        self.others: dict = {}  # scores of the other predictors, the same at every validation
         self.stop = False
 
     def _windows(self, corpus: Corpus, rows) -> Windows:
@@ -205,6 +210,7 @@ class Run:
             final.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
             facts = self._facts()
             final.save_pretrained(self.out, self.scaling, pretrained_card(final, facts))
+            self.gaussian.save(self.out)
             write_json(ModelFolder(self.out).run, facts)
             write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})
         self.ranks.wait()
@@ -240,6 +246,7 @@ class Run:
 
     def train(self) -> None:
         """All updates that are left."""
+        self.gaussian = fit_gaussian(self.train_set, self.validation_set, self.ranks)
         meter, log_every = self.meter(), max(1, self.steps // 200)
         saved = time.monotonic()
         with _on_sigterm(self):
@@ -327,7 +334,8 @@ class Run:
         if not len(rows):
             return
         self.wrapped.eval()
-        meter = MaskedR2(("r2", "r2_zero", "r2_linear", "r2_space"))
+        others = [name for name in PREDICTORS if name not in _SLOW and not self.others]
+        meter = MaskedR2(("r2", *(f"r2_{name}" for name in others)))
         summaries, error_sum, known_sum = [], 0.0, 0.0
         batches = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
         for number in range(math.ceil(len(batches) / self.ranks.world)):
@@ -338,21 +346,22 @@ class Run:
             weight = float(real)
             error_sum, known_sum = error_sum + error.double() * weight, known_sum + known * weight
             hidden = hidden & real
-            linear = interpolate_linear(batch.signal, hidden | batch.signal.isnan())
-            meter.add(batch.signal, hidden, prediction.float(), torch.zeros_like(linear), linear,
-                      average_visible(batch.signal, hidden))  # fmt: skip
+            beside = predict_hidden(batch.signal, hidden, self.gaussian, others)
+            meter.add(batch.signal, hidden, prediction.float(), *beside.values())
             summaries.append(cls.double() * weight)
         self.wrapped.train()
         loss = float(self.ranks.sum(error_sum) / self.ranks.sum(known_sum).clamp(min=1))
-        scores = meter.result(self.ranks.sum)
+        scores = meter.result(self.ranks.sum) | self.others
+        self.others = {name: value for name, value in scores.items() if name != "r2"}
         self._note_validation(loss, scores, _spread(summaries, len(rows), self.ranks))
 
     def _note_validation(self, loss: float, scores: dict, spread: float) -> None:
         self.journal.record(step=self.step, epoch=self.passes(), split="validation", loss=loss,
                             **scores, cls_spread=spread, seconds=self.seconds)  # fmt: skip
+        others = ", ".join(f"{name.removeprefix('r2_')} {figure(value)}"
+                           for name, value in scores.items() if name != "r2")  # fmt: skip
         text = (f"validation at update {self.step}: loss {loss:.4f}, masked R² "
-                f"{figure(scores['r2'])} (zero {figure(scores['r2_zero'])}, linear "
-                f"{figure(scores['r2_linear'])}, space {figure(scores['r2_space'])})")  # fmt: skip
+                f"{figure(scores['r2'])} ({others})")  # fmt: skip
         self.journal.progress(self.step, self.steps, text, force=self.step == self.steps)
         if spread < COLLAPSED:
             self.say(

@@ -177,6 +177,11 @@ class Windows:
         masking = self.masker(noise, signal if sums.isnan().any() else None)
         return Batch(signal, noise, rows, masking.pin_memory() if pin else masking)
 
+    def whole(self, row: int) -> np.ndarray:
+        """[T, R] float32, one recording, scaled."""
+        stored = self.series[row].astype(np.float32)
+        return (stored - self._median.numpy()) * self._scale.numpy()
+
     def even(self, row: int, count: int) -> Tensor:
         """[count, R, T] windows spread evenly over one recording, for evaluation."""
         spare = int(self.series.num_timepoints[row]) - self.window

@@ -11,6 +11,7 @@ from sklearn.metrics import r2_score
 
 from brainlm.config import Evaluate
 from brainlm.evaluation.reconstruction import evaluate_reconstruction, load_traces
+from brainlm.model.gaussian import Gaussian
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
 PARCELS, WINDOW, PATCH = 7, 40, 10
@@ -69,9 +70,9 @@ def study(tmp_path, monkeypatch):
     return SimpleNamespace(shard=shard, out=tmp_path / "reconstruction.parquet", scaling=scaling)
 
 
-def _run(study, **more):
+def _run(study, model="model", **more):
     options = Evaluate(mask_ratios=(0.5,), bootstrap=200)
-    return evaluate_reconstruction("model", [study.shard], study.out, options=options, **more)
+    return evaluate_reconstruction(model, [study.shard], study.out, options=options, **more)
 
 
 def _pooled(table, **where):
@@ -155,3 +156,18 @@ def test_the_same_seed_gives_the_same_table_and_traces_are_kept(study):
     truth, hidden, model, _ = next(iter(traces.values()))
     np.testing.assert_allclose(model, truth / 2, rtol=1e-5)
     assert 0 < hidden.mean() < 1
+
+
+def test_the_gaussians_of_the_model_folder_stand_in_the_table(study, tmp_path):
+    assert "no model/gaussian.safetensors" in _run(study)["note"].iloc[0]
+    import torch
+
+    lags = 0.5 ** torch.arange(WINDOW)
+    Gaussian(torch.eye(PARCELS), lags).save(tmp_path)  # parcels that know nothing of each other
+    table = _run(study, tmp_path)
+    where = {"cohort": "home", "target": "random 50%", "metric": "mse"}
+    zero = _pooled(table, method="zero", **where)["value"]
+    for method in ("gaussian", "gaussian_own", "gaussian_time"):
+        assert _pooled(table, method=f"model minus {method}", **where)["n"] == 4
+    assert _pooled(table, method="gaussian", **where)["value"] == pytest.approx(zero)
+    assert _pooled(table, method="gaussian_time", **where)["value"] < 0.9 * zero  # smooth series

@@ -101,7 +101,7 @@ def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
         for name in ("model", "linear")
     }
     assert text["model"] in page.text
-    assert f"best predictor without a model (linear): {text['linear']}" in page.text
+    assert f"best predictor without a network (linear): {text['linear']}" in page.text
 
 
 def test_what_to_distrust_is_said(study):

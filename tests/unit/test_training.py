@@ -23,6 +23,8 @@ from synthetic import make_study, small_model
 from brainlm import config
 from brainlm.errors import BrainLMError
 from brainlm.model import from_pretrained
+from brainlm.model.gaussian import Gaussian
+from brainlm.shards import Corpus, Scaling
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
 from brainlm.training.finetune import Task, finetune
@@ -103,7 +105,13 @@ def test_pretraining_writes_a_model_that_beats_zero(tmp_path, capsys):
     lines = metrics(out)
     last = [line for line in lines if line["split"] == "validation"][-1]
     assert last["r2"] > last["r2_zero"] + 0.1
-    assert {"r2_linear", "r2_space"} <= set(last)
+    assert {"r2_linear", "r2_space", "r2_gaussian", "r2_gaussian_own"} <= set(last)
+    assert last["r2_gaussian"] > last["r2_zero"]
+    corpus, scaling = Corpus(study.shards), Scaling.load(study.scaling)
+    series = [corpus.scaled(row, scaling) for row in corpus.usable(split="train")]
+    every = np.concatenate(series)  # parcel 2 lacks data in some
+    wanted = np.nanmean(every[:, :1] * every, 0)
+    np.testing.assert_allclose(Gaussian.load(out).covariance[0], wanted, rtol=1e-3)
     assert {"step", "epoch", "split", "loss", "r2", "windows_per_s", "data_wait", "lr",
             "seconds"} <= set(lines[0])  # fmt: skip
     facts = json.loads((out / "run.json").read_text())
