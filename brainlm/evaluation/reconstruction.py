@@ -19,7 +19,7 @@ import pandas as pd
 from ..config import Evaluate
 from ..errors import BrainLMError
 from ..files import atomic_path
-from ..paths import side_table
+from ..paths import ModelFolder, side_table
 from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import POOLED, of_sums
@@ -87,7 +87,7 @@ def evaluate_reconstruction(
 
     corpus = Corpus(shards)
     model = open_model(model_folder, corpus)
-    gaussian = Gaussian.load(Path(model_folder))
+    gaussian, missing = Gaussian.load(model_folder), ModelFolder(Path(model_folder)).gaussian
     rows: list[dict] = []
     examples: dict[str, np.ndarray] = {}
     for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):

@@ -159,13 +159,13 @@ class Gaussian(nn.Module):
     def save(self, folder: Path) -> None:
         """Write ``gaussian.safetensors`` into a model's folder."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.named_buffers()}
-        with atomic_path(ModelFolder(folder).gaussian) as temporary:
+        with atomic_path(ModelFolder(Path(folder)).gaussian) as temporary:
             save_file(tensors, temporary)
 
     @classmethod
     def load(cls, folder: Path) -> Gaussian | None:
         """From a model's folder; None if it has none (made before there was one)."""
-        path = ModelFolder(folder).gaussian
+        path = ModelFolder(Path(folder)).gaussian
         if not path.exists():
             return None
         return cls(**load_file(path))
