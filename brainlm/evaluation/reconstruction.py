@@ -95,7 +95,7 @@ def evaluate_reconstruction(
         where: dict = {"task": "reconstruction", "cohort": cohort, "split": split}
         notes = [
             describe_left_out(why),
-            "" if gaussian else f"no {ModelFolder(Path(model_folder)).gaussian}",
+            "" if gaussian else f"no {missing}",
         ]
         where |= {"left_out": int(sum(why.values())), "note": "; ".join(filter(None, notes))}
         if not len(indices):
