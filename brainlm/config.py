@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import BrainLMError
 from .paths import Results
@@ -72,6 +80,11 @@ class Cohort(Section):
         description="s; where neither sidecar nor header states it; refused where one differs",
     )
     task: str | None = Field(None, description="use only this BIDS task; default all")
+    select: dict[str, Annotated[str, BeforeValidator(str)] | None] = Field(
+        {},
+        description="where a run is there in several versions, the one to use, by entities of the "
+        "file's name: {rec: norm}, {echo: 2}; {rec: null} is the one without",
+    )
     space: str | None = Field(
         None,
         description="template space of images that enter in one (MNI152NLin6Asym:res-2); needed "

@@ -112,10 +112,10 @@ def read_json(path: str | os.PathLike) -> Any:
     from .errors import BrainLMError
 
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes())  # with or without a byte order mark
     except FileNotFoundError:
         raise BrainLMError(f"{path}: not found") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BrainLMError(f"{path}: expected JSON, found something else ({error})") from None
 
 

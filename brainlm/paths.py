@@ -61,6 +61,10 @@ class Results:
         """The day on which the cohort's folder was last looked at."""
         return self._index(cohort) / "looked.json"
 
+    def refused(self, cohort: str) -> Path:
+        """Files that may be recordings and cannot be taken, with the reasons."""
+        return self._index(cohort) / "refused.json"
+
     def last_retry(self, cohort: str) -> Path:
         """The last ``retry_failed`` that was carried out."""
         return self._index(cohort) / "retried"

@@ -13,17 +13,18 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from ..config import Cohort
 from ..errors import BrainLMError
-from ..files import write_text
+from ..files import read_json, write_json, write_text
 from ..paths import Results
-from .layouts import Found, find_file, look
+from .layouts import Found, describe_left_out, examine, find_file
 from .recordings import Entry
 from .watch import entries_to_skip, today
 
@@ -131,7 +132,7 @@ def update_index(
     known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
     day = today()
     looked = None if everything or cohort.watch != "auto" else _last_look(cohort, paths)
-    found, kept, left_out = _look(cohort, known, looked)
+    found, kept, left_out, skipped = _look(cohort, known, looked)
     rows = _assign_chunks(found, known, chunk_size)
     rows = sorted(kept + rows, key=itemgetter(0)) if kept else rows
     gone = known.keys() - {row[0] for row in rows}
@@ -140,6 +141,7 @@ def update_index(
     chunks = {row[-1] for row in rows}
     if list(known.values()) != rows or _broken(paths, cohort.name, chunks):
         _write_index(paths, cohort.name, rows, known)
+    _note_refused(paths.refused(cohort.name), left_out, skipped)
     _note_look(cohort, paths, day)
     return IndexChange(
         total=len(rows),
@@ -147,33 +149,46 @@ def update_index(
         changed=sum(row != known.get(row[0], row) for row in rows),
         removed=len(gone),
         chunks=len(chunks),
-        left_out=tuple(left_out),
+        left_out=tuple(describe_left_out(left_out)),
     )
 
 
 def _look(
     cohort: Cohort, known: dict[str, Row], looked: int | None
-) -> tuple[list[Found], list[Row], list[str]]:
-    """Recordings that were looked at, the rows of those that were not, and what was left out."""
+) -> tuple[list[Found], list[Row], list[Found], Set[str]]:
+    """Recordings that were looked at, the rows of those that were not, what was left out, and the
+    entries that were skipped."""
     rows = known.values()
     entries = [row[_SOURCE].partition("/")[0] for row in rows]
     skip = entries_to_skip(entries, [row[-1] for row in rows], cohort.folder, looked)
-    if not skip:
-        return _look_at_all(cohort)
     kept = [row for row, entry in zip(rows, entries, strict=True) if entry in skip]
-    try:
-        found, left_out = look(cohort, skip)
-        clash = {row[0] for row in kept}.intersection(item.recording_id for item in found)
-    except BrainLMError:
-        clash = {"maybe of this share only"}
-    if clash:  # a recording has moved or is there twice, or there is an error: see the whole
-        return _look_at_all(cohort)
-    return found, kept, left_out
+    if skip:
+        try:
+            found, left_out = examine(cohort, skip)
+        except BrainLMError:  # maybe of this share only: see the whole
+            skip = set()
+        else:
+            ids = {item.recording_id for item in found}
+            if any(row[0] in ids for row in kept):  # a recording has moved, or is there twice
+                skip = set()
+    if not skip:
+        found, left_out = examine(cohort)
+        kept = []
+    return found, kept, left_out, skip
 
 
-def _look_at_all(cohort: Cohort) -> tuple[list[Found], list[Row], list[str]]:
-    found, left_out = look(cohort)
-    return found, [], left_out
+def read_refused(path: Path) -> dict[str, str]:
+    """Files that were refused as recordings when the cohort was indexed, with the reasons."""
+    return read_json(path) if path.exists() else {}
+
+
+def _note_refused(path: Path, left_out: Iterable[Found], skipped: Set[str]) -> None:
+    """Keep what is refused where the summary finds it; of entries that were skipped, as it was."""
+    before = read_refused(path)
+    kept = {source: why for source, why in before.items() if source.partition("/")[0] in skipped}
+    now = kept | {item.source: item.left_out for item in left_out if item.refused}
+    if now != before:
+        write_json(path, dict(sorted(now.items())))
 
 
 def _last_look(cohort: Cohort, paths: Results) -> int | None:
@@ -185,9 +200,10 @@ def _last_look(cohort: Cohort, paths: Results) -> int | None:
     return day if what == _looks_for(cohort) else None
 
 
-def _looks_for(cohort: Cohort) -> dict[str, str | None]:
+def _looks_for(cohort: Cohort) -> dict[str, Any]:
     keys = ("folder", "layout", "task", "space", "segmentation")
-    return cohort.model_dump(mode="json", include=set(keys))
+    chosen = {"select": dict(cohort.select)} if cohort.select else {}
+    return cohort.model_dump(mode="json", include=set(keys)) | chosen
 
 
 def _note_look(cohort: Cohort, paths: Results, day: int) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..cohort.index import read_entries
+from ..cohort.index import read_entries, read_refused
 from ..cohort.labels import describe_match
 from ..config import Cohort, Config
 from ..files import write_text
@@ -80,7 +80,10 @@ def summarise(config: Config) -> Summary:
                     failures.append(
                         (cohort.name, entry.recording_id, status, row["reason"], entry.source)
                     )
-        counts[cohort.name] = counter
+        refused = read_refused(config.paths.refused(cohort.name))
+        counter["bad_metadata"] += len(refused)
+        failures += [(cohort.name, "n/a", "bad_metadata", w, s) for s, w in refused.items()]
+        counts[cohort.name] = +counter
         match = describe_match(cohort, seen)
         if match:
             people[cohort.name] = match

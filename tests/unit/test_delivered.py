@@ -74,7 +74,7 @@ def write_confounds(path: Path, motion: np.ndarray, **more) -> None:
 
 def take(folder: Path, layout: str, atlas, out: Path, config=CONFIG, **cohort):
     cohort = Cohort(name="c", folder=folder, layout=layout, **cohort)
-    item = LAYOUTS[layout].find(folder, None, set())[0]
+    item = LAYOUTS[layout].find(folder, set())[0]
     path = folder / item.source
     entry = Entry(
         item.recording_id, f"sub-{item.entities['sub']}", None, "rest", None, path, item.source,

@@ -459,7 +459,9 @@ def test_series_anywhere_below_a_person_are_found_or_said_to_be_left_out(tmp_pat
     recordings, left_out = look(Cohort(name="c", folder=tmp_path, layout="parcels"))
     assert [item.entities["sub"] for item in recordings] == ["01", "02", "03"]
     assert left_out == [
-        "left out, no atlas- or seg- in its name: 1 (sub-04/func/sub-04_task-rest_timeseries.npy)"
+        "left out, no atlas- or seg- in its name: 1 (sub-04/func/sub-04_task-rest_timeseries.npy)",
+        "left out, no parcel series by its name: 1 "
+        "(sub-04/func/sub-04_task-rest_desc-confounds_timeseries.tsv)",
     ]
 
 

@@ -15,6 +15,7 @@ LAYOUT = """
     index/COHORT/recordings.tsv
     index/COHORT/.updating
     index/COHORT/looked.json
+    index/COHORT/refused.json
     index/COHORT/retried
     index/COHORT/chunks/CHUNK.tsv
     derivatives/COHORT

@@ -5,11 +5,16 @@ Adding a layout is adding a file and its name to the list (and to `Cohort.layout
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Set
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ...config import Cohort
 from ...errors import BrainLMError
+from ...files import describe_absent, read_json
 from .adni import ADNI
 from .base import (
     ID_COLUMNS,
@@ -22,6 +27,8 @@ from .base import (
     parse_name,
     plain_label,
     same_run,
+    select,
+    settle_versions,
 )
 from .bids import BIDS
 from .embarc import EMBARC
@@ -47,37 +54,51 @@ def find_recordings(cohort: Cohort, skip: Set[str] = frozenset()) -> list[Found]
     Raises
     ------
     BrainLMError
-        The folder is missing, unreadable or has no recording of this layout; recordings come in
-        several forms and none is chosen; or two files are the same recording.
+        The folder is missing, unreadable, a derivative under a layout of raw images, or has no
+        recording of this layout; or recordings come in several forms and none is chosen.
     """
-    return look(cohort, skip)[0]
+    return examine(cohort, skip)[0]
 
 
 def look(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], list[str]]:
     """As :func:`find_recordings`, and lines that say which files are left out and why."""
+    found, left_out = examine(cohort, skip)
+    return found, describe_left_out(left_out)
+
+
+def examine(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], list[Found]]:
+    """As :func:`find_recordings`, and the files that look like recordings and are left out."""
     folder, layout = cohort.folder, LAYOUTS[cohort.layout]
     listed = _list(cohort, skip)
-    left_out = describe_left_out(item for item in listed if item.left_out)
-    listed = [item for item in listed if not item.left_out]
+    left_out = [item for item in listed if item.left_out]
+    found = [item for item in listed if not item.left_out]
+    if cohort.task:
+        left_out += [_of_another_task(item, cohort.task) for item in found
+                     if item.entities.get("task") != cohort.task]  # fmt: skip
+        found = [item for item in found if item.entities.get("task") == cohort.task]
+    found, left = select(found, dict(cohort.select))
+    left_out += left
     try:
-        found = choose_variant(listed, getattr(cohort, layout.variants), layout.variants)
+        found, left = choose_variant(found, getattr(cohort, layout.variants), layout.variants)
     except BrainLMError as error:
         raise BrainLMError(f"{folder}: {error}") from None
+    left_out += left
+    found, left = settle_versions(found)
+    left_out += left
     if not found and not skip:
         raise BrainLMError(
             f"{folder}: no recording found; layout {layout.name!r} expects {layout.tree}"
             + (f" with task-{cohort.task}" if cohort.task else "")
             + " (is the disk mounted?)"
-            + "".join(f"; {line}" for line in left_out)
+            + "".join(f"; {line}" for line in describe_left_out(left_out))
         )
     found.sort(key=lambda item: item.recording_id)
-    for first, second in itertools.pairwise(found):
-        if first.recording_id == second.recording_id:
-            raise BrainLMError(
-                f"{folder}: {first.source} and {second.source} are the same recording "
-                f"({first.recording_id}); remove one"
-            )
     return found, left_out
+
+
+def _of_another_task(item: Found, task: str) -> Found:
+    other = "task" in item.entities
+    return replace(item, left_out=f"not task-{task}" if other else "no task in its name")
 
 
 def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
@@ -88,7 +109,9 @@ def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
             "mounted?)"
         )
     try:
-        return LAYOUTS[cohort.layout].find(folder, cohort.task, skip)
+        if LAYOUTS[cohort.layout].enters == "motion":
+            _check_raw(folder, cohort.layout)
+        return LAYOUTS[cohort.layout].find(folder, skip)
     except PermissionError as error:
         raise BrainLMError(f"{error.filename}: no permission to read this folder") from None
     except OSError as error:
@@ -98,7 +121,50 @@ def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
         ) from None
 
 
+class _Maker(BaseModel):
+    name: str = Field("", alias="Name")
+
+
+class _Description(BaseModel):
+    """What is read of a dataset_description.json."""
+
+    kind: str = Field("raw", alias="DatasetType")
+    makers: list[_Maker] = Field([], alias="GeneratedBy")
+    maker: _Maker = Field(_Maker(Name=""), alias="PipelineDescription")  # before BIDS 1.4
+
+
+def _check_raw(folder: Path, layout: str) -> None:
+    """Refuse a folder that says that it holds derivatives, not raw images."""
+    path = folder / "dataset_description.json"
+    if not os.path.lexists(path):
+        return
+    if absent := describe_absent(path):
+        raise BrainLMError(f"{path}: {absent}")
+    try:
+        about = _Description.model_validate(read_json(path))
+    except (BrainLMError, ValidationError):  # it states nothing, and nothing else is read of it
+        return
+    makers = " ".join(maker.name for maker in (*about.makers, about.maker)).lower()
+    if about.kind.lower() == "derivative" or about.maker.name:
+        fit = "xcpd" if "xcp" in makers else "fmriprep"
+        other = "" if "xcp" in makers or "prep" in makers else " (or parcels, for parcel series)"
+        raise BrainLMError(
+            f"{path}: the folder holds derivatives, layout {layout!r} expects raw images; use "
+            f"layout: {fit}{other}"
+        )
+
+
 __all__ = [
-    "ID_COLUMNS", "LAYOUTS", "Companions", "Found", "Layout", "find_file", "find_recordings",
-    "look", "parse_name", "plain_label", "same_run",
+    "ID_COLUMNS",
+    "LAYOUTS",
+    "Companions",
+    "Found",
+    "Layout",
+    "describe_left_out",
+    "find_file",
+    "find_recordings",
+    "look",
+    "parse_name",
+    "plain_label",
+    "same_run",
 ]  # fmt: skip

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,8 @@ IDENTIFYING = ("sub", "ses", "task", "acq", "ce", "dir", "run")
 ID_COLUMNS = (
     "participant_id", "eid", "Subject", "src_subject_id", "PTID", "subject_id", "subject", "sub",
 )  # fmt: skip
+NO_CONTENT = "a link without content; get its content (datalad get or git annex get)"
+_PART = re.compile(r"[a-zA-Z0-9]+-[a-zA-Z0-9+-]+")
 #: The variant of images in the recording's own space: never used, but the recording is counted.
 OWN = "own"
 
@@ -40,8 +42,10 @@ class Found:
     """A file that a layout recognises as a recording.
 
     `variant` tells forms of the same recording apart: the space of an image
-    (``MNI152NLin6Asym:res-2``), the parcellation of a series (``Glasser:space-fsLR``). `left_out`
-    says why a file that looks like a recording is none: such files are counted, not indexed.
+    (``MNI152NLin6Asym:res-2``), the parcellation of a series (``Glasser:space-fsLR``); `versions`
+    are the entities of its name that do not identify a run. `left_out` says why a file that looks
+    like a recording is none: such files are counted, not indexed. `refused` is one that may be a
+    recording, but whose name or place cannot be believed: it is counted as failed.
     """
 
     recording_id: str
@@ -52,6 +56,8 @@ class Found:
     t1w: str | None = None
     variant: str = ""
     left_out: str = ""
+    refused: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,8 @@ class Companions:
     motion : Path or None
         Where motion parameters or framewise displacement are, if the file is there: fMRIPrep's
         confounds, XCP-D's ``motion.tsv``, FSL's ``.par``, HCP's ``Movement_Regressors.txt``.
+    outliers : Path or None
+        XCP-D's table of volumes that were censored, if it is there.
     warp : Path or None
         FSL warp, template -> image, for an image in its own space.
     denoised : bool
@@ -73,6 +81,7 @@ class Companions:
 
     space: str | None = None
     motion: Path | None = None
+    outliers: Path | None = None
     warp: Path | None = None
     denoised: bool = False
 
@@ -94,8 +103,8 @@ class Layout:
     tree : str
         The expected paths, for messages and documentation.
     find : callable
-        ``(folder, task, skip) -> recordings``, in any order; entries of the folder that are named
-        in `skip` are not looked at.
+        ``(folder, skip) -> recordings`` of all tasks, in any order, and the files that are left
+        out; entries of the folder that are named in `skip` are not looked at.
     companions : callable
         The files that belong to a recording's file.
     variants : str
@@ -107,7 +116,7 @@ class Layout:
     name: str
     enters: Literal["motion", "volumes", "series"]
     tree: str
-    find: Callable[[Path, str | None, Set[str]], list[Found]]
+    find: Callable[[Path, Set[str]], list[Found]]
     companions: Callable[[Path], Companions] = lambda path: Companions()
     variants: str = "space"
     label: Callable[[str], str] = plain_label
@@ -115,7 +124,7 @@ class Layout:
 
 def parse_name(name: str) -> tuple[dict[str, str], str]:
     """BIDS entities and suffix of a file name: ``sub-1_task-x_bold.nii.gz`` -> {...}, "bold"."""
-    parts = name.split(".", 1)[0].split("_")
+    parts = re.sub(r"(\.[a-zA-Z0-9]+)+$", "", name).split("_")
     entities = {}
     for part in parts:
         key, _, value = part.partition("-")
@@ -155,8 +164,9 @@ def per_subject(
     def scan_all(batch: list[str]) -> list[Found]:
         return [found for name in batch for found in scan(name)]
 
+    left: list[Found] = []
     with os.scandir(folder) as items:
-        subjects = sorted(i.name for i in items if wanted(i.name) and i.is_dir())
+        subjects = sorted(i.name for i in items if wanted(i.name) and is_folder(folder, i, left))
     batches = [subjects[k : k + _BATCH] for k in range(0, len(subjects), _BATCH)]
     parts: list[list[Found]] = []
     for batch in batches:
@@ -166,18 +176,37 @@ def per_subject(
             break
     with ThreadPoolExecutor(_THREADS) as pool:
         parts += pool.map(scan_all, batches[len(parts) :])
-    return [found for part in parts for found in part]
+    return left + [found for part in parts for found in part]
 
 
-def sessions(folder: Path, subject: str) -> Iterator[tuple[str, os.DirEntry]]:
-    """(session or "", directory entry of a datatype folder) of one subject of a BIDS tree."""
-    with os.scandir(f"{folder}/{subject}") as items:
-        for item in items:
-            if item.name.startswith("ses-") and item.is_dir():
-                with os.scandir(item.path) as inner:
-                    yield from ((item.name, i) for i in inner if i.name in ("func", "anat"))
-            elif item.name in ("func", "anat"):
-                yield "", item
+def is_folder(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
+    """Whether it is one; a link without content, or an image in its place, goes to `left`."""
+    if item.is_dir():
+        return True
+    if item.is_symlink() and not os.path.exists(item.path):
+        left.append(leave(folder, item, NO_CONTENT, refused=True))
+    elif is_image(item.name):
+        left.append(leave(folder, item, "not in a func folder"))
+    return False
+
+
+def sessions(folder: Path, subject: str, left: list[Found]) -> Iterator[tuple[str, os.DirEntry]]:
+    """(session or "", directory entry of a datatype folder) of one subject of a BIDS tree.
+
+    Links without content, and images outside the folders of a datatype, go to `left`.
+    """
+    for item in files(f"{folder}/{subject}"):
+        if item.name.startswith("ses-"):
+            if is_folder(folder, item, left):
+                inner = [i for i in files(item.path) if _is_datatype(folder, i, left)]
+                yield from ((item.name, i) for i in inner)
+        elif _is_datatype(folder, item, left):
+            yield "", item
+
+
+def _is_datatype(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
+    known = item.name in ("func", "anat") or is_image(item.name)
+    return known and is_folder(folder, item, left)
 
 
 def files(directory: str) -> list[os.DirEntry]:
@@ -186,11 +215,40 @@ def files(directory: str) -> list[os.DirEntry]:
         return [item for item in items if not item.name.startswith(".")]
 
 
-def functional(folder: Path, subject: str) -> Iterator[os.DirEntry]:
-    """Files of all func folders of one subject of a BIDS tree."""
-    for _, directory in sessions(folder, subject):
+def functional(folder: Path, subject: str, left: list[Found]) -> Iterator[os.DirEntry]:
+    """Files of all func folders of one subject of a BIDS tree; `left` as in :func:`sessions`."""
+    for _, directory in sessions(folder, subject, left):
         if directory.name == "func":
             yield from files(directory.path)
+
+
+def is_image(name: str) -> bool:
+    return name.endswith((".nii", ".nii.gz"))
+
+
+def present(*paths: Path) -> Path | None:
+    """The first that is there: a link without content is, and whoever reads it says so."""
+    return next((path for path in paths if os.path.lexists(path)), None)
+
+
+def find_companion(path: Path, suffixes: tuple[str, ...], **wanted: str) -> Path | None:
+    """The table of the same run in the folder of a recording's file, by entities.
+
+    Parameters
+    ----------
+    suffixes : tuple of str
+        One of these, the first preferred.
+    **wanted : str
+        Entities that it must have; otherwise it has those of the recording, or fewer.
+    """
+    own, best = parse_name(path.name)[0], []
+    for item in files(str(path.parent)):
+        entities, suffix = parse_name(item.name)
+        if suffix in suffixes and item.name.endswith(".tsv") and same_run(own, entities):
+            more = {k: v for k, v in entities.items() if k not in (*IDENTIFYING, *wanted)}
+            if entities.items() >= wanted.items() and own.items() >= more.items():
+                best.append((-len(more), suffixes.index(suffix), item.path))
+    return Path(min(best)[2]) if best else None
 
 
 def relative(path: str | Path, folder: Path) -> str:
@@ -215,10 +273,37 @@ def found(folder: Path, path: str | Path, entities: dict[str, str], **more) -> F
     )
 
 
-def found_bids(folder: Path, item: os.DirEntry, drop: tuple[str, ...] = (), **more) -> Found:
-    """A recording whose entities are in its file's name."""
-    entities, _ = parse_name(item.name)
-    return found(folder, item.path, {k: v for k, v in entities.items() if k not in drop}, **more)
+def found_bids(
+    folder: Path, item: os.DirEntry, drop: tuple[str, ...] = (), *, name: str = "", **more
+) -> Found:
+    """A recording whose entities are in its file's name (or in `name`); refused if they cannot be.
+
+    A session that only the folder has is taken from the folder.
+    """
+    name = name or item.name
+    stem = re.sub(r"\.(nii|nii\.gz|tsv|npy|dat)$", "", name)
+    *parts, _ = stem.split("_")
+    entities, _ = parse_name(stem)
+    places = dict(part.split("-", 1) for part in relative(item.path, folder).split("/")[:-1]
+                  if part.startswith(("sub-", "ses-")))  # fmt: skip
+    if "sub" in entities and "ses" in places:
+        entities = {"sub": entities["sub"], "ses": places["ses"]} | entities
+    if not all(_PART.fullmatch(part) for part in parts) or "." in stem:
+        problem = "a part of the name is no key-value pair of letters and digits; rename the file"
+    elif len({part.partition("-")[0] for part in parts}) < len(parts):
+        problem = "an entity stands twice in the name; rename the file"
+    elif any(entities.get(key) != value for key, value in places.items()):
+        problem = "folder and name are of different participants or sessions; rename one of them"
+    else:
+        versions = {key: value for key, value in entities.items() if key not in IDENTIFYING}
+        own = {key: value for key, value in entities.items() if key not in drop}
+        return found(folder, item.path, own, versions=versions, **more)
+    return leave(folder, item, problem, refused=True)
+
+
+def leave(folder: Path, item: os.DirEntry, reason: str, *, refused: bool = False) -> Found:
+    """A file that is no recording; it is not looked at."""
+    return Found("", {}, relative(item.path, folder), -1, 0, left_out=reason, refused=refused)
 
 
 def find_file(folder: Path, file: Path) -> Found:
@@ -240,13 +325,13 @@ def find_file(folder: Path, file: Path) -> Found:
 
 def describe_left_out(items: Iterable[Found]) -> list[str]:
     """One line per reason: how many files, and the first of them."""
-    by_reason: dict[str, list[str]] = {}
+    by_reason: dict[tuple[bool, str], list[str]] = {}
     for item in items:
-        by_reason.setdefault(item.left_out, []).append(item.source)
+        by_reason.setdefault((item.refused, item.left_out), []).append(item.source)
     return [
-        f"left out, {reason}: {len(names)} "
+        f"{'refused' if refused else 'left out'}, {reason}: {len(names)} "
         f"({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"
-        for reason, names in sorted(by_reason.items())
+        for (refused, reason), names in sorted(by_reason.items())
     ]
 
 
@@ -255,8 +340,10 @@ def name_variant(entities: dict[str, str], first: str, *more: str) -> str:
     return ":".join([first, *(f"{key}-{entities[key]}" for key in more if key in entities)])
 
 
-def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) -> list[Found]:
-    """Recordings of one variant: the wanted one, or the only one.
+def choose_variant(
+    recordings: Iterable[Found], wanted: str | None, key: str
+) -> tuple[list[Found], list[Found]]:
+    """Recordings of one variant, the wanted one or the only one; and the files left out.
 
     A recording that is there in others only is listed as the file that it lacks: it fails when it
     is read, so that it is counted. Variants of one name (``MNIPediatricAsym:cohort-1``, ``-2``)
@@ -284,10 +371,77 @@ def choose_variant(recordings: Iterable[Found], wanted: str | None, key: str) ->
         raise BrainLMError(
             f"{key}: expected one of {', '.join(chosen or names)}, found {wanted}; correct it"
         )
-    there = {item.recording_id for item in kept}
+    there = {_run(item) for item in kept}
     like = next((item for item in kept if item.variant), None)
-    lacking = {item.recording_id: item for item in recordings if item.recording_id not in there}
-    return kept + ([_absent(item, like) for item in lacking.values()] if like else [])
+    others = [item for item in recordings if item.variant not in ("", *chosen)]
+    if not like:
+        return kept, [replace(item, left_out=f"no {key} of a template") for item in others]
+    lacking = {_run(item): item for item in others if _run(item) not in there}
+    why = f"another {key} than {', '.join(chosen)}"
+    return (
+        kept + [_absent(item, like) for item in lacking.values()],
+        [replace(item, left_out=why) for item in others],
+    )
+
+
+def _run(item: Found) -> tuple[tuple[str, str], ...]:
+    return tuple(identify(item.entities).items())
+
+
+def select(
+    recordings: Iterable[Found], wanted: Mapping[str, str | None]
+) -> tuple[list[Found], list[Found]]:
+    """Files whose names have the wanted entities (None: not that entity), and those left out.
+
+    Of complex images the magnitude is taken where no part is wanted.
+    """
+    kept, left = [], []
+    for item in recordings:
+        found = {**item.versions, **item.entities}
+        other = [f"{k}-{v}" if v else f"no {k}" for k, v in wanted.items() if found.get(k) != v]
+        if other:
+            left.append(replace(item, left_out=f"not selected (select: {', '.join(other)})"))
+        elif "part" not in wanted and found.get("part", "mag") != "mag":
+            left.append(replace(item, left_out="phase, real or imaginary part"))
+        else:
+            kept.append(item)
+    return kept, left
+
+
+def settle_versions(recordings: Iterable[Found]) -> tuple[list[Found], list[Found]]:
+    """Runs that are there once, and the files left out or refused where a run is there twice.
+
+    Single echoes are left out where the run is there combined.
+    """
+    runs: dict[tuple, list[Found]] = {}
+    for item in recordings:
+        runs.setdefault(_run(item), []).append(item)
+    kept, left = [], []
+    for items in runs.values():
+        whole = [item for item in items if "echo" not in item.versions] or items
+        single = [item for item in items if item not in whole]
+        left += [replace(item, left_out="single echoes of a combined run") for item in single]
+        if len(whole) == 1:
+            kept += whole
+        else:
+            why = _describe_versions(whole)
+            left += [replace(item, left_out=why, refused=True) for item in whole]
+    return kept, left
+
+
+def _describe_versions(items: list[Found]) -> str:
+    """What distinguishes the files of one run, and what to do."""
+    keys = dict.fromkeys(key for item in items for key in item.versions)
+    values = {key: {item.versions.get(key) for item in items} for key in keys}
+    differing = [key for key in keys if len(values[key]) > 1]
+    if not differing:
+        return "several files are the same recording; keep one of them in the cohort's folder"
+    key = differing[0]
+    first = min(value for value in values[key] if value is not None)
+    choice = f"select: {{{key}: {first}}}"
+    if differing == ["echo"]:
+        return f"single echoes of a run; combine them, or choose one for the cohort with {choice}"
+    return f"versions of the same run (by {', '.join(differing)}-); choose one with {choice}"
 
 
 def _match(names: list[str], wanted: str) -> list[str]:

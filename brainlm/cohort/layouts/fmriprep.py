@@ -16,8 +16,11 @@ from .base import (
     Companions,
     Found,
     Layout,
+    find_companion,
     found_bids,
     functional,
+    is_image,
+    leave,
     name_variant,
     parse_name,
     per_subject,
@@ -26,33 +29,35 @@ from .base import (
 _NATIVE = ("T1w", "T2w", "func", "boldref", "individual")
 
 
-def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
+def find(folder: Path, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_space-<template>_[res-*_]desc-preproc_bold.nii.gz``."""
-    return per_subject(folder, skip, lambda subject: _subject(folder, subject, task))
+    return per_subject(folder, skip, lambda subject: _subject(folder, subject))
 
 
-def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
-    recordings = []
-    for item in functional(folder, subject):
-        entities, _ = parse_name(item.name)
-        is_image = item.name.endswith(("_desc-preproc_bold.nii.gz", "_desc-preproc_bold.nii"))
-        if not is_image or "echo" in entities or task not in (None, entities.get("task")):
-            continue
+def _subject(folder: Path, subject: str) -> list[Found]:
+    recordings: list[Found] = []
+    for item in functional(folder, subject, recordings):
+        entities, suffix = parse_name(item.name)
         space = entities.get("space", "func")
-        variant = OWN if space in _NATIVE else name_variant(entities, space, "cohort", "res")
-        recordings.append(found_bids(folder, item, DERIVED, variant=variant))
+        own = space in _NATIVE
+        if not is_image(item.name):
+            continue
+        if suffix != "bold" or item.name.endswith(".dtseries.nii"):
+            recordings.append(leave(folder, item, "no BOLD volumes by suffix or ending"))
+        elif entities.get("desc") != "preproc":
+            recordings.append(leave(folder, item, "not desc-preproc"))
+        elif own and "echo" in entities:
+            recordings.append(leave(folder, item, "single echoes"))
+        else:
+            variant = OWN if own else name_variant(entities, space, "cohort", "res")
+            recordings.append(found_bids(folder, item, DERIVED, variant=variant))
     return recordings
 
 
 def companions(path: Path) -> Companions:
     """Space by its name; confounds of the same run (``_regressors`` before version 20.2)."""
-    entities, _ = parse_name(path.name)
-    run = "_".join(f"{key}-{value}" for key, value in entities.items() if key not in DERIVED)
-    tables = [
-        path.with_name(f"{run}_desc-confounds_{suffix}.tsv")
-        for suffix in ("timeseries", "regressors")
-    ]
-    return Companions(entities.get("space"), next((t for t in tables if t.is_file()), None))
+    confounds = find_companion(path, ("timeseries", "regressors"), desc="confounds")
+    return Companions(parse_name(path.name)[0].get("space"), confounds)
 
 
 FMRIPREP = Layout(

@@ -12,20 +12,31 @@ from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
-from .base import Companions, Found, Layout, files, found, per_subject
+from .base import (
+    Companions,
+    Found,
+    Layout,
+    files,
+    found,
+    is_folder,
+    is_image,
+    leave,
+    per_subject,
+    present,
+)
 
 _SUBJECT = re.compile(r"([a-zA-Z0-9]+)(?:_(V\d+))?(?:_MR|_3T|_7T)?")
 _RUN = re.compile(r"[rt]fMRI_([a-zA-Z]+)(\d*|\d+[a-z])(?:_(7T))?(?:_(LR|RL|AP|PA))?")
 _CLEAN = re.compile(r"_hp\d+_clean(_rclean_tclean)?\.nii\.gz")
 
 
-def find(folder: Path, task: str | None, skip: Set[str], *, clean: bool) -> list[Found]:
+def find(folder: Path, skip: Set[str], *, clean: bool) -> list[Found]:
     """``<subject>/MNINonLinear/Results/<run>/<run>[_hp2000_clean[_rclean_tclean]].nii.gz``.
 
     The folder of a run (with its direction) without the image is a recording that fails when it
     is read, so that it is counted; of cleaned images only rest is expected.
     """
-    scan = partial(_subject, folder, task, clean)
+    scan = partial(_subject, folder, clean)
     return per_subject(folder, skip, scan, _participant)
 
 
@@ -34,26 +45,29 @@ def _participant(name: str) -> str | None:
     return f"sub-{match[1]}" if match else None
 
 
-def _subject(folder: Path, task: str | None, clean: bool, subject: str) -> list[Found]:
+def _subject(folder: Path, clean: bool, subject: str) -> list[Found]:
     results = folder / subject / "MNINonLinear" / "Results"
     if not results.is_dir():
         return []
-    recordings = []
+    recordings: list[Found] = []
     for run in files(str(results)):
         match = _RUN.fullmatch(run.name)
-        if not match or (task and match[1] != task):
+        if not match or not is_folder(folder, run, recordings):
             continue
-        paths = [item.path for item in files(run.path) if _is_image(item.name, run.name, clean)]
+        items = [item for item in files(run.path) if is_image(item.name)]
+        paths = [item.path for item in items if _is_run(item.name, run.name, clean)]
         if clean:  # what was cleaned twice is there after each
             twice = {path.replace("_rclean_tclean", "") for path in paths if "_rclean" in path}
             paths = [path for path in paths if path not in twice]
+        others = [item for item in items if item.path not in paths]
+        recordings += [leave(folder, item, "another image of a run") for item in others]
         if not paths and match[4] and (run.name[0] == "r" or not clean):
             paths = [os.path.join(run.path, f"{run.name}{'_hp2000_clean' * clean}.nii.gz")]
         recordings += [found(folder, path, _entities(subject, match)) for path in paths]
     return recordings
 
 
-def _is_image(name: str, run: str, clean: bool) -> bool:
+def _is_run(name: str, run: str, clean: bool) -> bool:
     rest = name.removeprefix(run)
     return bool(_CLEAN.fullmatch(rest)) if clean else rest == ".nii.gz"
 
@@ -71,7 +85,7 @@ def _entities(subject: str, run: re.Match) -> dict[str, str]:
 def companions(path: Path, *, clean: bool) -> Companions:
     """``Movement_Regressors.txt`` of the run."""
     motion = path.with_name("Movement_Regressors.txt")
-    return Companions("MNI152NLin6Asym", motion if motion.is_file() else None, denoised=clean)
+    return Companions("MNI152NLin6Asym", present(motion), denoised=clean)
 
 
 _TREE = "<subject>/MNINonLinear/Results/<run>/<run>"

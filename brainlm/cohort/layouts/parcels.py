@@ -12,11 +12,13 @@ from . import ukb
 from .base import (
     DERIVED,
     ID_COLUMNS,
+    NO_CONTENT,
     Found,
     Layout,
     files,
     found,
     found_bids,
+    leave,
     name_variant,
     parse_name,
     per_subject,
@@ -33,49 +35,49 @@ _ABOUT = (
 )  # fmt: skip
 
 
-def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
-    """BIDS-named ``*_timeseries.{npy,tsv,dat}`` of people's folders, or a flat folder of files."""
-    named = find_named(folder, task, skip, _EXTENSIONS, _below)
+def find(folder: Path, skip: Set[str]) -> list[Found]:
+    """BIDS-named ``*_timeseries.{npy,tsv,dat}`` of participants' folders, or a flat folder."""
+    named = find_named(folder, skip, _EXTENSIONS, _below)
     if named or any(name.startswith("sub-") for name in os.listdir(folder) if "." not in name):
         return named
-    return _flat(folder, task, skip)
+    return _flat(folder, skip)
 
 
 def find_named(
     folder: Path,
-    task: str | None,
     skip: Set[str],
     extensions: tuple[str, ...],
-    listed: Callable[[Path, str], Iterator[os.DirEntry]],
+    listed: Callable[[Path, str, list[Found]], Iterator[os.DirEntry]],
 ) -> list[Found]:
     """Series of parcels in a BIDS tree, among the files that `listed` names of a subject."""
 
     def scan(subject: str) -> list[Found]:
-        recordings = []
-        for item in listed(folder, subject):
+        recordings: list[Found] = []
+        for item in listed(folder, subject, recordings):
             entities, suffix = parse_name(item.name)
-            if (
-                suffix == "timeseries"
-                and item.name.endswith(extensions)
-                and not _is_about(entities, suffix)
-                and task in (None, entities.get("task"))
-            ):
-                variant = _variant(entities)
-                why = "" if variant else "no atlas- or seg- in its name"
-                more = {"variant": variant, "left_out": why}
-                recordings.append(found_bids(folder, item, DERIVED, **more))
+            if suffix != "timeseries" or not item.name.endswith(extensions):
+                continue
+            if _is_about(entities, suffix):
+                recordings.append(leave(folder, item, "no parcel series by its name"))
+            elif variant := _variant(entities):
+                recordings.append(found_bids(folder, item, DERIVED, variant=variant))
+            else:
+                recordings.append(leave(folder, item, "no atlas- or seg- in its name"))
         return recordings
 
     return per_subject(folder, skip, scan)
 
 
-def _below(folder: Path, subject: str, depth: int = 3) -> Iterator[os.DirEntry]:
+def _below(folder: Path, subject: str, left: list[Found], depth: int = 3) -> Iterator[os.DirEntry]:
     """Files of a subject's folder and of the folders in it: in func, or wherever they are."""
     for item in files(f"{folder}/{subject}"):
-        if not item.is_dir():
+        if item.is_dir():
+            if depth > 1:
+                yield from _below(folder, f"{subject}/{item.name}", left, depth - 1)
+        elif item.name.endswith(_EXTENSIONS):
             yield item
-        elif depth > 1:
-            yield from _below(folder, f"{subject}/{item.name}", depth - 1)
+        elif item.is_symlink() and not os.path.exists(item.path) and "." not in item.name:
+            left.append(leave(folder, item, NO_CONTENT, refused=True))
 
 
 def _variant(entities: dict[str, str]) -> str:
@@ -92,19 +94,19 @@ def _is_about(entities: dict[str, str], suffix: str) -> bool:
 # ---- a flat folder
 
 
-def _flat(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
+def _flat(folder: Path, skip: Set[str]) -> list[Found]:
     of_atlases = registered_files() | {"participants.tsv"}
     recordings = []
     for item in files(str(folder)):
-        if item.name.endswith(_EXTENSIONS) and item.name not in skip and item.is_file():
+        if item.name.endswith(_EXTENSIONS) and item.name not in skip and not item.is_dir():
             entities = _flat_entities(item.name)
             why = "a file of an atlas" if item.name in of_atlases else _no_series(item)
-            if task and not why and "task" not in entities:
-                why = "no task in its name"
-            if why or task in (None, entities.get("task")):
-                kept = {key: value for key, value in entities.items() if key not in DERIVED}
-                more = {"variant": _variant(entities), "left_out": why}
-                recordings.append(found(folder, item.path, kept, **more))
+            if why:
+                recordings.append(leave(folder, item, why))
+            elif _BIDS.fullmatch(item.name.split(".", 1)[0]):
+                recordings.append(found_bids(folder, item, DERIVED, variant=_variant(entities)))
+            else:
+                recordings.append(found(folder, item.path, entities))
     return recordings
 
 
@@ -133,6 +135,8 @@ def _no_series(item: os.DirEntry) -> str:
     if _BIDS.fullmatch(stem):
         return "no parcel series by its name" if _is_about(*parse_name(item.name)) else ""
     if not item.name.endswith(".tsv") or _UKB.fullmatch(stem):
+        return ""
+    if not os.path.exists(item.path):  # a link without content: it fails when it is read
         return ""
     with open(item.path, encoding="utf-8-sig", errors="replace") as handle:
         header = {name.strip() for name in handle.readline().split("\t")}

@@ -14,31 +14,35 @@ that. No motion parameters are in a file that is read here, so it must say ``con
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Companions, Found, Layout, found, functional, parse_name, per_subject
+from .base import Companions, Found, Layout, found_bids, functional, is_image, leave, per_subject
 
 _IMAGE = re.compile(r"(s?w)(?:(?!mean)[a-z_])*(sub-.+_bold)\.nii(\.gz)?")  # not SPM's mean image
 
 
-def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
+def find(folder: Path, skip: Set[str]) -> list[Found]:
     """``sub-*/func/[s]w*sub-*_bold.nii[.gz]``."""
-    return per_subject(folder, skip, lambda subject: _subject(folder, subject, task))
+    return per_subject(folder, skip, lambda subject: _subject(folder, subject))
 
 
-def _subject(folder: Path, subject: str, task: str | None) -> list[Found]:
-    runs: dict[str, dict[str, list[str]]] = {}
-    for item in functional(folder, subject):
+def _subject(folder: Path, subject: str) -> list[Found]:
+    recordings: list[Found] = []
+    runs: dict[str, dict[str, list[os.DirEntry]]] = {}
+    for item in functional(folder, subject, recordings):
         if match := _IMAGE.fullmatch(item.name):
-            runs.setdefault(match[2], {}).setdefault(match[1], []).append(item.path)
-    recordings = [
-        found(folder, path, parse_name(name)[0])
-        for name, images in runs.items()
-        for path in images.get("w") or images["sw"]  # two: the same recording, which is refused
-    ]
-    return [item for item in recordings if task in (None, item.entities.get("task"))]
+            runs.setdefault(match[2], {}).setdefault(match[1], []).append(item)
+        elif is_image(item.name):
+            recordings.append(leave(folder, item, "no normalised images by the letters before it"))
+    for name, images in runs.items():
+        chosen = "w" if "w" in images else "sw"
+        recordings += [found_bids(folder, item, name=name) for item in images[chosen]]
+        smooth = images["sw"] if chosen == "w" and "sw" in images else []
+        recordings += [leave(folder, item, "smoothed, and there unsmoothed") for item in smooth]
+    return recordings
 
 
 TOPS = Layout(

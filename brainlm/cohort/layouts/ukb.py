@@ -12,7 +12,7 @@ import re
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Companions, Found, Layout, files, found
+from .base import Companions, Found, Layout, files, found, present
 
 _NAME = re.compile(r"(\d+)_(20227|20249)_(\d+)_(\d+)(\.zip)?")
 _IMAGES = {
@@ -22,7 +22,7 @@ _IMAGES = {
 _TASKS = {"20227": "rest", "20249": "facesshapesemotion"}
 
 
-def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
+def find(folder: Path, skip: Set[str]) -> list[Found]:
     """``<eid>_20227_<instance>_<array>/[fMRI/]rfMRI.ica/filtered_func_data_clean.nii.gz``, ...
 
     A folder without the image and a zip that is still packed are recordings that fail when they
@@ -36,7 +36,7 @@ def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
         if not match or (match[5] and item.name.removesuffix(".zip") in unpacked):
             continue
         eid, field, instance, array, packed = match.groups()
-        if item.name not in skip and task in (None, _TASKS[field]):
+        if item.name not in skip:
             path = item.path if packed else _image(item.path, _IMAGES[field])
             recordings.append(found(folder, path, entities(eid, field, instance, array)))
     return recordings
@@ -58,7 +58,7 @@ def companions(path: Path) -> Companions:
     motion = path.parent / "mc/prefiltered_func_data_mcf.par"
     return Companions(
         space="MNI152NLin6Asym",
-        motion=motion if motion.is_file() else None,
+        motion=present(motion),
         warp=path.parent / "reg/example_func2standard_warp.nii.gz",
         denoised=path.name == "filtered_func_data_clean.nii.gz",
     )

@@ -10,13 +10,13 @@ from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from .base import DERIVED, Companions, Found, Layout, functional, parse_name
+from .base import Companions, Found, Layout, find_companion, functional
 from .parcels import find_named
 
 
-def find(folder: Path, task: str | None, skip: Set[str]) -> list[Found]:
+def find(folder: Path, skip: Set[str]) -> list[Found]:
     """``sub-*/[ses-*/]func/*_{seg,atlas}-<parcellation>_[stat-mean_]timeseries.tsv``."""
-    return _leave_combined(find_named(folder, task, skip, (".tsv",), functional))
+    return _leave_combined(find_named(folder, skip, (".tsv",), functional))
 
 
 def _leave_combined(recordings: list[Found]) -> list[Found]:
@@ -37,11 +37,11 @@ def _leave(item: Found, *keys: str) -> tuple:
 
 
 def companions(path: Path) -> Companions:
-    """Framewise displacement: ``*_[desc-filtered_]motion.tsv`` of the same run."""
-    entities, _ = parse_name(path.name)
-    run = "_".join(f"{key}-{value}" for key, value in entities.items() if key not in DERIVED)
-    tables = [path.with_name(f"{run}_{end}") for end in ("motion.tsv", "desc-filtered_motion.tsv")]
-    return Companions(motion=next((table for table in tables if table.is_file()), None))
+    """Framewise displacement (``*_[desc-filtered_]motion.tsv``) and outliers of the same run."""
+    motion = find_companion(path, ("motion",)) or find_companion(
+        path, ("motion",), desc="filtered"
+    )
+    return Companions(motion=motion, outliers=find_companion(path, ("outliers",)))
 
 
 XCPD = Layout(
