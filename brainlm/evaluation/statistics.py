@@ -7,10 +7,11 @@ on the same draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..config import Evaluate
 
@@ -90,7 +91,7 @@ class Sample:
         return Estimate(once, np.asarray(statistic(self.counts)), self.participants)
 
 
-def add_by_participant(values: np.ndarray, participants: Sequence[str]) -> np.ndarray:
+def add_by_participant(values: ArrayLike, participants: ArrayLike) -> np.ndarray:
     """Add values [N, ...] of recordings of the same participant -> [S, ...], names sorted."""
     names, which = np.unique(np.asarray(participants, str), return_inverse=True)
     out = np.zeros((len(names), *np.shape(values)[1:]))
