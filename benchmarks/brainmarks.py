@@ -1,12 +1,12 @@
-"""Where a model folder stands in Brainmarks, the public benchmark: its unmodified logistic protocol.
+"""Where a model folder stands in Brainmarks, the public benchmark, by its own logistic protocol.
 
-    python benchmarks/brainmarks.py --data DATA_ROOT --model results/models/r1/pretrain --space cc200
+    python benchmarks/brainmarks.py --data ROOT --model results/models/r1/pretrain --space cc200
 
-`DATA_ROOT` is what Brainmarks calls BRAINMARKS_DATA_ROOT: its arrow datasets and target maps. Each
-row is one run of `python -m brainmarks.main_logistic` (a frozen encoder, logistic regression on its
-summary): the connectome, and the model trained and as it was initialised, for the mean token,
-the connectivity pool and the tokens. Needs `pip install --no-deps brainmarks` and what it imports
-(docs/evaluation.md).
+ROOT is what Brainmarks calls BRAINMARKS_DATA_ROOT: its arrow datasets and target maps. Each row is
+one run of `python -m brainmarks.main_logistic`, unmodified (a frozen encoder, logistic regression
+on its summary): the connectome, and the model trained and as it was initialised, for the mean
+token, the connectivity pool and the tokens. Needs `pip install --no-deps brainmarks` and what it
+imports (docs/evaluation.md).
 """
 
 from __future__ import annotations
