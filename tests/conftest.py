@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 # Workers share the cores (make test): OpenMP's second thread would wait for its turn spinning.
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before PyTorch and BLAS are imported
+for _library in ("OMP", "NUMBA"):  # before PyTorch, BLAS and numba are imported
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
