@@ -16,6 +16,7 @@ import yaml
 
 from .errors import BrainLMError
 from .files import atomic_path, sha256
+from .tables import read_tsv
 
 REGISTRY = Path(__file__).resolve().parent.parent / "atlases"
 
@@ -236,13 +237,6 @@ def read_networks(
 
 def _read_rows(path: Path, column: str) -> list[tuple[str, str]]:
     """(first column, the named column) of a tab-separated table."""
-    import csv
-
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        reader = csv.DictReader(handle, delimiter="\t")
-        header = list(reader.fieldnames or ())
-        if column not in header:
-            raise BrainLMError(
-                f"{path}: expected a column {column!r}, found: {', '.join(header) or 'nothing'}"
-            )
-        return [(row[header[0]] or "", row[column] or "") for row in reader]
+    table = read_tsv(path, column)
+    where = table.columns.index(column)
+    return [(row[0], row[where]) for row in table.rows]

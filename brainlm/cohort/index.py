@@ -8,12 +8,10 @@ per run by the main process; jobs only read their chunk's table.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
@@ -24,6 +22,7 @@ from ..config import Cohort
 from ..errors import BrainLMError
 from ..files import read_json, write_json, write_text
 from ..paths import Results
+from ..tables import format_tsv, read_tsv
 from .layouts import Found, describe_left_out, examine, find_file
 from .recordings import Entry
 from .watch import entries_to_skip, today
@@ -59,7 +58,7 @@ class IndexChange:
 
 def read_people(table: Path) -> set[str]:
     """Participants (``sub-01``) of a cohort's index."""
-    return {row[1] for row in _stream_rows(table)}
+    return {row[1] for row in _read_rows(table)}
 
 
 def read_entries(table: Path, folder: Path) -> list[Entry]:
@@ -101,7 +100,7 @@ def read_entries(table: Path, folder: Path) -> list[Entry]:
 def read_sizes(table: Path) -> list[int]:
     """Bytes of each recording of a chunk table; -1 for a file that could not be looked at."""
     column = COLUMNS.index("size")
-    return [int(cells[column]) for cells in _stream_rows(table)]
+    return [int(cells[column]) for cells in _read_rows(table)]
 
 
 def update_index(
@@ -318,30 +317,16 @@ def _write_index(paths: Results, cohort: str, rows: list[Row], known: dict[str, 
 
 
 def _as_tsv(rows: list[Row]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return out.getvalue()
+    return format_tsv(COLUMNS, rows, "index")
 
 
 def _read_rows(table: Path) -> list[Row]:
-    return list(_stream_rows(table))
-
-
-def _stream_rows(table: Path) -> Iterator[Row]:
-    try:
-        with open(table, newline="", encoding="utf-8") as handle:
-            rows = csv.reader(handle, delimiter="\t")
-            length = len(COLUMNS) if tuple(next(rows, COLUMNS)) == COLUMNS else -1
-            for row in rows:
-                if len(row) != length:
-                    raise BrainLMError(
-                        f"{table}: expected columns {', '.join(COLUMNS)}; remove it and reindex"
-                    )
-                yield tuple(row)
-    except FileNotFoundError:
-        raise BrainLMError(f"{table}: not found; run: brainlm index") from None
+    found = read_tsv(table, hint="run: brainlm index")
+    if found.columns != COLUMNS:
+        raise BrainLMError(
+            f"{table}: expected columns {', '.join(COLUMNS)}; remove it and reindex"
+        )
+    return [tuple(row) for row in found.rows]
 
 
 def index_file(cohort: Cohort, results: Path, file: Path) -> None:

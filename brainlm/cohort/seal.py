@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import write_text
 from ..paths import Results
+from ..tables import write_tsv
 
 
 def is_sealed(results: Path, cohort: str) -> bool:
@@ -25,7 +25,7 @@ def seal(results: Path, cohort: str) -> int:
     if is_sealed(results, cohort):
         return 0
     paths = Results(results)
-    lines, newest, missing = ["shard\tsize\tmtime_ns\n"], 0, 0
+    rows, newest, missing = [], 0, 0
     for chunk in paths.list_chunks(cohort):
         shard = paths.shard(cohort, chunk)
         pages = paths.stage_table(cohort, chunk, "pages")
@@ -34,10 +34,10 @@ def seal(results: Path, cohort: str) -> int:
             missing += 1
             continue
         status = shard.stat()
-        lines.append(f"{shard.name}\t{status.st_size}\t{status.st_mtime_ns}\n")
+        rows.append((shard.name, status.st_size, status.st_mtime_ns))
         newest = max(newest, status.st_mtime_ns)
     if not missing:
-        write_text(paths.seal(cohort), "".join(lines), mtime_ns=newest)
+        write_tsv(paths.seal(cohort), ("shard", "size", "mtime_ns"), rows, mtime_ns=newest)
     return missing
 
 

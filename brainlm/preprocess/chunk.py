@@ -8,10 +8,7 @@ computes only what changed.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import hashlib
-import io
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -37,11 +34,12 @@ from ..files import (
     plain_values,
     read_json,
     write_json,
-    write_text,
 )
+from ..tables import MISSING, as_number, read_tsv, write_tsv
 from .registry import PARAMETERS, STAGE_VERSIONS, stages_of
 
 _DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
+_WORDS = ("recording_id", "status", "reason")
 Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage's figures
 
 
@@ -194,14 +192,8 @@ def run_task(
 def _excluded(entries: list[Entry], cohort: Cohort) -> dict[str, Outcome]:
     if cohort.exclude is None:
         return {}
-    try:
-        with open(cohort.exclude, newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
-    except FileNotFoundError:
-        raise BrainLMError(f"{cohort.exclude}: exclusion table not found") from None
-    if rows and "recording_id" not in rows[0]:
-        raise BrainLMError(f"{cohort.exclude}: expected a column recording_id")
-    reasons = {row["recording_id"]: row.get("reason") or "" for row in rows}
+    table = read_tsv(cohort.exclude, "recording_id", hint="it is the exclude: of a cohort")
+    reasons = {row["recording_id"]: row.get("reason", "") for row in table.records()}
     return {
         entry.recording_id: _outcome(entry, "excluded", reasons[entry.recording_id])
         for entry in entries
@@ -213,7 +205,7 @@ def _outcome(entry: Entry, status: str, reason: str = "", seconds: float = 0.0, 
     return {
         "recording_id": entry.recording_id,
         "status": status,
-        "reason": reason,
+        "reason": " ".join(reason.split()),  # a cell of a table
         "seconds": round(seconds, 2),
         **figures,
     }
@@ -350,30 +342,14 @@ def _use_one_thread() -> None:
 def write_stage_table(path: Path, rows: list[Outcome]) -> None:
     """One row per recording; figures that a row lacks are ``n/a``."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        cells = (row.get(column) for column in columns)
-        writer.writerow("n/a" if cell is None else cell for cell in cells)
-    write_text(path, out.getvalue())
+    write_tsv(path, columns, ([row.get(column) for column in columns] for row in rows))
 
 
 def read_stage_table(path: Path) -> list[Outcome]:
     """Rows of a stage table; numbers as numbers, ``n/a`` as None."""
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
-    except FileNotFoundError:
-        raise BrainLMError(f"{path}: not found; run the stage before this one first") from None
-    return [{key: _number(key, value) for key, value in row.items()} for row in rows]
-
-
-def _number(key: str, value: str) -> Any:
-    if value == "n/a":
-        return None
-    if key in ("recording_id", "status", "reason"):
-        return value
-    with contextlib.suppress(ValueError):
-        return float(value)
-    return value
+    table = read_tsv(path, hint="run the stage before this one first")
+    return [
+        {key: cell if key in _WORDS and cell != MISSING else as_number(cell)
+         for key, cell in row.items()}
+        for row in table.records()
+    ]  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,8 @@ from pathlib import Path
 from ..cohort.index import read_entries, read_refused
 from ..cohort.labels import describe_match
 from ..config import Cohort, Config
-from ..files import write_text
 from ..paths import Results
+from ..tables import write_tsv
 from .chunk import read_stage_table
 from .registry import stages_of
 
@@ -88,13 +86,9 @@ def summarise(config: Config) -> Summary:
         if match:
             people[cohort.name] = match
     path = config.paths.failures
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    writer.writerow(("cohort", "recording_id", "status", "reason", "source"))
-    writer.writerows(failures)
-    write_text(path, out.getvalue())
-    lines = [f"{c}\t{s}\t{n}\n" for c, counter in counts.items() for s, n in counter.items()]
-    write_text(config.paths.summary, "".join(["cohort\tstatus\trecordings\n", *lines]))
+    write_tsv(path, ("cohort", "recording_id", "status", "reason", "source"), failures)
+    rows = [(c, s, n) for c, counter in counts.items() for s, n in counter.items()]
+    write_tsv(config.paths.summary, ("cohort", "status", "recordings"), rows)
     return Summary(counts, path, people, short, config.model.window)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from ..config import Cohort
 from ..errors import STATUSES
 from ..paths import Results
+from ..preprocess.chunk import read_stage_table
 from . import figures
 from .blocks import Figure, PagedTable, Section, Table, Text, count, show
 from .facts import Facts
@@ -150,8 +151,7 @@ def read_measured(paths: Results, cohort: str) -> pd.DataFrame:
     """Figures of all stage tables of a cohort, one row per recording; later stages win."""
     parts = []
     for path in paths.list_stage_tables(cohort):
-        table = pd.read_csv(path, sep="\t", na_values=["n/a"], keep_default_na=False,
-                            dtype={"recording_id": str, "reason": str})  # fmt: skip
+        table = pd.DataFrame(read_stage_table(path))
         parts.append(table.set_index("recording_id").drop(columns="seconds", errors="ignore"))
     if not parts:
         return pd.DataFrame(index=pd.Index([], name="recording_id"))

@@ -24,6 +24,7 @@ from ..evaluation.tasks import CLINICAL, load_tasks
 from ..files import read_json
 from ..paths import ModelFolder
 from ..shards import Scaling, ShardInfo, read_info
+from ..tables import read_tsv
 
 _SHARD_COLUMNS = [
     "recording_id", "participant_id", "cohort", "split", "status", "reason", "repetition_time_s",
@@ -186,12 +187,7 @@ def _stage_tables(config: Config) -> Iterator[tuple[str, Path]]:
 
 def _read_tsv(path: Path) -> pd.DataFrame:
     """All cells as text (names like ``007`` and ``NA`` stay what they are); empty if absent."""
-    try:
-        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return pd.DataFrame()
-    except (UnicodeDecodeError, pd.errors.ParserError) as error:
-        raise BrainLMError(f"{path}: not a readable table ({error})") from None
+    return read_tsv(path).frame() if path.exists() else pd.DataFrame()
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:

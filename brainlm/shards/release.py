@@ -5,16 +5,15 @@ Later cohorts do not disturb a release; a new one is a new name in config.yaml.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from ..errors import BrainLMError
-from ..files import read_json, sha256, write_text
+from ..files import read_json, sha256
 from ..paths import Results
+from ..tables import read_tsv, write_tsv
 from .scaling import ParcelQuantiles, Scaling
 from .store import read_info
 
@@ -59,14 +58,12 @@ def freeze_release(shards: Sequence[Path], quantiles: Sequence[Path], paths: Res
         units=_agree_units(shards),
         release=name or "",
     )
-    out = io.StringIO()
-    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    rows = []
     for path in shards:
         status = Path(path).stat()
-        writer.writerow((path, status.st_size, status.st_mtime_ns, sha256(path)))
+        rows.append((path, status.st_size, status.st_mtime_ns, sha256(path)))
     scaling.save(paths.scaling)
-    write_text(paths.release_shards, out.getvalue())
+    write_tsv(paths.release_shards, _COLUMNS, rows)
     return scaling
 
 
@@ -97,13 +94,8 @@ def read_release(paths: Results) -> list[Path]:
         The list, or a shard in it, is missing or is not the one that was frozen.
     """
     path = paths.release_shards
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
-    except FileNotFoundError:
-        raise BrainLMError(f"{path}: not found; run: brainlm release") from None
     shards = []
-    for row in rows:
+    for row in read_tsv(path, hint="run: brainlm release").records():
         shard = Path(row["shard"])
         if not shard.exists():
             raise BrainLMError(f"{shard}: named by {path}, not found; run snakemake to rebuild it")
@@ -146,11 +138,10 @@ def check_release(paths: Results, cohorts: Collection[str], atlas: str) -> None:
             f"{path}: frozen with atlas {found}, but atlas.name is {atlas}. {advice}"
         )
     other, path = "", paths.release_shards
-    with open(path, newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle, delimiter="\t"):
-            other = Path(row["shard"]).parent.name
-            if other in cohorts:
-                return
+    for row in read_tsv(path).records():
+        other = Path(row["shard"]).parent.name
+        if other in cohorts:
+            return
     if other and cohorts:
         raise BrainLMError(
             f"{path}: frozen with shards of cohort {other!r} and of none of this study "

@@ -13,6 +13,7 @@ from ... import __version__
 from ...atlas import Atlas
 from ...errors import BrainLMError
 from ...files import atomic_path, write_json, write_text
+from ...tables import read_tsv, write_tsv
 
 #: Entities that say what was done, in the order in which BIDS names carry them.
 _ORDER = ("from", "to", "mode", "space", "res", "atlas", "stat", "desc")
@@ -190,11 +191,8 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def write_table(path: Path, columns: Mapping[str, Any], digits: int = 9) -> None:
     """Write columns of equal length as TSV; NaN is ``n/a``."""
-    lines = ["\t".join(columns)]
-    lines += [
-        "\t".join(_cell(v, digits) for v in row) for row in zip(*columns.values(), strict=True)
-    ]
-    write_text(path, "\n".join(lines) + "\n")
+    rows = ([_cell(v, digits) for v in row] for row in zip(*columns.values(), strict=True))
+    write_tsv(path, list(columns), rows)
 
 
 def _cell(value: Any, digits: int) -> str:
@@ -207,14 +205,9 @@ def _cell(value: Any, digits: int) -> str:
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
     """Read a TSV written by :func:`write_table`: numbers as float64, the rest as text."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise BrainLMError(f"{path}: not found; run the stage that writes it first") from None
-    names = lines[0].split("\t")
-    cells = np.array([line.split("\t") for line in lines[1:]], dtype=object)
-    cells = cells.reshape(-1, len(names))
-    return {name: _as_numbers(cells[:, i]) for i, name in enumerate(names)}
+    table = read_tsv(path, hint="run the stage that writes it first")
+    cells = np.array(table.rows, dtype=object).reshape(-1, len(table.columns))
+    return {name: _as_numbers(cells[:, i]) for i, name in enumerate(table.columns)}
 
 
 def _as_numbers(cells: np.ndarray) -> np.ndarray:
