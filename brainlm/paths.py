@@ -220,6 +220,10 @@ class Results:
     def chunk_log(self, stage: str, cohort: str, chunk: str) -> Path:
         return self.folder / "logs" / stage / cohort / f"{chunk}.log"
 
+    def chunk_record(self, stage: str, cohort: str, chunk: str) -> Path:
+        """How far a chunk's job is; see :func:`brainlm.progress.read_record`."""
+        return self.chunk_log(stage, cohort, chunk).with_suffix(".jsonl")
+
     def release_log(self, stage: str, *parts: str) -> Path:
         """Of a job of a release; `parts` tell its jobs apart."""
         return self._release_job("logs", stage, parts, ".log")
@@ -276,6 +280,11 @@ class ModelFolder:
     def metrics(self) -> Path:
         """The losses of the training so far, a JSON line each."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def record(self) -> Path:
+        """How far the training is; see :func:`brainlm.progress.read_record`."""
+        return self.folder / "progress.jsonl"
 
     @property
     def run(self) -> Path:

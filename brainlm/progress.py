@@ -9,16 +9,50 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TextIO
 
 from .errors import BrainLMError
 
+_TAIL = 8192  # bytes in which the last record stands
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
+
+
+@dataclass(frozen=True)
+class Record:
+    """How far a job is: `done` of `total` (recordings, updates), and the line that its log has."""
+
+    stage: str
+    done: int
+    total: int
+    text: str = ""
+
+
+def write_record(path: Path, record: Record, *, first: bool = False) -> None:
+    """Append a record as a JSON line; the `first` one of a job begins the file anew."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w" if first else "a", encoding="utf-8") as handle:
+        handle.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+
+
+def read_record(path: Path, since: float | None) -> Record | None:
+    """The last whole record of a file that was written to after `since`; None if there is none."""
+    try:
+        if since is None or path.stat().st_mtime < since:
+            return None
+        with open(path, "rb") as handle:
+            handle.seek(max(0, path.stat().st_size - _TAIL))
+            lines = handle.read().split(b"\n")[:-1]  # what stands behind the last is not whole
+        return Record(**json.loads(lines[-1])) if lines else None
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 class Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections import Counter
@@ -16,11 +15,8 @@ from .paths import ModelFolder
 from .preprocess.chunk import read_stage_table
 from .preprocess.registry import stages_of
 from .preprocess.summary import HARMLESS
+from .progress import read_record
 from .training.journal import clock
-
-_COUNT = re.compile(r"^  (\d+)/(\d+) ", re.MULTILINE)
-_UPDATE = re.compile(r"(update \d+/\d+ .*)")
-_TAIL = 4096  # bytes of a log in which its last count stands
 
 
 @dataclass
@@ -38,7 +34,7 @@ class CohortStatus:
     steps_now : int
         Those of the run that is going on.
     running : dict
-        Chunk → "stage k/n", for chunks whose log grew after their last table.
+        Chunk → "stage k/n", for chunks whose job has told how far it is since its last table.
     """
 
     name: str
@@ -147,9 +143,8 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
         "report": paths.report_page,
     }
     made = {name: path.exists() for name, path in later.items()}
-    log = paths.release_log("pretrain")
-    found = [] if made["pretrain"] else _UPDATE.findall(_read_tail(log, since))
-    training = found[-1] if found else ""
+    now = None if made["pretrain"] else read_record(ModelFolder(paths.pretrained).record, since)
+    training = now.text if now else ""
     return Status(cohorts, made, since, paths.failures, training)
 
 
@@ -166,14 +161,13 @@ def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
         rows: dict[str, str] = {}
         for stage in stages:
             path = paths.stage_table(cohort.name, chunk, stage)
-            log = paths.chunk_log(stage, cohort.name, chunk)
             made = path.stat().st_mtime if path.exists() else 0.0
             if made < indexed:  # not there, or of the chunk as it was
-                done = _count_in_log(log, since)
-                if done is not None:
-                    status.running[chunk] = f"{stage} {done[0]}/{done[1]}"
-                    status.steps_done += done[0]
-                    status.steps_now += done[0]
+                now = read_record(paths.chunk_record(stage, cohort.name, chunk), since)
+                if now is not None:
+                    status.running[chunk] = f"{now.stage} {now.done}/{now.total}"
+                    status.steps_done += now.done
+                    status.steps_now += now.done
                 rows = {key: s for key, s in rows.items() if s != "ok"}
                 break
             indexed = made
@@ -185,22 +179,6 @@ def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:
             status.chunks_done += shard.exists() and shard.stat().st_mtime >= indexed
         status.statuses.update(rows.values())
     return status
-
-
-def _read_tail(log: Path, since: float | None) -> str:
-    """The end of a log; empty unless it was written during this run."""
-    if since is None or not log.exists() or log.stat().st_mtime < since:
-        return ""
-    with open(log, "rb") as handle:
-        handle.seek(max(0, log.stat().st_size - _TAIL))
-        return handle.read().decode(errors="replace")
-
-
-def _count_in_log(log: Path, since: float | None) -> tuple[int, int] | None:
-    """(done, of) in the log of a stage that is running; None if it is not."""
-    text = _read_tail(log, since)
-    found = _COUNT.findall(text)
-    return (int(found[-1][0]), int(found[-1][1])) if found else (0, 0) if text else None
 
 
 def watch(config: Config, every_s: float = 2.0, folder: Path = Path()) -> None:

@@ -35,6 +35,7 @@ from ..files import (
     read_json,
     write_json,
 )
+from ..progress import Record, write_record
 from ..tables import MISSING, as_number, read_tsv, write_tsv
 from .registry import PARAMETERS, STAGE_VERSIONS, stages_of
 
@@ -179,11 +180,14 @@ def run_task(
         else:
             outcomes[entry.recording_id] = kept
     log(f"{task.name} {cohort.name}/{chunk}: {len(entries)} recordings, {len(fresh)} to do")
+    record = config.paths.chunk_record(task.name, cohort.name, chunk)
+    write_record(record, Record(task.name, 0, len(fresh)), first=True)
     for count, (entry, outcome) in enumerate(_run_all(task, fresh, workers), start=1):
         task.keep(entry, outcome)
         outcomes[entry.recording_id] = outcome
         words = outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "")
         log(f"  {count}/{len(fresh)} {entry.recording_id} {outcome['seconds']:.1f} s {words}")
+        write_record(record, Record(task.name, count, len(fresh)))
     rows = [outcomes[entry.recording_id] for entry in entries]
     write_stage_table(paths.stage_table(cohort.name, chunk, task.name), rows)
     return rows

@@ -119,7 +119,7 @@ class Task:
         self.model = _with_head(base, outputs, self.transform, options.pool).to(self.device)
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
                                seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
-        self.journal = Journal(ModelFolder(out).metrics, "", quiet=False)
+        self.journal = Journal(ModelFolder(out).metrics, "", quiet=False, stage="finetune")
         self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
         self.began_s = time.monotonic()
 

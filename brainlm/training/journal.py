@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 from ..files import write_text
+from ..paths import ModelFolder
+from ..progress import Record, write_record
 
 #: bf16 tensor-core peaks in TFLOP/s (dense; makers' data sheets), for the MFU figure
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "GH200": 989, "B200": 2250, "A100": 312, "L40S": 362}
@@ -34,9 +36,11 @@ class Journal:
         Told every line as well; see trackers.py.
     """
 
-    def __init__(self, path: Path, history: str, quiet: bool, every_s: float = 3.0, trackers=()):
+    def __init__(self, path: Path, history: str, quiet: bool, every_s: float = 3.0, trackers=(),
+                 stage: str = "pretrain"):  # fmt: skip
         self.path, self.lines, self.quiet, self.trackers = path, history, quiet, trackers
         self._every_s, self._last = every_s, 0.0
+        self.stage = stage
         if not quiet:
             write_text(path, history)
 
@@ -66,6 +70,10 @@ class Journal:
         now = time.monotonic()
         if self.quiet or (now - self._last < self._every_s and not force):
             return
+        write_record(
+            ModelFolder(self.path.parent).record, Record(self.stage, step, total, text),
+            first=not self._last,
+        )  # fmt: skip
         self._last = now
         if sys.stdout.isatty():
             done = round(20 * step / max(1, total))

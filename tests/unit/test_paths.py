@@ -43,6 +43,7 @@ LAYOUT = """
     report/COHORT.html
     logs/NAME.log
     logs/STAGE/COHORT/CHUNK.log
+    logs/STAGE/COHORT/CHUNK.jsonl
     logs/STAGE/r1-PARTS.log
     benchmarks/STAGE/COHORT/CHUNK.tsv
     benchmarks/STAGE/r1-PARTS.tsv

@@ -16,7 +16,10 @@ from runs import make_clone, make_series, snakemake
 
 from brainlm.config import load_config, parse_config
 from brainlm.doctor import examine
+from brainlm.paths import ModelFolder, Results
+from brainlm.progress import Record, read_record, write_record
 from brainlm.status import read_status
+from brainlm.training.journal import Journal
 
 CONFIG = """
 results: results
@@ -92,8 +95,12 @@ def test_status_of_a_run_that_is_under_way(clone):
     lock.touch()
     ago = time.time() - 60
     os.utime(lock, (ago, ago))
-    log = results / "logs/series/c/00001.log"
-    log.write_text("series c/00001: 6 recordings, 6 to do\n  4/6 sub-10_task-rest 0.2 s ok\n")
+    record = Results(results).chunk_record("series", "c", "00001")
+    assert read_record(record, 0.0) == Record("series", 6, 6)  # of the run that made it
+    write_record(record, Record("series", 0, 6), first=True)
+    write_record(record, Record("series", 4, 6))
+    with open(record, "a") as handle:
+        handle.write('{"stage": "series", "do')  # not whole yet
     status = status_of(clone)
     assert "running: 00001 series 4/6" in status.text()
     assert "recordings 6/12" in status.line()
@@ -105,9 +112,9 @@ def test_status_of_a_run_that_is_under_way(clone):
 def test_status_says_how_far_training_is(clone):
     (clone / ".snakemake/locks").mkdir(exist_ok=True)
     (clone / ".snakemake/locks/0.input.lock").touch()
-    log = clone / "results/logs/pretrain/r1.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("update 3/90 loss 1.0 ETA 0:40\nupdate 7/90 loss 0.9 ETA 0:37\n")
+    journal = Journal(ModelFolder(clone / "results/models/r1/pretrain").metrics, "", quiet=False)
+    journal.progress(3, 90, "update 3/90 loss 1.0 ETA 0:40", force=True)
+    journal.progress(7, 90, "update 7/90 loss 0.9 ETA 0:37", force=True)
     assert "now pretrain update 7/90 loss 0.9 ETA 0:37" in status_of(clone).line()
 
 
