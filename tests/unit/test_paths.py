@@ -1,6 +1,8 @@
 """Where the results are: said once, in brainlm.paths; the layout of a finished study stays."""
 
+import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -104,3 +106,25 @@ def test_models_of_no_release_are_refused():
     for name in ("pretrained", "scaling"):
         with pytest.raises(ValueError, match="without a release"):
             getattr(Results(Path("results")), name)
+
+
+def test_no_other_module_joins_these_names():
+    names = {part for line in LAYOUT.split() for part in line.split("/") if part.islower()} - {
+        "r1"
+    }
+    root, found = Path(inspect.getfile(Results)).parent, []
+    for path in sorted(root.rglob("*.py")):
+        if path.name in ("paths.py", "hub.py"):  # hub.py: folders of other programs
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            joined = [node.right] if isinstance(node, ast.BinOp) and _is_division(node) else []
+            words = [c.value for j in joined for c in ast.walk(j) if isinstance(c, ast.Constant)]
+            found += [(path.name, w) for w in words if names & set(str(w).split("/"))]
+    assert not found
+    for path in [*root.parent.glob("rules/*.smk"), root.parent / "workflow/Snakefile"]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r'"[^"\n]*\b(logs|shards|models|evaluation|index)/', text), path
+
+
+def _is_division(node: ast.BinOp) -> bool:
+    return isinstance(node.op, ast.Div)
