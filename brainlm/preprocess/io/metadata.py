@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...errors import RecordingError
+from .nifti_header import Header
 from .sidecars import Sidecar
 
 #: mm; voxel sizes and field of view that a whole-brain BOLD image can have
@@ -16,38 +16,70 @@ VOXEL_RANGE_MM = (0.5, 8.0)
 MIN_FIELD_OF_VIEW_MM = 40.0
 
 
-def read_affine(
-    path: Path, header: Any, shape: tuple[int, ...], warnings: list[str]
-) -> np.ndarray:
-    """sform, else qform; checked for plausibility.
+def read_affine(path: Path, header: Header, warnings: list[str]) -> np.ndarray:
+    """Voxels to mm: the sform if it is whole, else the qform; checked for plausibility.
 
     Raises
     ------
     RecordingError
-        No orientation at all, singular, or voxel sizes that no BOLD image has.
+        No orientation at all, neither is whole, or voxel sizes that no BOLD image has.
     """
-    sform, s_code = header.get_sform(coded=True)
-    try:
-        qform, q_code = header.get_qform(coded=True)
-    except (ValueError, np.linalg.LinAlgError):  # an impossible quaternion
-        qform, q_code = None, 0
-    if not s_code and not q_code:
+    sform, qform = header.sform, header.qform
+    if sform is None and qform is None:
         raise RecordingError(
             "bad_metadata",
             f"{path}: sform and qform codes are both 0, so left and right are unknown; write the "
             "orientation into the header",
         )
-    affine = np.asarray(sform if s_code else qform, np.float64)
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * sizes.prod():
-        raise RecordingError("bad_metadata", f"{path}: the orientation matrix is singular")
-    _check_geometry(path, sizes, np.asarray(shape[:3]))
-    if s_code and q_code:
-        corners = np.array([[*c, 1] for c in itertools.product(*((0, n - 1) for n in shape[:3]))])
-        apart = np.abs(corners @ (affine - qform).T).max()
+    flaws = {"sform": _flaw(sform, header.sizes), "qform": _flaw(qform, header.sizes)}
+    if sform is not None and not flaws["sform"]:
+        affine, used, other = sform, "sform", "qform"
+    elif qform is not None and not flaws["qform"]:
+        affine, used, other = qform, "qform", "sform"
+    elif sform is not None and flaws["sform"].startswith("of other"):
+        affine, used, other = sform, "sform", "qform"  # its sizes are checked below
+    else:
+        found = "; ".join(f"the {name} is {flaw}" for name, flaw in flaws.items() if flaw)
+        raise RecordingError(
+            "bad_metadata", f"{path}: no usable orientation: {found}; correct the header"
+        )
+    _check_geometry(path, _sizes(affine), np.asarray(header.shape[:3]))
+    if flaws[other]:
+        warnings.append(f"the {other} is {flaws[other]}; the {used} is used")
+    elif flaws[used]:
+        warnings.append(f"the {used} is {flaws[used]}; it is used, there is no {other}")
+    elif sform is not None and qform is not None:
+        limits = [(0, n - 1) for n in header.shape[:3]]
+        corners = np.array([[*corner, 1] for corner in itertools.product(*limits)])
+        apart = np.abs(corners @ (sform - qform).T).max()
         if apart > 1.0:
-            warnings.append(f"sform and qform differ by up to {apart:.1f} mm; the sform is used")
+            warnings.append(
+                f"sform and qform differ by up to {apart:.1f} mm; the sform is used, as it is by "
+                "most programs"
+            )
     return affine
+
+
+def _sizes(affine: np.ndarray) -> np.ndarray:
+    return np.sqrt((affine[:3, :3] ** 2).sum(0))
+
+
+def _flaw(affine: np.ndarray | None, sizes: np.ndarray) -> str:
+    """Why an orientation cannot be believed; nothing for one that is whole, or not there."""
+    if affine is None:
+        return ""
+    if not np.isfinite(affine).all():
+        return "not finite"
+    if not affine[:3, :3].any():
+        return "all zero"
+    own = _sizes(affine)
+    if abs(np.linalg.det(affine[:3, :3])) < 1e-3 * own.prod() or not own.all():
+        return "singular"
+    stated = np.abs(sizes)
+    if stated.all() and np.isfinite(stated).all() and (np.abs(own - stated) > 0.1 * stated).any():
+        text = " x ".join(f"{size:.3g}" for size in own)
+        return f"of other voxels ({text} mm) than pixdim"
+    return ""
 
 
 def _check_geometry(path: Path, sizes: np.ndarray, shape: np.ndarray) -> None:

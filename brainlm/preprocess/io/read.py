@@ -20,6 +20,7 @@ from ...errors import RecordingError
 from ...files import describe_absent
 from ..delivered.series_table import check_names, load_table
 from .metadata import check_sidecar, read_affine
+from .nifti_header import Header, read_header
 from .sidecars import Sidecar, read_sidecar
 from .timing import agree_repetition_time, read_statements
 
@@ -67,7 +68,7 @@ def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bo
         orientation, sidecar), ``too_short`` (one volume) or ``bad_data`` (NaN, constant volumes).
     """
     run = open_bold(path, repetition_time_s=repetition_time_s)
-    volumes, ranges = _read_volumes(run.path, run.image, run.shape)
+    volumes, ranges = _read_volumes(run.path, run.header, run.shape, run.warnings)
     run.check_unchanged()
     _check_volumes(run.path, volumes, ranges, run.warnings)
     return Bold(volumes, run.affine, run.tr_s, run.sidecar, run.warnings)
@@ -79,7 +80,7 @@ class OpenBold:
 
     Attributes
     ----------
-    image : nibabel image
+    header : Header
     shape : tuple
         (X, Y, Z, T).
     affine, tr_s, sidecar, warnings
@@ -87,7 +88,7 @@ class OpenBold:
     """
 
     path: Path
-    image: Any
+    header: Header
     shape: tuple[int, int, int, int]
     affine: np.ndarray
     tr_s: float
@@ -107,7 +108,7 @@ class OpenBold:
         """
         background: np.ndarray | None = None
         start = 0
-        for block in _read_blocks(self.path, self.image, self.shape):
+        for block in _read_blocks(self.path, self.header, self.shape, self.warnings):
             if background is None:
                 background = ~np.isfinite(block[0])
             block[:, background] = 0
@@ -137,14 +138,15 @@ def open_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Op
     path = Path(path)
     warnings: list[str] = []
     before = _fingerprint(path)
-    image = _open_header(path)
-    shape = _series_shape(path, image.shape)
-    affine = read_affine(path, image.header, shape, warnings)
+    header = read_header(path)
+    warnings += header.warnings
+    shape = _series_shape(path, header.shape)
+    affine = read_affine(path, header, warnings)
     sidecar = read_sidecar(path)
     check_sidecar(path, sidecar)
     stated = read_statements(path, sidecar, shape[3])
-    tr_s = agree_repetition_time(path, stated, repetition_time_s, image.header, warnings)
-    return OpenBold(path, image, shape, affine, tr_s, sidecar, warnings, before)
+    tr_s = agree_repetition_time(path, stated, repetition_time_s, header, warnings)
+    return OpenBold(path, header, shape, affine, tr_s, sidecar, warnings, before)
 
 
 def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -161,14 +163,14 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     RecordingError
     """
     path = Path(path)
-    image = _open_header(path)
-    shape = image.shape[:3]
-    if len(shape) != 3 or int(np.prod(image.shape)) != int(np.prod(shape)):
+    header = read_header(path)
+    if len(header.shape) < 3 or max(header.shape[3:], default=1) > 1:
         raise RecordingError(
-            "unreadable", f"{path}: expected a 3-D image, found shape {_text(image.shape)}"
+            "unreadable", f"{path}: expected a 3-D image, found shape {_text(header.shape)}"
         )
-    affine = read_affine(path, image.header, (*shape, 1), [])
-    volumes, _ = _read_volumes(path, image, (*shape, 1))
+    x, y, z = header.shape[:3]
+    affine = read_affine(path, header, [])
+    volumes, _ = _read_volumes(path, header, (x, y, z, 1), [])
     volume = np.nan_to_num(volumes[0], nan=0.0, posinf=0.0, neginf=0.0, copy=False)
     if volume.min() == volume.max():
         raise RecordingError("bad_data", f"{path}: every voxel is {volume.flat[0]:g}")
@@ -234,24 +236,6 @@ def _fingerprint(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _open_header(path: Path) -> Any:
-    import nibabel as nib
-
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise RecordingError("unreadable", f"{path}: expected a .nii or .nii.gz file")
-    try:
-        image: Any = nib.load(path)
-    except Exception as error:  # nibabel's readers raise many kinds
-        raise RecordingError(
-            "unreadable", f"{path}: not a NIfTI image, or cut off in its header ({error})"
-        ) from None
-    if image.get_data_dtype().kind not in "iufb":
-        raise RecordingError(
-            "unreadable", f"{path}: expected real numbers, found {image.get_data_dtype()}"
-        )
-    return image
-
-
 def _series_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """(X, Y, Z, T); trailing axes of length one are dropped."""
     while len(shape) > 4 and shape[-1] == 1:
@@ -268,7 +252,7 @@ def _series_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int, in
 
 
 def _read_volumes(
-    path: Path, image: Any, shape: tuple[int, int, int, int]
+    path: Path, header: Header, shape: tuple[int, int, int, int], warnings: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decompress to the end (so that the gzip checksum counts), scale, and note what is odd.
 
@@ -283,7 +267,7 @@ def _read_volumes(
     volumes = np.empty((count, z, y, x), np.float32)
     ranges = np.empty((count, 2))
     start = 0
-    for block in _read_blocks(path, image, shape, volumes):
+    for block in _read_blocks(path, header, shape, warnings, volumes):
         stop = start + len(block)
         with np.errstate(invalid="ignore"):
             ranges[start:stop, 0] = block.min((1, 2, 3))
@@ -293,30 +277,43 @@ def _read_volumes(
 
 
 def _read_blocks(
-    path: Path, image: Any, shape: tuple[int, int, int, int], out: np.ndarray | None = None
+    path: Path,
+    header: Header,
+    shape: tuple[int, int, int, int],
+    warnings: list[str],
+    out: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Some volumes [t, Z, Y, X] at a time, in order, into `out` if it is given."""
-    proxy, dtype = image.dataobj, image.get_data_dtype()
+    dtype = header.dtype
     x, y, z, count = shape
     step = max(1, _BLOCK_BYTES // (dtype.itemsize * x * y * z))
     try:
         with path.open("rb") as handle:
             stream: BinaryIO = gzip.GzipFile(fileobj=handle) if path.suffix == ".gz" else handle  # type: ignore[assignment]
-            _skip(stream, int(proxy.offset))
+            _skip(stream, header.offset)
             for start in range(0, count, step):
                 size = min(step, count - start)
                 empty = out is None
                 block = np.empty((size, z, y, x), np.float32) if empty else out[start:][:size]  # type: ignore[index]
-                _fill(stream, block, dtype, proxy.slope, proxy.inter)
+                _fill(stream, block, dtype, header.slope, header.inter)
                 yield block
-            while stream.read(_BLOCK_BYTES):
-                pass
+            rest = 0
+            while more := stream.read(_BLOCK_BYTES):
+                rest += len(more)
     except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as error:
         raise RecordingError(
             "unreadable",
             f"{path}: expected {count} volumes of {x} x {y} x {z}, the file ends early or is "
             f"corrupt ({error}); copy it again",
         ) from None
+    if rest >= dtype.itemsize * x * y * z:
+        raise RecordingError(
+            "bad_metadata",
+            f"{path}: the header promises {count} volumes, the file holds {rest} bytes more "
+            f"({rest / (dtype.itemsize * x * y * z):.4g} volumes); convert the image anew",
+        )
+    if rest:
+        warnings.append(f"{rest} bytes behind the last voxel are not read")
 
 
 def _skip(stream: BinaryIO, count: int) -> None:

@@ -8,23 +8,21 @@ in milliseconds states nothing.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...cohort.layouts import parse_name, same_run
 from ...errors import RecordingError
+from .nifti_header import Header
 from .sidecars import Sidecar
 
 #: s; outside this range a repetition time is a mistake of units
 TR_RANGE_S = (0.2, 10.0)
 _TOLERANCE = 0.01
-_TIME_UNITS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 #: Suffixes of files whose sidecars say how often a run was sampled; physio's is of a belt.
 _OF_THE_RUN = ("bold", "timeseries", "motion", "outliers")
 
@@ -41,7 +39,7 @@ def agree_repetition_time(
     path: Path,
     statements: Sequence[Statement],
     cohort_s: float | None,
-    header: Any = None,
+    header: Header | None = None,
     warnings: list[str] | None = None,
 ) -> float:
     """s between volumes, on which everything that states it agrees.
@@ -54,7 +52,8 @@ def agree_repetition_time(
         Of sidecars (:func:`read_statements`), the closest first.
     cohort_s : float or None
         ``repetition_time_s`` of the cohort.
-    header : NIfTI header, optional
+    header : Header, optional
+        Of the image.
     warnings : list of str, optional
         Gets a line where the header had to be believed, or could not be.
 
@@ -67,11 +66,11 @@ def agree_repetition_time(
     stated = [*statements]
     if cohort_s is not None:
         stated.append(Statement(cohort_s, "the cohort's repetition_time_s"))
-    in_header, unit = _read_header(header)
+    in_header = header.step_s if header else 0.0
     if in_header not in (0.0, 1.0) and not any(_mistaken(in_header, s.seconds) for s in stated):
         stated.append(Statement(in_header, "the header"))
         if len(stated) == 1:
-            if unit == "unknown":
+            if header and header.time_unit == "unknown":
                 warnings.append("the header gives no unit of time; seconds assumed")
             warnings.append("repetition time from the header; no sidecar gives it")
     elif stated and header is not None and not _agree(in_header, stated[0].seconds):
@@ -184,16 +183,3 @@ def _agree(first: float, second: float) -> bool:
 def _mistaken(in_header: float, stated: float) -> bool:
     """The stated time in milliseconds under a unit of seconds, or the reverse."""
     return _agree(in_header / 1000, stated) or _agree(in_header * 1000, stated)
-
-
-def _read_header(header: Any) -> tuple[float, str]:
-    """s between volumes as the header has it, 0 where it has none, and its unit."""
-    if header is None:
-        return 0.0, "unknown"
-    try:
-        unit = header.get_xyzt_units()[1]
-    except KeyError:  # a code that the standard does not have
-        unit = "unknown"
-    value = float(header["pixdim"][4]) if header["dim"][0] > 3 else 0.0
-    seconds = round(value * _TIME_UNITS.get(unit, 0.0), 6)  # 0: Hz, ppm or rad/s is no time
-    return (seconds if math.isfinite(seconds) and seconds > 0 else 0.0), unit
