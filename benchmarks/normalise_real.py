@@ -37,34 +37,36 @@ def main() -> None:
 
     from brainlm.atlas import load_atlas
     from brainlm.cohort.index import read_entries, update_index
-    from brainlm.config import Cohort
-    from brainlm.paths import Results
+    from brainlm.config import Cohort, Config
+    from brainlm.preprocess.context import Context
 
     numba.set_num_threads(options.threads)
     atlas = load_atlas(options.atlas, options.atlas_folder)
     with tempfile.TemporaryDirectory() as scratch:
-        cohort, paths = Cohort(name="real", folder=options.folder), Results(Path(scratch))
+        cohort = Cohort(name="real", folder=options.folder)
+        config = Config(results=Path(scratch), cohorts=(cohort,))
+        context, paths = Context(config, cohort, atlas), config.paths
         update_index(cohort, paths.folder, 1000)
         for chunk in paths.list_chunks(cohort.name):
             for entry in read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder):
                 print(entry.recording_id, flush=True)
-                _compare(entry, paths.derivatives(cohort.name), atlas)
+                _compare(entry, context)
 
 
-def _compare(entry, out: Path, atlas) -> None:
-    from brainlm.config import Preprocess
+def _compare(entry, context) -> None:
     from brainlm.errors import RecordingError
-    from brainlm.preprocess.io.derivatives import Derivatives, read_volume
+    from brainlm.preprocess.io.derivatives import read_volume
     from brainlm.preprocess.io.read import read_image
     from brainlm.preprocess.normalise.template import load_template, space_of
-    from brainlm.preprocess.stages import STAGES
+    from brainlm.steps import STEPS, load
 
     try:
-        STAGES["motion"].function(entry, out, out, Preprocess(), atlas)
+        load(STEPS["motion"].run)(entry, context)
     except RecordingError as error:
         print(f"  left out: {error}")
         return
-    paths, template = Derivatives(out, entry.recording_id, atlas), load_template(space_of(atlas))
+    atlas = context.atlas
+    paths, template = context.files(entry), load_template(space_of(atlas))
     reference, affine = read_volume(paths.boldref)
     mask = read_volume(paths.mask)[0] > 0
     rows, parcels = {}, {}
@@ -72,7 +74,7 @@ def _compare(entry, out: Path, atlas) -> None:
     for name, seconds, fit in _fits(template, reference, affine, mask, t1w):
         if not rows:  # ours, directly: the nuisance columns are from it
             fit.save(paths.normalisation)
-            STAGES["denoise"].function(entry, out, out, Preprocess(), atlas)
+            load(STEPS["denoise"].run)(entry, context)
         rows[name] = (seconds, _agreement(fit, template, reference, affine, mask))
         parcels[name] = _homogeneity(fit, entry, paths, atlas)
     common = set.intersection(*(set(found) for found in parcels.values()))

@@ -63,8 +63,9 @@ def run_ours(path: Path, folder: Path, threads: int) -> dict[str, float]:
 
     from brainlm.atlas import load_atlas
     from brainlm.cohort.recordings import Entry
-    from brainlm.config import Preprocess
-    from brainlm.preprocess import stages
+    from brainlm.config import Cohort, Config
+    from brainlm.preprocess.chunk import make_task
+    from brainlm.preprocess.context import Context
 
     numba.set_num_threads(threads)
     source = str(path.relative_to(folder))
@@ -74,12 +75,14 @@ def run_ours(path: Path, folder: Path, threads: int) -> dict[str, float]:
         name, "sub-01", None, "rest", None, path, source, None, status.st_size,
         status.st_mtime_ns, "c0",
     )  # fmt: skip
-    atlas, config = load_atlas("demo424", folder / "atlas"), Preprocess(sample_period_s=1.0)
-    out, seconds = folder / "derivatives", {}
+    cohort, seconds = Cohort(name="c", folder=folder), {}
+    config = Config(results=folder, cohorts=(cohort,))
+    context = Context(config, cohort, load_atlas("demo424", folder / "atlas"))
     for stage in ("motion", "normalise", "denoise", "parcellate"):
-        stages.prepare(stage, config, atlas)
+        task = make_task(stage, context)
+        task.prepare()
         start = time.perf_counter()
-        figures = stages.STAGES[stage].function(entry, out, folder / "series", config, atlas)
+        figures = task.run(entry)
         total = time.perf_counter() - start
         steps = {k[:-2]: v for k, v in figures.items() if k.endswith("_s") and k in STEPS}
         seconds |= {f"{stage}: {step}": value for step, value in steps.items()}

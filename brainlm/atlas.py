@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import yaml
@@ -60,6 +61,37 @@ class Atlas:
     def own_names(self) -> tuple[str, ...]:
         """The names, where they are from a table of labels; else none."""
         return () if self.names == _numbered(self.num_parcels) else self.names
+
+
+class Identity(Protocol):
+    """What tells one atlas from another: all that a step's result can depend on."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> str | None: ...
+    @property
+    def image_sha256(self) -> str: ...
+
+
+class Registered(NamedTuple):
+    """The identity of an atlas by its registry entry alone: none of its files is opened."""
+
+    name: str
+    space: str | None
+    image_sha256: str
+
+
+def identify_atlas(name: str) -> Registered:
+    """Read a registry entry; the same identity as that of the loaded atlas."""
+    check_registered(name)
+    entry_path = REGISTRY / f"{name}.yaml"
+    return _identify(name, entry_path, yaml.safe_load(entry_path.read_text(encoding="utf-8")))
+
+
+def _identify(name: str, entry_path: Path, entry: dict) -> Registered:
+    image = (entry.get("files") or {}).get("image")
+    return Registered(name, entry.get("space"), image["sha256"] if image else sha256(entry_path))
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -117,13 +149,11 @@ def load_atlas(name: str, folder: str | Path, *, download: bool = True) -> Atlas
         item = entry["files"]["networks"]
         column, without = item.get("column", "network"), item.get("without", ())
         networks = read_networks(files["networks"], column, count, without)
-    image = files.get("image")
+    identity = _identify(name, entry_path, entry)
     return Atlas(
-        name=name,
-        space=entry.get("space"),
+        **identity._asdict(),
         num_parcels=count,
-        image=image,
-        image_sha256=entry["files"]["image"]["sha256"] if image else sha256(entry_path),
+        image=files.get("image"),
         coordinates=coordinates,
         names=names,
         source=entry["source"],

@@ -19,19 +19,12 @@ from .config import Config, LayoutName, load_config, sweep_point
 from .errors import BrainLMError
 from .files import describe_disk_error, is_disk_error
 from .paths import ModelFolder
+from .steps import STEPS, load
 
 if TYPE_CHECKING:
     from .atlas import Atlas
 
 Verb = Callable[[argparse.Namespace], int | None]
-_STAGES = {
-    "motion": "estimate rigid motion; write transforms, confounds, reference image and mask",
-    "normalise": "fit the transform from the template to the recording",
-    "denoise": "fit the ICA and decide which components are artefacts",
-    "parcellate": "sample the voxels once into parcels; filter, denoise, resample",
-    "volumes": "parcellate images that are in template space already; filter, denoise, resample",
-    "series": "take parcel series that are already there",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,8 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    def step_verb(name: str, run: Verb, *parents) -> argparse.ArgumentParser:
+        return verb(name, run, STEPS[name].help, STEPS[name].example, *parents)
+
     _add_data_verbs(verb)
-    _add_model_verbs(verb)
+    _add_chunk_verbs(verb)
+    _add_study_verbs(verb, step_verb)
     return parser
 
 
@@ -98,31 +95,32 @@ def _add_data_verbs(verb) -> None:
     sub.add_argument("--accept-removed", action="store_true",
                      help="many recordings were removed on purpose")  # fmt: skip
 
-    for name, text in _STAGES.items():
-        sub = verb(name, _stage, text,
-                   f"brainlm {name} --cohort demo --chunk 00000   (or: brainlm {name} "
-                   "data/demo/sub-01/func/sub-01_task-rest_bold.nii.gz)")  # fmt: skip
-        sub.add_argument("file", nargs="?", type=Path, help="one recording of a configured cohort")
-        sub.add_argument("--cohort")
-        sub.add_argument("--chunk")
+
+def _add_chunk_verbs(verb) -> None:
+    for step in STEPS.values():
+        if step.of == "study":
+            continue
+        example, run = f"brainlm {step.name} --cohort demo --chunk 00000", _chunk
+        if step.of == "recording":
+            example += (
+                f"   (or: brainlm {step.name} data/demo/sub-01/func/sub-01_task-rest_bold.nii.gz)"
+            )
+            run = _stage
+        sub = verb(step.name, run, step.help, example)
+        whole = step.of == "chunk"
+        sub.add_argument("--cohort", required=whole)
+        sub.add_argument("--chunk", required=whole)
         sub.add_argument("--workers", type=int, default=1, help="recordings at a time")
-        sub.add_argument("--retry-failed", action="store_true", help="try failed recordings again")
+        if not whole:
+            sub.add_argument("file", nargs="?", type=Path,
+                             help="one recording of a configured cohort")  # fmt: skip
+            sub.add_argument("--retry-failed", action="store_true",
+                             help="try failed recordings again")  # fmt: skip
 
-    sub = verb("shard", _shard, "write a chunk's shard and its scaling statistics",
-               "brainlm shard --cohort demo --chunk 00000")  # fmt: skip
-    sub.add_argument("--cohort", required=True)
-    sub.add_argument("--chunk", required=True)
 
-    sub = verb("pages", _pages, "write the pages of a chunk's recordings",
-               "brainlm pages --cohort demo --chunk 00000")  # fmt: skip
-    sub.add_argument("--cohort", required=True)
-    sub.add_argument("--chunk", required=True)
-    sub.add_argument("--workers", type=int, default=1, help="recordings at a time")
-
-    verb("release", _release, "freeze the reference shards and fit the robust scaling",
-         "brainlm release --config config.yaml")  # fmt: skip
-    sub = verb("summary", _summary, "count what became of every recording; list the failures",
-               "brainlm summary")  # fmt: skip
+def _add_study_verbs(verb, step_verb) -> None:
+    step_verb("release", _release)
+    sub = step_verb("summary", _summary)
     sub.add_argument("--check", action="store_true",
                      help="exit 3 when more than max_failed_fraction failed")  # fmt: skip
     sub = verb("status", _status, "how far the run is, what failed and what is next",
@@ -133,22 +131,15 @@ def _add_data_verbs(verb) -> None:
     sub = verb("config", _config, "check the configuration and print it in full",
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
-
-
-def _add_model_verbs(verb) -> None:
-    sub = verb("pretrain", _pretrain,
-               "train the masked autoencoder on the release; resumes by itself",
-               "torchrun --standalone --nproc-per-node 8 -m brainlm pretrain")  # fmt: skip
+    sub = step_verb("pretrain", _pretrain)
     sub.add_argument("--sweep", nargs=3, metavar=("PRESET", "SHARE", "SEED"),
                      help="a point of a scaling task instead of the model")  # fmt: skip
     fit = argparse.ArgumentParser(add_help=False)
     fit.add_argument("--task", required=True, help="a regression or classification task")
     fit.add_argument("--seed", type=int, default=1, help="one of the task's seeds")
     fit.add_argument("--from-scratch", action="store_true", help="the network not pretrained")
-    verb("finetune", _finetune, "fine-tune on a task's column of the participants tables",
-         "brainlm finetune --task age --seed 1", fit)  # fmt: skip
-    verb("predict", _predict, "predict external cohorts with a fine-tuned model",
-         "brainlm predict --task age --seed 1", fit)  # fmt: skip
+    step_verb("finetune", _finetune, fit)
+    step_verb("predict", _predict, fit)
     sub = verb("embed", _embed, "embed scans with a finished model: raw BOLD images, images in "
                "template space, parcel series, a folder of them, or a cohort of config.yaml",
                "brainlm embed sub-01_task-rest_bold.nii.gz --model path/to/model")  # fmt: skip
@@ -172,10 +163,9 @@ def _add_model_verbs(verb) -> None:
     sub.add_argument("--scaling", type=Path, help="for a model that carries none")
     sub.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                      help="recordings at a time")  # fmt: skip
-    sub = verb("evaluate", _evaluate, "compare with honest baselines, with intervals",
-               "brainlm evaluate --task reconstruction   (or --task age)")  # fmt: skip
+    sub = step_verb("evaluate", _evaluate)
     sub.add_argument("--task", required=True, help="a name in workflow/tasks or config.yaml")
-    sub = verb("report", _report, "write the report's pages", "brainlm report")
+    sub = step_verb("report", _report)
     sub.add_argument("--open", action="store_true", help="open it in the browser")
 
 
@@ -243,17 +233,22 @@ def _atlas(config: Config) -> Atlas:
 def _stage(args) -> None:
     from .preprocess.chunk import make_task, run_stage
 
-    config = _load(args)
     if args.file is None:
         if not (args.cohort and args.chunk):
             raise BrainLMError("name a recording's file, or --cohort and --chunk")
-        cohort = config.cohort(args.cohort)
-        run_stage(args.verb, args.chunk, cohort, config, _atlas(config),
-                  workers=args.workers, retry_failed=args.retry_failed)  # fmt: skip
+        options = {"workers": args.workers, "retry_failed": args.retry_failed}
+        run_stage(args.verb, args.chunk, _context(args), **options)
         return
-    cohort, entry = _find_entry(config, args.file)
-    for name, value in make_task(args.verb, cohort, config, _atlas(config)).run(entry).items():
+    args.cohort, entry = _find_entry(_load(args), args.file)
+    for name, value in make_task(args.verb, _context(args)).run(entry).items():
         print(f"{name}\t{value}")
+
+
+def _context(args):
+    from .preprocess.context import Context
+
+    config = _load(args)
+    return Context(config, config.cohort(args.cohort), _atlas(config))
 
 
 def _find_entry(config: Config, file: Path):
@@ -266,29 +261,14 @@ def _find_entry(config: Config, file: Path):
             table = config.paths.index(cohort.name)
             for entry in read_entries(table, cohort.folder):
                 if entry.path == wanted:
-                    return cohort, entry
+                    return cohort.name, entry
     raise BrainLMError(
         f"{file}: not a recording of any cohort in {config.results}'s configuration"
     )
 
 
-def _shard(args) -> None:
-    from .preprocess.collect import write_chunk_shard
-
-    config = _load(args)
-    cohort = config.cohort(args.cohort)
-    recordings = write_chunk_shard(args.chunk, cohort, config, _atlas(config))
-    usable = sum(recording.status == "ok" for recording in recordings)
-    path = config.paths.shard(cohort.name, args.chunk)
-    print(f"{path}: {usable} of {len(recordings)} recordings have a series")
-
-
-def _pages(args) -> None:
-    from .report.pages import write_chunk_pages
-
-    config = _load(args)
-    cohort = config.cohort(args.cohort)
-    write_chunk_pages(args.chunk, cohort, config, _atlas(config), workers=args.workers)
+def _chunk(args) -> None:
+    load(STEPS[args.verb].run)(args.chunk, _context(args), workers=args.workers)
 
 
 def _shards(config: Config, role: str | None = None) -> list[Path]:

@@ -33,6 +33,11 @@ class Results:
         return self.folder / "config.json"
 
     @property
+    def first_atlas(self) -> Path:
+        """The atlas that the study began with: what is made with another says so."""
+        return self.folder / "first_atlas.json"
+
+    @property
     def running(self) -> Path:
         """There while a run is going on, or after one that was killed."""
         return self.folder / ".running"

@@ -15,33 +15,30 @@ from typing import Any
 
 from .cohort.index import SECONDS_PER_MB, read_sizes
 from .config import Config, Pretrain
+from .steps import STEPS, Cost
 
 #: Recordings at a time in a chunk's job on a cluster; slurm/config.yaml asks for as many CPUs.
 CHUNK_CPUS = int(os.environ.get("BRAINLM_CHUNK_CPUS", 8))
-#: Stages of a raw recording by their share of its seconds (0.35 motion ... rounded up)
-_SHARE = {"motion": 0.4, "normalise": 0.35, "denoise": 0.3, "parcellate": 0.25, "volumes": 0.5}
-#: Seconds per recording of what does not depend on the image's size
-_SECONDS = {"series": 1.0, "pages": 2.0, "shard": 0.1}
 _SPARE = 2.0  # of run time: nodes differ
 _START_MIN = 10  # min to start Python, to read the atlas and to compile kernels
-_WORKER_MB, _MB_PER_FILE_MB = 400, 12  # peak of one recording: 675 MB for a file of 26 MB
 
 
-def chunk_resources(config: Config, stage: str) -> dict[str, Any]:
-    """Snakemake resources of a stage of a chunk, as functions of the chunk and the attempt.
+def chunk_resources(config: Config, step: str) -> dict[str, Any]:
+    """Snakemake resources of a step of a chunk, as functions of the chunk and the attempt.
 
     Chunks run on one CPU each on a laptop, where there are as many as cores; the cluster's
     profile gives each `CHUNK_CPUS`.
     """
+    cost = STEPS[step].cost
 
     def mem_mb(wildcards: Any, attempt: int) -> int:
         _, _, largest = _measure(config, wildcards.cohort, wildcards.chunk)
-        return _memory(stage, largest) * 2 ** (attempt - 1)
+        return _memory(cost, largest) * 2 ** (attempt - 1)
 
     def runtime(wildcards: Any, attempt: int) -> int:
         count, total, _ = _measure(config, wildcards.cohort, wildcards.chunk)
         limit = config.preprocess.time_limit_min
-        return _minutes(stage, count, total, limit) * 2 ** (attempt - 1)
+        return _minutes(cost, count, total, limit) * 2 ** (attempt - 1)
 
     return {"cpus_per_task": 1, "mem_mb": mem_mb, "runtime": runtime}
 
@@ -57,16 +54,14 @@ def _sizes(table: str) -> tuple[int, float, float]:
     return len(sizes), sum(sizes), max(sizes, default=0.0)
 
 
-def _memory(stage: str, largest_mb: float) -> int:
-    """MB: Python and its workers, one recording each; a shard holds its chunk in memory."""
-    if stage == "shard":
-        return 2000
-    per_file = _MB_PER_FILE_MB if stage in _SHARE else 1
-    return 1000 + CHUNK_CPUS * math.ceil(_WORKER_MB + per_file * largest_mb)
+def _memory(cost: Cost, largest_mb: float) -> int:
+    """MB: the job and its workers, one recording each."""
+    worker = math.ceil(cost.worker_mb + cost.mb_per_file_mb * largest_mb)
+    return math.ceil(cost.job_mb) + CHUNK_CPUS * worker
 
 
-def _minutes(stage: str, count: int, total_mb: float, limit_min: float) -> int:
-    seconds = _SHARE.get(stage, 0) * SECONDS_PER_MB * total_mb + _SECONDS.get(stage, 1.0) * count
+def _minutes(cost: Cost, count: int, total_mb: float, limit_min: float) -> int:
+    seconds = cost.share * SECONDS_PER_MB * total_mb + cost.seconds * count
     waves = math.ceil(count / CHUNK_CPUS)
     return math.ceil(_START_MIN + min(_SPARE * seconds / CHUNK_CPUS / 60, waves * limit_min))
 

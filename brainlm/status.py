@@ -13,9 +13,9 @@ from .config import Config
 from .evaluation.tasks import load_tasks
 from .paths import ModelFolder
 from .preprocess.chunk import read_stage_table
-from .preprocess.registry import stages_of
 from .preprocess.summary import HARMLESS
 from .progress import read_record
+from .steps import stages_of
 from .training.journal import clock
 
 

@@ -5,7 +5,6 @@ Imported at every parse, once per cluster job, so it imports nothing heavy.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -13,20 +12,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atlas import check_registered
-from .config import Cohort, Config, Pretrain, load_config, parse_config
+from .atlas import check_registered, identify_atlas, registered
+from .config import Cohort, Config, load_config, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
-from .files import describe_disk_error, remove_leftovers, write_text
+from .files import describe_disk_error, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
+from .steps import STEPS, read_first_atlas, stages_of, trigger
 
 if TYPE_CHECKING:
     from .progress import Progress
-
-#: Raised when a later rule's code changes its results; a stage's own versions are in
-#: brainlm.preprocess.registry.
-VERSIONS = {"shard": 1, "pretrain": 1, "finetune": 4, "evaluate": 3}
 
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
@@ -88,6 +84,7 @@ def _update(config: Config) -> bool:
     from .cohort.labels import describe_match
 
     news = False
+    _keep_first_atlas(config)
     for cohort in config.cohorts:
         started = time.monotonic()
         change = update_index(cohort, config.results, config.chunks.recordings)
@@ -205,11 +202,9 @@ def _note_finished(config: Config, dag: Any) -> None:
 
 def _chunk_work(config: Config, cohort: Cohort) -> tuple[list[str], str]:
     """The stages of a cohort's chunks, and all settings that their jobs depend on."""
-    from .preprocess.registry import stages_of
-
-    stages = stages_of(cohort.layout)
-    every = [*stages, "shard", "pages"]
-    return stages, "\n".join(stage_parameters(config, s, cohort=cohort.name) for s in every)
+    stages, triggers = stages_of(cohort.layout), Triggers(config, {})
+    every = [*stages, *(step.name for step in STEPS.values() if step.of == "chunk")]
+    return stages, "\n".join(triggers.of(step, cohort.name) for step in every)
 
 
 def _locked() -> bool:
@@ -289,59 +284,50 @@ def _remove_leftovers(config: Config) -> None:
         print(f"removed {count} temporary files of killed processes", file=sys.stderr)
 
 
-def stage_parameters(
-    config: Config, stage: str, task: Task | None = None, cohort: str | None = None
-) -> str:
-    """The code version of a rule and the settings that change its result, as one string.
+class Triggers:
+    """For the rules' ``params``: a job runs again when its step's version or facts change."""
 
-    Snakemake reruns a job when this changes; settings that do not change results (workers, time
-    limits, how often to checkpoint) are left out on purpose. A task's declaration counts too.
-    """
-    from .preprocess.registry import PARAMETERS, STAGE_VERSIONS
+    def __init__(self, config: Config, tasks: dict[str, Task]):
+        self.config, self.tasks = config, tasks
+        self.atlas = identify_atlas(config.atlas.name)
+        self.first = read_first_atlas(config)
+        self._known: dict[tuple[str | None, ...], str] = {}  # a plan asks once per job
 
-    if stage in STAGE_VERSIONS:
-        made_by: Any = [STAGE_VERSIONS[stage], PARAMETERS[stage](config.preprocess)]
-        if stage in ("parcellate", "volumes", "series"):
-            made_by.append(config.atlas.name)
-        if cohort:  # what the cohort says of its own files; nothing where it says nothing
-            made_by += _said(config.cohort(cohort))
-    else:
-        made_by = [VERSIONS[stage], _model_parameters(config, stage)]
-        if task is not None:
-            made_by.append(task.model_dump(exclude={"seeds"} if stage == "finetune" else None))
-    return json.dumps(made_by, sort_keys=True, default=str)
-
-
-def _said(cohort: Cohort) -> list[Any]:
-    keys = ("repetition_time_s", "space", "confounds", "segmentation", "units")
-    default = {key: Cohort.model_fields[key].default for key in keys}
-    said = {key: getattr(cohort, key) for key in keys if getattr(cohort, key) != default[key]}
-    return [said] if said else []
+    def of(self, step: str, cohort: str | None = None, task: str | None = None) -> str:
+        """The trigger of a step, for a cohort's chunks or for a task."""
+        asked = (step, cohort, task)
+        if asked not in self._known:
+            self._known[asked] = trigger(
+                step,
+                self.config,
+                cohort=self.config.cohort(cohort) if cohort else None,
+                atlas=self.atlas,
+                first=self.first,
+                task=self.tasks[task] if task else None,
+            )
+        return self._known[asked]
 
 
-def _model_parameters(config: Config, stage: str) -> dict[str, Any]:
-    if stage == "shard":
-        return {"dtype": config.chunks.dtype}
-    sections: dict[str, set[str]] = {
-        "pretrain": set(Pretrain.FREE),
-        "finetune": set(),
-        "evaluate": set(),
-    }
-    section = getattr(config, stage)
-    return {
-        "model": config.model.model_dump(),
-        stage: section.model_dump(exclude=sections[stage]),
-    }
+def _keep_first_atlas(config: Config) -> None:
+    """Before the stored configuration is replaced: of a study that is older than this file, it
+    names the atlas that everything was made with."""
+    path, name = config.paths.first_atlas, config.atlas.name
+    if path.exists():
+        return
+    if config.paths.config.exists():
+        name = read_json(config.paths.config)["atlas"]["name"]
+    known = name if name in registered() else config.atlas.name
+    write_json(path, identify_atlas(known)._asdict())
 
 
 __all__ = [
+    "Triggers",
     "finish",
     "is_clinical",
     "load_tasks",
     "open_chunks",
     "prepare",
     "shard_files",
-    "stage_parameters",
     "start",
     "sweep_models",
 ]

@@ -13,21 +13,21 @@ ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
 from brainlm.paths import ModelFolder
-from brainlm.preprocess.registry import stages_of
 from brainlm.resources import (
     chunk_resources,
     launch_line,
     site_commands,
     training_resources,
 )
+from brainlm.steps import stages_of
 from brainlm.workflow import (
+    Triggers,
     finish,
     is_clinical,
     load_tasks,
     open_chunks,
     prepare,
     shard_files,
-    stage_parameters,
     start,
     sweep_models,
 )
@@ -46,6 +46,7 @@ shell.prefix(
 )
 
 TASKS = load_tasks(CONFIG.tasks)
+TRIGGERS = Triggers(CONFIG, TASKS)
 RESULT_TABLES = [PATHS.table(task) for task in TASKS]
 
 
@@ -84,19 +85,11 @@ def more(amount):
     return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
-def settings(stage):
-    """The stage's code version and the parameters that change its result: its only triggers."""
-    return stage_parameters(CONFIG, stage)
-
-
-def cohort_settings(stage):
-    """As settings, with what the cohort's entry says of its files."""
-    return lambda wildcards: stage_parameters(CONFIG, stage, cohort=wildcards.cohort)
-
-
-def task_settings(stage):
-    """As settings, with the declaration of the job's task."""
-    return lambda wildcards: stage_parameters(CONFIG, stage, TASKS[wildcards.task])
+def settings(step):
+    """All that makes a job run again, besides newer input: its step's version and facts."""
+    return lambda wildcards: TRIGGERS.of(
+        step, cohort=wildcards.get("cohort"), task=wildcards.get("task")
+    )
 
 
 def last_stage(wildcards):

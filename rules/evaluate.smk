@@ -14,6 +14,6 @@ rule evaluate:
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
-        task_settings("evaluate"),
+        settings("evaluate"),
     shell:
         "brainlm evaluate --task {wildcards.task} 2>&1 | tee {log:q}"

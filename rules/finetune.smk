@@ -16,7 +16,7 @@ rule finetune:
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
-        task_settings("finetune"),
+        settings("finetune"),
         scratch=lambda wildcards: (
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),
@@ -39,7 +39,7 @@ rule predict:
     resources:
         **training_resources(TRAINING, nodes=1),
     params:
-        task_settings("finetune"),
+        settings("predict"),
         scratch=lambda wildcards: (
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),

@@ -38,7 +38,7 @@ rule volumes:
     resources:
         **chunk_resources(CONFIG, "volumes"),
     params:
-        cohort_settings("volumes"),
+        settings("volumes"),
     shell:
         "brainlm volumes --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"
@@ -59,7 +59,7 @@ rule series:
     resources:
         **chunk_resources(CONFIG, "series"),
     params:
-        cohort_settings("series"),
+        settings("series"),
     shell:
         "brainlm series --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
         " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

@@ -40,7 +40,7 @@ rule sweep:
     resources:
         **training_resources(TRAINING),
     params:
-        settings("pretrain"),
+        settings("sweep"),
         launch=launch_line(TRAINING),
     shell:
         "{params.launch} pretrain --sweep {wildcards.preset} {wildcards.share} {wildcards.seed}"

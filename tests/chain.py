@@ -12,11 +12,12 @@ import numpy as np
 
 from brainlm.atlas import Atlas, load_atlas
 from brainlm.cohort.recordings import Entry
-from brainlm.config import Preprocess
+from brainlm.config import Cohort, Config, Preprocess
 from brainlm.files import plain_values
+from brainlm.preprocess.context import Context
 from brainlm.preprocess.io.derivatives import Derivatives
-from brainlm.preprocess.stages import STAGES
 from brainlm.simulate import Truth, load_truth, simulate_cohort
+from brainlm.steps import STEPS, load
 
 
 def make_entry(root: Path, path: Path, t1w: Path | None = None) -> Entry:
@@ -27,6 +28,27 @@ def make_entry(root: Path, path: Path, t1w: Path | None = None) -> Entry:
         name, name.split("_")[0], None, "rest", None, path, source, t1w, status.st_size,
         status.st_mtime_ns, "c0",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place(Context):
+    """A context whose stages write to one folder."""
+
+    out: Path
+
+    @property
+    def derivatives(self) -> Path:
+        return self.out
+
+    @property
+    def series(self) -> Path:
+        return self.out / "series"
+
+
+def make_place(out: Path, atlas: Atlas, options: Preprocess, **cohort: Any) -> Place:
+    """Where a recording's stages write, for a cohort with these keys."""
+    entry = Cohort(**({"name": "c", "folder": Path()} | cohort))
+    return Place(Config(cohorts=(entry,), preprocess=options), entry, atlas, out)
 
 
 @dataclass
@@ -50,10 +72,9 @@ class Chain:
 
     def run(self, *stages: str, config: Preprocess | None = None) -> dict[str, Any]:
         """Run stages in turn; the last one's figures."""
+        place = make_place(self.out, self.atlas, config or self.config)
         for stage in stages:
-            self.figures[stage] = STAGES[stage].function(
-                self.entry, self.out, self.series_dir, config or self.config, self.atlas
-            )
+            self.figures[stage] = load(STEPS[stage].run)(self.entry, place)
         return self.figures[stages[-1]]
 
     def at(self, out: Path, **changes: Any) -> Chain:

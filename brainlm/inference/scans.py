@@ -102,15 +102,15 @@ def preprocess(
         cannot be used raises nothing: it is a row with a status and a reason.
     """
     from ..preprocess.chunk import run_stage
-    from ..preprocess.collect import write_chunk_shard
-    from ..preprocess.registry import stages_of
-    from ..report.pages import write_chunk_pages
+    from ..preprocess.context import Context
+    from ..steps import STEPS, load, stages_of
 
-    config, cohort = scans.config, scans.cohort
-    paths = Results(config.results)
+    cohort, context = scans.cohort, Context(scans.config, scans.cohort, atlas)
+    paths = Results(scans.config.results)
     for chunk in scans.chunks:
-        for step in stages_of(cohort.layout):
-            run_stage(step, chunk, cohort, config, atlas, workers=workers, log=log)
-        write_chunk_shard(chunk, cohort, config, atlas)
-        write_chunk_pages(chunk, cohort, config, atlas, workers=workers, log=log)
+        for stage in stages_of(cohort.layout):
+            run_stage(stage, chunk, context, workers=workers, log=log)
+        for step in STEPS.values():
+            if step.of == "chunk":
+                load(step.run)(chunk, context, workers=workers, log=log)
     return Corpus([paths.shard(cohort.name, chunk) for chunk in scans.chunks])

@@ -2,14 +2,13 @@
 
 Each recording runs in a process of its own, so that a crash, a leak or a time limit costs that
 recording only. Its outcome is kept in a small file keyed by the recording's fingerprint, the
-parameters and the code versions of this stage and those before it: a chunk that is run again
-computes only what changed.
+parameters and the code versions of this stage and those before it, and counts only while the files
+that it stands for are there and whole: a chunk that is run again computes only what changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -19,25 +18,26 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..atlas import Atlas
 from ..cohort.index import read_entries
 from ..cohort.recordings import Entry
-from ..config import Cohort, Config
+from ..config import Cohort
 from ..errors import BrainLMError, RecordingError
 from ..files import (
     describe_disk_error,
     is_disk_error,
+    is_whole,
     plain_values,
     read_json,
     write_json,
 )
 from ..progress import Record, write_record
+from ..steps import STEPS, Step, load, outcome_recipe, read_first_atlas, stages_of
 from ..tables import MISSING, as_number, read_tsv, write_tsv
-from .registry import PARAMETERS, STAGE_VERSIONS, stages_of
+from .context import Context
 
 _DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
 _WORDS = ("recording_id", "status", "reason")
@@ -46,86 +46,84 @@ Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage
 
 @dataclass(frozen=True)
 class Task:
-    """A stage bound to its cohort: call it with an entry to get its figures."""
+    """A step bound to its cohort, for each recording of a chunk.
 
-    name: str
+    Attributes
+    ----------
+    key : callable
+        What the outcome of a recording depends on, as one string.
+    before : str or None
+        The stage whose results this one reads.
+    """
+
+    step: Step
+    context: Context
     key: Callable[[Entry], str]
     run: Callable[[Entry], dict[str, Any]]
     prepare: Callable[[], None]
-    cache: Callable[[str], Path]
-    time_limit_s: float
+    before: str | None = None
+
+    @property
+    def time_limit_s(self) -> float:
+        return self.context.options.time_limit_min * 60
 
     def cached(self, entry: Entry) -> Outcome | None:
-        path = self.cache(entry.recording_id)
-        if not path.exists():
+        """The outcome of an earlier run, if it is of the same input and its files are whole."""
+        kept = self._read(self.step.name, entry)
+        if kept.get("key") != self.key(entry) or kept.get("after") != self._after(entry):
             return None
-        kept = read_json(path)
-        return kept["outcome"] if kept.get("key") == self.key(entry) else None
+        outcome = kept["outcome"]
+        names = self.step.makes(self.context.options) if outcome["status"] == "ok" else ()
+        return outcome if all(map(is_whole, self.context.made(entry, names))) else None
 
     def keep(self, entry: Entry, outcome: Outcome) -> None:
-        write_json(
-            self.cache(entry.recording_id),
-            {"key": self.key(entry), "outcome": outcome},
-        )
+        kept = {
+            "key": self.key(entry),
+            "made": datetime.now(UTC).isoformat(),
+            "after": self._after(entry),
+            "outcome": outcome,
+        }
+        write_json(self._path(self.step.name, entry), kept)
+
+    def _after(self, entry: Entry) -> str | None:
+        """When the stage before was computed: it may have written other files since."""
+        return self._read(self.before, entry).get("made") if self.before else None
+
+    def _read(self, stage: str, entry: Entry) -> dict[str, Any]:
+        path = self._path(stage, entry)
+        return read_json(path) if path.exists() else {}
+
+    def _path(self, stage: str, entry: Entry) -> Path:
+        context = self.context
+        return context.config.paths.outcome(context.cohort.name, stage, entry.recording_id)
 
 
-def make_task(stage: str, cohort: Cohort, config: Config, atlas: Atlas) -> Task:
-    """Bind a stage of :data:`brainlm.preprocess.stages.STAGES` to a cohort."""
-    from . import stages
-
-    order = stages_of(cohort.layout)
-    made_by: dict[str, Any] = {
-        "stages": [
-            [name, STAGE_VERSIONS[name], PARAMETERS[name](config.preprocess)]
-            for name in order[: order.index(stage) + 1]
-        ],
-        "atlas": atlas.space if stage in order[:-1] else atlas.image_sha256,
-        "repetition_time_s": cohort.repetition_time_s,
-    }
-    if stage == "volumes":
-        made_by |= {"space": cohort.space, "confounds": cohort.confounds}
-    if stage == "series":
-        made_by |= {"segmentation": cohort.segmentation}
-    recipe = json.dumps(made_by, sort_keys=True, default=str)
+def make_task(stage: str, context: Context) -> Task:
+    """Bind a stage to a cohort."""
+    step, order = STEPS[stage], stages_of(context.cohort.layout)
+    run, place = load(step.run), order.index(stage)
+    first = read_first_atlas(context.config)
+    recipe = outcome_recipe(stage, context.config, context.cohort, context.atlas, first)
 
     def key(entry: Entry) -> str:
         parts = [recipe, entry.source, str(entry.size), str(entry.mtime_ns), str(entry.t1w)]
         parts += [f"retry {entry.retry}"] if entry.retry else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    paths = config.paths
-    derivatives = paths.derivatives(cohort.name)
-    series = paths.series(cohort.name)
-    if stage in ("volumes", "series"):
-        from .delivered.parcel_series import take_series
-        from .delivered.volumes import take_volumes
-
-        def run(entry: Entry) -> dict[str, Any]:
-            if stage == "series":
-                return take_series(entry, series, cohort, config.preprocess, atlas)
-            return take_volumes(entry, derivatives, series, cohort, config.preprocess, atlas)
-    else:
-
-        def run(entry: Entry) -> dict[str, Any]:
-            function = stages.STAGES[stage].function
-            return function(entry, derivatives, series, config.preprocess, atlas)
-
     return Task(
-        name=stage,
+        step=step,
+        context=context,
         key=key,
-        run=run,
-        prepare=lambda: stages.prepare(stage, config.preprocess, atlas),
-        cache=partial(paths.outcome, cohort.name, stage),
-        time_limit_s=config.preprocess.time_limit_min * 60,
+        run=lambda entry: run(entry, context),
+        prepare=lambda: load(step.prepare)(context) if step.prepare else None,
+        before=order[place - 1] if place else None,
     )
 
 
 def run_stage(
     stage: str,
     chunk: str,
-    cohort: Cohort,
-    config: Config,
-    atlas: Atlas,
+    context: Context,
     *,
     workers: int = 1,
     retry_failed: bool = False,
@@ -136,29 +134,23 @@ def run_stage(
     A recording that an earlier stage gave up on keeps that status. Bad input never raises; the
     table has as many rows as the chunk has recordings.
     """
-    paths = config.paths
+    paths, cohort = context.config.paths, context.cohort
     entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
-    order = stages_of(cohort.layout)
-    task = make_task(stage, cohort, config, atlas)
+    task = make_task(stage, context)
     outcomes: dict[str, Outcome] = {}
-    if stage != order[0]:
-        before = paths.stage_table(cohort.name, chunk, order[order.index(stage) - 1])
+    if task.before:
+        before = paths.stage_table(cohort.name, chunk, task.before)
         for row in read_stage_table(before):
             if row["status"] != "ok":
                 outcomes[row["recording_id"]] = row
     else:
         outcomes.update(_excluded(entries, cohort))
-    return run_task(
-        task, chunk, cohort, config, outcomes,
-        workers=workers, retry_failed=retry_failed, log=log,
-    )  # fmt: skip
+    return run_task(task, chunk, outcomes, workers=workers, retry_failed=retry_failed, log=log)
 
 
 def run_task(
     task: Task,
     chunk: str,
-    cohort: Cohort,
-    config: Config,
     outcomes: dict[str, Outcome],
     *,
     workers: int = 1,
@@ -169,7 +161,7 @@ def run_task(
 
     What was computed from the same input is taken from the cache.
     """
-    paths = config.paths
+    paths, cohort = task.context.config.paths, task.context.cohort
     entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
     todo = [entry for entry in entries if entry.recording_id not in outcomes]
     fresh = []
@@ -179,17 +171,18 @@ def run_task(
             fresh.append(entry)
         else:
             outcomes[entry.recording_id] = kept
-    log(f"{task.name} {cohort.name}/{chunk}: {len(entries)} recordings, {len(fresh)} to do")
-    record = config.paths.chunk_record(task.name, cohort.name, chunk)
-    write_record(record, Record(task.name, 0, len(fresh)), first=True)
+    name = task.step.name
+    log(f"{name} {cohort.name}/{chunk}: {len(entries)} recordings, {len(fresh)} to do")
+    record = paths.chunk_record(name, cohort.name, chunk)
+    write_record(record, Record(name, 0, len(fresh)), first=True)
     for count, (entry, outcome) in enumerate(_run_all(task, fresh, workers), start=1):
         task.keep(entry, outcome)
         outcomes[entry.recording_id] = outcome
         words = outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "")
         log(f"  {count}/{len(fresh)} {entry.recording_id} {outcome['seconds']:.1f} s {words}")
-        write_record(record, Record(task.name, count, len(fresh)))
+        write_record(record, Record(name, count, len(fresh)))
     rows = [outcomes[entry.recording_id] for entry in entries]
-    write_stage_table(paths.stage_table(cohort.name, chunk, task.name), rows)
+    write_stage_table(paths.stage_table(cohort.name, chunk, name), rows)
     return rows
 
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..atlas import Atlas
 from ..cohort.index import read_entries
 from ..cohort.recordings import Entry
 from ..cohort.splits import split_of
 from ..config import Cohort, Config
 from ..errors import BrainLMError
 from ..shards import ParcelQuantiles, Recording, ShardInfo, write_shard
+from ..steps import stages_of
 from .chunk import read_stage_table
-from .registry import stages_of
+from .context import Context
 
 
-def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) -> list[Recording]:
+def write_chunk_shard(
+    chunk: str, context: Context, *, workers: int = 1, log: Callable[[str], None] = print
+) -> list[Recording]:
     """Write a chunk's shard and the quantile statistics of its training recordings.
 
-    Failed recordings become rows without a series.
+    Failed recordings become rows without a series. There is one worker, whatever `workers` is.
     """
+    config, cohort, atlas = context.config, context.cohort, context.atlas
     paths = config.paths
     entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
     last = stages_of(cohort.layout)[-1]
@@ -41,7 +45,10 @@ def write_chunk_shard(chunk: str, cohort: Cohort, config: Config, atlas: Atlas) 
     train = (r.series for r in recordings if r.series is not None and r.split == "train")
     statistics = ParcelQuantiles.of(train, atlas.num_parcels)
     statistics.save(paths.quantiles(cohort.name, chunk))
-    write_shard(paths.shard(cohort.name, chunk), recordings, info, dtype=config.chunks.dtype)
+    path = paths.shard(cohort.name, chunk)
+    write_shard(path, recordings, info, dtype=config.chunks.dtype)
+    usable = sum(recording.status == "ok" for recording in recordings)
+    log(f"{path}: {usable} of {len(recordings)} recordings have a series")
     return recordings
 
 
@@ -65,7 +72,11 @@ def _recording(entry: Entry, outcome: dict, cohort: Cohort, config: Config) -> R
         with np.load(path, allow_pickle=False) as kept:
             values = {name: kept[name] for name in kept.files}
     except FileNotFoundError:
-        raise BrainLMError(f"{path}: not found; run the parcellate stage again") from None
+        stage = stages_of(cohort.layout)[-1]
+        raise BrainLMError(
+            f"{path}: not found; make it again with: brainlm {stage} --cohort {cohort.name} "
+            f"--chunk {entry.chunk}"
+        ) from None
 
     def number(name: str) -> float | None:
         value = float(values[name]) if name in values else float("nan")

@@ -10,9 +10,9 @@ from ..cohort.index import read_entries, read_refused
 from ..cohort.labels import describe_match
 from ..config import Cohort, Config
 from ..paths import Results
+from ..steps import stages_of
 from ..tables import write_tsv
 from .chunk import read_stage_table
-from .registry import stages_of
 
 #: A recording that ended so did not fail: it is as it should be, or nothing can be done about it.
 HARMLESS = ("ok", "too_short", "excluded")

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from ..atlas import Atlas
 from ..cohort.recordings import Entry
-from ..config import Cohort, Config
+from ..config import Cohort
 from ..paths import Results
 from ..preprocess.chunk import (
     Outcome,
@@ -22,31 +21,27 @@ from ..preprocess.chunk import (
     read_stage_table,
     run_task,
 )
-from ..preprocess.registry import STAGE_VERSIONS, stages_of
+from ..preprocess.context import Context
 from ..shards import Corpus
+from ..steps import STEPS, outcome_recipe, read_first_atlas, stages_of
 from .pictures import load_slices
 from .recording import make_recording_page
 from .site import make_environment, write_site
 
 
 def write_chunk_pages(
-    chunk: str,
-    cohort: Cohort,
-    config: Config,
-    atlas: Atlas,
-    *,
-    workers: int = 1,
-    log: Callable[[str], None] = print,
+    chunk: str, context: Context, *, workers: int = 1, log: Callable[[str], None] = print
 ) -> list[Outcome]:
     """Write the page of each recording for a chunk whose shard is there.
 
     A page that cannot be drawn is a row of the chunk's ``pages.tsv``; it harms nobody's data.
     """
+    config, cohort, atlas = context.config, context.cohort, context.atlas
     paths = config.paths
     corpus = Corpus([paths.shard(cohort.name, chunk)])
     index = {name: i for i, name in enumerate(corpus.table["recording_id"])}
     figures = _read_figures(paths, cohort, chunk)
-    recipe = [STAGE_VERSIONS["pages"], config.preprocess.model_dump(), atlas.image_sha256]
+    recipe = outcome_recipe("pages", config, cohort, atlas, read_first_atlas(config))
 
     def key(entry: Entry) -> str:
         found = figures.get(entry.recording_id, {})
@@ -61,14 +56,13 @@ def write_chunk_pages(
         return {"page_kb": paths.recording_page(cohort.name, name).stat().st_size // 1000}
 
     task = Task(
-        name="pages",
+        step=STEPS["pages"],
+        context=context,
         key=key,
         run=run,
         prepare=lambda: _prepare(atlas),
-        cache=partial(paths.outcome, cohort.name, "pages"),
-        time_limit_s=config.preprocess.time_limit_min * 60,
     )
-    return run_task(task, chunk, cohort, config, {}, workers=workers, log=log)
+    return run_task(task, chunk, {}, workers=workers, log=log)
 
 
 def _read_figures(paths: Results, cohort: Cohort, chunk: str) -> dict[str, dict[str, Any]]:

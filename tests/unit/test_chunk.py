@@ -3,10 +3,9 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,17 @@ from brainlm.config import parse_config
 from brainlm.errors import RecordingError
 from brainlm.preprocess.chunk import read_stage_table, run_stage
 from brainlm.preprocess.collect import write_chunk_shard
+from brainlm.preprocess.context import Context
 from brainlm.preprocess.summary import summarise
 from brainlm.shards import read_shard
+from brainlm.steps import STEPS
 
 ATLAS = Atlas("toy", "toyspace", 3, None, "ab", None, ("a", "b", "c"), "", "")
 
 
-def act(entry, derivatives, series, config, atlas):
+def act(entry, context):
     """Do what the recording's file says, and leave a mark that it ran."""
-    word = entry.path.read_text().split()[0]
+    derivatives, word = context.derivatives, entry.path.read_text().split()[0]
     with open(derivatives.parent / "calls", "a") as calls:
         calls.write(f"{entry.recording_id}\n")
     if word == "short":
@@ -46,10 +47,10 @@ def act(entry, derivatives, series, config, atlas):
     return {"fd_mm": np.float32(0.25), "none": float("nan")}
 
 
-def write_series(entry, derivatives, series, config, atlas):
-    series.mkdir(parents=True, exist_ok=True)
+def write_series(entry, context):
+    context.series.mkdir(parents=True, exist_ok=True)
     np.savez(
-        series / f"{entry.recording_id}.npz",
+        context.series / f"{entry.recording_id}.npz",
         series=np.ones((4, 3), np.float32), coverage=np.ones(3), baseline=np.ones(3), tr_s=2.0,
         sample_period_s=1.0, duration_s=240.0, mean_fd_mm=0.1, mean_dvars=1.0, tsnr=50.0,
         units="percent",
@@ -60,16 +61,10 @@ def write_series(entry, derivatives, series, config, atlas):
 @pytest.fixture
 def study(tmp_path, monkeypatch):
     functions = {"motion": act, "normalise": act, "denoise": act, "parcellate": write_series}
-    stages = types.ModuleType("brainlm.preprocess.stages")
-    stages.STAGES = {
-        name: types.SimpleNamespace(
-            name=name, function=function, version=1, parameters=lambda config: {}
-        )
-        for name, function in functions.items()
-    }
-    stages.prepare = lambda stage, config, atlas: None
-    monkeypatch.setitem(sys.modules, "brainlm.preprocess.stages", stages)
-    monkeypatch.setattr("brainlm.preprocess.stages", stages, raising=False)
+    for name, function in functions.items():
+        run = f"{__name__}:{function.__name__}"
+        step = replace(STEPS[name], run=run, prepare="", makes=lambda options: ())
+        monkeypatch.setitem(STEPS, name, step)
     folder, results = tmp_path / "bids", tmp_path / "results"
     for subject, word in enumerate(["ok", "short", "bug", "killed", "ok"]):
         func = folder / f"sub-{subject}" / "func"
@@ -85,9 +80,8 @@ def study(tmp_path, monkeypatch):
 
 
 def run(config, stage="motion", **options):
-    return run_stage(
-        stage, "00000", config.cohorts[0], config, ATLAS, workers=2, log=str, **options
-    )
+    context = Context(config, config.cohorts[0], ATLAS)
+    return run_stage(stage, "00000", context, workers=2, log=str, **options)
 
 
 def calls(config) -> list[str]:
@@ -140,7 +134,7 @@ def test_only_what_changed_is_computed_again(study):
 def test_failures_pass_through_to_the_shard_and_the_summary(study):
     for stage in ("motion", "normalise", "denoise", "parcellate"):
         run(study, stage)
-    write_chunk_shard("00000", study.cohorts[0], study, ATLAS)
+    write_chunk_shard("00000", Context(study, study.cohorts[0], ATLAS), log=str)
     rows = read_shard(study.paths.shard("c", "00000"))
     assert [r.status for r in rows] == ["ok", "too_short", "crashed", "crashed", "ok"]
     assert rows[1].duration_s == 20.0

@@ -10,11 +10,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from chain import make_place
 
 from brainlm.atlas import load_atlas
 from brainlm.cohort.layouts import LAYOUTS
 from brainlm.cohort.recordings import Entry
-from brainlm.config import Cohort, Preprocess
+from brainlm.config import Preprocess
 from brainlm.errors import RecordingError
 from brainlm.preprocess.delivered.movement import read_movement
 from brainlm.preprocess.delivered.parcel_series import take_series
@@ -73,7 +74,7 @@ def write_confounds(path: Path, motion: np.ndarray, **more) -> None:
 
 
 def take(folder: Path, layout: str, atlas, out: Path, config=CONFIG, **cohort):
-    cohort = Cohort(name="c", folder=folder, layout=layout, **cohort)
+    place = make_place(out, atlas, config, folder=folder, layout=layout, **cohort)
     item = LAYOUTS[layout].find(folder, set())[0]
     path = folder / item.source
     entry = Entry(
@@ -81,8 +82,8 @@ def take(folder: Path, layout: str, atlas, out: Path, config=CONFIG, **cohort):
         None, item.size, item.mtime_ns, "0",
     )  # fmt: skip
     if LAYOUTS[layout].enters == "series":
-        return take_series(entry, out / "series", cohort, config, atlas), out
-    figures = take_volumes(entry, out, out / "series", cohort, config, atlas)
+        return take_series(entry, place), out
+    figures = take_volumes(entry, place)
     with np.load(out / "series" / f"{item.recording_id}.npz") as stored:
         return figures, dict(stored)
 

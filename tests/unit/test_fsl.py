@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from chain import Chain
+from chain import Chain, make_place
 from fsl_stand_in import fsl_matrix, par_line, scaled_to_world, world_to_scaled
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -21,9 +21,10 @@ from scipy.spatial.transform import Rotation
 from brainlm.cohort.index import update_index
 from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess import stages
 from brainlm.preprocess.chunk import run_stage
+from brainlm.preprocess.context import Context
 from brainlm.preprocess.denoise.aroma import high_frequency_content
+from brainlm.preprocess.denoise.denoise_step import run_denoise
 from brainlm.preprocess.fsl import commands as fsl_commands
 from brainlm.preprocess.fsl import engine as fsl
 from brainlm.preprocess.fsl import fix as fsl_fix
@@ -38,9 +39,9 @@ from brainlm.preprocess.io.derivatives import (
 from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.warp import WarpField, load_normalisation
-from brainlm.preprocess.registry import PARAMETERS
 from brainlm.report.methods_text import describe_methods
 from brainlm.report.recording import _describe_components
+from brainlm.steps import STEPS, load
 
 PROGRAMS = ("mcflirt", "flirt", "fnirt", "convertwarp", "bet", "melodic", "fix")
 CONFIG = Preprocess(engine="fsl", min_duration_s=60, use_t1w=False)
@@ -343,14 +344,14 @@ def test_absent_fsl_is_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.delenv("FSLDIR", raising=False)
     for stage in ("motion", "normalise", "denoise"):
         with pytest.raises(BrainLMError) as caught:  # before a recording is looked at
-            stages.prepare(stage, CONFIG, None)
+            prepare(stage, CONFIG)
         assert not isinstance(caught.value, RecordingError)
         for words in ("mcflirt, flirt, fnirt", "melodic", "FSLDIR is not set", "module load fsl",
                       "envs/fsl.yaml", "engine: builtin"):  # fmt: skip
             assert words in str(caught.value)
     monkeypatch.setenv("FSLDIR", "/opt/fsl")
     with pytest.raises(BrainLMError, match="FSLDIR is /opt/fsl"):
-        stages.prepare("motion", CONFIG, None)
+        prepare("motion", CONFIG)
 
 
 def test_absent_fsl_stops_the_command_and_not_each_recording(study, tmp_path, monkeypatch):
@@ -361,8 +362,9 @@ def test_absent_fsl_stops_the_command_and_not_each_recording(study, tmp_path, mo
     })  # fmt: skip
     update_index(config.cohorts[0], config.results, 10)
     said: list[str] = []
+    context = Context(config, config.cohorts[0], study.atlas)
     with pytest.raises(BrainLMError, match="engine: builtin"):
-        run_stage("motion", "00000", config.cohorts[0], config, study.atlas, log=said.append)
+        run_stage("motion", "00000", context, log=said.append)
     assert len(said) == 1 and "1 to do" in said[0]
     assert not list((tmp_path / "results").rglob("motion.tsv"))
     assert not list((tmp_path / "results").rglob("outcomes/**/*.json"))
@@ -380,8 +382,16 @@ def replace_config(**options) -> Preprocess:
 
 def test_engine_is_part_of_every_fit_s_key():
     for stage in ("motion", "normalise", "denoise"):
-        assert PARAMETERS[stage](CONFIG)["engine"] == "fsl"
-        assert PARAMETERS[stage](CONFIG) != PARAMETERS[stage](replace_config(engine="builtin"))
+        ours, theirs = parameters(stage, replace_config(engine="builtin")), parameters(stage)
+        assert theirs["engine"] == "fsl" and ours != theirs
+
+
+def prepare(stage: str, options: Preprocess) -> None:
+    load(STEPS[stage].prepare)(make_place(Path(), None, options))
+
+
+def parameters(stage: str, options: Preprocess = CONFIG) -> dict:
+    return make_place(Path(), None, options).parameters(stage)
 
 
 # ---- the stages, with stand-ins
@@ -638,11 +648,11 @@ def test_what_fix_cannot_judge_is_refused(tmp_path, options, words):
 
 
 def test_fix_is_part_of_the_key_only_where_it_judges():
-    assert PARAMETERS["denoise"](Preprocess()) == {
+    assert parameters("denoise", Preprocess()) == {
         "engine": "builtin", "denoise": "ica", "high_pass_hz": 0.008,
     }  # fmt: skip
     keys = [
-        PARAMETERS["denoise"](c)
+        parameters("denoise", c)
         for c in (CONFIG, with_fix("a"), with_fix("b"), with_fix("a", fix_threshold=10))
     ]
     assert len({json.dumps(key) for key in keys}) == 4
@@ -654,12 +664,12 @@ def test_absent_fix_and_absent_weights_are_said_before_a_recording(
     monkeypatch,
 ):
     with pytest.raises(BrainLMError, match=r"fix_weights: .*gone.RData is not a file"):
-        stages.prepare("motion", with_fix(weights.with_name("gone.RData")), None)
+        prepare("motion", with_fix(weights.with_name("gone.RData")))
     folder = Path(os.environ["PATH"].split(os.pathsep)[0])
     (folder / "fix").unlink()
     monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(BrainLMError, match=r"needs fix, not found on PATH.*module load fsl"):
-        stages.prepare("motion", with_fix(weights), None)
+        prepare("motion", with_fix(weights))
     fsl_commands.require_commands(CONFIG)
 
 
@@ -814,7 +824,7 @@ def test_highres_lands_on_the_run(fitted, judged):
 def test_a_recording_without_t1w_is_named(fitted, weights):
     entry = replace(fitted.entry, t1w=None)
     with pytest.raises(RecordingError, match=r"T1w image.*FIX needs") as caught:
-        stages.denoise(entry, fitted.out, fitted.out, with_fix(weights), fitted.atlas)
+        run_denoise(entry, make_place(fitted.out, fitted.atlas, with_fix(weights)))
     assert caught.value.status == "denoise_failed" and entry.source in caught.value.reason
 
 

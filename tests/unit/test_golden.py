@@ -17,8 +17,9 @@ from brainlm.cohort.recordings import Entry
 from brainlm.config import Config, parse_config
 from brainlm.evaluation.tasks import load_tasks
 from brainlm.preprocess.chunk import make_task
-from brainlm.preprocess.registry import stages_of
-from brainlm.workflow import stage_parameters
+from brainlm.preprocess.context import Context
+from brainlm.steps import stages_of
+from brainlm.workflow import Triggers
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ATLAS = Atlas("a424", "MNI152NLin6Asym", 424, Path("image"), "ab" * 32, None, ("x",), "", "")
@@ -36,20 +37,16 @@ def study(layout: str) -> Config:
 
 def triggers(config: Config) -> dict[str, str]:
     cohort = config.cohorts[0]
-    out = {
-        step: stage_parameters(config, step, cohort=cohort.name)
-        for step in [*stages_of(cohort.layout), "shard", "pages"]
-    }
-    tasks = load_tasks(("age", "reconstruction"))
-    for step, task in LATER.items():
-        out[step] = stage_parameters(config, step, tasks[task] if task else None)
-    return out
+    found = Triggers(config, load_tasks(("age", "reconstruction")))
+    steps = [*stages_of(cohort.layout), "shard", "pages"]
+    out = {step: found.of(step, cohort.name) for step in steps}
+    return out | {step: found.of(step, task=task) for step, task in LATER.items()}
 
 
 def outcome_keys(config: Config) -> dict[str, str]:
     cohort = config.cohorts[0]
     return {
-        step: make_task(step, cohort, config, ATLAS).key(ENTRY)
+        step: make_task(step, Context(config, cohort, ATLAS)).key(ENTRY)
         for step in stages_of(cohort.layout)
     }
 

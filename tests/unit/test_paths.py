@@ -10,6 +10,7 @@ import pytest
 from brainlm.paths import ModelFolder, Results
 
 LAYOUT = """
+first_atlas.json
     config.json
     .running
     summary.tsv

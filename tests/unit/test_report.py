@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from brainlm.preprocess.context import Context
 from brainlm.preprocess.io.derivatives import Derivatives
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
@@ -303,8 +304,9 @@ def test_the_pages_of_a_chunk_are_drawn_once(tmp_path):
         lines.append("\t".join(map(str, cells)))
     table.write_text("\n".join(lines) + "\n")
     atlas, said = make_atlas(tmp_path), []
+    context = Context(config, config.cohort("away"), atlas)
     for todo in (5, 0):
-        rows = write_chunk_pages("00000", config.cohort("away"), config, atlas, log=said.append)
+        rows = write_chunk_pages("00000", context, log=said.append)
         assert [row["status"] for row in rows] == ["ok"] * 5
         assert f"5 recordings, {todo} to do" in "\n".join(said)
     pages = sorted((config.results / "recordings/away").glob("*.html"))

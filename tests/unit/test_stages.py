@@ -12,13 +12,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from chain import Chain, make_entry
+from chain import Chain, make_entry, make_place
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
-from brainlm.config import Cohort, Preprocess
+from brainlm.config import Preprocess
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.delivered.parcel_series import take_series
 from brainlm.preprocess.denoise.confounds import read_nuisance
@@ -42,8 +42,6 @@ from brainlm.preprocess.motion.quality import (
     measure_dvars,
     measure_tsnr,
 )
-from brainlm.preprocess.registry import PARAMETERS, STAGE_VERSIONS
-from brainlm.preprocess.stages import STAGES
 
 CONFIG = Preprocess()
 
@@ -357,7 +355,9 @@ def test_atlas_without_an_image_cannot_take_raw_recordings(chain, tmp_path):
 
 # ---- parcel series
 
-PARCELS = Cohort(name="c", folder=Path(), layout="parcels")
+
+def take(entry: Entry, out: Path, atlas, **cohort) -> dict:
+    return take_series(entry, make_place(out, atlas, CONFIG, layout="parcels", **cohort))
 
 
 def write_series(folder: Path, series: np.ndarray, tr_s: float = 2.0) -> Entry:
@@ -372,8 +372,8 @@ def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path)
     series = 500 + np.random.default_rng(0).normal(size=(100, 424)).cumsum(0)
     series[:, 5], series[:, 6], series[:, 7] = 0, np.nan, 12.5
     entry = write_series(tmp_path, series)
-    figures = take_series(entry, tmp_path / "out", PARCELS, CONFIG, chain.atlas)
-    stored = np.load(tmp_path / "out" / f"{entry.recording_id}.npz")
+    figures = take(entry, tmp_path / "out", chain.atlas)
+    stored = np.load(tmp_path / "out/series" / f"{entry.recording_id}.npz")
     dead = np.isin(np.arange(424), [5, 6, 7])
     assert figures["parcels_with_data"] == 421 and str(stored["units"]) == "as delivered"
     assert stored["series"].shape == (199, 424)
@@ -388,9 +388,8 @@ def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path)
 def test_raw_means_become_percent_where_the_cohort_says_that_they_are(chain, tmp_path):
     series = 500 + np.random.default_rng(0).normal(size=(200, 424))
     entry = write_series(tmp_path, series, tr_s=CONFIG.sample_period_s)
-    raw = PARCELS.model_copy(update={"units": "scanner"})
-    take_series(entry, tmp_path / "out", raw, CONFIG, chain.atlas)
-    stored = np.load(tmp_path / "out" / f"{entry.recording_id}.npz")
+    take(entry, tmp_path / "out", chain.atlas, units="scanner")
+    stored = np.load(tmp_path / "out/series" / f"{entry.recording_id}.npz")
     assert str(stored["units"]) == "percent"
     wanted = 100 * (series / series.mean(0) - 1)
     np.testing.assert_allclose(stored["series"], wanted, atol=1e-4)
@@ -398,7 +397,7 @@ def test_raw_means_become_percent_where_the_cohort_says_that_they_are(chain, tmp
     series[:, 3] -= 500
     entry = write_series(tmp_path, series, tr_s=CONFIG.sample_period_s)
     with pytest.raises(RecordingError, match=r"1 parcels are no raw means \(parcel 4: mean"):
-        take_series(entry, tmp_path / "out", raw, CONFIG, chain.atlas)
+        take(entry, tmp_path / "out", chain.atlas, units="scanner")
 
 
 @pytest.mark.parametrize(
@@ -418,7 +417,7 @@ def test_bad_parcel_series(chain, tmp_path, change, status, words):
     series = np.random.default_rng(0).normal(size=(100, 424))
     entry = write_series(tmp_path, change(series))
     with pytest.raises(RecordingError) as caught:
-        take_series(entry, tmp_path / "out", PARCELS, CONFIG, chain.atlas)
+        take(entry, tmp_path / "out", chain.atlas)
     assert caught.value.status == status and words in caught.value.reason
     assert not list((tmp_path / "out").glob("*"))
 
@@ -427,7 +426,7 @@ def test_real_parcel_series(shared, tmp_path):
     atlas = load_atlas("cc200", tmp_path)
     root = shared / "data" / "abide_cc200"
     path = root / "sub-0050102/func/sub-0050102_task-rest_atlas-CC200_timeseries.npy"
-    figures = take_series(make_entry(root, path), tmp_path, PARCELS, CONFIG, atlas)
+    figures = take(make_entry(root, path), tmp_path, atlas)
     assert figures["num_timepoints"] == 308 and figures["duration_s"] == 309
 
 
@@ -437,13 +436,6 @@ def test_real_parcel_series(shared, tmp_path):
 def test_an_engine_that_is_not_there_is_not_replaced_in_silence(chain, tmp_path):
     with pytest.raises(BrainLMError, match="engine: fsl"):
         chain.at(tmp_path).run("motion", config=Preprocess(engine="fsl"))
-
-
-def test_registry_names_keys_that_exist():
-    assert set(STAGES) < set(STAGE_VERSIONS) == set(PARAMETERS)
-    for name, parameters in PARAMETERS.items():
-        assert STAGE_VERSIONS[name] >= 1
-        assert set(parameters(CONFIG)) <= set(Preprocess.model_fields)
 
 
 def test_slices_are_moved_to_the_middle_of_the_volume():
@@ -555,5 +547,5 @@ def test_the_short_real_run(shared, tmp_path):
     entry = make_entry(root, path)
     atlas = load_atlas("a424", shared / "atlases", download=False)
     with pytest.raises(RecordingError, match=r"15\.0 s usable") as caught:
-        STAGES["motion"].function(entry, tmp_path, tmp_path, CONFIG, atlas)
+        Chain(entry, atlas, tmp_path).run("motion")
     assert caught.value.status == "too_short"

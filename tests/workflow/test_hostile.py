@@ -21,6 +21,7 @@ from brainlm.errors import BrainLMError
 from brainlm.files import atomic_path, remove_leftovers, write_text
 from brainlm.paths import Results
 from brainlm.preprocess.chunk import run_stage
+from brainlm.preprocess.context import Context
 from brainlm.workflow import prepare
 
 ATLAS = Atlas("demo424", "toyspace", 424, None, "ab", None, tuple(map(str, range(424))), "", "")
@@ -37,7 +38,7 @@ def study(tmp_path: Path, count: int = 4, **options):
 
 
 def run(config):
-    return run_stage("series", "00000", config.cohorts[0], config, ATLAS, log=str)
+    return run_stage("series", "00000", Context(config, config.cohorts[0], ATLAS), log=str)
 
 
 def test_a_cohort_folder_that_vanishes_mid_run_becomes_rows(tmp_path):

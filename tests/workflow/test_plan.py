@@ -254,7 +254,8 @@ def test_retry_failed_plans_the_chunks_with_failures_once(clone):
 def test_a_raised_version_reruns_its_stage_and_what_follows(clone):
     path = clone.folder / "sitecustomize.py"
     path.write_text(
-        "from brainlm.preprocess import registry\nregistry.STAGE_VERSIONS['denoise'] += 1\n"
+        "from dataclasses import replace\nfrom brainlm.steps import STEPS\n"
+        "STEPS['denoise'] = replace(STEPS['denoise'], version=STEPS['denoise'].version + 1)\n"
     )
     jobs = clone.plan(paths=[clone.folder])
     stages = {(s, f"a/{c}") for s in CHUNK_STAGES[2:] for c in ("00000", "00001")}

@@ -12,15 +12,13 @@ from ...cohort.layouts import LAYOUTS, parse_name, plain_label
 from ...cohort.recordings import Entry
 from ...config import Cohort, Preprocess
 from ...errors import RecordingError
+from ..context import Context, Figures
 from ..io.products import save_series
 from ..io.read import read_series
-from ..stage import Figures
 from .movement import read_movement
 
 
-def take_series(
-    entry: Entry, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
-) -> Figures:
+def take_series(entry: Entry, context: Context) -> Figures:
     """Parcel series as delivered: checked, dead columns marked, resampled, about their mean.
 
     They were filtered and denoised, or not, by whoever made them: nothing is filtered here
@@ -33,6 +31,7 @@ def take_series(
     RecordingError
         ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``parcellation_failed``.
     """
+    cohort, config, atlas = context.cohort, context.options, context.atlas
     accepted = agree_atlas(entry.path, cohort, atlas)
     raw, tr_s = read_series(
         entry.path,
@@ -52,7 +51,7 @@ def take_series(
     moved = _displacement(entry, cohort, len(raw))
     series, dead = settled.series, settled.dead
     save_series(
-        series_dir,
+        context.series,
         entry,
         series=series,
         baseline=settled.baseline.astype(np.float32),

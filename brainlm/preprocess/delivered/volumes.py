@@ -10,31 +10,35 @@ and resampled. An image is streamed, a block of volumes at a time, so that 1,200
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from ...atlas import Atlas
 from ...cohort.layouts import LAYOUTS, Companions
 from ...cohort.recordings import Entry
-from ...config import Cohort, Preprocess
+from ...config import Cohort
 from ...errors import RecordingError
 from ...files import read_json, write_json
-from ..io.derivatives import Derivatives, describe_dataset, sidecar
+from ..context import Context, Figures, reproducible, timed
+from ..io.derivatives import describe_dataset, sidecar
 from ..io.products import write_coverage, write_filtered, write_series
 from ..io.read import OpenBold, open_bold
 from ..io.voxels import EMPTY_SHARE
 from ..motion.quality import QUALITY_POINTS, check_duration
 from ..normalise.template import space_of
 from ..parcellate.series import make_filter, make_series
-from ..stage import Figures, reproducible, timed
 from .movement import Movement, read_movement
 
 
+def prepare(context: Context) -> None:
+    from ..kernels import sampling  # noqa: F401
+    from ..parcellate.parcel_means import parcel_points
+
+    parcel_points(context.atlas)
+
+
 @reproducible
-def take_volumes(
-    entry: Entry, out: Path, series_dir: Path, cohort: Cohort, config: Preprocess, atlas: Atlas
-) -> Figures:
+def take_volumes(entry: Entry, context: Context) -> Figures:
     """Images in template space (or with a warp to it) to parcel series.
 
     Raises
@@ -43,6 +47,7 @@ def take_volumes(
         ``unreadable``, ``bad_metadata`` (also: a space that is not the atlas's, no confounds),
         ``bad_data``, ``too_short`` or ``parcellation_failed``.
     """
+    cohort, config, atlas = context.cohort, context.options, context.atlas
     companions = LAYOUTS[cohort.layout].companions(entry.path)
     if entry.path.suffix == ".zip":
         raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it beside itself")
@@ -64,8 +69,8 @@ def take_volumes(
         cleaner = partial(make_filter(tr_s, config), nuisance=kept)
         made = make_series(raw[dropped:], coverage, tr_s, config, moved[dropped:], cleaner)
     figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | quality
-    paths = Derivatives(out, entry.recording_id, atlas)
-    describe_dataset(out, entry.cohort_folder)
+    paths = context.files(entry)
+    describe_dataset(context.derivatives, entry.cohort_folder)
     write_coverage(paths.coverage, atlas, made.coverage, made.baseline)
     source = {
         "Sources": [f"bids:raw:{entry.source}"],
@@ -75,12 +80,12 @@ def take_volumes(
         "DenoisedBefore": companions.denoised,
         "Warnings": run.warnings,
     }
-    write_filtered(paths.filtered, made.before, config)
+    write_filtered(paths.filtered, made.before, config, context.parameters("parcellate"))
     about = sidecar(paths.coverage)
     write_json(about, read_json(about) | source)
     known = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
     duration_s = acquired["duration_s"]
-    write_series(series_dir, entry, made, tr_s, config, duration_s=duration_s, **known)
+    write_series(context.series, entry, made, tr_s, config, duration_s=duration_s, **known)
     return figures | made.figures
 
 

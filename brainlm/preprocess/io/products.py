@@ -12,7 +12,6 @@ from ...cohort.recordings import Entry
 from ...config import Preprocess
 from ...files import atomic_path, sha256, write_json
 from ..denoise.confounds import describe_confounds
-from ..registry import state_parameters
 from .derivatives import (
     Derivatives,
     bids_uri,
@@ -69,11 +68,16 @@ def write_motion(
 
 
 def write_components(
-    paths: Derivatives, fit: Components, grid: Grid, tr_s: float, config: Preprocess, engine: Any
+    paths: Derivatives,
+    fit: Components,
+    grid: Grid,
+    tr_s: float,
+    parameters: dict[str, Any],
+    fix_weights: Path | None,
 ) -> None:
-    parameters, judge = state_parameters("denoise", config, engine), "Pruim et al. 2015"
-    if config.fix_weights is not None:
-        parameters |= {"FixWeightsSHA256": sha256(config.fix_weights)}
+    judge = "Pruim et al. 2015"
+    if fix_weights is not None:
+        parameters = parameters | {"FixWeightsSHA256": sha256(fix_weights)}
         judge += "; verdict by FIX, Salimi-Khorshidi et al. 2014"
     names = [f"component_{n:02d}" for n in fit.features.index]
     write_table(paths.mixing, dict(zip(names, fit.mixing.T, strict=True)))
@@ -115,7 +119,9 @@ def write_coverage(path: Path, atlas: Atlas, coverage: np.ndarray, baseline: np.
     )
 
 
-def write_filtered(path: Path, series: np.ndarray, config: Preprocess) -> None:
+def write_filtered(
+    path: Path, series: np.ndarray, config: Preprocess, parameters: dict[str, Any]
+) -> None:
     """The series without denoising, for the recording's page: what denoising took away."""
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, series=series.astype(np.float16))
@@ -125,10 +131,7 @@ def write_filtered(path: Path, series: np.ndarray, config: Preprocess) -> None:
             "Description": "Parcel means, filtered, not denoised [T, R]; n/a (NaN) without data",
             "Units": "percent",
             "SamplingFrequency": 1 / config.sample_period_s,
-            "Parameters": {
-                "denoise": config.denoise_steps,
-                **state_parameters("parcellate", config),
-            },
+            "Parameters": {"denoise": config.denoise_steps} | parameters,
         },
     )
 

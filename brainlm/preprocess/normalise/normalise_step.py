@@ -1,0 +1,70 @@
+"""The stage that fits the template to a recording."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...cohort.recordings import Entry
+from ...files import plain_values, write_json
+from ..context import Context, Figures, reproducible, timed
+from ..io.derivatives import bids_uri, read_volume, sidecar
+from ..io.read import read_image
+from .agreement import RefusedFit
+from .template import load_template, space_of
+
+
+def prepare(context: Context) -> None:
+    from . import registration
+
+    context.engine(registration)
+    load_template(space_of(context.atlas))
+
+
+@reproducible
+def run_normalise(entry: Entry, context: Context) -> Figures:
+    """Fit template space to the reference image, through the T1w where there is one.
+
+    Raises
+    ------
+    RecordingError
+        ``registration_failed``.
+    """
+    from . import registration
+
+    engine = context.engine(registration)
+    figures: Figures = {}
+    paths = context.files(entry)
+    template = load_template(space_of(context.atlas))
+    reference, affine = read_volume(paths.boldref)
+    mask = read_volume(paths.mask)[0] > 0
+    t1w = t1w_affine = None
+    if context.options.use_t1w and entry.t1w is not None:
+        with timed(figures, "read"):
+            t1w, t1w_affine = read_image(entry.t1w)
+    for stale in (paths.normalisation, sidecar(paths.normalisation), paths.refused):
+        stale.unlink(missing_ok=True)
+    try:
+        with timed(figures, "normalise"):
+            fit = engine.normalise(
+                reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
+            )
+    except RefusedFit as error:
+        error.fit.save(paths.refused)
+        raise
+    fit.save(paths.normalisation)
+    quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
+    write_json(
+        sidecar(paths.normalisation),
+        {
+            "Description": "Template mm -> reference world mm",
+            "Sources": [bids_uri(context.derivatives, paths.boldref)],
+            "Method": fit.method,
+            "Engine": context.engine_name,
+            "Parameters": context.parameters("normalise", engine),
+            "Template": template.space,
+            "TemplateImage": template.image_space,
+            "TemplateNote": template.note,
+            "Quality": plain_values(quality),
+        },
+    )
+    return figures | {"method": fit.method, **quality}

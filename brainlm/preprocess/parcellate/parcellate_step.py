@@ -1,0 +1,62 @@
+"""The last stage of raw images: voxels into parcels, cleaned and resampled."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ...cohort.recordings import Entry
+from ...files import read_json
+from ..context import Context, Figures, reproducible, timed
+from ..denoise.confounds import read_nuisance
+from ..io.derivatives import Derivatives, read_table, sidecar
+from ..io.products import write_coverage, write_filtered, write_series
+from ..io.voxels import read_parcels, read_prepared
+from .outputs import write_outputs
+from .series import make_filter, make_series
+
+
+def prepare(context: Context) -> None:
+    from .parcel_means import parcel_points
+
+    parcel_points(context.atlas)
+
+
+@reproducible
+def run_parcellate(entry: Entry, context: Context) -> Figures:
+    """The only interpolation: raw volumes to parcel means; then clean, percent, resample.
+
+    Raises
+    ------
+    RecordingError
+        ``parcellation_failed`` or ``denoise_failed``.
+    """
+    figures: Figures = {}
+    paths, options, atlas = context.files(entry), context.options, context.atlas
+    with timed(figures, "read"):
+        bold = read_prepared(entry, paths, options)
+    with timed(figures, "sample"):
+        raw, coverage = read_parcels(bold, paths, atlas)
+    with timed(figures, "clean"):
+        nuisance, signal = read_nuisance(paths, options)
+        cleaner = partial(make_filter(bold.tr_s, options), nuisance=nuisance, signal=signal)
+        displacement_mm = read_table(paths.confounds)["framewise_displacement"]
+        made = make_series(raw, coverage, bold.tr_s, options, displacement_mm, cleaner)
+    figures |= _acquired(paths) | made.figures
+    write_coverage(paths.coverage, atlas, made.coverage, made.baseline)
+    write_filtered(paths.filtered, made.before, options, context.parameters("parcellate"))
+    with timed(figures, "outputs"):
+        write_outputs(
+            entry, context.derivatives, paths, options, atlas, bold, made.series, cleaner
+        )
+    kept = {key: figures[key] for key in ("duration_s", "mean_fd_mm", "mean_dvars", "tsnr")}
+    write_series(context.series, entry, made, bold.tr_s, options, **kept)
+    return figures
+
+
+def _acquired(paths: Derivatives) -> Figures:
+    """What the motion stage measured."""
+    written = read_json(sidecar(paths.boldref))["Figures"]
+    kept = ("repetition_time_s", "duration_s", "mean_fd_mm", "mean_dvars", "tsnr")
+    return {key: np.nan if written[key] is None else float(written[key]) for key in kept}

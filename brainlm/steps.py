@@ -1,0 +1,431 @@
+"""Every step of a study, stated once: what it runs, what its result depends on, what it makes.
+
+Snakemake's triggers, the outcome cache, the sidecars, the verbs and their help, what a job asks of
+the cluster, `brainlm status` and the methods paragraph are read from this table. A new step is an
+entry here, a function and a rule. Snakemake imports this at every parse, so it imports nothing
+heavy.
+
+Raise a step's version when its code changes its output: exactly that step and those after it are
+run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any, Literal
+
+from .atlas import Identity, Registered
+from .cohort.layouts import LAYOUTS
+from .config import Cohort, Config, Preprocess, Pretrain, Section
+from .files import read_json
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a step's result depends on, besides its input and its code.
+
+    Attributes
+    ----------
+    settings : dict
+        Of the configuration.
+    cohort : dict
+        Of what the cohort's entry says about its files, by key of `Cohort`.
+    atlas : dict
+        Of ``name``, ``space`` and ``image_sha256``.
+    task : dict or None
+        The declaration of the job's task.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    cohort: dict[str, Any] = field(default_factory=dict)
+    atlas: dict[str, Any] = field(default_factory=dict)
+    task: dict[str, Any] | None = None
+
+
+#: ``(config, cohort, atlas, task) -> Facts``; tasks are of rules after the shards only
+Depends = Callable[[Config, Cohort | None, Identity | None, Any], Facts]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes, as far as it depends on a chunk's recordings (docs/scaling.md).
+
+    Attributes
+    ----------
+    share : float
+        Of the seconds that a raw recording takes by the size of its file.
+    seconds : float
+        Per recording, whatever its size.
+    job_mb, worker_mb, mb_per_file_mb : float
+        Memory of the job, of each recording that is at work, and of each MB of its file.
+    """
+
+    share: float = 0.0
+    seconds: float = 1.0
+    job_mb: float = 1000
+    worker_mb: float = 400
+    mb_per_file_mb: float = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step; its name is that of its verb and its rule.
+
+    Attributes
+    ----------
+    help, example : str
+        Of the verb.
+    of : str
+        What the function is called for: each ``recording`` (those steps are called stages: they
+        keep an outcome per recording and write a table per chunk), each ``chunk``, or the
+        ``study``.
+    run : str
+        ``module:function``, imported when it is called: ``(entry, context)`` of a recording,
+        ``(chunk, context, *, workers, log)`` of a chunk. Empty of the study: the command line
+        does the work.
+    prepare : str
+        Of a recording's step: ``module:function`` that loads what all recordings share, before
+        they are forked; ``(context)``.
+    depends : callable
+        The only statement of what the result depends on.
+    enters : str
+        Of a recording's step: taken by recordings of layouts that enter here
+        (:attr:`Layout.enters`), in the order of the table.
+    makes : callable
+        Preprocess settings -> names of the files of each recording, as in
+        :meth:`brainlm.preprocess.context.Context.made`. An outcome in the cache counts only while
+        these are there and whole.
+    sentence : str
+        ``module:function`` that describes the step in the methods paragraph.
+    """
+
+    name: str
+    help: str
+    of: Literal["recording", "chunk", "study"] = "study"
+    run: str = ""
+    prepare: str = ""
+    version: int = 1
+    depends: Depends = lambda config, cohort, atlas, task: Facts()
+    enters: str = ""
+    makes: Callable[[Preprocess], tuple[str, ...]] = lambda options: ()
+    cost: Cost = Cost()
+    sentence: str = ""
+    example: str = ""
+
+
+def load(reference: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+def pick(section: Section, *names: str) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in names}
+
+
+def pick_set(section: Section, *names: str) -> dict[str, Any]:
+    """Only what differs from the default: a key that came later leaves what was made before."""
+    fields = type(section).model_fields
+    return {n: v for n, v in pick(section, *names).items() if v != fields[n].default}
+
+
+# ---- what results depend on ---------------------------------------------------------------------
+
+
+def _motion(config, cohort, atlas, task) -> Facts:
+    return Facts(pick(config.preprocess, "engine", "min_duration_s", "slice_timing"))
+
+
+def _normalise(config, cohort, atlas, task) -> Facts:
+    settings = pick(config.preprocess, "engine", "use_t1w")
+    if config.preprocess.use_t1w:
+        settings["t1w_version"] = 2  # its code changed once; what was fitted directly stays
+    return Facts(settings, atlas=_atlas(atlas, "space"))
+
+
+def _denoise(config, cohort, atlas, task) -> Facts:
+    options = config.preprocess
+    settings = pick(options, "engine", "denoise", "high_pass_hz")
+    if options.fix_weights is not None:  # what was not judged by FIX stays as it is
+        settings |= {"fix_weights": str(options.fix_weights)} | pick(options, "fix_threshold")
+    return Facts(settings, atlas=_atlas(atlas, "space"))
+
+
+def _parcellate(config, cohort, atlas, task) -> Facts:
+    names = ("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs")
+    return Facts(pick(config.preprocess, *names), atlas=_atlas(atlas, *_PARCELS))
+
+
+def _volumes(config, cohort, atlas, task) -> Facts:
+    names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage")
+    said = pick(cohort, "repetition_time_s", "space", "confounds") if cohort else {}
+    return Facts(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
+
+
+def _series(config, cohort, atlas, task) -> Facts:
+    names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz")
+    said = pick(cohort, "repetition_time_s", "segmentation", "units") if cohort else {}
+    return Facts(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
+
+
+_PARCELS = ("name", "space", "image_sha256")
+
+
+def _atlas(atlas: Identity | None, *names: str) -> dict[str, Any]:
+    return {name: getattr(atlas, name) for name in names} if atlas else {}
+
+
+def _shard(config, cohort, atlas, task) -> Facts:
+    return Facts({"dtype": config.chunks.dtype})
+
+
+def _pretrain(config, cohort, atlas, task) -> Facts:
+    options = config.pretrain.model_dump(exclude=set(Pretrain.FREE))
+    return Facts({"model": config.model.model_dump(), "pretrain": options})
+
+
+def _finetune(config, cohort, atlas, task) -> Facts:
+    settings = {"model": config.model.model_dump(), "finetune": config.finetune.model_dump()}
+    return Facts(settings, task=task and task.model_dump(exclude={"seeds"}))  # a job per seed
+
+
+def _evaluate(config, cohort, atlas, task) -> Facts:
+    settings = {"model": config.model.model_dump(), "evaluate": config.evaluate.model_dump()}
+    return Facts(settings, task=task and task.model_dump())
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+def _made_by_denoise(options: Preprocess) -> tuple[str, ...]:
+    return ("confounds", "mixing", "metrics", "maps") if options.uses_ica else ("confounds",)
+
+
+def _made_by_parcellate(options: Preprocess) -> tuple[str, ...]:
+    return "coverage", "filtered", "series", *(n.replace("-", "_") for n in options.outputs)
+
+
+_IMAGE_MB = 12  # of memory per MB of file: 675 MB for a file of 26 MB, the base taken off
+_METHODS = "brainlm.report.methods_text"
+_PRETRAIN = Step(
+    "pretrain",
+    "train the masked autoencoder on the release; resumes by itself",
+    depends=_pretrain,
+    example="torchrun --standalone --nproc-per-node 8 -m brainlm pretrain",
+)
+_FINETUNE = Step(
+    "finetune",
+    "fine-tune on a task's column of the participants tables",
+    version=4,
+    depends=_finetune,
+    example="brainlm finetune --task age --seed 1",
+)
+
+STEPS: dict[str, Step] = {
+    step.name: step
+    for step in (
+        Step(
+            "motion",
+            "estimate rigid motion; write transforms, confounds, reference image and mask",
+            of="recording",
+            run="brainlm.preprocess.motion.motion_step:run_motion",
+            prepare="brainlm.preprocess.motion.motion_step:prepare",
+            version=6,
+            depends=_motion,
+            enters="motion",
+            makes=lambda options: ("boldref", "mask", "tsnr", "transforms", "confounds"),
+            cost=Cost(share=0.4, mb_per_file_mb=_IMAGE_MB),
+            sentence=f"{_METHODS}:_motion",
+        ),
+        Step(
+            "normalise",
+            "fit the transform from the template to the recording",
+            of="recording",
+            run="brainlm.preprocess.normalise.normalise_step:run_normalise",
+            prepare="brainlm.preprocess.normalise.normalise_step:prepare",
+            version=3,
+            depends=_normalise,
+            enters="motion",
+            makes=lambda options: ("normalisation",),
+            cost=Cost(share=0.35, mb_per_file_mb=_IMAGE_MB),
+            sentence=f"{_METHODS}:_normalisation",
+        ),
+        Step(
+            "denoise",
+            "fit the ICA and decide which components are artefacts",
+            of="recording",
+            run="brainlm.preprocess.denoise.denoise_step:run_denoise",
+            prepare="brainlm.preprocess.denoise.denoise_step:prepare",
+            version=3,
+            depends=_denoise,
+            enters="motion",
+            makes=_made_by_denoise,
+            cost=Cost(share=0.3, mb_per_file_mb=_IMAGE_MB),
+            sentence=f"{_METHODS}:_denoising",
+        ),
+        Step(
+            "parcellate",
+            "sample the voxels once into parcels; filter, denoise, resample",
+            of="recording",
+            run="brainlm.preprocess.parcellate.parcellate_step:run_parcellate",
+            prepare="brainlm.preprocess.parcellate.parcellate_step:prepare",
+            version=6,
+            depends=_parcellate,
+            enters="motion",
+            makes=_made_by_parcellate,
+            cost=Cost(share=0.25, mb_per_file_mb=_IMAGE_MB),
+            sentence=f"{_METHODS}:_parcellation",
+        ),
+        Step(
+            "volumes",
+            "parcellate images that are in template space already; filter, denoise, resample",
+            of="recording",
+            run="brainlm.preprocess.delivered.volumes:take_volumes",
+            prepare="brainlm.preprocess.delivered.volumes:prepare",
+            depends=_volumes,
+            enters="volumes",
+            makes=lambda options: ("coverage", "filtered", "series"),
+            cost=Cost(share=0.5, mb_per_file_mb=_IMAGE_MB),
+        ),
+        Step(
+            "series",
+            "take parcel series that are already there",
+            of="recording",
+            run="brainlm.preprocess.delivered.parcel_series:take_series",
+            version=2,
+            depends=_series,
+            enters="series",
+            makes=lambda options: ("series",),
+        ),
+        Step(
+            "shard",
+            "write a chunk's shard and its scaling statistics",
+            of="chunk",
+            run="brainlm.preprocess.collect:write_chunk_shard",
+            depends=_shard,
+            cost=Cost(seconds=0.1, job_mb=2000, worker_mb=0, mb_per_file_mb=0),
+        ),
+        Step(
+            "pages",  # what changes a recording's results draws its page anew
+            "write the pages of a chunk's recordings",
+            of="chunk",
+            run="brainlm.report.pages:write_chunk_pages",
+            makes=lambda options: ("page",),
+            cost=Cost(seconds=2.0),
+        ),
+        Step(
+            "release",
+            "freeze the reference shards and fit the robust scaling",
+            example="brainlm release --config config.yaml",
+        ),
+        Step(
+            "summary",
+            "count what became of every recording; list the failures",
+            example="brainlm summary",
+        ),
+        _PRETRAIN,
+        replace(_PRETRAIN, name="sweep", help="one pretraining of a scaling task", example=""),
+        _FINETUNE,
+        replace(
+            _FINETUNE,
+            name="predict",
+            help="predict external cohorts with a fine-tuned model",
+            example="brainlm predict --task age --seed 1",
+        ),
+        Step(
+            "evaluate",
+            "compare with honest baselines, with intervals",
+            version=3,
+            depends=_evaluate,
+            example="brainlm evaluate --task reconstruction   (or --task age)",
+        ),
+        Step("report", "write the report's pages", example="brainlm report"),
+    )
+}
+
+
+def stages_of(layout: str) -> list[str]:
+    """Steps of a recording in order, for a cohort that enters by this layout."""
+    enters = LAYOUTS[layout].enters
+    return [step.name for step in STEPS.values() if step.enters == enters]
+
+
+# ---- what follows from it -----------------------------------------------------------------------
+
+
+def trigger(
+    name: str,
+    config: Config,
+    *,
+    cohort: Cohort | None = None,
+    atlas: Identity | None = None,
+    first: Identity | None = None,
+    task: Any = None,
+) -> str:
+    """The code version and the facts of a step as one string: Snakemake reruns when it changes.
+
+    `first` is the study's first atlas. A study that stays with it has the strings that it had
+    before the atlas's space and checksum counted.
+    """
+    step = STEPS[name]
+    facts = step.depends(config, cohort, atlas, task)
+    parts: list[Any] = [step.version, facts.settings]
+    parts += [facts.atlas["name"]] if "name" in facts.atlas else []
+    parts += [facts.task] if facts.task else []
+    said = _differing(facts, first)
+    return _as_json([*parts, said] if said else parts)
+
+
+#: Facts of a cohort that outcome keys have named since the beginning, also where not set.
+_ALWAYS_KEYED = {"repetition_time_s", "space", "confounds", "segmentation"}
+
+
+def outcome_recipe(
+    name: str, config: Config, cohort: Cohort, atlas: Identity, first: Identity | None = None
+) -> str:
+    """The versions and facts of a recording's step and of those before it, for the outcome key.
+
+    It changes when the trigger of one of them does: both are of the same facts.
+    """
+    first = first or atlas
+    order = stages_of(cohort.layout)
+    before = order[: order.index(name) + 1] if name in order else [*order, name]
+    facts = {n: STEPS[n].depends(config, cohort, atlas, None) for n in before}
+    own = facts[name if name in order else order[-1]].atlas
+    parts: dict[str, Any] = {
+        "stages": [[n, STEPS[n].version, facts[n].settings] for n in before],
+        "atlas": own.get("image_sha256") or own.get("space") or first.space,
+        "repetition_time_s": None,
+    }
+    for one in facts.values():
+        parts |= {k: v for k, v in one.cohort.items() if k in _ALWAYS_KEYED}
+        parts |= {k: v for k, v in _differing(one, first).items() if k not in _ALWAYS_KEYED}
+    return _as_json(parts)
+
+
+def _differing(facts: Facts, first: Identity | None) -> dict[str, Any]:
+    """What a cohort states beyond the defaults, and where the atlas is not the study's first."""
+    default = {key: Cohort.model_fields[key].default for key in facts.cohort}
+    said = {key: value for key, value in facts.cohort.items() if value != default[key]}
+    other = {k: v for k, v in facts.atlas.items() if first and v != getattr(first, k)}
+    return said | {f"atlas_{key}": value for key, value in other.items()}
+
+
+def sidecar_parameters(name: str, config: Config, engine: Any = None) -> dict[str, Any]:
+    """All settings that a step's result depends on, for the sidecar."""
+    settings = dict(STEPS[name].depends(config, None, None, None).settings)
+    settings.pop("outputs", None)
+    return settings | getattr(engine, "SETTINGS", {})
+
+
+def read_first_atlas(config: Config) -> Identity | None:
+    """The study's first atlas; None before the first plan."""
+    path = config.paths.first_atlas
+    return Registered(**read_json(path)) if path.exists() else None
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
