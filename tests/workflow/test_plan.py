@@ -88,6 +88,8 @@ class Clone:
                 path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch() if path.suffix else path.mkdir(exist_ok=True)
+                if path.name == "shards.tsv":
+                    path.write_text("shard\tsize\tmtime_ns\tsha256\n")
                 if path.name == "scaling.json":
                     path.write_text('{"atlas": "demo424"}')
         self.snakemake("--touch", "--forceall", "--quiet", "all")
