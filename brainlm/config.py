@@ -245,6 +245,9 @@ class Pretrain(Section):
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of all updates")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="of the blocks' matrices; the rest is AdamW's; adamw: as the paper"
+    )
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     mask: Literal["random", "future"] = "random"
     share: Annotated[float, Field(gt=0, le=1)] = Field(

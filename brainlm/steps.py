@@ -184,6 +184,8 @@ def _shard(config, cohort, atlas, task) -> Facts:
 
 def _pretrain(config, cohort, atlas, task) -> Facts:
     options = config.pretrain.model_dump(exclude=set(Pretrain.FREE))
+    if options["optimizer"] == "muon":  # the key is younger than finished models, which stay
+        del options["optimizer"]
     return Facts({"model": config.model.model_dump(), "pretrain": options})
 
 

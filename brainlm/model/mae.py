@@ -28,6 +28,9 @@ from .masking import Masker, Masking, keep_steps, keep_tokens, raster_noise, tak
 from .pooling import Tokens, check_pool, summarise_tokens, summary_width
 from .shape import BrainLMConfig
 
+#: smallest root mean square of a window, in scaled units: one without any signal stays near zero
+_SMALLEST = 1e-2
+
 
 @dataclass
 class MaskedReconstruction:
@@ -47,6 +50,8 @@ class MaskedReconstruction:
         True where the loss looks: removed, and known.
     latent : Tensor [B, 1 + K, D]
         Encoder output, CLS first, visible tokens in the order of `masking`.
+    unit : Tensor [B, 1, 1]
+        What the windows were divided by: the unit of what the network sees and says.
     """
 
     loss: Tensor
@@ -57,6 +62,7 @@ class MaskedReconstruction:
     pixel_mask: Tensor
     latent: Tensor
     masking: Masking
+    unit: Tensor
 
 
 class BrainLM(Shared):
@@ -133,8 +139,7 @@ class BrainLM(Shared):
         noise : Tensor [B, N], optional
             Tokens of smallest noise stay visible; drawn from `generator` if not given.
         """
-        signal = signal / self.config.divisor
-        patches, known, missing = self.grid.cut(signal)
+        patches, known, missing = self.grid.cut(signal / self.config.divisor)
         if masking is None:
             ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
             masking = self._draw(Masker(self.grid, ratio, mask), missing, noise, generator)
@@ -142,9 +147,18 @@ class BrainLM(Shared):
         if masking.values is not None:
             target = masking.values
             shown = patches.masked_fill(target, 0.0)
-        latent = self.encode(shown, masking)
+        gain = self._gain(patches, known & ~(target | masking.mask[..., None]))
+        latent = self.encode(shown / gain, masking)
         predicted, decoded = self._need_decoder()(latent, masking, self.coordinates)
-        return self._compare(patches, predicted, target & known & decoded, masking, latent)
+        hidden = target & known & decoded
+        return self._compare(patches / gain, predicted, hidden, masking, latent, gain)
+
+    def _gain(self, patches: Tensor, seen: Tensor) -> Tensor:
+        """[B, 1, 1] root mean square of the values `seen` [B, N, P]; 1 without `config.gain`."""
+        if not self.config.gain:
+            return patches.new_ones(len(patches), 1, 1)
+        squares = patches.square().mul(seen).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
+        return squares.sqrt().clamp(min=_SMALLEST)[:, None, None]
 
     @staticmethod
     def _draw(masker: Masker, missing: Tensor, noise: Tensor | None, generator) -> Masking:
@@ -164,19 +178,21 @@ class BrainLM(Shared):
             x = block(x)
         return self.encoder_norm(x)
 
-    def _compare(self, patches, predicted, hidden, masking, latent) -> MaskedReconstruction:
+    def _compare(self, patches, predicted, hidden, masking, latent, gain) -> MaskedReconstruction:
         error = predicted.float() - patches
         error = error.abs() if self.config.loss == "mae" else error.square()
+        unit = gain * self.config.divisor
         error_sum, count = error.mul(hidden).sum(), hidden.sum()
         return MaskedReconstruction(
             loss=error_sum / count.clamp(min=1),
             error_sum=error_sum,
             count=count,
-            prediction=self.grid.paste(predicted) * self.config.divisor,
+            prediction=self.grid.paste(predicted) * unit,
             mask=masking.mask,
             pixel_mask=self.grid.paste(hidden),
             latent=latent,
             masking=masking,
+            unit=unit,
         )
 
     def _need_decoder(self) -> Decoder:
@@ -193,8 +209,8 @@ class BrainLM(Shared):
         that what is made of a window does not depend on the others of its batch.
         """
         with self._evaluating():
-            patches, _, missing = self.grid.cut(signal / self.config.divisor)
-            return self._encode(patches, ~missing)
+            patches, known, missing = self.grid.cut(signal / self.config.divisor)
+            return self._encode(patches, known, ~missing)
 
     @torch.no_grad()
     def embed(self, signal: Tensor, pool: str = "cls") -> Tensor:
@@ -220,16 +236,17 @@ class BrainLM(Shared):
             the same time, whole time steps.
         """
         check_pool(self.config, pool)
-        patches, _, missing = self.grid.cut(signal / self.config.divisor)
+        patches, known, missing = self.grid.cut(signal / self.config.divisor)
         R = self.config.num_parcels
         if pool == "connectivity":
             shown = keep_steps(~missing, noise, 1 - mask_ratio, R)
         else:
             shown = keep_tokens(~missing, noise, 1 - mask_ratio)
-        return summarise_tokens(self._encode(patches, shown), pool, R)
+        return summarise_tokens(self._encode(patches, known, shown), pool, R)
 
-    def _encode(self, patches: Tensor, shown: Tensor) -> Tokens:
+    def _encode(self, patches: Tensor, known: Tensor, shown: Tensor) -> Tokens:
         """The tokens `shown` [B, N], samples that have equally many together."""
+        patches = patches / self._gain(patches, known & shown[..., None])
         counts, N = shown.sum(1), self.num_tokens
         values, cls, places = [], [], []
         for count in counts.unique().tolist():

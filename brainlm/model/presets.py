@@ -12,22 +12,22 @@ PRESETS: dict[str, dict] = {
     # parcel-token family (paper, section 3.3): pre-norm, no convolution, and a decoder over all
     # tokens whose keys are the visible ones (benchmarks/presets.py)
     "tiny": {
-        "family": "parcel", "width": 64, "depth": 2, "heads": 2, "ffn": 256,
+        "family": "parcel", "gain": True, "width": 64, "depth": 2, "heads": 2, "ffn": 256,
         "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, "decoder_ffn": 128,
         "decoder_context": "visible", "decode_share": 0.25,
     },
     "13m": {
-        "family": "parcel", "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
+        "family": "parcel", "gain": True, "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
         "decoder_width": 512, "decoder_depth": 2, "decoder_heads": 4, "decoder_ffn": 1024,
         "decoder_context": "visible",
     },
     # image family: ViT-MAE base and huge on a rectangular grid without padding in time
     "111m": {
-        "family": "image", "width": 768, "depth": 12, "heads": 12, "ffn": 3072,
+        "family": "image", "gain": True, "width": 768, "depth": 12, "heads": 12, "ffn": 3072,
         "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
     },
     "650m": {
-        "family": "image", "width": 1280, "depth": 32, "heads": 16, "ffn": 5120,
+        "family": "image", "gain": True, "width": 1280, "depth": 32, "heads": 16, "ffn": 5120,
         "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
     },
 }  # fmt: skip

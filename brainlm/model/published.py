@@ -29,7 +29,7 @@ from .shape import BrainLMConfig
 IMAGE_DIVISOR = 5.6430855
 #: Where the published forms differ from ours, whatever their size.
 _BOTH = {"learned_parcels": False, "fourier_places": False, "coordinate_unit_mm": 1.0,
-         "eps": 1e-12}  # fmt: skip
+         "eps": 1e-12, "gain": False}  # fmt: skip
 PARCEL = _BOTH | {"pre_norm": False, "convolution": 65, "position_dropout": 0.1}
 IMAGE = _BOTH | {"pad_value": -1.0, "divisor": IMAGE_DIVISOR}
 

@@ -33,6 +33,10 @@ class BrainLMConfig:
     divisor : float
         The signal is divided by this on the way in and multiplied on the way out; the loss is in
         divided units. 1 but for the published image models.
+    gain : bool
+        Each window is divided by the root mean square of the values that the encoder sees, and
+        predictions are multiplied by it; the loss is in divided units. Recordings differ in
+        size, and else the largest are nearly all that is learnt.
     pre_norm, convolution, learned_parcels, position_dropout, image_size, pad_value, loss
         Where the published layouts differ from ours.
     head_outputs, pool, label_mean, label_std, label_log
@@ -64,6 +68,7 @@ class BrainLMConfig:
     image_size: tuple[int, int] | None = None
     pad_value: float = 0.0
     divisor: float = 1.0
+    gain: bool = False
     loss: str = "mse"
     mask_ratio: float = 0.75
     eps: float = 1e-6

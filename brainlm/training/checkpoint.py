@@ -26,11 +26,11 @@ from .distributed import Ranks
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer,
+def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim.Optimizer],
          facts: dict[str, Any], ranks: Ranks) -> None:  # fmt: skip
     """Write step-N.pt (every process takes part in gathering, the first one writes)."""
     weights = get_model_state_dict(model, options=_FULL)
-    moments = get_optimizer_state_dict(model, optimizer, options=_FULL)
+    moments = get_optimizer_state_dict(model, optimizers, options=_FULL)
     if ranks.main:
         path = folder / f"step-{step:08d}.pt"
         with atomic_path(path) as temporary:
@@ -57,8 +57,10 @@ def newest(folder: Path, say) -> dict[str, Any] | None:
     return None
 
 
-def restore(state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's tensors into the model and the optimiser."""
+def restore(
+    state: dict[str, Any], model: nn.Module, optimizers: list[torch.optim.Optimizer]
+) -> None:
+    """Put a checkpoint's tensors into the model and the optimisers."""
     options = StateDictOptions(full_state_dict=True)
     set_model_state_dict(model, state["model"], options=options)
-    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    set_optimizer_state_dict(model, optimizers, state["optimizer"], options=options)

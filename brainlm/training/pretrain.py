@@ -36,7 +36,7 @@ from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, predict_hidden
 from .meter import Meter, Rates, device_name
 from .predictors import PREDICTORS
-from .schedule import learning_rate_at, make_optimizer, rescale_gradients
+from .schedule import learning_rate_at, make_optimizers, rescale_gradients
 from .trackers import open_trackers
 from .windows import Batch, Loader, Windows, choose_rows
 
@@ -112,7 +112,7 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.loader = self._loader()
         self.wrapped = prepare(self.model, options, ranks)
-        self.optimizer = make_optimizer(self.wrapped, options.learning_rate, options.weight_decay)
+        self.optimizers = make_optimizers(self.wrapped, options)
         self.half = options.precision == "bf16" or (
             options.precision == "auto" and ranks.device.type == "cuda"
         )
@@ -142,7 +142,10 @@ class Run:
         done = ModelFolder(self.out).done
         if not (done.exists() and ModelFolder(self.out).weights.exists()):
             return False
-        if _difference(read_json(done).get("settings", "{}"), self.settings):
+        before, now = read_json(done).get("settings", "{}"), json.loads(self.settings)
+        if "optimizer" not in json.loads(before):  # finished before there was a choice
+            del now["optimizer"]
+        if _difference(before, json.dumps(now)):
             return False
         if self.ranks.main:
             print(f"{self.out}: already trained with these settings; nothing to do", flush=True)
@@ -166,7 +169,7 @@ class Run:
             say(f"checkpoints are of other settings ({changed}): starting anew")
             self._forget()
             return None
-        checkpoint.restore(state, self.wrapped, self.optimizer)
+        checkpoint.restore(state, self.wrapped, self.optimizers)
         self.loader.load_state_dict(state["loader"])
         self.step, self.seconds = state["step"], state["seconds"]
         say(f"going on from update {self.step} of {self.steps}")
@@ -199,8 +202,8 @@ class Run:
         facts = {"settings": self.settings, "seconds": self.seconds,
                  "world": self.ranks.world, "metrics": self.journal.lines,
                  "loader": self.loader.state_dict()}  # fmt: skip
-        checkpoint.save(ModelFolder(self.out).checkpoints, self.step, self.wrapped, self.optimizer,
-                        facts, self.ranks)  # fmt: skip
+        folder = ModelFolder(self.out).checkpoints
+        checkpoint.save(folder, self.step, self.wrapped, self.optimizers, facts, self.ranks)
 
     def finish(self) -> None:
         """Write the model folder; done.json comes last."""
@@ -283,7 +286,7 @@ class Run:
                                "pretrain.learning_rate or look for broken series")  # fmt: skip
         epoch = self.passes()
         self.journal.record(step=self.step, epoch=epoch, split="train", **rates._asdict(),
-                            lr=self.optimizer.param_groups[0]["lr"],
+                            lr=self.optimizers[0].param_groups[0]["lr"],
                             seconds=self.seconds)  # fmt: skip
         left = (self.steps - self.step) * self.options.batch_size / rates.windows_per_s
         self.journal.progress(
@@ -313,10 +316,11 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), 1.0)
         meter.norm = norm
         rate = learning_rate_at(self.step, self.steps, self.options)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, batch: Batch):
         device = self.ranks.device

@@ -72,10 +72,10 @@ def test_same_losses_as_one_process(study, alone, tmp_path, sharding, changes):
     one, two = metrics(alone), metrics(tmp_path / "out")
     assert [(x["step"], x["split"]) for x in one] == [(x["step"], x["split"]) for x in two]
     for a, b in zip(one, two, strict=True):
-        for name in ("loss", "r2"):  # sums in another order, then Adam
+        for name in ("loss", "r2"):  # sums in another order, then Muon, which rounds to bf16
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-3)
     for a, b in zip(one[:3], two[:3], strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
 def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypatch):

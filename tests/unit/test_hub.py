@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -45,6 +46,19 @@ def test_round_trip(tmp_path, family, points):
     assert again.scaling.atlas == "toy"
     assert not again.training
     assert (tmp_path / "README.md").read_text() == "# a card\n"
+
+
+def test_a_folder_of_before_there_was_a_gain_computes_as_it_did(saved):
+    folder, model = saved
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["gain"]
+    (folder / "config.json").write_text(json.dumps(facts))
+    again, signal = BrainLM.from_pretrained(folder), torch.randn(2, 6, 20)
+    assert not again.config.gain
+    plain = BrainLM(dataclasses.replace(model.config, gain=False), POINTS).eval()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(again.embed(signal), plain.embed(signal))
+    assert not torch.allclose(again.embed(2 * signal), again.embed(signal))
 
 
 def test_hub_cache_without_network(saved, tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import small_model
 
-from brainlm.config import PresetName
+from brainlm.config import PresetName, Pretrain
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, BrainLMConfig, preset
 from brainlm.model.masking import Masking
 from brainlm.model.presets import PATCH, PRESETS
+from brainlm.training.schedule import make_optimizers
 
 POINTS = np.random.default_rng(0).uniform(-60, 60, (24, 3))
 
@@ -101,7 +102,7 @@ def test_shapes_and_fields(family):
     hidden = int(model.num_tokens * 0.5)
     assert (out.mask.sum(1) == model.num_tokens - hidden).all()
     assert out.latent.shape == (3, 1 + hidden, model.config.width)
-    error = (out.prediction - x)[out.pixel_mask].square().mean()
+    error = ((out.prediction - x) / out.unit)[out.pixel_mask].square().mean()
     assert torch.allclose(out.loss, error, rtol=1e-5)
 
 
@@ -355,3 +356,40 @@ def test_patches_by_default(name, grid):
     with torch.device("meta"):
         model = preset(name, num_parcels=424, window=200)
     assert model.num_tokens == grid[0] * grid[1]
+
+
+@pytest.mark.parametrize("family", ["parcel", "image"])
+def test_with_gain_the_unit_of_the_signal_does_not_matter(family):
+    model = small(family=family)
+    x = signal()
+    x[1, 5] = torch.nan
+    options = {"mask_ratio": 0.5, "noise": torch.rand(3, model.num_tokens)}
+    one, other = model(x, **options), model(7 * x, **options)
+    torch.testing.assert_close(other.prediction, 7 * one.prediction, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.error_sum, one.error_sum, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.embed(7 * x), model.embed(x), rtol=1e-4, atol=1e-5)
+    seen = torch.where(one.pixel_mask | x.isnan(), 0.0, x)
+    if family == "parcel":  # of the values that the encoder sees, nothing hidden
+        count = (~one.pixel_mask & ~x.isnan()).sum((1, 2))
+        rms = (seen.square().sum((1, 2)) / count).sqrt()
+        torch.testing.assert_close(one.unit.flatten(), rms)
+    hidden = torch.where(one.pixel_mask, 100 * x, x)
+    torch.testing.assert_close(model(hidden, **options).prediction, one.prediction)
+
+
+def test_a_window_without_any_visible_signal_stays_finite():
+    out = small()(torch.zeros(2, 24, 40), mask_ratio=0.5)
+    assert torch.isfinite(out.prediction).all() and torch.isfinite(out.loss)
+
+
+def test_muon_learns_the_matrices_of_the_blocks_and_adamw_all_else():
+    model = small()
+    muon, adamw = make_optimizers(model, Pretrain())
+    names = {id(p): name for name, p in model.named_parameters()}
+    learnt = [names[id(p)] for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
+    assert sorted(learnt) == sorted(names.values())
+    of_muon = {names[id(p)] for g in muon.param_groups for p in g["params"]}
+    assert of_muon == {name for name, p in model.named_parameters()
+                       if p.ndim == 2 and ".weight" in name
+                       and name.startswith(("encoder.", "decoder.blocks."))}  # fmt: skip
+    assert len(make_optimizers(model, Pretrain(optimizer="adamw"))) == 1

@@ -215,6 +215,7 @@ def test_a_run_of_before_a_new_optional_key_is_still_finished(study, finished, t
     done = json.loads((out / "done.json").read_text())
     settings = json.loads(done["settings"])
     assert settings.pop("decoder_context") is None
+    assert settings.pop("optimizer") == "muon"  # of before there was a choice
     (out / "done.json").write_text(json.dumps(done | {"settings": json.dumps(settings)}))
     run(study, out)
     assert "nothing to do" in capsys.readouterr().out

@@ -79,7 +79,7 @@ class TransformerForecaster(Forecaster):
         future = self.carry(tokens)  # [B, rows of tokens, values of their future]
         values = future.new_zeros(len(future), len(self.ahead), self.model.grid.values)
         values[:, self.ahead] = future.reshape(len(future), -1, values.shape[2])
-        return self.model.grid.paste(values) * self.model.config.divisor
+        return self.model.grid.paste(values) * out.unit
 
     def _draw(self, window: Tensor) -> Masking:
         """The newest given tokens first, the future right behind the visible ones."""
