@@ -75,7 +75,7 @@ def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
 
     for task in tasks.values():
         if isinstance(task, CLINICAL):
-            read_labels(config.cohorts, task.target, task.kind, task.transform)
+            read_labels(config.cohorts, task.target, task.kind, task.transform, task.spellings)
 
 
 def _update(config: Config) -> bool:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import re
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 
 from ..config import Cohort
 from ..errors import BrainLMError
+from ..files import describe_absent
+from ..tables import read_tsv
 from .layouts import ID_COLUMNS, LAYOUTS
 
 #: What tables write for a missing value; None is a class (of patients without a diagnosis, say).
 _MISSING = ["", "n/a", "N/A", "NA", "#N/A", "NaN", "nan", "<NA>", "NULL", "null"]
+_NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
 #: A class with fewer training people is left out, and counted.
 SMALLEST_CLASS = 5
 #: More different values than this are numbers, not classes.
@@ -28,7 +35,7 @@ def participants_path(cohort: Cohort) -> Path | None:
         path = cohort.participants
         return path if path.is_absolute() or path.exists() else cohort.folder / path
     path = cohort.folder / "participants.tsv"
-    return path if path.exists() else None
+    return path if os.path.lexists(path) else None
 
 
 def read_participants(cohort: Cohort, columns: Collection[str] | None = None) -> pd.DataFrame:
@@ -52,7 +59,7 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
     path = participants_path(cohort)
     if path is None:
         return pd.DataFrame(index=pd.Index([], name="participant_id"))
-    if not path.exists():
+    if not os.path.lexists(path):
         raise BrainLMError(f"{path}: participants table not found")
     header = _header(cohort)
     column = next((name for name in ID_COLUMNS if name in header), None)
@@ -60,6 +67,7 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
         raise BrainLMError(
             f"{path}: expected a column participant_id (or {', '.join(ID_COLUMNS[1:])}), found: "
             + (", ".join(header) or "nothing")
+            + ("; write the table without quotation marks" if any(map(_quoted, header)) else "")
         )
     wanted = header if columns is None else [n for n in header if n == column or n in columns]
     table = _read_table(path, wanted)
@@ -74,6 +82,10 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
         rows = int((table.index == twice[0]).sum())
         raise BrainLMError(f"{path}: {twice[0]} stands in {rows} rows; keep one")
     return table
+
+
+def _quoted(name: str) -> bool:
+    return name[:1] == name[-1:] == '"'
 
 
 def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
@@ -124,47 +136,72 @@ def read_columns(cohorts: Sequence[Cohort]) -> set[str]:
 def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Columns of a table, as numbers where all values are; every row must be as long as the first.
 
-    Arrow's reader and not pandas': that one moves or drops cells of rows that are too long.
+    Arrow's reader and not pandas': that one moves or drops cells of rows that are too long. In a
+    table with tabs a quotation mark is a character, as in :mod:`brainlm.tables`.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    separator = _separator(path)
+    quotes = '"' if separator == "," else False
     try:
         cells = arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(use_threads=False),  # with threads no row is named
             parse_options=arrow_csv.ParseOptions(
-                delimiter=_separator(path), newlines_in_values=True
+                delimiter=separator, quote_char=quotes, newlines_in_values=bool(quotes)
             ),
             convert_options=arrow_csv.ConvertOptions(
                 include_columns=list(columns), null_values=_MISSING, strings_can_be_null=True,
                 quoted_strings_can_be_null=True, column_types=dict.fromkeys(columns, pa.string()),
             ),
         ).to_pandas()  # fmt: skip
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise BrainLMError(f"{path}: not a readable table ({error})") from None
+    except pa.ArrowInvalid as error:
+        if "UTF8" in str(error):
+            read_tsv(path)  # which names the line
+        raise BrainLMError(f"{path}: not a readable table ({error}); correct that row") from None
     for name in columns:
-        numbers = pd.to_numeric(cells[name], errors="coerce")
+        cells[name] = cells[name].str.strip().replace("", np.nan)
+        numbers = _as_numbers(cells[name])
         if name not in ID_COLUMNS and numbers.notna().equals(cells[name].notna()):
             cells[name] = numbers
     return cells
 
 
+def _as_numbers(words: pd.Series) -> pd.Series:
+    """Finite numbers as they are usually written; NaN for every other word."""
+    plain = words.where(words.astype(str).str.fullmatch(_NUMBER))
+    return pd.to_numeric(plain, errors="coerce").replace([np.inf, -np.inf], np.nan)
+
+
 def _separator(path: Path) -> str:
     """A tab where the first line has one, else a comma, whatever the file is called."""
-    with open(path, encoding="utf-8-sig", newline="") as handle:
-        return "\t" if "\t" in handle.readline() else ","
+    return "\t" if "\t" in _first_line(path) else ","
+
+
+def _first_line(path: Path) -> str:
+    if absent := describe_absent(path):
+        raise BrainLMError(f"{path}: {absent}")
+    try:
+        with open(path, "rb") as handle:
+            return handle.readline().decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise BrainLMError(f"{path}: not UTF-8; save the table as UTF-8") from None
+    except OSError as error:
+        raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
 
 
 def _header(cohort: Cohort) -> list[str]:
     path = participants_path(cohort)
-    if path is None or not path.exists():
+    if path is None or not os.path.lexists(path):
         return []
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as handle:
-            return next(csv.reader(handle, delimiter=_separator(path)), [])
-    except (OSError, UnicodeDecodeError) as error:
-        raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
+    line = _first_line(path)
+    names = line.split("\t") if "\t" in line else next(csv.reader([line]), [])
+    names = [name.strip() for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BrainLMError(f"{path}: columns named more than once: {', '.join(twice)}; keep one")
+    return names
 
 
 def describe_shortage(labels: Labels, train: pd.Index, least: int = 10) -> str | None:
@@ -286,14 +323,16 @@ def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
         table = read_participants(cohort, [target])
         seen[cohort.name] = [name for name in _header(cohort) if name not in ID_COLUMNS]
         if target in table:
-            values = pd.to_numeric(table[target], errors="coerce")
+            values = table[target]
+            if not pd.api.types.is_numeric_dtype(values):
+                values = _as_numbers(values)
             bad = table[target].notna() & values.isna()
             if bad.any():
                 raise BrainLMError(
                     f"{participants_path(cohort)}: {target} of {bad.idxmax()} is "
                     f"{table[target][bad.idxmax()]!r}, expected a number or n/a"
                 )
-            parts[cohort.name] = values.replace([np.inf, -np.inf], np.nan).astype(float)
+            parts[cohort.name] = values.astype(float)
     if not parts:
         columns = "; ".join(f"{name}: {', '.join(c) or 'no table'}" for name, c in seen.items())
         raise BrainLMError(f"no participants table has a column {target!r} ({columns})")
@@ -301,15 +340,25 @@ def read_target(cohorts: Sequence[Cohort], target: str) -> pd.Series:
 
 
 def read_labels(
-    cohorts: Sequence[Cohort], target: str, kind: str, transform: str = "none"
+    cohorts: Sequence[Cohort],
+    target: str,
+    kind: str,
+    transform: str = "none",
+    spellings: Mapping[str, str] = MappingProxyType({}),
 ) -> Labels:
     """The column of a task; classes keep their names (words, or numbers as written).
+
+    Parameters
+    ----------
+    spellings : mapping
+        What is written -> the class that it means.
 
     Raises
     ------
     BrainLMError
         No cohort has the column, it is constant, it is not of the kind, or somebody's value has
-        no logarithm where one is learnt (a code such as -3 for "prefer not to answer").
+        no logarithm where one is learnt (a code such as -3 for "prefer not to answer"); or a
+        class has several spellings.
     """
     if kind == "regression":
         labels = Labels(read_target(cohorts, target))
@@ -324,7 +373,9 @@ def read_labels(
             [read_column(cohort, target) for cohort in cohorts]
             or [pd.Series(dtype=object)]
         )  # fmt: skip
+        names = names.map(lambda name: spellings.get(name, name), na_action="ignore")
         classes = sorted(names.dropna().unique(), key=_as_written)
+        _refuse_spellings(target, names.value_counts(), spellings)
         if len(classes) > _MOST_CLASSES:
             raise BrainLMError(
                 f"{target} has {len(classes)} different values ({', '.join(classes[:4])}, ...), "
@@ -340,6 +391,41 @@ def read_labels(
             "to predict; leave its task out"
         )
     return labels
+
+
+#: Words for one thing that tables mix.
+_SAME = ({"f", "female", "woman", "w", "girl"}, {"m", "male", "man", "boy"},
+         {"y", "yes", "true"}, {"n", "no", "false"})  # fmt: skip
+
+
+def _refuse_spellings(target: str, counts: pd.Series, spellings: Mapping[str, str]) -> None:
+    """Refuse classes that look like one, but for those that the task itself names."""
+    groups: dict[object, list[str]] = {}
+    for name in counts.index:
+        groups.setdefault(_meaning(name), []).append(name)
+    mixed = [
+        sorted(g) for g in groups.values() if len({*g} - {*spellings.values()}) and len(g) > 1
+    ]
+    if mixed:
+        found = "; ".join(", ".join(f"{n} ({counts[n]})" for n in group) for group in mixed)
+        mapping = {n: max(g, key=lambda n: counts[n]) for g in mixed for n in g}
+        text = json.dumps({n: to for n, to in mapping.items() if n != to}, ensure_ascii=False)
+        raise BrainLMError(
+            f"{target} has one class in several spellings: {found}; write into the task's file "
+            f"spellings: {text} (or a class's own name, if they differ)"
+        )
+
+
+def _meaning(name: str) -> object:
+    """The same for words that differ in case, punctuation or digits after the point only."""
+    plain = re.sub(r"[\W_]", "", name).casefold()
+    known = next((k for k, words in enumerate(_SAME) if plain in words), None)
+    if known is not None:
+        return known
+    try:
+        return float(name)
+    except ValueError:
+        return plain or name
 
 
 def read_column(cohort: Cohort, column: str) -> pd.Series:

@@ -42,6 +42,7 @@ class Regression(_Task):
     """A number of a person: clinical variables (paper, 4.2)."""
 
     kind: Literal["regression"]
+    spellings: ClassVar[dict[str, str]] = {}
     target: str = Field(description="column of the participants tables")
     transform: Literal["zscore", "minmax", "log_minmax"] = Field(
         "zscore", description="of the label, fitted on training people; metrics are in its units"
@@ -60,6 +61,12 @@ class Classification(_Task):
     kind: Literal["classification"]
     transform: ClassVar[str] = "none"  # of the labels; a regression has one
     target: str = Field(description="column of the participants tables, words or numbers")
+    spellings: dict[str, str] = Field(
+        {},
+        exclude_if=lambda value: not value,  # a key that came later leaves what was made before
+        description="where the tables write a class in several ways, which class a word means: "
+        "{F: female, f: female}",
+    )
     groups: str | None = Field(None, description="as in a regression")
     metric: Literal["auc", "balanced_accuracy"] = Field("auc", description="the headline figure")
     seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")

@@ -2,8 +2,12 @@ import time
 
 import numpy as np
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from brainlm.cohort.labels import (
+    _MISSING,
     as_word,
     describe_match,
     read_column,
@@ -132,3 +136,104 @@ def test_half_a_million_rows(tmp_path):
     values = read_target([c], "31-0.0")
     assert len(values) == 500_000 and values[("c", "sub-1000001")] == 1
     assert time.perf_counter() - start < 20  # about 2 s
+
+
+CELL = st.text(st.characters(exclude_characters="\t\n\r", codec="utf-8"), max_size=8) | (
+    st.sampled_from(['"', '"left handed', 'a "b"', "'", "7", "-1.5", "1e3", "0x1A", "1_0", "inf",
+                     "1,5", "True", "n/a", "NAN", "²", "٣"]))  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(
+    st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=6),
+    st.booleans(), st.sampled_from(["\n", "\r\n"]),
+)  # fmt: skip
+def test_no_label_moves_to_another_participant(tmp_path, rows, bom, end):
+    """Every value is that of Python's own split at the tabs, whatever stands in other cells."""
+    lines = ["note\tparticipant_id\tdx\tlast"]
+    lines += [f"{note}\tsub-{k}\t{dx}\t{last}" for k, (note, dx, last) in enumerate(rows)]
+    text = end.join([*lines, ""])
+    (tmp_path / "participants.tsv").write_bytes(b"\xef\xbb\xbf" * bom + text.encode())
+    found = read_column(Cohort(name="c", folder=tmp_path), "dx")
+    assert list(found.index.get_level_values(1)) == [f"sub-{k}" for k in range(len(rows))]
+    for line, value in zip(lines[1:], found, strict=True):
+        written = line.split("\t")[2].strip()
+        if isinstance(value, str) and value != written:  # numbers lose ".0" and the like
+            assert float(value) == float(written)
+        elif not isinstance(value, str):
+            assert written in _MISSING
+
+
+@pytest.mark.parametrize(
+    "word", ["23 years", "1,5", "twenty", "inf", "0x1A", "1_0", "True", "NAN", "-", "²"]
+)
+def test_a_word_is_never_taken_for_a_number(tmp_path, word):
+    c = cohort(tmp_path / "a", f"participant_id\tage\nsub-1\t30\nsub-2\t{word}\n")
+    with pytest.raises(BrainLMError, match=r"age of sub-2 is .*expected a number or n/a"):
+        read_target([c], "age")
+
+
+def test_a_quotation_mark_is_a_character(tmp_path):
+    ages = {f"sub-{k}": 10.0 * k for k in range(1, 6)}
+    notes = ['"left handed', "ok", 'a "word"', '"ok', '"']
+    rows = [
+        f"{who}\t{note}\t{age:g}" for (who, age), note in zip(ages.items(), notes, strict=True)
+    ]
+    text = "\n".join(["participant_id\tnote\tage", *rows])
+    assert read_target([cohort(tmp_path / "a", text)], "age")["c"].to_dict() == ages
+    quoted = cohort(tmp_path / "b", '"participant_id"\t"age"\n"sub-1"\t"3"\n')
+    with pytest.raises(BrainLMError, match="without quotation marks"):
+        read_target([quoted], "age")
+
+
+@pytest.mark.parametrize("column", ["participant_id", "age", "sex"])
+def test_a_column_that_stands_twice_is_one_line_of_error(tmp_path, column):
+    header = ["participant_id", "age", "sex", column]
+    c = cohort(tmp_path / "a", "\t".join(header) + "\nsub-1\t3\tF\tx\n")
+    with pytest.raises(BrainLMError, match=f"named more than once: {column}") as error:
+        read_target([c], "age")
+    assert "\n" not in str(error.value)
+
+
+def test_encodings_and_links(tmp_path):
+    text = "participant_id\tage\tname\r\nsub-1\t3\tMüller\r\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "participants.tsv").write_bytes(text.encode(encoding))
+        assert read_target([Cohort(name="c", folder=tmp_path)], "age")["c", "sub-1"] == 3
+    (tmp_path / "participants.tsv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BrainLMError, match="save the table as UTF-8"):
+        read_column(Cohort(name="c", folder=tmp_path), "name")
+    (tmp_path / "participants.tsv").unlink()
+    (tmp_path / "participants.tsv").symlink_to("nowhere")
+    with pytest.raises(BrainLMError, match=r"participants\.tsv: .*get its content"):
+        read_target([Cohort(name="c", folder=tmp_path)], "age")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["F", "f", "M"], "F (1), f (1)"),
+        (["Female", "F", "Male", "M"], "F (1), Female (1); M (1), Male (1)"),
+        (["F", "female ", "m"], "F (1), female (1)"),
+        (["MDD", "mdd", "HC"], "MDD (1), mdd (1)"),
+        (["yes", "Y", "no"], "Y (1), yes (1)"),
+        (["bipolar-1", "bipolar 1", "HC"], "bipolar 1 (1), bipolar-1 (1)"),
+        (["1", "1.0", "unknown"], "1 (1), 1.0 (1)"),
+    ],
+)
+def test_a_class_in_several_spellings_is_refused_with_the_mapping(tmp_path, words, found):
+    rows = "".join(f"sub-{k}\t{word}\n" for k, word in enumerate(words))
+    c = cohort(tmp_path / "a", "participant_id\tdx\n" + rows)
+    with pytest.raises(BrainLMError) as error:
+        read_labels([c], "dx", "classification")
+    assert found in str(error.value) and "spellings: {" in str(error.value)
+    mapping = yaml.safe_load(str(error.value).split("spellings: ")[-1].split(" (or")[0])
+    labels = read_labels([c], "dx", "classification", spellings=mapping)
+    assert len(labels.classes) == len({w.strip() for w in words}) - len(mapping)
+
+
+def test_classes_that_a_task_names_may_look_alike(tmp_path):
+    c = cohort(tmp_path / "a", "participant_id\tdx\nsub-1\tM\nsub-2\tmale\nsub-3\tHC\n")
+    own = {"M": "M", "male": "male"}
+    assert read_labels([c], "dx", "classification", spellings=own).classes == ("HC", "M", "male")

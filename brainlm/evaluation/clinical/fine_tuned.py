@@ -27,7 +27,7 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
     task's table.
     """
     task, cohorts = job.task, job.config.cohorts
-    known = read_labels(cohorts, task.target, task.kind, task.transform)
+    known = read_labels(cohorts, task.target, task.kind, task.transform, task.spellings)
     population = Population.of(Corpus(job.release_shards), known, job.config.model.window)
     people, labels = population.people, population.labels
     if population.shortage:

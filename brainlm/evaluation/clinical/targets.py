@@ -50,7 +50,9 @@ _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent"
 def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
     task, corpus = job.task, Corpus(job.shards)
-    labels = read_labels(job.config.cohorts, task.target, task.kind, task.transform)
+    labels = read_labels(
+        job.config.cohorts, task.target, task.kind, task.transform, task.spellings
+    )
     study = Study(job, corpus, labels, open_model(job.pretrained, corpus))
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}

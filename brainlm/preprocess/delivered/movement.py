@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import RecordingError
+from ...errors import BrainLMError, RecordingError
+from ...files import describe_absent
 from ..denoise.confounds import motion_columns
 from ..io.derivatives import read_table
 
@@ -44,11 +45,14 @@ def read_movement(path: Path) -> Movement:
     RecordingError
         ``bad_metadata``: not such a file.
     """
+    if absent := describe_absent(path):
+        raise RecordingError("bad_metadata", f"{path}: {absent}")
     try:
         return _read_named(path) if path.suffix == ".tsv" else _read_plain(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, BrainLMError) as error:
+        found = str(error).removeprefix(f"{path}: ")
         raise RecordingError(
-            "bad_metadata", f"{path}: expected motion of every volume, found: {error}"
+            "bad_metadata", f"{path}: expected motion of every volume, found: {found}"
         ) from None
 
 
