@@ -94,7 +94,7 @@ def evaluate_scaling(
                 )[0]["model"][0]
                 for point in seeds.values()
             ]
-            points.append((where, add_by_participant(sum(sums), people)))
+            points.append((where, add_by_participant(np.sum(sums, 0), people)))
             by_seed = (POOLED["r2"](one.sum(0)) for one in sums)
             rows += rows_of_units(where | {"metric": "r2"}, "seed", seeds, by_seed)
         rows += _rows(points, Sample(len(set(people)), options))

@@ -271,7 +271,7 @@ def _score(setting: Setting, indices, fits: list[dict[str, Fit]], seeds, where, 
         choices = {name: fit.choice for name, fit in fits[0].items()}
     table = setting.corpus.table.loc[indices]
     totals = {
-        name: add_by_participant(sum(parts), table["participant_id"])
+        name: add_by_participant(np.sum(parts, 0), table["participant_id"])
         for name, parts in sums.items()
     }  # {name: [S, H, 8]}
     sample = Sample(table["participant_id"].nunique(), options)
