@@ -32,6 +32,8 @@ def _model(family: str) -> BrainLM:
 
 def _full(model: BrainLM, signal: torch.Tensor) -> np.ndarray:
     """[B, 1 + N, 1 + N] last-layer attention, mean over heads, the textbook way."""
+    if model.config.gain:
+        signal = signal / signal.square().mean((1, 2), keepdim=True).sqrt()
     patches, _, missing = model.grid.cut(signal)
     assert not missing.any()
     tokens = model.project(patches) + model.positions(model.coordinates)
