@@ -196,6 +196,7 @@ def _simulate(args) -> None:
 
 
 def _index(args) -> None:
+    from .cohort.exclusions import describe_strangers
     from .cohort.index import read_people, update_index
     from .cohort.labels import describe_match
 
@@ -215,9 +216,10 @@ def _index(args) -> None:
             )
             for line in change.left_out:
                 print(f"{cohort.name}: {line}")
-            match = describe_match(cohort, read_people(config.paths.index(cohort.name)))
-            if match:
-                print(f"{cohort.name}: {match}")
+            index = config.paths.index(cohort.name)
+            lines = describe_match(cohort, read_people(index)), describe_strangers(cohort, index)
+            for line in filter(None, lines):
+                print(f"{cohort.name}: {line}")
 
 
 def _load(args) -> Config:

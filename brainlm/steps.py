@@ -136,7 +136,8 @@ def pick_set(section: Section, *names: str) -> dict[str, Any]:
 
 
 def _motion(config, cohort, atlas, task) -> Facts:
-    return Facts(pick(config.preprocess, "engine", "min_duration_s", "slice_timing"))
+    said = pick(cohort, "repetition_time_s") if cohort else {}
+    return Facts(pick(config.preprocess, "engine", "min_duration_s", "slice_timing"), said)
 
 
 def _normalise(config, cohort, atlas, task) -> Facts:

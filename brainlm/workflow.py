@@ -80,6 +80,7 @@ def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
 
 def _update(config: Config) -> bool:
     """Whether anything is new: a recording, or a word of the configuration."""
+    from .cohort.exclusions import describe_strangers
     from .cohort.index import read_people, update_index
     from .cohort.labels import describe_match
 
@@ -108,6 +109,8 @@ def _update(config: Config) -> bool:
             match = describe_match(cohort, read_people(config.paths.index(cohort.name)))
             if match:
                 print(f"index {cohort.name}: {match}", file=sys.stderr)
+        if strangers := describe_strangers(cohort, config.paths.index(cohort.name)):
+            print(f"index {cohort.name}: {strangers}", file=sys.stderr)
         _retry(config, cohort)
         _seal(config, cohort)
         _check_finished(config, cohort)

@@ -61,6 +61,11 @@ def read_people(table: Path) -> set[str]:
     return {row[1] for row in _read_rows(table)}
 
 
+def read_ids(table: Path) -> list[str]:
+    """Recording ids of a cohort's index, or of a chunk."""
+    return [row[0] for row in _read_rows(table)]
+
+
 def read_entries(table: Path, folder: Path) -> list[Entry]:
     """Recordings of a chunk's table or of a whole index.
 

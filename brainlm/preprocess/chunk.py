@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..cohort.exclusions import read_exclusions
 from ..cohort.index import read_entries
 from ..cohort.recordings import Entry
 from ..config import Cohort
@@ -40,6 +41,7 @@ from ..tables import MISSING, as_number, read_tsv, write_tsv
 from .context import Context
 
 _DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
+_LONGEST = 300  # characters of a reason
 _WORDS = ("recording_id", "status", "reason")
 Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage's figures
 
@@ -187,10 +189,7 @@ def run_task(
 
 
 def _excluded(entries: list[Entry], cohort: Cohort) -> dict[str, Outcome]:
-    if cohort.exclude is None:
-        return {}
-    table = read_tsv(cohort.exclude, "recording_id", hint="it is the exclude: of a cohort")
-    reasons = {row["recording_id"]: row.get("reason", "") for row in table.records()}
+    reasons = read_exclusions(cohort)
     return {
         entry.recording_id: _outcome(entry, "excluded", reasons[entry.recording_id])
         for entry in entries
@@ -202,10 +201,16 @@ def _outcome(entry: Entry, status: str, reason: str = "", seconds: float = 0.0, 
     return {
         "recording_id": entry.recording_id,
         "status": status,
-        "reason": " ".join(reason.split()),  # a cell of a table
+        "reason": _brief(reason),
         "seconds": round(seconds, 2),
         **figures,
     }
+
+
+def _brief(reason: str) -> str:
+    """One line of at most 300 characters; what to do is at the end, which stays."""
+    words = " ".join(reason.split())
+    return words if len(words) <= _LONGEST else f"{words[:150]} ... {words[150 + 5 - _LONGEST :]}"
 
 
 def _run_all(task: Task, entries: list[Entry], workers: int):
@@ -302,7 +307,7 @@ def _child(task: Task, entry: Entry, sender) -> None:
     except RecordingError as error:
         figures = plain_values(error.figures)
         # the same words wherever the cohort's folder lies: they go into the shard
-        reason = error.reason.replace(str(entry.path), entry.source)
+        reason = error.reason.replace(f"{entry.cohort_folder}/", "")
         sender.send((error.status, reason, figures))
     except OSError as error:
         if is_disk_error(error):
@@ -310,9 +315,14 @@ def _child(task: Task, entry: Entry, sender) -> None:
         else:
             traceback.print_exc()
             sender.send(("crashed", f"{type(error).__name__}: {error}", {}))
+    except MemoryError:
+        traceback.print_exc()
+        sender.send(("crashed", "out of memory; give the job more, or exclude the recording", {}))
+    except BrainLMError as error:
+        sender.send(("crashed", str(error), {}))
     except Exception as error:
         traceback.print_exc()
-        sender.send(("crashed", f"{type(error).__name__}: {error}".replace("\n", " ")[:500], {}))
+        sender.send(("crashed", f"{type(error).__name__}: {error}", {}))
     finally:
         sender.close()
         sys.stdout.flush()

@@ -136,7 +136,7 @@ def test_what_a_result_depends_on_is_what_its_function_reads():
     assert stages_that_change("xcpd", cohort_units="scanner") == ["series"]
     assert stages_that_change("fmriprep", cohort_units="scanner") == []
     assert stages_that_change("fmriprep", cohort_confounds="none") == ["volumes"]
-    assert stages_that_change("bids", cohort_repetition_time_s=2.0) == []
+    assert stages_that_change("bids", cohort_repetition_time_s=2.0) == ["motion"]
     new_space = {"atlas_space": "MNI152NLin2009aSym", "atlas_name": "mine"}
     assert stages_that_change("bids", **new_space) == ["normalise", "denoise", "parcellate"]
     assert stages_that_change("bids", atlas_image_sha256="cd") == ["parcellate"]

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -70,25 +70,30 @@ class Sidecar(dict[str, Any]):
         self.sources.update(dict.fromkeys(values, path))
 
     def read(self, name: str) -> Any:
-        """A field's value; None where it is absent or null.
+        """:func:`read_field` of this sidecar."""
+        return read_field(self, name)
 
-        Raises
-        ------
-        RecordingError
-            ``bad_metadata``: it is not what the field must be.
-        """
-        value = self.get(name)
-        if value is None:
-            return None
-        kind, expected = _FIELDS[name]
-        try:
-            return kind.validate_python(value)
-        except (ValidationError, OverflowError):  # an integer beyond any float
-            raise RecordingError(
-                "bad_metadata",
-                f"{self.sources[name]}: {name} is {_brief(value)}, expected {expected}; correct "
-                "it or take it out",
-            ) from None
+
+def read_field(values: Mapping[str, Any], name: str) -> Any:
+    """A field's value; None where it is absent or null.
+
+    Raises
+    ------
+    RecordingError
+        ``bad_metadata``: it is not what the field must be.
+    """
+    value = values.get(name)
+    if value is None:
+        return None
+    kind, expected = _FIELDS[name]
+    try:
+        return kind.validate_python(value)
+    except (ValidationError, OverflowError):  # an integer beyond any float
+        source = values.sources[name] if isinstance(values, Sidecar) else "sidecar"
+        raise RecordingError(
+            "bad_metadata",
+            f"{source}: {name} is {_brief(value)}, expected {expected}; correct it or take it out",
+        ) from None
 
 
 def read_sidecar(path: Path) -> Sidecar:

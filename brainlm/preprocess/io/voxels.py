@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from ...errors import BrainLMError, RecordingError
 from ...files import read_json
 from .derivatives import Derivatives, read_transforms, read_volume, sidecar
 from .read import Bold, read_bold
+from .sidecars import read_field
 
 if TYPE_CHECKING:
     from ..denoise.ica_grid import Grid
@@ -30,15 +32,15 @@ def settle(bold: Bold, dropped: int, config: Preprocess) -> Bold:
 
 
 def corrects_slices(bold: Bold, config: Preprocess) -> bool:
-    return config.slice_timing and "SliceTiming" in bold.sidecar
+    return config.slice_timing and bold.sidecar.read("SliceTiming") is not None
 
 
-def shift_slices(volumes: np.ndarray, tr_s: float, metadata: dict) -> np.ndarray:
+def shift_slices(volumes: np.ndarray, tr_s: float, metadata: Mapping) -> np.ndarray:
     """Cubic interpolation in time to the middle of the slices' acquisition."""
     from scipy.interpolate import CubicSpline
 
-    times = np.asarray(metadata["SliceTiming"], np.float64)
-    direction = metadata.get("SliceEncodingDirection", "k")
+    times = np.asarray(read_field(metadata, "SliceTiming"), np.float64)
+    direction = read_field(metadata, "SliceEncodingDirection") or "k"
     axis = {"k": 1, "j": 2, "i": 3}[direction[0]]
     if direction.endswith("-"):
         times = times[::-1]
@@ -46,8 +48,8 @@ def shift_slices(volumes: np.ndarray, tr_s: float, metadata: dict) -> np.ndarray
         raise RecordingError(
             "bad_metadata",
             f"SliceTiming: expected {volumes.shape[axis]} times from 0 to below {tr_s:g} s, found "
-            f"{len(times)} from {times.min():g} to {times.max():g}; correct it or set "
-            "slice_timing: false",
+            f"{len(times)} from {times.min():g} to {times.max():g}; correct it (or "
+            "SliceEncodingDirection), or set slice_timing: false",
         )
     middle = (times.max() + times.min()) / 2
     clock = np.arange(len(volumes)) * tr_s

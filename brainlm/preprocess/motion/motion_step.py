@@ -35,7 +35,7 @@ def run_motion(entry: Entry, context: Context) -> Figures:
     engine = context.engine(rigid)
     figures: Figures = {}
     with timed(figures, "read"):
-        bold = read_bold(entry.path)
+        bold = read_bold(entry.path, repetition_time_s=context.cohort.repetition_time_s)
     count, tr_s = len(bold.volumes), bold.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
     dropped = count_non_steady(bold.volumes)
