@@ -19,6 +19,8 @@ from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..paths import side_table
 from ..shards import Corpus
+from .clinical.views import connectivity
+from .fingerprint import first_recordings, score_fingerprint
 from .job import Job, open_model
 from .metrics import pearson_r, r2, sum_values
 from .people import KEY, cohort_parts, count_absent, long_enough, names_of
@@ -77,12 +79,13 @@ def evaluate_latent(
     Returns
     -------
     DataFrame
-        Target: the column. Methods: either token, and chance (people shuffled). Numbers: ``r2``
-        and ``r``; classes: ``purity``, the share of neighbours of the same class. The map goes
+        Target: the column, or ``who is who`` (:mod:`brainlm.evaluation.fingerprint`). Methods:
+        either token, and chance (people shuffled). Numbers: ``r2`` and ``r``; classes:
+        ``purity``, the share of neighbours of the same class. The map goes
         beside it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
         recording_id, split and the columns.
     """
-    points, tokens, left_out, recorded = _embed(model_folder, shards, splits, roles or {})
+    points, tokens, ends, left_out, recorded = _embed(model_folder, shards, splits, roles or {})
     embedded = set(points[["cohort", "split"]].itertuples(index=False, name=None))
     rows: list[dict] = [
         {"task": "latent", "cohort": cohort, "split": split, "n": 0,
@@ -104,14 +107,23 @@ def evaluate_latent(
                     labelled = table[column].dropna().index
                     why = why | count_absent(labelled, names_of(recorded, cohort), split)
                 rows += _score(values[part.index], part, column, own, why, options)
+    long = np.isfinite(ends["CLS token"]).all((1, 2))
+    for (cohort, split), part in points.groupby(["cohort", "split"], sort=False):
+        part = part.iloc[first_recordings(part, long[part.index])]
+        where = {"task": "latent", "cohort": cohort, "split": split, "level": "pooled"}
+        own = {name: values[part.index] for name, values in ends.items()}
+        motion = pd.to_numeric(part.get("mean_fd_mm"), errors="coerce").to_numpy(float)
+        rows += score_fingerprint(own, motion, where, options)
     with atomic_path(side_table(out, "points")) as temporary:
         pd.concat(maps).to_parquet(temporary, index=False)
     return write_results(rows, out, options.seed, config)
 
 
 def _embed(model_folder: Path, shards, splits, roles):
-    """Points (one per recording), {token: [N, D]}, why people were left out, by cohort and split,
-    and (cohort, participant_id) of all who have a recording."""
+    """Points (one per recording), {token: [N, D]}, {summary: [N, 2, F]} of the first and last
+    window (NaN where they would overlap), why people were left out, by cohort and split, and
+    (cohort, participant_id) of all who have a recording."""
+    from ..model.pooling import summarise_tokens
     from ..training.windows import Windows
 
     corpus = Corpus(shards)
@@ -128,13 +140,27 @@ def _embed(model_folder: Path, shards, splits, roles):
     windows = Windows(corpus, model.scaling, model.config.window, table["row"])
     device = next(model.parameters()).device
     tokens: dict[str, list[np.ndarray]] = {token: [] for token in TOKENS}
+    summaries = dict(TOKENS)
+    if model.config.family == "parcel":
+        summaries["connectivity"] = "latent connectivity"
+    names = (*summaries.values(), "connectivity")
+    ends: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for row in table["row"]:
         both = model.embed(windows.cover(int(row)).to(device), "cls+mean").mean(0).cpu()
         for values, half in zip(tokens.values(), both.chunk(2), strict=True):
             values.append(half.numpy())
+        signal = windows.even(int(row), 2)
+        apart = corpus.table["num_timepoints"][row] >= 2 * model.config.window
+        encoded = model.tokens(signal.to(device))
+        for pool, name in summaries.items():
+            made = summarise_tokens(encoded, pool, model.config.num_parcels).cpu().numpy()
+            ends[name].append(made if apart else np.full((2, made.shape[1]), np.nan))
+        made = np.stack([connectivity(window.numpy().T) for window in signal[[0, -1]]])
+        ends["connectivity"].append(made if apart else np.full_like(made, np.nan))
     arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
     recorded = pd.MultiIndex.from_frame(corpus.table[KEY].drop_duplicates())
-    return table.drop(columns="row"), arrays, left_out, recorded
+    stacked = {name: np.stack(v) if v else np.empty((0, 2, 1)) for name, v in ends.items()}
+    return table.drop(columns="row"), arrays, stacked, left_out, recorded
 
 
 def _read_table(cohort: Cohort, columns: Sequence[str]) -> pd.DataFrame:

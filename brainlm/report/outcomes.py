@@ -11,6 +11,7 @@ from .blocks import Table, Text, show, show_interval
 METRICS = {
     "r2": "R²", "r": "r", "mse": "MSE", "mae": "MAE", "auc": "AUC",
     "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
+    "purity": "purity", "identified": "identified", "icc": "ICC", "motion": "|r| with motion",
     "max_t": "largest |t|", "parcels_p05": "parcels with p < 0.05",
 }  # fmt: skip
 _COUNTS = ("max_t", "parcels_p05")  # of one test: they have no interval
@@ -98,7 +99,7 @@ def pivot(table: pd.DataFrame) -> pd.DataFrame:
     wide = text.pivot_table("text", keys, "metric", aggfunc="first", sort=False).reset_index()
     wide.columns.name = None
     wide = wide.astype(object).where(wide.notna(), None)
-    if table["task"].iloc[0] not in ("reconstruction", "scaling"):
+    if table["task"].iloc[0] not in ("reconstruction", "scaling", "latent"):
         wide = wide.drop(columns="target")
     names = {"target": "hidden" if table["task"].iloc[0] == "reconstruction" else "target"}
     return wide.rename(columns=names | {"n": "people"})

@@ -44,8 +44,10 @@ def planted(tmp_path, monkeypatch):
     clear = np.stack([age / 10, 8 * sex], 1).repeat(2, 0) + 0.1 * rng.normal(size=(160, 2))
     tokens = {"cls": clear, "mean": rng.normal(size=(160, 2))}
     left_out = {("c", "test"): {"too short": 2}}
+    ends = {"CLS token": np.repeat(clear[:, None], 2, 1)}
     recorded = pd.MultiIndex.from_frame(points[["cohort", "participant_id"]].drop_duplicates())
-    monkeypatch.setattr(module, "_embed", lambda *_: (points.copy(), tokens, left_out, recorded))
+    embedded = (points, tokens, ends, left_out, recorded)
+    monkeypatch.setattr(module, "_embed", lambda *_: embedded)
     read = module.read_participants
 
     def note(cohort, columns):
@@ -109,6 +111,8 @@ def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     assert set(points["split"]) == {"validation", "test"} and len(points) == 2 * 18
     assert set(table[table["target"] == "age"]["split"]) == {"validation", "test"}
     assert "no sex in its participants table" in set(table["note"])
+    who = table[table["target"] == "who is who"]
+    assert set(who["note"].str.slice(0, 40)) == {"0 participants with two windows that do "}
     (tmp_path / "model" / "scaling.json").unlink()
     with pytest.raises(BrainLMError, match="lacks its scaling"):
         evaluate_latent(tmp_path / "model", study.shards, [], tmp_path / "x.parquet",
