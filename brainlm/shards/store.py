@@ -16,6 +16,9 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from .schema import COLUMNS, SCHEMA_VERSION, shard_schema
 
+#: Largest relative error of rounding to float16: half of the last of 11 bits.
+_ROUNDING = 2.0**-11
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -80,11 +83,21 @@ def _encode(recording: Recording, info: ShardInfo, dtype: str) -> dict:
             f"{recording.recording_id}: expected [T, {info.num_parcels}] values for atlas "
             f"{info.atlas}, found shape {list(series.shape)}"
         )
-    if np.nanmax(np.abs(series), initial=0.0) > np.finfo(dtype).max:  # of delivered units
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(series, dtype=dtype)
+    if dtype != "float32" and not _holds(stored, series):  # of delivered units
         dtype = "float32"
-    stored = np.ascontiguousarray(series, dtype=dtype)
+        stored = np.ascontiguousarray(series, dtype=dtype)
     row.update(num_timepoints=len(stored), series=stored.tobytes(), series_dtype=dtype)
     return row
+
+
+def _holds(stored: np.ndarray, series: np.ndarray) -> bool:
+    """Whether every parcel keeps its values, large and small, as well as rounding to 11 bits."""
+    with np.errstate(invalid="ignore"):
+        error = np.nansum((stored.astype(np.float64) - series) ** 2, axis=0)
+    power = np.nansum(series.astype(np.float64) ** 2, axis=0)
+    return bool((error <= _ROUNDING**2 * power).all())
 
 
 def write_shard(
@@ -98,8 +111,8 @@ def write_shard(
 
     float16 keeps 11 bits: on series in percent of the parcel mean the rounding error is below
     0.05 % of the value (measured in tests/unit/test_shards.py), a hundredth of the scanner noise,
-    at half the disk and twice the reading speed of float32. A series with values that do not fit
-    float16 is kept as float32, whatever `dtype`.
+    at half the disk and twice the reading speed of float32. A series with values too large or too
+    small for float16 is kept as float32, whatever `dtype`.
 
     Raises
     ------

@@ -403,7 +403,11 @@ def test_raw_means_become_percent_where_the_cohort_says_that_they_are(chain, tmp
 @pytest.mark.parametrize(
     ("change", "status", "words"),
     [
-        (lambda s: s[:, :200], "bad_data", "expected 424 columns (atlas demo424), found 200"),
+        (
+            lambda s: s[:, :200],
+            "bad_data",
+            "one per parcel of the atlas, found 200",
+        ),
         (lambda s: s.T, "bad_data", "transposed"),
         (lambda s: s[:50], "too_short", "100.0 s usable (50 time points)"),
         (lambda s: np.where(np.arange(424) < 300, 0, s), "parcellation_failed", "300 of 424"),

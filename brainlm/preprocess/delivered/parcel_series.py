@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...atlas import Atlas
-from ...cohort.layouts import LAYOUTS, parse_name, plain_label
+from ...cohort.layouts import LAYOUTS, Companions, parse_name, plain_label
 from ...cohort.recordings import Entry
 from ...config import Cohort, Preprocess
 from ...errors import RecordingError
@@ -16,6 +16,7 @@ from ..context import Context, Figures
 from ..io.products import save_series
 from ..io.read import read_series
 from .movement import read_movement
+from .series_checks import check_series, count_censored
 
 
 def take_series(entry: Entry, context: Context) -> Figures:
@@ -33,6 +34,7 @@ def take_series(entry: Entry, context: Context) -> Figures:
     """
     cohort, config, atlas = context.cohort, context.options, context.atlas
     accepted = agree_atlas(entry.path, cohort, atlas)
+    warnings: list[str] = []
     raw, tr_s = read_series(
         entry.path,
         repetition_time_s=cohort.repetition_time_s,
@@ -48,7 +50,11 @@ def take_series(entry: Entry, context: Context) -> Figures:
         )  # fmt: skip
     except RecordingError as error:
         raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
-    moved = _displacement(entry, cohort, len(raw))
+    companions = LAYOUTS[cohort.layout].companions(entry.path)
+    moved = _displacement(entry, companions, len(raw))
+    censored = count_censored(companions.outliers, len(raw)) if companions.outliers else 0
+    if censored:
+        warnings.append(f"censored time points interpolated: {censored} of {len(raw)}")
     series, dead = settled.series, settled.dead
     save_series(
         context.series,
@@ -69,6 +75,7 @@ def take_series(entry: Entry, context: Context) -> Figures:
         "num_timepoints": len(series),
         "parcels_with_data": int((~dead).sum()),
         "mean_coverage": float((~dead).mean()),
+        "warnings": warnings,
     }
 
 
@@ -114,6 +121,7 @@ def settle_series(
     baseline = live.mean(0, dtype=np.float64)
     _check_units(live, baseline, units)
     series = 100 * (live / baseline - 1) if units == "scanner" else live - baseline
+    check_series(live, series, "percent" if units == "scanner" else units)
     series = resample(series, tr_s, sample_period_s).astype(np.float32)
     return Settled(series, baseline, dead, "percent" if units == "scanner" else units)
 
@@ -164,9 +172,8 @@ def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
     return accepted
 
 
-def _displacement(entry: Entry, cohort: Cohort, count: int) -> float:
+def _displacement(entry: Entry, companions: Companions, count: int) -> float:
     """Mean framewise displacement in mm where a file beside the series says it, else NaN."""
-    companions = LAYOUTS[cohort.layout].companions(entry.path)
     if companions.motion is None:
         return float("nan")
     moved = read_movement(companions.motion).displacement_mm
@@ -206,7 +213,8 @@ def _find_dead(raw: np.ndarray, num_parcels: int) -> np.ndarray:
         raise RecordingError(
             "bad_data",
             f"NaN or infinite values at {len(rows)} of {len(raw)} time points (first {rows[0]}) "
-            f"in {int(partly.sum())} parcels that have data elsewhere",
+            f"in {int(partly.sum())} parcels that have data elsewhere; deliver frames that were "
+            "censored interpolated",
         )
     dead = missing.all(0)
     dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
