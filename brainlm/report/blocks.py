@@ -17,7 +17,7 @@ FIRST_ROWS = 100
 
 @dataclass
 class Text:
-    """Paragraphs; `tone` is plain or missing (not there, and why)."""
+    """Paragraphs; `tone` is plain or missing (something is not there, and why)."""
 
     paragraphs: list[str]
     tone: str = "plain"
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass
 class Cautions:
-    """What to distrust, as a list."""
+    """Limitations, as a list."""
 
     title: str
     items: list[str]
@@ -35,7 +35,7 @@ class Cautions:
 
 @dataclass
 class Cards:
-    """A few headline figures: (label, value with interval, what it stands beside)."""
+    """A few headline figures: (label, value with interval, what to compare it with)."""
 
     items: list[tuple[str, str, str]]
     kind: str = "cards"
@@ -78,7 +78,7 @@ class Table:
     links: dict[str, str] = field(default_factory=dict)  # text of the first column -> address
     files: dict[str, str] = field(default_factory=dict)  # what to download -> address
     config: str = ""  # fingerprint of the configuration that made it
-    saved: bool = True  # `frame` is written beside the page; False where it lies elsewhere
+    saved: bool = True  # `frame` is written next to the page; False if it is elsewhere
     kind: str = "table"
 
     @property
@@ -156,7 +156,7 @@ class Figure:
     files : dict
         What to download -> address; data that lie elsewhere already.
     fade : str
-        The words beside a slider that fades the drawing's upper layer (its group ``over``).
+        Label of a slider that fades the drawing's upper layer (its group ``over``).
     """
 
     name: str
@@ -178,7 +178,7 @@ class Choice:
     Parameters
     ----------
     label : str
-        Words beside the list.
+        Label of the list.
     figures : list of (option, Figure)
     """
 
@@ -247,9 +247,8 @@ def show_interval(value: float | None, low: float | None, high: float | None) ->
 
 
 def count(number: int, noun: str) -> str:
-    """``1 person``, ``2 recordings``."""
-    plural = {"person": "people"}.get(noun, f"{noun}s")
-    return f"{number:,} {noun if number == 1 else plural}"
+    """``1 participant``, ``2 recordings``."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def join_words(words: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A cohort's quality page: every recording in one table that stays usable at 77,000 rows."""
+"""A cohort's quality page: every recording in one table, usable with 77,000 rows too."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FIGURES = {
 }
 #: Robust standard deviations from the cohort's median beyond which a value is marked.
 OUTLIER_SD = 3.5
-#: What a recording is that no stage gave up on or finished.
-PENDING = "no stage has finished it yet"
+#: What the status ``pending`` means.
+PENDING = "not processed to the end yet"
 _MAD_TO_SD = 1.4826
 
 
@@ -69,12 +69,12 @@ def make_cohort_page(
 
 
 def _count_statuses(table: pd.DataFrame, cohort: str) -> list[Any]:
-    """How many were found, what became of them, and the reasons of those that are left out."""
+    """Recordings by status, and the reasons for leaving recordings out."""
     counts = table.groupby("status").size().rename("recordings").reset_index()
     counts["share"] = [f"{n / len(table):.1%}" for n in counts["recordings"]]
     counts["meaning"] = counts["status"].map(STATUSES | {"pending": PENDING})
     counts = counts.sort_values("recordings", ascending=False)
-    caption = f"{count(len(table), 'recording')} found, and what became of them."
+    caption = f"{count(len(table), 'recording')} found, by status."
     blocks: list[Any] = [Table(f"{cohort}-statuses", caption, counts, command="brainlm summary")]
     left = table[(table["status"] != "ok") & table["reason"].fillna("").ne("")]
     if len(left):
@@ -83,8 +83,8 @@ def _count_statuses(table: pd.DataFrame, cohort: str) -> list[Any]:
         groups = left.reset_index().groupby(["status", kind.to_numpy()], sort=False)
         why = groups["recording_id"].agg(["size", "first"]).join(groups["reason"].first())
         why = why.reset_index(level=0).reset_index(drop=True).sort_values("size", ascending=False)
-        why.columns = ["status", "recordings", "for example", "its reason"]
-        words = "Why recordings were left out, the commonest reason first."
+        why.columns = ["status", "recordings", "example", "reason"]
+        words = "Why recordings were left out, the most common reason first."
         blocks.append(Table(f"{cohort}-reasons", words, why, command="brainlm summary"))
     return blocks
 
@@ -114,9 +114,8 @@ def _make_table(
     frame = table.reset_index()[["recording_id", "participant_id", "status", "reason", *known]]
     caption = (
         f"{count(len(table), 'recording')}. ▲ and ▼ mark values more than {OUTLIER_SD} robust "
-        "standard deviations from this cohort's median, on the bad side. Flag what you want "
-        "to leave out and export it: the file is what the cohort's 'exclude' key of config.yaml "
-        "reads."
+        "standard deviations from this cohort's median, on the bad side. Flag recordings to leave "
+        "out and export them: name the exported file in the cohort's 'exclude' key in config.yaml."
     )
     links = [pages.get(name, "") for name in table.index]
     return PagedTable(f"{cohort}-recordings", caption, frame, shown, links, cohort)
@@ -129,7 +128,9 @@ def _draw(table: pd.DataFrame, known: dict, cohort: str) -> list[Any]:
         if pd.to_numeric(table[name], errors="coerce").notna().sum() > 1
     }
     if not columns:
-        return [Text(["There is nothing to draw: no figure was measured."], tone="missing")]
+        return [
+            Text(["There is nothing to draw: no quality figures were measured."], tone="missing")
+        ]
     groups = pd.Series(cohort, index=range(len(table)))
     svg = figures.draw_histograms(f"cohort-{cohort}", columns, groups)
     caption = "Distributions over the recordings of this cohort."

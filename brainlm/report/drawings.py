@@ -15,7 +15,7 @@ _MAX_CLASSES = 6
 
 
 def draw_steps(name: str, table: pd.DataFrame, marks: pd.DataFrame) -> str:
-    """R² per forecast step, a panel a cohort; below, where the model is shown to be better.
+    """R² per forecast step, a panel per cohort; below, where the model is better or worse.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def _plot_line(ax, rows: pd.DataFrame, number: int, label: str, *, band: bool = 
 
 
 def draw_forecasts(name: str, examples: pd.DataFrame, methods: list[str]) -> str:
-    """What was measured and what was forecast, a panel a recording and parcel."""
+    """The measured signal and its forecasts, a panel per recording and parcel."""
     parts = list(examples.groupby(["recording_id", "parcel"], sort=False))[:3]
 
     def paint(axes):
@@ -88,7 +88,7 @@ def draw_forecasts(name: str, examples: pd.DataFrame, methods: list[str]) -> str
 def draw_brains(
     name: str, maps: dict[str, np.ndarray], places: np.ndarray, large: np.ndarray
 ) -> str:
-    """Values of parcels [R] on glass brains, a row a map, from the left, above and the right.
+    """Values of parcels [R] on glass brains, a row per map, from the left, above and the right.
 
     A map whose name contains "minus" is coloured around 0, blue to red; the others share a scale.
     Its parcels that are `large`, bool [R], have larger dots.
@@ -136,7 +136,7 @@ def _mappable(colours: str, low: float, high: float):
 
 
 def draw_latent(name: str, points: pd.DataFrame, colour: str) -> str:
-    """Map of recordings, a panel per kind of token, coloured by a number or by few classes."""
+    """Map of recordings, a panel per kind of token, coloured by a number or by a few classes."""
     maps = [part for _, part in points.groupby("token", sort=False)]
     numeric = pd.api.types.is_numeric_dtype(points[colour])
 
@@ -182,7 +182,7 @@ def _scatter_classes(
 
 
 def draw_scaling(name: str, table: pd.DataFrame) -> str:
-    """R² against the people trained on, a line a model size, a panel a cohort.
+    """R² against the number of training participants, a line per model size, a panel per cohort.
 
     `table` has columns cohort, method (the preset), x, value, low, high.
     """
@@ -199,7 +199,7 @@ def draw_scaling(name: str, table: pd.DataFrame) -> str:
                 ax.errorbar(rows["x"], value, np.clip([value - low, high - value], 0, None),
                             color=SERIES[number % 6], ls=_DASHES[number % 6], capsize=2,
                             marker=_MARKERS[number % 6], ms=5, label=_shorten(method))  # fmt: skip
-            ax.set(xscale="log", xlabel="people trained on", title=_shorten(cohort))
+            ax.set(xscale="log", xlabel="training participants", title=_shorten(cohort))
             ax.set_xticks(sorted(set(table["x"])), [f"{x:g}" for x in sorted(set(table["x"]))])
             ax.minorticks_off()
             ax.grid(True)

@@ -8,20 +8,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..training.predictors import EXPLAINED, PREDICTORS
+from ..evaluation.attention.attention_text import TEXT as ATTENTION
+from ..evaluation.clinical.clinical_text import TEXT as CLINICAL
+from ..evaluation.forecasting.forecasting_text import TEXT as FORECASTING
+from ..evaluation.latent_text import TEXT as LATENT
+from ..evaluation.parcel_networks.networks_text import TEXT as NETWORKS
+from ..evaluation.reconstruction_text import TEXT as RECONSTRUCTION
+from ..evaluation.scaling_text import TEXT as SCALING
+from ..page_text import TaskText
+from ..training.predictors import PREDICTORS
 from . import drawings, figures
 from .blocks import Choice, Figure, Section, Table, Text, count, show, show_interval
 from .facts import Facts
 from .outcomes import (
     METRICS,
+    count_evaluated,
+    describe_dots,
+    explain_empty,
     make_tables,
     model_first,
-    nobody,
     pooled,
     slug,
     source_of,
-    speak,
-    tell_left_out,
 )
 from .site import list_downloads
 
@@ -37,18 +45,18 @@ def describe_tasks(facts: Facts) -> list[Section]:
     if len(facts.clinical) > 1:
         sections.append(Section("clinical", "Clinical variables", _describe_clinical(facts)))
     for number, (name, task) in enumerate(facts.tasks.items()):
-        title = _TITLES.get(task.kind, f"Predicting {name}")
-        if task.kind in _TITLES and name != task.kind:
+        title = TEXTS[task.kind].title
+        if title and name != task.kind:
             title = f"{title}: {name.removeprefix(task.kind).strip('-_')}"
         result = facts.results.get(name)
         if result is None:
-            words = f"{name if title.startswith('Pred') else title} was not evaluated yet."
+            words = f"{title or name} was not evaluated yet."
             blocks: list[Any] = [Text([words], tone="missing")]
         elif pooled(result).empty:
-            blocks = [nobody(result)]
+            blocks = [explain_empty(result)]
         else:
             blocks = _DESCRIBE[task.kind](facts, name, result)
-        sections.append(Section(f"task-{number}", title, blocks))
+        sections.append(Section(f"task-{number}", title or f"Predicting {name}", blocks))
     return sections
 
 
@@ -56,20 +64,17 @@ def describe_tasks(facts: Facts) -> list[Section]:
 
 
 def _describe_reconstruction(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]:
-    """Masked R² beside trivial predictors, with intervals, and examples."""
+    """Masked R² next to trivial predictors, with intervals, and examples."""
     table = pooled(result)
     r2 = table[table["metric"] == "r2"]
     shown = r2[r2["method"].isin(FEW)]
     groups = shown["target"] + ", " + shown["cohort"]
-    caption = (
-        "R² on hidden points of people the model has not seen, pooled over all hidden values, "
-        "unclipped: 1 is perfect, 0 is the mean, below 0 is worse. Lines are 95 % bootstrap "
-        "intervals over people. " + EXPLAINED
-    )
+    caption = RECONSTRUCTION.caption("dots")
     svg = figures.draw_intervals(f"{slug(name)}-dots", shown.assign(group=groups), "masked R²")
+    alt = describe_dots(shown)
     blocks: list[Any] = [
-        Figure(f"{slug(name)}-dots", caption, svg, speak(shown), frame=shown, **source_of(result)),
-        *make_tables(slug(name), "Reconstruction, value [95 % interval].", result),
+        Figure(f"{slug(name)}-dots", caption, svg, alt, frame=shown, **source_of(result)),
+        *make_tables(slug(name), RECONSTRUCTION.caption("table"), result),
     ]
     blocks += _describe_levels(slug(name), result)
     return blocks + _describe_traces(facts, result)
@@ -84,7 +89,7 @@ def _describe_levels(name: str, result: pd.DataFrame) -> list[Any]:
     spread = part.groupby(["cohort", "target", "level", "method"], sort=False)["value"]
     table = spread.quantile([0.05, 0.5, 0.95]).unstack().reset_index()
     table.columns = ["cohort", "hidden", "per", "method", "5th percentile", "median", "95th"]
-    caption = "R² of single recordings and of single parcels: how far they spread."
+    caption = RECONSTRUCTION.caption("levels")
     return [Table(f"{name}-levels", caption, table, **source_of(result))]
 
 
@@ -100,11 +105,9 @@ def _describe_traces(facts: Facts, result: pd.DataFrame) -> list[Any]:
         pd.DataFrame(values.T, columns=_TRACE).assign(recording=k)
         for k, values in traces.items()
     ])  # fmt: skip
-    caption = (
-        f"Examples: one parcel of {count(len(traces), 'held-out recording')}, "
-        f"{wanted[0].split('/')[1].removeprefix('random ')} hidden (grey). The parcel is the one "
-        "of median spread, not one that looks good."
-    )
+    hidden = wanted[0].split("/")[1].removeprefix("random ")
+    number = count(len(traces), "held-out recording")
+    caption = RECONSTRUCTION.caption("traces", count=number, hidden=hidden)
     svg = figures.draw_traces(traces, period)
     return [Figure("traces", caption, svg, caption, frame=frame, **source_of(result))]
 
@@ -113,7 +116,7 @@ def _describe_traces(facts: Facts, result: pd.DataFrame) -> list[Any]:
 
 
 def _describe_clinical(facts: Facts) -> list[Any]:
-    """One table over all variables, the headline figure of each method."""
+    """One table over all variables, the headline metric of each method."""
     rows, frames = [], []
     for name in facts.clinical:
         table = pooled(facts.results.get(name))
@@ -122,47 +125,39 @@ def _describe_clinical(facts: Facts) -> list[Any]:
         frames.append(part.assign(variable=name))
         for (cohort, split), group in part.groupby(["cohort", "split"], sort=False):
             row = {"variable": name, "cohort": cohort, "split": split, "metric": METRICS[metric],
-                   "people": int(group["n"].iloc[0])}  # fmt: skip
+                   "participants": int(group["n"].iloc[0])}  # fmt: skip
             numbers = group[["method", "value", "low", "high"]].itertuples(index=False)
             row |= {method: show_interval(*values) for method, *values in numbers}
             rows.append(row)
     if not rows:
         return [Text(["No clinical variable was evaluated yet."], tone="missing")]
-    caption = (
-        "Every clinical variable, its headline figure by each method, value [95 % bootstrap "
-        "interval over people]. Predictions are in the units of the participants table; errors "
-        "and differences with their tests are in the section of each variable."
-    )
+    caption = CLINICAL.caption("overview")
     shown = pd.DataFrame(rows)
     shown = shown.astype(object).where(shown.notna(), None)
     return [Table("clinical", caption, pd.concat(frames), shown, "brainlm evaluate")]
 
 
 def _describe_target(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]:
-    """The fine-tuned model beside the baselines, on the same people."""
-    caption = (
-        f"{name}: one prediction per person (recordings averaged), in the units of the "
-        "participants table, value [95 % bootstrap interval over people]. 'mean FD' knows head "
-        "motion only, 'mean' nothing."
-    )
+    """The fine-tuned model next to the baselines, on the same participants."""
+    caption = CLINICAL.caption("table", name=name)
     blocks = make_tables(f"target-{slug(name)}", caption, result)
-    blocks.append(tell_left_out(result))
-    people = facts.side(name, "predictions")
-    if people is not None and len(people) and people["label"].nunique() > 2:
-        blocks.append(_scatter(name, people, result))
+    blocks.append(count_evaluated(result))
+    predictions = facts.side(name, "predictions")
+    if predictions is not None and len(predictions) and predictions["label"].nunique() > 2:
+        blocks.append(_draw_predictions(name, predictions, result))
     return blocks
 
 
-def _scatter(target: str, people: pd.DataFrame, result: pd.DataFrame) -> Figure:
-    methods = list(dict.fromkeys(people["method"]))
+def _draw_predictions(target: str, predictions: pd.DataFrame, result: pd.DataFrame) -> Figure:
+    methods = list(dict.fromkeys(predictions["method"]))
     order = ["fine-tuned", "connectivity + ridge", "from scratch"]
     chosen = [m for m in order if m in methods] or methods[:3]
-    part = people[people["method"].isin(chosen)]
+    part = predictions[predictions["method"].isin(chosen)]
     part = part.sort_values("method", key=lambda s: s.map(chosen.index))
-    caption = f"Predicted against true {target}; a dot is a person, the line is perfection."
+    caption = CLINICAL.caption("scatter", name=target)
     name = f"scatter-{slug(target)}"
     svg = figures.draw_scatter(name, part, target)
-    return Figure(name, caption, svg, caption, frame=people, **source_of(result))
+    return Figure(name, caption, svg, caption, frame=predictions, **source_of(result))
 
 
 # ---- forecasting
@@ -179,28 +174,18 @@ def _describe_forecasting(facts: Facts, name: str, result: pd.DataFrame) -> list
     if len(lines):
         drawn = list(dict.fromkeys(lines["method"]))[:_MAX_LINES]
         lines = lines[lines["method"].isin(drawn)]
-        caption = (
-            "Forecasting held-out people: unclipped R² of every step ahead, the band is the "
-            "fine-tuned model's 95 % bootstrap interval over people. Below, steps at which its "
-            "squared error differs from the method's (paired bootstrap t test over participants, "
-            "Holm-corrected over methods and steps): * better, x worse. The best "
-            f"{len(drawn) - 1} of the other methods are drawn; the data have all."
-        )
+        caption = FORECASTING.caption("steps", drawn=len(drawn) - 1)
         marks = _mark(steps[(steps["metric"] == "mse") & paired])
         marks = marks[marks["method"].isin(drawn)]
         svg = drawings.draw_steps(f"{slug(name)}-steps", lines, marks)
-        alt = f"Line chart. {_speak_steps(lines)}"
+        alt = f"Line chart. {_describe_steps(lines)}"
         blocks.append(Figure(f"{slug(name)}-steps", caption, svg, alt, frame=steps, **made))
-    caption = "Forecasting, all steps together, value [95 % interval]."
-    blocks += make_tables(slug(name), caption, result)
-    blocks.append(tell_left_out(result))
+    blocks += make_tables(slug(name), FORECASTING.caption("table"), result)
+    blocks.append(count_evaluated(result))
     examples = facts.side(name, "examples")
     if examples is not None and len(examples):
         chosen = list(dict.fromkeys(lines["method"]))[:3]
-        caption = (
-            "Examples: what was measured and what was forecast by the fine-tuned model and the "
-            "two best other methods; parcels from the first to the third quartile of spread."
-        )
+        caption = FORECASTING.caption("examples")
         svg = drawings.draw_forecasts(f"{slug(name)}-examples", examples, chosen)
         blocks.append(Figure(f"{slug(name)}-examples", caption, svg, caption,
                              frame=examples, **made))  # fmt: skip
@@ -215,7 +200,7 @@ def _mark(gaps: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _speak_steps(lines: pd.DataFrame) -> str:
+def _describe_steps(lines: pd.DataFrame) -> str:
     parts = []
     for (cohort, method), part in lines.groupby(["cohort", "method"], sort=False):
         part = part.sort_values("step")
@@ -236,23 +221,22 @@ def _describe_attention(facts: Facts, name: str, result: pd.DataFrame) -> list[A
         p = part.drop_duplicates("parcel").sort_values("parcel")["p"].to_numpy(float)
         differ = np.nan_to_num(p, nan=1.0) < 0.05
         groups = ", ".join(f"{g} (n = {n})" for g, n in part.groupby("group")["n"].first().items())
-        caption = (
-            f"Attention of the CLS token to each parcel in {cohort}: {groups}. "
-        ) + (
-            f"{differ.sum()} of {len(differ)} parcels differ (permutation, largest |t|, corrected "
-            "p < 0.05); they are the large dots of the difference."
-            if len(panels) > 1 else "Means over people."
-        )  # fmt: skip
+        words = [
+            ATTENTION.caption("map", cohort=cohort, groups=groups),
+            ATTENTION.caption("contrast", differ=differ.sum(), total=len(differ))
+            if len(panels) > 1 else ATTENTION.caption("means"),
+        ]  # fmt: skip
         label = f"{slug(name)}-{slug(str(cohort))}"
         places = facts.places
         if places is not None and len(places) == part["parcel"].max():
             svg = drawings.draw_brains(label, panels, places, differ)
         else:
             svg = figures.draw_values(label, panels, differ)
-            caption += " The atlas has no coordinates: parcels are in its order."
+            words.append(ATTENTION.caption("no coordinates"))
+        caption = " ".join(words)
         blocks.append(Figure(label, caption, svg, caption, frame=part, **made))
-    caption = "Contrasts of attention, value [95 % interval]."
-    return [*blocks, *make_tables(slug(name), caption, result), tell_left_out(result)]
+    tables = make_tables(slug(name), ATTENTION.caption("table"), result)
+    return [*blocks, *tables, count_evaluated(result)]
 
 
 def _attention_panels(part: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -270,22 +254,18 @@ def _attention_panels(part: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _describe_networks(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]:
-    """Accuracy of every method with chance beside it, and by network."""
+    """Accuracy of every method next to chance, and by network."""
     table = pooled(result)
     shown = table[~table["method"].str.contains(" minus ") & (table["metric"] == "accuracy")]
     shown = model_first(shown, table)
-    caption = (
-        "Share of left-out parcels whose functional network is found from their neighbours, by "
-        "features of the parcels; 95 % bootstrap intervals over people. 'majority' always says "
-        "the largest network, 'shuffled' is trained on permuted labels."
-    )
+    caption = NETWORKS.caption("dots")
     svg = figures.draw_intervals(f"{slug(name)}-dots", shown.assign(group=shown["cohort"]),
                                  "accuracy", zero=False)  # fmt: skip
     made = source_of(result)
     blocks: list[Any] = [
-        Figure(f"{slug(name)}-dots", caption, svg, speak(shown), frame=shown, **made),
-        *make_tables(slug(name), "Network accuracy, value [95 % interval].", result),
-        tell_left_out(result),
+        Figure(f"{slug(name)}-dots", caption, svg, describe_dots(shown), frame=shown, **made),
+        *make_tables(slug(name), NETWORKS.caption("table"), result),
+        count_evaluated(result),
     ]
     parts = result[(result["level"] == "network") & result["value"].notna()]
     if len(parts):
@@ -294,7 +274,7 @@ def _describe_networks(facts: Facts, name: str, result: pd.DataFrame) -> list[An
         keys = ["cohort", "unit"]
         wide = text.pivot_table("text", keys, "method", aggfunc="first", sort=False).reset_index()
         wide.columns.name = None
-        words = "Share of each network's parcels that are found."
+        words = NETWORKS.caption("networks")
         blocks.append(Table(f"{slug(name)}-parts", words, parts,
                             wide.rename(columns={"unit": "network"}), **made))  # fmt: skip
     return blocks
@@ -304,24 +284,22 @@ def _describe_networks(facts: Facts, name: str, result: pd.DataFrame) -> list[An
 
 
 def _describe_latent(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]:
-    """The map of recordings, coloured by a variable that the reader chooses."""
+    """The map of recordings, coloured by a variable chosen by the reader."""
     points, made = facts.side(name, "points"), source_of(result)
-    tables = make_tables(slug(name), "Figures of the map.", result)
+    tables = make_tables(slug(name), LATENT.caption("table"), result)
     if points is None or points.empty:
         return tables
     wanted = dict.fromkeys(["cohort", "split", *facts.tasks[name].colour])
     columns = [c for c in wanted if c in points and points[c].notna().any()]
     recordings = points.drop_duplicates(["cohort", "recording_id"])
-    trained_on = (recordings["split"] == "train").sum()
-    seen = f" The model was trained on {trained_on} of them." if trained_on else ""
+    trained = (recordings["split"] == "train").sum()
+    number = count(len(recordings), "recording")
     pictures = []
     for column in columns:
         label = f"{slug(name)}-by-{slug(column)}"
-        caption = (
-            f"{count(len(recordings), 'recording')} in two dimensions (UMAP), from the CLS token "
-            f"and from the mean of all tokens, coloured by {column}. Distances between far groups "
-            f"mean nothing.{seen}"
-        )
+        caption = LATENT.caption("map", count=number, column=column)
+        if trained:
+            caption += " " + LATENT.caption("seen", trained=trained)
         svg = drawings.draw_latent(label, points, column)
         pictures.append((column, Figure(label, caption, svg, caption, **made)))
     pictures[0][1].frame = points  # one file for all
@@ -331,23 +309,19 @@ def _describe_latent(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]
 
 
 def _describe_scaling(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]:
-    """R² against the people trained on, by model size."""
+    """R² against the number of training participants, by model size."""
     table = pooled(result)
     r2 = table[(table["metric"] == "r2") & ~table["method"].str.contains(" minus ")]
     share = pd.to_numeric(r2["target"].str.rstrip("%"), errors="coerce")
-    people = r2["n_train"].astype(float)
-    lines = r2.assign(x=people.where(people.notna(), share))
-    caption = (
-        "Masked R² on held-out people by model size and number of people trained on; 95 % "
-        "bootstrap intervals over people. Every point is a model trained anew with the same "
-        "budget."
-    )
+    trained = r2["n_train"].astype(float)
+    lines = r2.assign(x=trained.where(trained.notna(), share))
+    caption = SCALING.caption("lines")
     made = source_of(result)
     svg = drawings.draw_scaling(f"{slug(name)}-lines", lines)
     return [
-        Figure(f"{slug(name)}-lines", caption, svg, speak(r2), frame=r2, **made),
-        *make_tables(slug(name), "Scaling, value [95 % interval].", result),
-        tell_left_out(result),
+        Figure(f"{slug(name)}-lines", caption, svg, describe_dots(r2), frame=r2, **made),
+        *make_tables(slug(name), SCALING.caption("table"), result),
+        count_evaluated(result),
     ]
 
 
@@ -357,7 +331,9 @@ _DESCRIBE: dict[str, Callable[[Facts, str, pd.DataFrame], list[Any]]] = {
     "attention": _describe_attention, "networks": _describe_networks,
     "latent": _describe_latent, "scaling": _describe_scaling,
 }  # fmt: skip
-_TITLES = {
-    "reconstruction": "Reconstruction", "forecasting": "Forecasting", "attention": "Attention",
-    "networks": "Functional networks", "latent": "Latent space", "scaling": "Scaling",
+#: What pages say about each kind of task.
+TEXTS: dict[str, TaskText] = {
+    "reconstruction": RECONSTRUCTION, "regression": CLINICAL, "classification": CLINICAL,
+    "forecasting": FORECASTING, "attention": ATTENTION, "networks": NETWORKS, "latent": LATENT,
+    "scaling": SCALING,
 }  # fmt: skip

@@ -47,13 +47,13 @@ def source_of(table: pd.DataFrame) -> dict[str, Any]:
     return {"command": first("command"), "config": first("config")}
 
 
-def nobody(result: pd.DataFrame) -> Text:
+def explain_empty(result: pd.DataFrame) -> Text:
     """Why there is no result."""
     parts = [
-        f"{row.cohort}, {row.split or 'every split'}: {row.note or 'no subject'}"
+        f"{row.cohort}, {row.split or 'every split'}: {row.note or 'no participant'}"
         for row in result.itertuples()
     ]
-    return Text(["Nobody could be evaluated. " + "; ".join(parts) + "."], tone="missing")
+    return Text(["No participant could be evaluated. " + "; ".join(parts) + "."], tone="missing")
 
 
 def make_tables(name: str, caption: str, result: pd.DataFrame) -> list[Any]:
@@ -63,13 +63,13 @@ def make_tables(name: str, caption: str, result: pd.DataFrame) -> list[Any]:
     blocks: list[Any] = [Table(name, caption, result, pivot(table[~paired]), **made)]
     if paired.any():
         words = (
-            "Paired differences on the same resamples of people: an interval that contains 0 is "
-            "no difference. Higher R², r and accuracy are better, higher errors are worse. * "
-            "marks p < 0.05, corrected for all comparisons of the table."
+            "Paired differences on the same resamples of participants; an interval that contains "
+            "0 shows no difference. Higher R², r, AUC and accuracy are better, higher errors are "
+            "worse. * marks p < 0.05, corrected for all comparisons of the table."
         )
         shown = pivot(table[paired])
         parts = shown["method"].str.split(" minus ", n=1, expand=True)
-        if parts[0].nunique() == 1:  # said once, in the head, instead of in every row
+        if parts[0].nunique() == 1:  # named once, in the head, instead of in every row
             shown = shown.assign(method=parts[1]).rename(
                 columns={"method": f"{parts[0][0]} minus"}
             )
@@ -102,11 +102,11 @@ def pivot(table: pd.DataFrame) -> pd.DataFrame:
     if table["task"].iloc[0] not in ("reconstruction", "scaling", "latent"):
         wide = wide.drop(columns="target")
     names = {"target": "hidden" if table["task"].iloc[0] == "reconstruction" else "target"}
-    return wide.rename(columns=names | {"n": "people"})
+    return wide.rename(columns=names | {"n": "participants"})
 
 
-def speak(shown: pd.DataFrame) -> str:
-    """A dot chart in words."""
+def describe_dots(shown: pd.DataFrame) -> str:
+    """A dot chart in words, for screen readers."""
     parts = [
         f"{row.target} in {row.cohort}, {row.method}: "
         + show_interval(row.value, row.low, row.high)
@@ -115,11 +115,11 @@ def speak(shown: pd.DataFrame) -> str:
     return "Dot chart. " + "; ".join(parts)
 
 
-def tell_left_out(result: pd.DataFrame) -> Text:
-    """Who was evaluated and who was not, a line per cohort and split."""
+def count_evaluated(result: pd.DataFrame) -> Text:
+    """How many participants were evaluated and left out, a line per cohort and split."""
     notes = result.drop_duplicates(["cohort", "split"])
     return Text([
-        f"{row.cohort}, {row.split or 'all'}: {row.n:.0f} people evaluated, "
+        f"{row.cohort}, {row.split or 'all'}: {row.n:.0f} participants evaluated, "
         f"{0 if pd.isna(row.left_out) else row.left_out:.0f} left out"
         f"{f' ({row.note})' if row.note else ''}."
         for row in notes.itertuples()

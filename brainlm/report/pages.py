@@ -34,7 +34,7 @@ def write_chunk_pages(
 ) -> list[Outcome]:
     """Write the page of each recording for a chunk whose shard is there.
 
-    A page that cannot be drawn is a row of the chunk's ``pages.tsv``; it harms nobody's data.
+    A page that cannot be drawn is a row of the chunk's ``pages.tsv``; no data depend on it.
     """
     config, cohort, atlas = context.config, context.cohort, context.atlas
     paths = config.paths

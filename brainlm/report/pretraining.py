@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..training.predictors import EXPLAINED, PREDICTORS
+from ..training.predictors import PREDICTORS
+from ..training.pretraining_text import TEXT
 from . import figures
 from .blocks import Figure, Table, Text, show
 from .facts import Facts
@@ -16,12 +17,12 @@ _POWER_W = {"H200": 700, "H100": 700, "A100": 400, "V100": 300, "L40": 300, "A40
 
 
 def describe_pretraining(facts: Facts) -> list[Any]:
-    """The curve beside trivial predictors, throughput and data wait."""
+    """The curve next to trivial predictors, throughput and data wait."""
     curve = facts.curve
     if curve.empty or "loss" not in curve:
-        return [Text(["There is no pretraining journal (metrics.jsonl) yet."], tone="missing")]
+        return [Text([TEXT.missing], tone="missing")]
     last = curve[curve["split"] != "train"].tail(1)
-    words = "There was no validation recording, so the curve shows training only."
+    words = TEXT.caption("no validation")
     if len(last):
         row = last.iloc[0]
         scores = {"the model": "r2"} | {words: f"r2_{name}" for name, words in PREDICTORS.items()}
@@ -30,22 +31,20 @@ def describe_pretraining(facts: Facts) -> list[Any]:
             for label, column in scores.items()
             if pd.notna(row.get(column))
         ]
-        words = f"At the end (update {row['step']:.0f}) masked R²: {', '.join(parts)}."
+        words = TEXT.caption("end", step=row["step"], scores=", ".join(parts))
     blocks: list[Any] = [
         Figure(
             "curve",
-            "Pretraining. Left: mean squared error on hidden points. Right: R² on hidden points "
-            "of validation recordings, unclipped, beside predictors that need no network: "
-            f"{EXPLAINED} {words}",
+            f"{TEXT.caption('curve')} {words}",
             figures.draw_curve(curve),
             "Line charts of loss and masked R² over updates. " + words,
-            command="brainlm pretrain",
+            command=TEXT.command,
             frame=curve,
         )
     ]
     speed = _throughput(facts)
     if len(speed):
-        blocks.append(Table("throughput", "Throughput and cost of the training run.", speed))
+        blocks.append(Table("throughput", TEXT.caption("throughput"), speed))
     return blocks
 
 

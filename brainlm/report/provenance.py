@@ -1,4 +1,4 @@
-"""What made these pages, and the model's card."""
+"""Provenance: what made these pages, and the model card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .facts import Facts, code_commit, software_versions
 
 
 def describe_provenance(facts: Facts) -> list[Any]:
-    """Everything that is needed to know what made these pages."""
+    """Code, data, configuration and software behind these pages."""
     info, scaling, config = facts.info, facts.scaling, facts.config
     rows = [
         ("code", f"brainlm-pipeline {software_versions()['brainlm-pipeline']}"),
@@ -29,38 +29,41 @@ def describe_provenance(facts: Facts) -> list[Any]:
     ]
     for cohort in config.cohorts:
         number = count_cohort(facts, cohort)
-        text = "{usable} of {recordings} recordings of {people} people usable".format(**number)
+        text = "{usable} of {recordings} recordings of {participants} participants can be used"
+        text = text.format(**number)
         rows.append((f"cohort {cohort.name} ({cohort.role})", text))
     versions = pd.DataFrame(software_versions().items(), columns=["software", "version"])
     facts_table = pd.DataFrame(rows, columns=["what", "value"])
     return [
-        Table("provenance", "What made this.", facts_table),
+        Table("provenance", "What made this report.", facts_table),
         Table(
             "software",
-            "Software that wrote this report; the jobs' own versions are in their logs.",
+            "Software that wrote this report; the versions used by each job are in its log.",
             versions,
         ),
         Details(
-            f"The configuration, resolved ({config.fingerprint()})",
+            f"The resolved configuration ({config.fingerprint()})",
             config.model_dump_json(indent=2),
         ),
     ]
 
 
 def count_cohort(facts: Facts, cohort) -> dict[str, Any]:
-    """People and recordings of a cohort, found and usable."""
+    """Participants and recordings of a cohort, found and usable."""
     part = facts.recordings[facts.recordings["cohort"] == cohort.name]
     return {
         "cohort": cohort.name, "role": cohort.role, "layout": cohort.layout,
-        "people": len(part[["cohort", "participant_id"]].drop_duplicates()),
+        "participants": len(part[["cohort", "participant_id"]].drop_duplicates()),
         "recordings": len(part), "usable": int((part["status"] == "ok").sum()),
         "folder": str(cohort.folder),
     }  # fmt: skip
 
 
 def describe_card(facts: Facts) -> list[Any]:
-    """The card that travels with the model, written from the same facts when it was trained."""
+    """The model card, as it was written when the model was trained."""
     if not facts.card:
-        return [Text(["No model was trained yet, so there is no card."], tone="missing")]
-    words = "This text is README.md in the model's folder; it goes with the weights."
+        return [
+            Text(["No model has been trained yet, so there is no model card."], tone="missing")
+        ]
+    words = "This is README.md in the model's folder; it is published with the weights."
     return [Text([words]), Details("Model card", facts.card)]

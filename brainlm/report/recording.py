@@ -1,4 +1,7 @@
-"""One recording, to look at: motion, carpets, registration, components, coverage, connectivity."""
+"""The page of a recording: motion, carpets, registration, components, coverage, connectivity.
+
+The words about a step stand in its room (``motion/motion_text.py``); this file lays them out.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from ..atlas import Atlas
 from ..config import Config
 from ..errors import STATUSES
 from ..files import read_json
-from ..preprocess.io.derivatives import Derivatives, sidecar
+from ..preprocess.denoise.denoise_text import TEXT as DENOISE
+from ..preprocess.io.derivatives import Derivatives, read_sidecar, sidecar
+from ..preprocess.motion.motion_text import IMAGE
+from ..preprocess.motion.motion_text import TEXT as MOTION
+from ..preprocess.normalise.normalise_text import TEXT as NORMALISE
+from ..preprocess.parcellate.parcellate_text import TEXT as PARCELLATE
 from ..shards import Corpus
 from . import pictures
 from .blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
@@ -54,11 +62,11 @@ def make_recording_page(
 
     sections = [
         Section("summary", "Summary", _summarise(row, figures, config, files, atlas)),
-        Section("time", "Motion and signal in time", _describe_time(files, carpets, row, link)),
-        Section("image", "Brain mask and tSNR", _describe_image(files, link)),
-        Section("registration", "Registration", _describe_registration(files, atlas)),
-        Section("components", "Components", _describe_components(files, link)),
-        Section("parcels", "Parcels", _describe_parcels(files, carpets, atlas, link)),
+        Section("time", MOTION.title, _describe_time(files, carpets, row, link)),
+        Section("image", IMAGE.title, _describe_image(files, link)),
+        Section("registration", NORMALISE.title, _describe_registration(files, atlas)),
+        Section("components", DENOISE.title, _describe_components(files, link)),
+        Section("parcels", PARCELLATE.title, _describe_parcels(files, carpets, atlas, link)),
         Section("files", "Files", _describe_files(files, row, link)),
     ]
     trail = [("Study report", link(paths.report_page)), (cohort, link(paths.cohort_page(cohort)))]
@@ -99,7 +107,7 @@ def _summarise(
                 "No model is trained or evaluated on it."
             )
             blocks.append(Text([words], tone="missing"))
-    text, references = describe_methods(files, config.preprocess, atlas)
+    text, references = describe_methods(files, atlas)
     if text:
         blocks += [Text([f"Methods. {text}"]), Details("References", "\n".join(references))]
     return blocks
@@ -126,74 +134,50 @@ def _describe_time(files: Derivatives, carpets: dict, row: pd.Series, link) -> l
         confounds = pd.read_csv(files.confounds, sep="\t", na_values=["n/a"])
         data = {"TSV": link(files.confounds), "JSON": link(sidecar(files.confounds))}
     if confounds.empty and not carpets:
-        return _missing("There is neither motion nor a series to look at.")
+        return _missing(MOTION.missing)
     tr_s = row["repetition_time_s"]
     if pd.isna(tr_s):  # it failed, but motion correction had read it
         tr_s = read_json(sidecar(files.boldref))["RepetitionTime"]
     svg = pictures.draw_time(confounds, float(tr_s), carpets, row["sample_period_s"] or 1.0)
-    above = (
-        "From above: translation and rotation of the head; framewise displacement (FD); DVARS and "
-        "global signal before denoising. "
-    )
-    below = (
-        "Carpets: one line per parcel in atlas order, grey from −2 to 2 standard deviations, each "
-        "scaled by itself. Stripes across all parcels that stand below FD peaks are motion; what "
-        "denoising left of them is in the lower carpet."
-    )
-    caption = (above if len(confounds) else "") + (below if carpets else "")
+    captions = [
+        *([MOTION.caption("traces")] if len(confounds) else []),
+        *([DENOISE.caption("carpets")] if carpets else []),
+        *([DENOISE.caption("denoised")] if _AFTER in carpets else []),
+    ]
     alt = f"Motion traces and carpet plots. Mean FD {show(row['mean_fd_mm'])} mm."
-    command = "brainlm motion, brainlm denoise, brainlm parcellate"
-    return [Figure("time", caption, svg, alt, command, files=data)]
+    return [Figure("time", " ".join(captions), svg, alt, MOTION.command, files=data)]
 
 
 def _describe_image(files: Derivatives, link) -> list[Any]:
     if not (files.boldref.exists() and files.mask.exists()):
-        return _missing("There is no image: the recording came as a series, or was not read.")
+        return _missing(IMAGE.missing)
     svg = pictures.draw_scanner(files.boldref, files.mask, files.tsnr)
-    caption = (
-        "The reference image of motion correction in the scanner's space, with the outline of the "
-        "brain mask."
-    )
+    caption = IMAGE.caption("mask")
     if files.tsnr.exists():
-        caption += (
-            " Below, temporal signal-to-noise ratio (mean / SD) of the same slices on a coarse "
-            "lattice of voxels, after motion correction and detrending, before denoising."
-        )
+        caption += " " + IMAGE.caption("tsnr")
     there = {p.name.split("_")[-1]: link(p) for p in (files.mask, files.tsnr) if p.exists()}
-    return [Figure("scanner", caption, svg, caption, "brainlm motion", files=there)]
+    return [Figure("scanner", caption, svg, caption, IMAGE.command, files=there)]
 
 
 def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
     fit = files.normalisation if files.normalisation.exists() else files.refused
     if not (files.boldref.exists() and fit.exists() and atlas.space):
-        return _missing("There is no registration to look at.")
+        return _missing(NORMALISE.missing)
     svg = pictures.draw_registration(files.boldref, fit, atlas.space)
-    caption = (
-        "This fit was refused and nothing was made with it. " if fit == files.refused else ""
-    ) + (
-        f"The reference image read through the fitted transform, in {atlas.space}; the slider "
-        "fades it into the template. Lines: outline of the template's brain and of its white "
-        "matter. They should follow the edges in the image."
-    )
-    return [Figure("registration", caption, svg, caption, "brainlm normalise",
+    caption = NORMALISE.caption("registration", space=atlas.space)
+    if fit == files.refused:
+        caption = f"{NORMALISE.caption('refused')} {caption}"
+    return [Figure("registration", caption, svg, caption, NORMALISE.command,
                    fade="Template to recording")]  # fmt: skip
 
 
 def _describe_components(files: Derivatives, link) -> list[Any]:
     if not files.metrics.exists():
-        return _missing("There is no ICA for this recording.")
+        return _missing(DENOISE.missing)
     table = pd.read_csv(files.metrics, sep="\t", na_values=["n/a"], keep_default_na=False)
     removed = int((table["classification"] == "rejected").sum())
-    caption = (
-        f"{removed} of {len(table)} components are removed. The dashed line is the rule's border "
-        "for motion at the edge of the brain; components in CSF or of high frequency are removed "
-        "wherever they stand."
-    )
-    if "rule" in table and (table["rule"] == "fix").all():
-        caption = (
-            f"{removed} of {len(table)} components are removed: FSL's FIX judged. The dashed line "
-            "is the border of the ICA-AROMA rule, which did not decide here."
-        )
+    judge = "fix" if "rule" in table and (table["rule"] == "fix").all() else "rule"
+    caption = DENOISE.caption(judge, removed=removed, total=len(table))
     shown = pd.DataFrame({"no.": table["component"].astype(str)})
     if files.maps.exists():
         pictures_of = pictures.picture_maps(files.maps)
@@ -211,21 +195,22 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
         if name in table:
             shown[label] = table[name]
     if "rule" in table:
-        shown["decided by"] = [_speak_rule(rule) for rule in table["rule"]]
+        shown["decided by"] = [_name_rule(rule) for rule in table["rule"]]
     there = [path for path in (files.metrics, files.mixing, files.maps) if path.exists()]
-    words = (
-        "Every component: its map seen through the head from the side, the front and above (red "
-        "positive, blue negative), its power spectrum from 0 to the Nyquist frequency, the "
-        "verdict, the rule that decided it, and the features that the rules look at."
-    )
+    made = read_sidecar(files.metrics)
+    warning = []
+    if not made.get("Converged", True):
+        warning = _missing(DENOISE.caption("stopped", iterations=made["Iterations"]))
+    words, drawing = DENOISE.caption("table"), pictures.draw_rule(table)
     return [
-        Figure("components", caption, pictures.draw_rule(table), caption, "brainlm denoise"),
-        Table("components-table", words, table, shown, "brainlm denoise", sortable=True,
+        *warning,
+        Figure("components", caption, drawing, caption, DENOISE.command),
+        Table("components-table", words, table, shown, DENOISE.command, sortable=True,
               files={p.name.split("_")[-1]: link(p) for p in there}, saved=False),
     ]  # fmt: skip
 
 
-def _speak_rule(rule: str) -> str:
+def _name_rule(rule: str) -> str:
     """``csf_fraction+motion_and_edge`` -> ``CSF, motion and edge``."""
     words = _FEATURES | {"motion_and_edge": "motion and edge", "none": "no rule", "fix": "FIX"}
     return ", ".join(words.get(part, part) for part in rule.split("+"))
@@ -237,22 +222,20 @@ def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> 
         coverage = pd.read_csv(files.coverage, sep="\t", na_values=["n/a"])["coverage"]
         svg = pictures.draw_coverage(atlas.image, coverage.to_numpy(float), atlas.space)
         whole = int((coverage > 0.99).sum())
-        caption = (
-            f"Share of each parcel of {atlas.name} in the field of view; {whole} of "
-            f"{len(coverage)} lie wholly inside."
+        caption = PARCELLATE.caption(
+            "coverage", atlas=atlas.name, whole=whole, total=len(coverage)
         )
-        blocks.append(Figure("coverage", caption, svg, caption, "brainlm parcellate",
+        blocks.append(Figure("coverage", caption, svg, caption, PARCELLATE.command,
                              files={"TSV": link(files.coverage)}))  # fmt: skip
     if carpets:
         series = list(carpets.values())[-1]
         missing = int(np.isnan(series[0].astype(float)).sum())
-        caption = (
-            f"Correlation between parcels, {', '.join(carpets)}, and its distribution over pairs; "
-            f"{missing} of {series.shape[1]} parcels have no data (blank)."
+        caption = PARCELLATE.caption(
+            "connectivity", series=", ".join(carpets), missing=missing, total=series.shape[1]
         )
         svg = pictures.draw_connectivity(carpets)
-        blocks.append(Figure("connectivity", caption, svg, caption, "brainlm parcellate"))
-    return blocks or _missing("There is no parcel series.")
+        blocks.append(Figure("connectivity", caption, svg, caption, PARCELLATE.command))
+    return blocks or _missing(PARCELLATE.missing)
 
 
 def _describe_files(files: Derivatives, row: pd.Series, link) -> list[Any]:
@@ -262,9 +245,7 @@ def _describe_files(files: Derivatives, row: pd.Series, link) -> list[Any]:
     if not there:
         return [*_missing("No derivatives were written."), source]
     frame = pd.DataFrame({"file": [path.name for path in sorted(there)]})
-    words = (
-        "Derivatives, relative to this page (they are there while the results folder is whole)."
-    )
+    words = "Derivatives. The links are relative to this page and work inside the results folder."
     return [
         Table("files", words, frame, links={p.name: link(p) for p in there}, saved=False),
         source,

@@ -1,4 +1,4 @@
-"""The study report: what was trained on whom, what came out, and what to distrust."""
+"""The study report: the data, the model, the results, and their limitations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .blocks import (
 from .cautions import list_cautions
 from .cohort import PENDING, link_pages, make_cohort_page, read_measured
 from .facts import Facts, read_facts, stage_seconds
-from .findings import describe_tasks
+from .findings import TEXTS, describe_tasks
 from .outcomes import METRICS, cell, model_first, pooled
 from .pretraining import describe_pretraining
 from .provenance import count_cohort, describe_card, describe_provenance
@@ -81,29 +81,31 @@ def build_report(config: Config) -> None:
 
 
 def summarise(facts: Facts) -> list[Any]:
-    """What was trained on whom, headline figures, what to distrust."""
+    """The data and the model in a sentence each, headline results, limitations."""
     return [
-        Text([_sentence_of_data(facts), _sentence_of_model(facts)]),
+        Text([_describe_recordings(facts), _describe_model(facts)]),
         *_headlines(facts),
-        Cautions("What to distrust", list_cautions(facts)),
+        Cautions("Limitations", list_cautions(facts)),
     ]
 
 
-def _sentence_of_data(facts: Facts) -> str:
+def _describe_recordings(facts: Facts) -> str:
     table = facts.recordings
     usable = table[table["status"] == "ok"]
     left = len(table) - len(usable)
-    end = f"{count(left, 'recording')} not (each is named below)" if left else "none is left out"
+    end = f"; the {count(left, 'other')} are listed below with the reason" if left > 1 else ""
+    end = "; the other one is listed below with the reason" if left == 1 else end
     return (
-        f"{count(len(table), 'recording')} of {count(_people(table), 'person')} were found in "
-        f"{count(len(facts.config.cohorts), 'cohort')}; {count(len(usable), 'recording')} of "
-        f"{count(_people(usable), 'person')} can be used, {end}."
+        f"{count(len(table), 'recording')} of {count(_participants(table), 'participant')} were "
+        f"found in {count(len(facts.config.cohorts), 'cohort')}. "
+        f"{count(len(usable), 'recording')} of {count(_participants(usable), 'participant')} can "
+        f"be used{end}."
     )
 
 
-def _sentence_of_model(facts: Facts) -> str:
+def _describe_model(facts: Facts) -> str:
     if not facts.model:
-        return "No model was trained yet."
+        return "No model has been trained yet."
     run, size = facts.run, facts.model.get("preset") or facts.config.model.preset
     counts = run.get("recordings", {})
     roles = [c.name for c in facts.config.cohorts if c.role == "reference"]
@@ -126,27 +128,28 @@ def _headlines(facts: Facts) -> list[Any]:
         if target.startswith("random") and _is_trained_ratio(facts, target):
             trivial = part[part["method"].isin(PREDICTORS)]
             best = trivial.loc[trivial["value"].astype(float).idxmax(), "method"]
-            beside = f"best predictor without a network ({best}): {cell(part, best)}"
-            items.append((f"Masked R², {target} hidden, {cohort}", cell(part, "model"), beside))
-    for kind, metric in (("forecasting", "r2"), ("networks", "accuracy")):
-        for name in (n for n, task in facts.tasks.items() if task.kind == kind):
-            items += _beside_best(name, pooled(facts.results.get(name)), metric)
+            other = f"best predictor without a network ({best}): {cell(part, best)}"
+            items.append((f"Masked R², {target} hidden, {cohort}", cell(part, "model"), other))
+    for name, task in facts.tasks.items():
+        metric = TEXTS[task.kind].metric
+        if metric and task.kind != "reconstruction":
+            items += _compare_with_best(name, pooled(facts.results.get(name)), metric)
     for target in facts.clinical:
         scores = pooled(facts.results.get(target))
         for (cohort, _), part in scores.groupby(["cohort", "split"], sort=False):
             metric = "auc" if "auc" in set(part["metric"]) else "r"
             rows = part[part["metric"] == metric]
             methods = [m for m in rows["method"] if " minus " not in m]
-            best = next((m for m in methods if m == "fine-tuned"), None)
-            other = next((m for m in methods if m.startswith("connectivity")), None)
-            if best and other:
+            baseline = next((m for m in methods if m.startswith("connectivity")), None)
+            if baseline and "fine-tuned" in methods:
                 label = f"{target}, {METRICS[metric]} of the fine-tuned model, {cohort}"
-                items.append((label, cell(rows, best), f"{other} {cell(rows, other)}"))
+                comparison = f"{baseline} {cell(rows, baseline)}"
+                items.append((label, cell(rows, "fine-tuned"), comparison))
     return [Cards(items)] if items else []
 
 
-def _beside_best(name: str, table: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
-    """The model beside the best other method of each cohort."""
+def _compare_with_best(name: str, table: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
+    """The model next to the best other method of each cohort."""
     items = []
     single = ~table["method"].astype(str).str.contains(" minus ", regex=False)
     for cohort, part in table[(table["metric"] == metric) & single].groupby("cohort", sort=False):
@@ -174,7 +177,7 @@ def _is_trained_ratio(facts: Facts, target: str) -> bool:
     return target == (trained if trained in ratios else ratios[0])
 
 
-def _people(table: pd.DataFrame) -> int:
+def _participants(table: pd.DataFrame) -> int:
     return len(table[["cohort", "participant_id"]].drop_duplicates())
 
 
@@ -182,13 +185,13 @@ def _people(table: pd.DataFrame) -> int:
 
 
 def describe_recordings(facts: Facts) -> list[Any]:
-    """Counts by status, every recording that is not usable, splits, seconds per stage."""
+    """Counts by status, every recording that cannot be used, splits, seconds per stage."""
     table, command = facts.recordings, "brainlm summary"
     if table.empty:
-        return [Text(["No recording is indexed: run brainlm index."], tone="missing")]
+        return [Text(["No recordings are indexed yet: run brainlm index."], tone="missing")]
     cohorts = pd.DataFrame([count_cohort(facts, cohort) for cohort in facts.config.cohorts])
     links = {c.name: facts.config.paths.cohort_page(c.name).name for c in facts.config.cohorts}
-    caption = "Cohorts; each name leads to a page with the quality of every recording."
+    caption = "Cohorts. Each name links to a page with the quality of every recording."
     statuses = (
         table.groupby(["cohort", "status"], sort=False).size().rename("recordings").reset_index()
     )
@@ -196,33 +199,33 @@ def describe_recordings(facts: Facts) -> list[Any]:
     statuses["meaning"] = statuses["status"].map(meaning)
     blocks: list[Any] = [
         Table("cohorts", caption, cohorts, links=links, command="brainlm index"),
-        Table("statuses", "What became of the recordings.", statuses, command=command),
+        Table("statuses", "Recordings by status.", statuses, command=command),
     ]
     failed = table[table["status"] != "ok"][["recording_id", "cohort", "status", "reason"]]
     failed = failed.fillna({"reason": ""}).rename(columns={"recording_id": "recording"})
     if len(failed):
-        caption = f"Every recording without a series, and why ({len(failed)})."
+        caption = f"Every recording without a series, with the reason ({len(failed)})."
         blocks.append(Table("not-usable", caption, failed, command=command, sortable=True))
     else:
-        blocks.append(Text(["Every recording is usable."]))
+        blocks.append(Text(["Every recording can be used."]))
     usable = table[table["status"] == "ok"].copy()
     external = [cohort.name for cohort in facts.config.cohorts if cohort.role == "external"]
     usable.loc[usable["cohort"].isin(external), "split"] = "external"
     splits = usable.groupby(["cohort", "split"]).agg(
-        people=("participant_id", "nunique"), recordings=("recording_id", "size")
+        participants=("participant_id", "nunique"), recordings=("recording_id", "size")
     )
     splits = splits.reindex(
         ["train", "validation", "test", "external"], level="split"
     ).reset_index()
     caption = (
-        "People and usable recordings by split: a stable hash of the participant; an external "
+        "Participants and usable recordings by split. A hash of the participant's label decides "
+        "the split; external cohorts are evaluated whole."
     )
-    caption += "cohort is evaluated whole."
     blocks.append(Table("splits", caption, splits, command=command))
     seconds = stage_seconds(facts.config)
     if len(seconds):
         shown = seconds.rename(columns={"count": "recordings", "mean": "mean seconds"})
-        blocks.append(Table("stages", "Time per recording and stage, one core each.", shown))
+        blocks.append(Table("stages", "Time per recording and stage, on one core each.", shown))
     return blocks
 
 
@@ -230,7 +233,7 @@ def describe_recordings(facts: Facts) -> list[Any]:
 
 
 def describe_data(facts: Facts) -> list[Any]:
-    """Quality distributions and what the scaling knows of each parcel."""
+    """Distributions of quality figures, and the scaling of each parcel."""
     usable = facts.recordings[facts.recordings["status"] == "ok"]
     known = {
         label: pd.to_numeric(usable[column]) for column, label in QUALITY.items()
@@ -247,7 +250,7 @@ def describe_data(facts: Facts) -> list[Any]:
         blocks.append(Figure("quality", caption, svg, alt, frame=frame))
         blocks.append(Table("quality-medians", "Medians by cohort.", medians))
     else:
-        words = "No motion or quality figures: the recordings came as parcel series."
+        words = "There are no motion or quality figures: the recordings came as parcel series."
         blocks.append(Text([words], tone="missing"))
     if facts.scaling is not None:
         blocks += _describe_scaling(facts, facts.scaling)
@@ -262,7 +265,7 @@ def _describe_scaling(facts: Facts, scaling: Scaling) -> list[Any]:
         f"over {count(scaling.num_recordings, 'training recording')}; {scaling.usable.sum()} of "
         f"{scaling.num_parcels} parcels can be used"
     )
-    words += f", not: {', '.join(map(str, unusable))}." if unusable else "."
+    words += f"; those that cannot: {', '.join(map(str, unusable))}." if unusable else "."
     frame = pd.DataFrame({
         "parcel": range(1, scaling.num_parcels + 1), "median": scaling.median, "iqr": scaling.iqr,
         "usable": scaling.usable,

@@ -18,6 +18,7 @@ from brainlm.evaluation.rows import compare, write_results
 from brainlm.evaluation.statistics import Sample
 from brainlm.files import write_json
 from brainlm.preprocess.io.derivatives import Derivatives, sidecar, write_table, write_volume
+from brainlm.preprocess.io.products import write_filtered
 from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.report import build_report
 from brainlm.report.recording import make_recording_page
@@ -152,7 +153,7 @@ def _write_derivatives(folder: Path, config: Config, rng) -> None:
     flat.save(files.normalisation)
     table = {"index": np.arange(1, PARCELS + 1), "coverage": rng.uniform(0.7, 1, PARCELS)}
     write_table(files.coverage, table)
-    np.savez(files.filtered, series=rng.normal(size=(TIME, PARCELS)).astype(np.float16))
+    write_filtered(files.filtered, rng.normal(size=(TIME, PARCELS)), config.preprocess)
     made = {"Engine": "brainlm-pipeline", "RepetitionTime": 2.0,
             "NumberOfVolumesDiscardedByPipeline": 3, "SliceTimingCorrected": False}  # fmt: skip
     write_json(sidecar(files.boldref), made)

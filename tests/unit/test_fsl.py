@@ -770,9 +770,9 @@ def test_fix_judges_the_decomposition_of_the_run_s_own_space(
     config = with_fix(weights)
     assert fitted.run("parcellate", config, out)["parcels_with_data"] > 380
     shown = _describe_components(paths, lambda path: path.name)
-    assert "FSL's FIX judged" in shown[0].caption and set(shown[1].shown["decided by"]) == {"FIX"}
-    text, cited = describe_methods(paths, config, fitted.atlas)
-    assert "judged by FIX" in text and "UKBiobank.RData at threshold 20" in text
+    assert "FSL's FIX decided" in shown[0].caption and set(shown[1].shown["decided by"]) == {"FIX"}
+    text, cited = describe_methods(paths, fitted.atlas)
+    assert "classified by FIX" in text and "UKBiobank.RData at threshold 20" in text
     assert any("Salimi-Khorshidi" in work for work in cited)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from brainlm.preprocess.context import Context
 from brainlm.preprocess.io.derivatives import Derivatives
+from brainlm.preprocess.normalise.normalise_text import TEXT as NORMALISE
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
 from brainlm.report.cautions import list_cautions
@@ -108,11 +109,11 @@ def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
 def test_what_to_distrust_is_said(study):
     *_, page = study
     for words in (
-        "has only 8 people",
+        "has only 8 participants",
         "is not shown to beat connectivity + ridge",
         "The atlas is the demonstration's",
         "One model was pretrained (seed 1234)",
-        "2 usable recordings shorter than a window of the model (40 time points)",
+        "2 usable recordings are shorter than a window of the model (40 time points)",
     ):
         assert words in page.text
 
@@ -159,7 +160,7 @@ def test_missing_pieces_are_said_and_never_faked(tmp_path):
     config = make_results(tmp_path, subjects=6, evaluated=False)
     build_report(config)
     page = _Page((config.results / "report" / "index.html").read_text(encoding="utf-8"))
-    assert "No model was trained yet." in page.text
+    assert "No model has been trained yet." in page.text
     assert "Reconstruction was not evaluated yet." in page.text
     assert "age was not evaluated yet." in page.text
     assert "There is no pretraining journal" in page.text
@@ -169,10 +170,10 @@ def test_an_empty_results_folder_still_gives_a_page(tmp_path):
     config = make_results(tmp_path / "other", subjects=5, evaluated=False)
     config = config.model_copy(update={"results": tmp_path / "nothing"})
     build_report(config)
-    assert "No recording is indexed" in config.paths.report_page.read_text()
+    assert "No recordings are indexed" in config.paths.report_page.read_text()
 
 
-def test_an_evaluation_without_people_says_why(tmp_path):
+def test_an_evaluation_without_participants_gives_the_reason(tmp_path):
     config = make_results(tmp_path, subjects=6, evaluated=False)
     from brainlm.evaluation.rows import write_results
 
@@ -184,8 +185,10 @@ def test_an_evaluation_without_people_says_why(tmp_path):
     write_results([row | {"split": None}], folder / "age.parquet", 1)
     build_report(config)
     text = (config.results / "report" / "index.html").read_text()
-    assert "Nobody could be evaluated. home, test: 1 with fewer than 200 time points." in text
-    assert "age: nobody could be evaluated in home (every split)." in text
+    assert (
+        "No participant could be evaluated. home, test: 1 with fewer than 200 time points." in text
+    )
+    assert "age: no participant could be evaluated in home (every split)." in text
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_a_recording_page_shows_registration_and_says_what_is_missing(study):
     assert "outline of the template" in _Page(whole).text
     assert "1 of 6 components are removed" in whole
     bare = (folder / "sub-home001_task-rest.html").read_text(encoding="utf-8")
-    assert "There is no registration to look at." in bare
+    assert NORMALISE.missing in bare
     failed = _Page((folder / "sub-home003_task-rest.html").read_text(encoding="utf-8"))
     assert HOSTILE in failed.text
 
@@ -238,7 +241,7 @@ def test_the_page_of_a_refused_registration_shows_the_fit(tmp_path):
     files.normalisation.rename(files.refused)
     make_pages(config)
     text = (config.results / "recordings/home" / f"{HOME[0]}.html").read_text(encoding="utf-8")
-    assert "This fit was refused and nothing was made with it." in text
+    assert NORMALISE.caption("refused") in text
     assert 'id="registration-over"' in text
 
 
@@ -272,7 +275,8 @@ def test_series_in_other_units_than_the_model_learnt_are_said(study):
     assert not any("are as delivered" in line for line in list_cautions(facts))
     facts.recordings.loc[facts.recordings["cohort"] == "away", "units"] = "as delivered"
     found = [line for line in list_cautions(facts) if "are as delivered" in line]
-    assert len(found) == 1 and found[0].startswith("Series of away are as delivered, the model")
+    assert len(found) == 1
+    assert found[0].startswith("Series of away are as delivered, but the model was trained on")
 
 
 def test_what_forecasts_better_than_the_model_is_said(study):
@@ -284,7 +288,7 @@ def test_what_forecasts_better_than_the_model_is_said(study):
     facts.results["forecasting"] = pd.DataFrame(
         [(f"fine-tuned minus {name}", *values) for name, *values in rows],
         columns=["method", "value", "low", "high"],
-    ).assign(metric="r2", level="pooled", cohort="home")
+    ).assign(metric="r2", level="pooled", cohort="home", split="test", target="", n=50)
     found = list_cautions(facts)
     assert "forecasting, home: the fine-tuned model is worse than AR and VAR." in found
     assert "forecasting, home: the fine-tuned model is not shown to beat LSTM." in found

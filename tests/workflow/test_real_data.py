@@ -92,7 +92,7 @@ def test_the_report_does_not_pretend(real):
     page = (real / "results/report/index.html").read_text()
     assert "sub-03" in page
     assert "too_short" in page
-    assert "Nobody could be evaluated" in page
+    assert "No participant could be evaluated" in page
     assert (real / "results/models/r1/pretrain/model.safetensors").exists()
 
 

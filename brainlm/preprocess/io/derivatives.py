@@ -12,7 +12,7 @@ import numpy as np
 from ... import __version__
 from ...atlas import Atlas
 from ...errors import BrainLMError
-from ...files import atomic_path, write_json, write_text
+from ...files import atomic_path, read_json, write_json, write_text
 from ...tables import read_tsv, write_tsv
 
 #: Entities that say what was done, in the order in which BIDS names carry them.
@@ -93,6 +93,12 @@ def sidecar(path: Path) -> Path:
     """The JSON file beside a derivative."""
     name = path.name.removesuffix(".gz")
     return path.with_name(name[: name.rindex(".")] + ".json")
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """What the JSON file of a derivative says; empty if there is none."""
+    known = sidecar(path)
+    return read_json(known) if known.exists() else {}
 
 
 def bids_uri(out: Path, path: Path) -> str:

@@ -1,0 +1,50 @@
+"""What pages say about normalisation."""
+
+from __future__ import annotations
+
+from ...atlas import Atlas
+from ...page_text import PageText, Sentence
+from ..io.derivatives import Derivatives, read_sidecar
+from ..motion.motion_text import JENKINSON
+
+ASHBURNER = "Ashburner & Friston 1999, Human Brain Mapping 7:254"
+GOLUB = "Golub & Pereyra 1973, SIAM Journal on Numerical Analysis 10:413"
+FONOV = "Fonov et al. 2011, NeuroImage 54:313"
+ANDERSSON = "Andersson et al. 2007, FMRIB technical report TR07JA2"
+
+TEXT = PageText(
+    title="Registration",
+    command="brainlm normalise",
+    missing="There is no registration to show.",
+    captions={
+        "registration": "The reference image resampled to {space} through the fitted transform; "
+        "the slider fades it into the template. Lines show the outline of the template's brain "
+        "and of its white matter: they should follow the edges in the image.",
+        "refused": "This fit did not pass the checks, and nothing was made with it.",
+    },
+)
+
+
+def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
+    """The methods sentence, from the transform's sidecar."""
+    made = read_sidecar(files.normalisation)
+    if not made:
+        return Sentence()
+    through = "through the T1-weighted image" if made["Method"] == "t1w" else "directly"
+    space = made["Template"]
+    if made["TemplateImage"] != space:
+        space += f" (image: {made['TemplateImage']})"
+    if made["Engine"].startswith("FSL"):
+        how = "FLIRT and FNIRT (Jenkinson et al. 2002; Andersson et al. 2007)"
+        cites = (JENKINSON, ANDERSSON)
+    else:
+        how = (
+            "an affine transform and a smooth deformation (low-frequency cosines) fitted to a "
+            "mixture of tissue maps (Ashburner & Friston 1999; Golub & Pereyra 1973)"
+        )
+        cites = (ASHBURNER, GOLUB)
+    text = (
+        f"The mean image was normalised {through} to {space} (Fonov et al. 2011) by {how} "
+        f"({made['Engine']}). {made.get('TemplateNote', '')}"
+    )
+    return Sentence(text.rstrip(), (*cites, FONOV))
