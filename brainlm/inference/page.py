@@ -75,7 +75,7 @@ def _summarise(table: pd.DataFrame, recordings: pd.DataFrame, model: BrainLM, na
     return [
         Text([text]),
         Cards(cards),
-        *([Cautions("What to distrust", cautions)] if cautions else []),
+        *([Cautions("Limitations", cautions)] if cautions else []),
     ]
 
 

@@ -115,7 +115,7 @@ print(shown[columns].round(3).to_string(index=False))
 # %% [markdown]
 # ## 6. The report
 #
-# Open it in a browser; it needs no network. Its first screen says what to distrust. The next
+# Open it in a browser; it needs no network. Its first screen lists the limitations. The next
 # tutorial, `02_pretrained_model_from_python.py`, uses the model that was made here.
 
 # %%

@@ -81,7 +81,10 @@ def test_rooms_that_pages_read_import_nothing_heavy(room):
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else
                      [alias.name for alias in node.names])
     }  # fmt: skip
-    allowed = r"__future__|pathlib|page_text|atlas|io\.derivatives|motion\.motion_text|(training)?\.?predictors"
+    allowed = (
+        r"__future__|pathlib|page_text|atlas|io\.derivatives|motion\.motion_text"
+        r"|(training\.)?predictors"
+    )
     assert all(re.fullmatch(allowed, name) for name in found), found
 
 

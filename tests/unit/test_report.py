@@ -93,7 +93,7 @@ def test_figures_take_their_colours_from_the_style_sheet(study):
         assert fixed not in text, fixed
 
 
-def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
+def test_headline_figures_are_shown_with_their_baseline_with_intervals(study):
     config, _, page = study
     result = read_facts(config).results["reconstruction"]
     part = result[(result["target"] == "random 75%") & (result["cohort"] == "home")]
@@ -106,7 +106,7 @@ def test_headline_figures_stand_beside_their_baseline_with_intervals(study):
     assert f"best predictor without a network (linear): {text['linear']}" in page.text
 
 
-def test_what_to_distrust_is_said(study):
+def test_limitations_are_listed(study):
     *_, page = study
     for words in (
         "has only 8 participants",
