@@ -212,7 +212,6 @@ def _made_by_parcellate(options: Preprocess) -> tuple[str, ...]:
 
 
 _IMAGE_MB = 12  # of memory per MB of file: 675 MB for a file of 26 MB, the base taken off
-_METHODS = "brainlm.report.methods_text"
 _PRETRAIN = Step(
     "pretrain",
     "train the masked autoencoder on the release; resumes by itself",
@@ -241,7 +240,7 @@ STEPS: dict[str, Step] = {
             enters="motion",
             makes=lambda options: ("boldref", "mask", "tsnr", "transforms", "confounds"),
             cost=Cost(share=0.4, mb_per_file_mb=_IMAGE_MB),
-            sentence=f"{_METHODS}:_motion",
+            sentence="brainlm.preprocess.motion.motion_text:describe_motion",
         ),
         Step(
             "normalise",
@@ -254,7 +253,7 @@ STEPS: dict[str, Step] = {
             enters="motion",
             makes=lambda options: ("normalisation",),
             cost=Cost(share=0.35, mb_per_file_mb=_IMAGE_MB),
-            sentence=f"{_METHODS}:_normalisation",
+            sentence="brainlm.preprocess.normalise.normalise_text:describe_normalisation",
         ),
         Step(
             "denoise",
@@ -267,7 +266,7 @@ STEPS: dict[str, Step] = {
             enters="motion",
             makes=_made_by_denoise,
             cost=Cost(share=0.3, mb_per_file_mb=_IMAGE_MB),
-            sentence=f"{_METHODS}:_denoising",
+            sentence="brainlm.preprocess.denoise.denoise_text:describe_denoising",
         ),
         Step(
             "parcellate",
@@ -280,7 +279,7 @@ STEPS: dict[str, Step] = {
             enters="motion",
             makes=_made_by_parcellate,
             cost=Cost(share=0.25, mb_per_file_mb=_IMAGE_MB),
-            sentence=f"{_METHODS}:_parcellation",
+            sentence="brainlm.preprocess.parcellate.parcellate_text:describe_parcellation",
         ),
         Step(
             "volumes",

@@ -153,7 +153,9 @@ def _write_derivatives(folder: Path, config: Config, rng) -> None:
     flat.save(files.normalisation)
     table = {"index": np.arange(1, PARCELS + 1), "coverage": rng.uniform(0.7, 1, PARCELS)}
     write_table(files.coverage, table)
-    write_filtered(files.filtered, rng.normal(size=(TIME, PARCELS)), config.preprocess)
+    options = config.preprocess
+    parameters = options.model_dump(exclude={"denoise"}, mode="json")
+    write_filtered(files.filtered, rng.normal(size=(TIME, PARCELS)), options, parameters)
     made = {"Engine": "brainlm-pipeline", "RepetitionTime": 2.0,
             "NumberOfVolumesDiscardedByPipeline": 3, "SliceTimingCorrected": False}  # fmt: skip
     write_json(sidecar(files.boldref), made)

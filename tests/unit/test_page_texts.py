@@ -105,7 +105,12 @@ def _write(files, **settings) -> str:
     import numpy as np
 
     config = Preprocess(**settings)
-    write_filtered(files.filtered, np.zeros((2, 3)), config)
+    write_filtered(
+        files.filtered,
+        np.zeros((2, 3)),
+        config,
+        config.model_dump(exclude={"denoise"}, mode="json"),
+    )
     return methods_text.describe_methods(files, make_atlas(files.filtered.parent))[0]
 
 
