@@ -1,3 +1,8 @@
 """BrainLM pipeline: BIDS fMRI recordings in, a trained and evaluated foundation model out."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("brainlm-pipeline")
+except PackageNotFoundError:  # a folder on PYTHONPATH
+    __version__ = "0+unknown"

@@ -16,10 +16,10 @@ import numpy as np
 import yaml
 
 from .errors import BrainLMError
-from .files import atomic_path, sha256
+from .files import atomic_path, sha256, shipped
 from .tables import read_tsv
 
-REGISTRY = Path(__file__).resolve().parent.parent / "atlases"
+REGISTRY = shipped("atlases")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,11 @@ Verb = Callable[[argparse.Namespace], int | None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args, others = parser.parse_known_args(arguments)
+    args.others = others
+    if others and args.verb != "run":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return int(args.run(args) or 0)
     except BrainLMError as error:
@@ -126,6 +130,8 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub = verb("status", _status, "how far the run is, what failed and what is next",
                "brainlm status --watch")  # fmt: skip
     sub.add_argument("--watch", action="store_true", help="redraw until the run ends")
+    verb("run", _run, "run the whole workflow in this folder; further options are Snakemake's",
+         "brainlm run --cores 8   (in a clone the same as: snakemake --cores 8)")  # fmt: skip
     verb("doctor", _doctor, "check what this configuration needs of this machine",
          "brainlm doctor --config config.yaml")  # fmt: skip
     sub = verb("config", _config, "check the configuration and print it in full",
@@ -321,6 +327,15 @@ def _status(args) -> None:
         watch(config)
     else:
         print(read_status(config).text())
+
+
+def _run(args) -> None:
+    from .bids_app import run_workflow
+
+    given = [f"--configfile={path}" for path in args.config or ()]
+    cores = [] if any(o.startswith(("--cores", "-c", "--jobs", "-j")) for o in args.others) else [
+        "--cores=all"]  # fmt: skip
+    run_workflow([*cores, *given, *args.others])
 
 
 def _doctor(args) -> int:

@@ -90,6 +90,14 @@ def remove_leftovers(folder: Path) -> int:
     return count
 
 
+def shipped(name: str) -> Path:
+    """A folder that comes with the code, such as ``atlases`` or ``workflow``: a wheel has it in
+    the package, a clone next to it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "share" / name
+    return inside if inside.is_dir() else package.parent / name
+
+
 def write_text(path: str | os.PathLike, text: str, *, mtime_ns: int | None = None) -> None:
     """Write `text` so that the file appears whole, with another time than now if one is given."""
     with atomic_path(path) as temporary:

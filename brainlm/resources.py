@@ -92,11 +92,13 @@ def training_resources(options: Pretrain, nodes: int | None = None) -> dict[str,
     return resources
 
 
-def launch_line(options: Pretrain) -> str:
-    """How the pretraining rule starts: one process, one torchrun, or one torchrun per node."""
+def launch_line(options: Pretrain, slurm: str = "slurm") -> str:
+    """How the pretraining rule starts: one process, one torchrun, or one torchrun per node by the
+    script in the folder `slurm`, which is no part of what the model depends on."""
     if options.nodes > 1:
-        return f"bash slurm/torchrun.sh {options.nodes} {max(1, options.gpus)} {options.cpus}" + (
-            " gpu" if options.gpus else " cpu"
+        return (
+            f"bash {slurm}/torchrun.sh {options.nodes} {max(1, options.gpus)} {options.cpus}"
+            + (" gpu" if options.gpus else " cpu")
         )
     if options.gpus > 1:
         return f"torchrun --standalone --nproc-per-node {options.gpus} -m brainlm"

@@ -2,6 +2,7 @@
 # Logic lives in the package; this file only calls it.
 import functools
 import gc
+import shlex
 import sys
 from pathlib import Path
 
@@ -41,8 +42,10 @@ CHUNK = ("{cohort}", "{chunk}")  # the wildcards of all rules that work on a chu
 # Jobs read the stored configuration, and find `brainlm` beside this Python (a conda environment's
 # own comes first).
 shell.prefix(
-    "set -euo pipefail; " + site_commands() + f"export BRAINLM_CONFIG='{PATHS.config}'"
-    f' PATH="$PATH:{Path(sys.executable).parent}"; '
+    "set -euo pipefail; "
+    + site_commands()
+    + f"export BRAINLM_CONFIG={shlex.quote(str(PATHS.config))}"
+    f' PATH="$PATH":{shlex.quote(str(Path(sys.executable).parent))}; '
 )
 
 TASKS = load_tasks(CONFIG.tasks)

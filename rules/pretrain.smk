@@ -2,6 +2,8 @@
 # a preempted or killed job is simply run again (exit code 75 means: saved, run me again). Its
 # checkpoints and metrics are no outputs: Snakemake would remove them before a second try.
 TRAINING = CONFIG.pretrain
+START = launch_line(TRAINING, shlex.quote(str(ROOT / "slurm")))
+START = START.replace("{", "{{").replace("}", "}}")  # a shell command is a format
 
 
 rule pretrain:
@@ -23,7 +25,7 @@ rule pretrain:
         settings("pretrain"),
         launch=launch_line(TRAINING),
     shell:
-        "{params.launch} pretrain 2>&1 | tee -a {log:q}"
+        f"{START} pretrain 2>&1 | tee -a {{log:q}}"
 
 
 # One point of a scaling task: another size, a share of the training people, as many updates.
@@ -43,5 +45,5 @@ rule sweep:
         settings("sweep"),
         launch=launch_line(TRAINING),
     shell:
-        "{params.launch} pretrain --sweep {wildcards.preset} {wildcards.share} {wildcards.seed}"
+        f"{START} pretrain --sweep {{wildcards.preset}} {{wildcards.share}} {{wildcards.seed}}"
         " 2>&1 | tee -a {log:q}"

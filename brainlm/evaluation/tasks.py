@@ -15,9 +15,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..config import Name, PresetName, Section, explain, read_yaml
 from ..errors import BrainLMError
+from ..files import shipped
 
 #: Tasks that can be named in config.yaml; others are given as a path.
-REGISTRY = Path(__file__).resolve().parents[2] / "workflow" / "tasks"
+REGISTRY = shipped("workflow") / "tasks"
 
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 

@@ -1,0 +1,91 @@
+"""The package as `pip install` brings it: run in folders with awkward names, without a clone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from runs import ROOT, make_series
+
+CONFIG = """
+results: ../the "best" lab's results/links/../x
+cohorts:
+  - {name: c, folder: series, layout: parcels}
+atlas: {name: demo424, folder: atlas}
+tasks: [reconstruction]
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """Where the wheel of a copy of this clone is unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    names = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "brainlm", "atlases", "envs",
+             "rules", "slurm", "workflow")  # fmt: skip
+    for name in names:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet",
+         "--wheel-dir", "made", "."],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    with zipfile.ZipFile(next((folder / "made").glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "site")
+    return folder / "site"
+
+
+def run(site: Path, folder: Path, *command: str, code: int = 0) -> str:
+    """What `python -m ...` says with the unpacked wheel alone, in `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *command], cwd=folder, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(site), "HOME": str(folder)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, (done.stdout + done.stderr)[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("folder", ["atlases", "envs", "rules", "slurm", "workflow"])
+def test_a_wheel_has_what_a_clone_has(site, folder):
+    tracked = subprocess.run(["git", "ls-files", folder], cwd=ROOT, capture_output=True, text=True,
+                             check=True).stdout.split()  # fmt: skip
+    share = site / "brainlm/share"
+    assert {str(p.relative_to(share)) for p in (share / folder).rglob("*") if p.is_file()} == set(
+        tracked
+    )
+
+
+def test_a_study_with_awkward_names_runs_from_another_folder(site, tmp_path):
+    """To the summary; then its model is planned on two nodes."""
+    study = tmp_path / "a study's {folder}"
+    study.mkdir()
+    (tmp_path / 'the "best" lab\'s results/links').mkdir(parents=True)
+    make_series(study / "series", 3)
+    (study / "config.yaml").write_text(CONFIG)
+    run(site, tmp_path, "brainlm", "run", "--directory", str(study), "--", "summary")
+    summary = pd.read_csv(tmp_path / 'the "best" lab\'s results/x/summary.tsv', sep="\t")
+    assert summary["recordings"].sum() == 3
+    (study / "config.yaml").write_text(CONFIG + "pretrain: {nodes: 2, gpus: 1}\n")
+    said = run(site, tmp_path, "brainlm", "run", "--directory", str(study), "--dry-run",
+               "--printshellcmds")  # fmt: skip
+    assert f"bash {site}/brainlm/share/slurm/torchrun.sh 2 1" in said
+
+
+def test_the_bids_app_processes_the_participants_that_it_is_given(site, tmp_path):
+    for name in ("sub-01", "sub-02"):
+        func = tmp_path / "bids" / name / "func"
+        func.mkdir(parents=True)
+        (func / f"{name}_task-rest_bold.nii.gz").write_bytes(b"no image")
+    (tmp_path / "bids/dataset_description.json").write_text('{"Name": "x"}')
+    (tmp_path / "mine.yaml").write_text("atlas: {name: demo424}\nmax_failed_fraction: 1.0\n")
+    app = ("brainlm.bids_app", "bids", "out", "participant", "--participant-label")
+    run(site, tmp_path, *app, "02", "--config", "mine.yaml", "--n-cpus", "1")
+    failures = pd.read_csv(tmp_path / "out/results/failures.tsv", sep="\t")
+    assert list(failures["recording_id"]) == ["sub-02_task-rest"]
+    assert "no folder sub-7" in run(site, tmp_path, *app, "7", code=1)
