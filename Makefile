@@ -1,11 +1,11 @@
 # make demo   the whole pipeline on a simulated cohort -> results/report/index.html
 # make test   the whole test suite          make check   linters, types, import rules, and the tests
+# make env    the environment of the demo   make dev     and what tests and linters need
 # Everything happens inside this folder: environment, caches, temporary files, results.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
 CACHE := $(CURDIR)/.cache
 
 export PATH := $(BIN):$(PATH)
@@ -18,29 +18,29 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test check lint env clean
+.PHONY: demo test check lint env dev clean
 
-env: $(READY)
+env: $(VENV)/.ready-user
+dev: $(VENV)/.ready-dev
 
-$(READY): requirements.lock pyproject.toml
+# an installation of the first kind is editable too: what is edited here is what runs
+$(VENV)/.ready-%: requirements.lock requirements-dev.lock pyproject.toml setup.py envs/install.sh
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; set PYTHON=/path/to/python3.11")'
 	@mkdir -p $(TMPDIR)
 	@echo "making the environment in .venv (a few minutes, once)"
-	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian or Ubuntu install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --progress-bar off --no-compile --requirement requirements.lock
-	@$(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib >/dev/null 2>&1 || true  # on all cores, pip would take one; a few files are templates
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@touch $(READY)
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian or Ubuntu install python3-venv"; exit 1; }
+	@envs/install.sh $(BIN)/python $* --editable
+	@touch $@
 
 demo: env
 	@mkdir -p $(TMPDIR)
 	@bash workflow/demo.sh $(CORES)
 
-test: env
+test: dev
 	@mkdir -p $(TMPDIR)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-lint: env
+lint: dev
 	@mkdir -p $(TMPDIR)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/snakefmt --check workflow/Snakefile rules

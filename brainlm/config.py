@@ -291,6 +291,12 @@ class Evaluate(Section):
     seed: int = 1234
 
 
+def _without_braces(path: Path) -> Path:
+    if {"{", "}"} & set(str(path)):
+        raise ValueError("braces are wildcards to Snakemake: choose another folder")
+    return path
+
+
 class Config(Section):
     """The whole of config.yaml."""
 
@@ -298,7 +304,7 @@ class Config(Section):
         """12 hex digits that identify the resolved configuration (results/config.json)."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
-    results: Path = Path("results")
+    results: Annotated[Path, AfterValidator(_without_braces)] = Path("results")
     release: Name = Field("r1", description="the frozen list of shards and scaling to train on")
     tasks: tuple[str, ...] = Field(
         ("reconstruction", "age", "forecasting", "attention", "latent"),

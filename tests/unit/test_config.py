@@ -33,11 +33,13 @@ def test_schema_is_current():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"results": "a{b}"}, "braces are wildcards"),
         ({"cohorts": [COHORT], "preproces": {}}, ["preproces", "did you mean 'preprocess'"]),
         ({"cohorts": [{**COHORT, "foldr": 1}]}, ["cohorts.0.foldr", "did you mean 'folder'"]),
         ({"cohorts": [COHORT], "pretrain": {"epoch": 3}}, ["did you mean 'epochs'"]),
         ({"cohorts": [COHORT], "pretrain": {"epochs": 0}}, ["pretrain.epochs", "found 0"]),
         ({"cohorts": []}, ["cohorts", "at least 1"]),
+        ({"cohorts": [COHORT], "results": "a{b}"}, ["results", "braces are wildcards"]),
         ({"cohorts": [COHORT, COHORT]}, ["used twice", "a"]),
         ({"cohorts": [{**COHORT, "name": "../x"}]}, ["letters, digits"]),
         ({"cohorts": [COHORT], "model": {"window": 190}}, ["multiple of model.patch"]),

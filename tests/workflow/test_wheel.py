@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -59,6 +61,18 @@ def test_a_wheel_has_what_a_clone_has(site, folder):
     assert {str(p.relative_to(share)) for p in (share / folder).rglob("*") if p.is_file()} == set(
         tracked
     )
+
+
+def test_every_dependency_is_pinned():
+    def names(lines):
+        return {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in lines}
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    user, dev = (names((ROOT / f"requirements{kind}.lock").read_text().splitlines())
+                 for kind in ("", "-dev"))  # fmt: skip
+    assert not user & dev
+    assert names(project["dependencies"]) <= user
+    assert names(project["optional-dependencies"]["dev"]) <= user | dev
 
 
 def test_a_study_with_awkward_names_runs_from_another_folder(site, tmp_path):
