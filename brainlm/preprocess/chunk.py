@@ -16,10 +16,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..cohort.exclusions import read_exclusions
@@ -43,6 +44,7 @@ from .context import Context
 _DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
 _LONGEST = 300  # characters of a reason
 _WORDS = ("recording_id", "status", "reason")
+_BETWEEN = " | "  # warnings in a cell
 Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage's figures
 
 
@@ -140,20 +142,26 @@ def run_stage(
     entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
     task = make_task(stage, context)
     outcomes: dict[str, Outcome] = {}
+    warned: dict[str, list[str]] = {}
     if task.before:
         before = paths.stage_table(cohort.name, chunk, task.before)
         for row in read_stage_table(before):
             if row["status"] != "ok":
                 outcomes[row["recording_id"]] = row
+            elif row.get("warnings"):
+                warned[row["recording_id"]] = row["warnings"]
     else:
         outcomes.update(_excluded(entries, cohort))
-    return run_task(task, chunk, outcomes, workers=workers, retry_failed=retry_failed, log=log)
+    return run_task(
+        task, chunk, outcomes, warned, workers=workers, retry_failed=retry_failed, log=log
+    )
 
 
 def run_task(
     task: Task,
     chunk: str,
     outcomes: dict[str, Outcome],
+    warned: Mapping[str, list[str]] = MappingProxyType({}),
     *,
     workers: int = 1,
     retry_failed: bool = False,
@@ -161,7 +169,8 @@ def run_task(
 ) -> list[Outcome]:
     """Run a task for each recording of a chunk that has no outcome yet; write the chunk's table.
 
-    What was computed from the same input is taken from the cache.
+    What was computed from the same input is taken from the cache. `warned` has the warnings of
+    earlier stages by recording.
     """
     paths, cohort = task.context.config.paths, task.context.cohort
     entries = read_entries(paths.chunk_table(cohort.name, chunk), cohort.folder)
@@ -183,9 +192,15 @@ def run_task(
         words = outcome["status"] + (f": {outcome['reason']}" if outcome["reason"] else "")
         log(f"  {count}/{len(fresh)} {entry.recording_id} {outcome['seconds']:.1f} s {words}")
         write_record(record, Record(name, count, len(fresh)))
-    rows = [outcomes[entry.recording_id] for entry in entries]
+    rows = [_warn(outcomes[entry.recording_id], warned) for entry in entries]
     write_stage_table(paths.stage_table(cohort.name, chunk, name), rows)
     return rows
+
+
+def _warn(outcome: Outcome, warned: Mapping[str, list[str]]) -> Outcome:
+    """An outcome with the warnings of earlier stages before its own."""
+    before = warned.get(outcome["recording_id"], [])
+    return {**outcome, "warnings": [*before, *outcome.get("warnings", [])]} if before else outcome
 
 
 def _excluded(entries: list[Entry], cohort: Cohort) -> dict[str, Outcome]:
@@ -349,14 +364,26 @@ def _use_one_thread() -> None:
 def write_stage_table(path: Path, rows: list[Outcome]) -> None:
     """One row per recording; figures that a row lacks are ``n/a``."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_tsv(path, columns, ([row.get(column) for column in columns] for row in rows))
+    write_tsv(path, columns, ([_cell(row.get(column)) for column in columns] for row in rows))
+
+
+def _cell(value: Any) -> Any:
+    """Of a list, its members in one line."""
+    if isinstance(value, list):
+        return _BETWEEN.join(" ".join(str(part).split()) for part in value) or None
+    return value
 
 
 def read_stage_table(path: Path) -> list[Outcome]:
-    """Rows of a stage table; numbers as numbers, ``n/a`` as None."""
+    """Rows of a stage table; numbers as numbers, ``n/a`` as None, warnings as a list."""
     table = read_tsv(path, hint="run the stage before this one first")
     return [
-        {key: cell if key in _WORDS and cell != MISSING else as_number(cell)
-         for key, cell in row.items()}
+        {key: _value(key, cell) for key, cell in row.items()}
         for row in table.records()
     ]  # fmt: skip
+
+
+def _value(key: str, cell: str) -> Any:
+    if key == "warnings":
+        return [] if cell == MISSING else cell.split(_BETWEEN)
+    return cell if key in _WORDS and cell != MISSING else as_number(cell)

@@ -64,6 +64,7 @@ def _recording(entry: Entry, outcome: dict, cohort: Cohort, config: Config) -> R
         "source": entry.source,
         "duration_s": outcome.get("duration_s"),
         "repetition_time_s": outcome.get("repetition_time_s"),
+        "warnings": outcome.get("warnings") or None,
     }
     if outcome["status"] != "ok":
         return Recording(**facts, status=outcome["status"], reason=outcome["reason"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..cohort.index import read_entries, read_refused
@@ -23,7 +23,8 @@ class Summary:
     """Counts of recordings by (cohort, status); ``pending`` are not through yet.
 
     `people` says of each cohort with a participants table who is in it; `short` counts the ``ok``
-    recordings in which no window of `window` time points fits.
+    recordings in which no window of `window` time points fits; `warnings` counts recordings by
+    kind of warning.
     """
 
     counts: dict[str, Counter]
@@ -31,6 +32,7 @@ class Summary:
     people: dict[str, str]
     short: dict[str, int]
     window: int
+    warnings: dict[str, Counter] = field(default_factory=dict)
 
     @property
     def failed_fraction(self) -> float:
@@ -52,6 +54,8 @@ class Summary:
                     f"{cohort}: {self.short[cohort]} of the ok recordings have fewer than "
                     f"{self.window} time points (model.window) and are not used by the model"
                 )
+            if kinds := _list_kinds(self.warnings.get(cohort)):
+                lines.append(f"{cohort}: recordings with warnings: {kinds}")
             if cohort in self.people:
                 lines.append(f"{cohort}: {self.people[cohort]}")
         return "\n".join([*lines, f"what failed and why: {self.failures}"])
@@ -60,6 +64,7 @@ class Summary:
 def summarise(config: Config) -> Summary:
     """Read the stage tables of all chunks; write ``failures.tsv`` and ``summary.tsv``."""
     counts, failures, people = {}, [], {}
+    warned: dict[str, dict[str, Counter]] = {}
     short: Counter = Counter()
     for cohort in config.cohorts:
         counter: Counter = Counter()
@@ -71,6 +76,8 @@ def summarise(config: Config) -> Summary:
                 seen.add(entry.participant_id)
                 status = row["status"] if row else "pending"
                 counter[status] += 1
+                odd = {warning.split(":")[0] for warning in (row or {}).get("warnings") or []}
+                warned.setdefault(cohort.name, {}).setdefault(status, Counter()).update(odd)
                 if status == "ok":
                     length = row.get("num_timepoints") if row else None
                     short[cohort.name] += length is not None and length < config.model.window
@@ -87,9 +94,19 @@ def summarise(config: Config) -> Summary:
             people[cohort.name] = match
     path = config.paths.failures
     write_tsv(path, ("cohort", "recording_id", "status", "reason", "source"), failures)
-    rows = [(c, s, n) for c, counter in counts.items() for s, n in counter.items()]
-    write_tsv(config.paths.summary, ("cohort", "status", "recordings"), rows)
-    return Summary(counts, path, people, short, config.model.window)
+    rows = [
+        (c, s, n, _list_kinds(warned.get(c, {}).get(s)))
+        for c, counter in counts.items()
+        for s, n in counter.items()
+    ]
+    write_tsv(config.paths.summary, ("cohort", "status", "recordings", "warnings"), rows)
+    kinds = {c: sum(by_status.values(), Counter()) for c, by_status in warned.items()}
+    return Summary(counts, path, people, short, config.model.window, kinds)
+
+
+def _list_kinds(kinds: Counter | None) -> str | None:
+    """``time from the header: 3; orientation: 1``: recordings by kind of warning."""
+    return "; ".join(f"{kind}: {n}" for kind, n in kinds.most_common()) if kinds else None
 
 
 def find_failed(config: Config, cohort: Cohort) -> set[str]:

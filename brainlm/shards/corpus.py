@@ -50,7 +50,9 @@ class Corpus:
                         f"{path}: {name} is {getattr(info, name)}, but {self.paths[0]} has "
                         f"{getattr(self.info, name)}; shards of one corpus must agree"
                     )
-            part = pq.read_table(path, columns=_META).to_pandas()
+            there = set(pq.read_schema(path).names)  # a column may be younger than the shard
+            columns = [name for name in _META if name in there]
+            part = pq.read_table(path, columns=columns).to_pandas()
             tables.append(part.assign(shard=number, row=np.arange(len(part))))
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         self._open: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}

@@ -17,6 +17,10 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "split": (pa.string(), "train, validation or test: a stable hash of participant_id"),
     "status": (pa.string(), "ok, or why there is no series (brainlm.errors.STATUSES)"),
     "reason": (pa.string(), "what was expected and found, when status is not ok"),
+    "warnings": (
+        pa.list_(pa.string()),
+        "what was odd but usable, each as kind: words; null without, and in shards of before 2027",
+    ),
     "repetition_time_s": (pa.float64(), "s, of the recording as acquired"),
     "sample_period_s": (pa.float64(), "s, of the series stored here"),
     "duration_s": (pa.float64(), "s, of the recording as acquired (known for short ones too)"),

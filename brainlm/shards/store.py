@@ -37,6 +37,7 @@ class Recording:
     run: str | None = None
     status: str = "ok"
     reason: str | None = None
+    warnings: list[str] | None = None
     repetition_time_s: float | None = None
     sample_period_s: float | None = None
     duration_s: float | None = None

@@ -9,17 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from brainlm.atlas import Atlas
 from brainlm.cohort.index import update_index
 from brainlm.config import parse_config
-from brainlm.errors import RecordingError
+from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.chunk import read_stage_table, run_stage
 from brainlm.preprocess.collect import write_chunk_shard
 from brainlm.preprocess.context import Context
 from brainlm.preprocess.summary import summarise
-from brainlm.shards import read_shard
+from brainlm.shards import Corpus, read_shard
 from brainlm.steps import STEPS
 
 ATLAS = Atlas("toy", "toyspace", 3, None, "ab", None, ("a", "b", "c"), "", "")
@@ -44,7 +45,23 @@ def act(entry, context):
             (Path(folder) / "large").write_text("x")
             program.wait()
             time.sleep(60)
+    if word == "odd":
+        raised = {"motion": ["orientation: the qform is used"], "denoise": ["ICA: not converged"]}
+        stage = len(calls_of(derivatives, entry.recording_id))  # the stages run one by one
+        return {"warnings": raised.get(("motion", "normalise", "denoise")[stage - 1], [])}
+    if word == "wordy":
+        raise RecordingError("bad_metadata", f"{entry.path}: {'much ' * 200} expected; correct it")
+    if word == "broken":
+        raise BrainLMError("x.json: not found; run the stage that writes it first")
+    if word == "large":
+        raise MemoryError
     return {"fd_mm": np.float32(0.25), "none": float("nan")}
+
+
+def calls_of(derivatives: Path, recording: str) -> list[str]:
+    return [
+        line for line in (derivatives.parent / "calls").read_text().split() if line == recording
+    ]
 
 
 def write_series(entry, context):
@@ -148,6 +165,49 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     assert "c: 1 of 5 people with recordings are in" in summarise(study).text()
     reason = "sub-1/func/sub-1_bold.nii.gz: 20.0 s found, 120 s needed"  # not where it lies
     assert f"sub-1\ttoo_short\t{reason}" in summary.failures.read_text()
+
+
+def test_warnings_of_all_stages_reach_the_shard_and_the_summary(study):
+    for number, word in enumerate(("odd", "ok", "odd")):
+        path = Path(study.cohorts[0].folder) / f"sub-{number}/func/sub-{number}_bold.nii.gz"
+        path.write_text(f"{word} anew")
+    update_index(study.cohorts[0], study.results, 10)
+    for stage in ("motion", "normalise", "denoise", "parcellate"):
+        run(study, stage)
+    write_chunk_shard("00000", Context(study, study.cohorts[0], ATLAS), log=str)
+    path = study.paths.shard("c", "00000")
+    odd = ["orientation: the qform is used", "ICA: not converged"]
+    assert [row.warnings for row in read_shard(path)] == [odd, None, odd, None, None]
+    assert Corpus([path]).table["warnings"][0].tolist() == odd
+    summary = summarise(study)
+    assert "recordings with warnings: orientation: 2; ICA: 2" in summary.text()
+    table = study.paths.summary.read_text()
+    assert "c\tok\t4\torientation: 2; ICA: 2\n" in table and "c\tcrashed\t1\tn/a\n" in table
+
+
+def test_shards_of_before_the_column_of_warnings_are_read(study, tmp_path):
+    for stage in ("motion", "normalise", "denoise", "parcellate"):
+        run(study, stage)
+    write_chunk_shard("00000", Context(study, study.cohorts[0], ATLAS), log=str)
+    new, old = study.paths.shard("c", "00000"), tmp_path / "old.parquet"
+    pq.write_table(pq.read_table(new).drop_columns(["warnings"]), old)
+    assert len(read_shard(old)) == 5 and read_shard(old)[0].warnings is None
+    assert len(Corpus([old]).table) == 5 and len(Corpus([old, new]).table) == 10
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "start", "end"),
+    [
+        ("wordy", "bad_metadata", "sub-0/func/sub-0_bold.nii.gz: much", "expected; correct it"),
+        ("broken", "crashed", "x.json: not found", "that writes it first"),
+        ("large", "crashed", "out of memory", "exclude the recording"),
+    ],
+)
+def test_a_reason_is_one_short_line_that_says_what_to_do(study, word, status, start, end):
+    (Path(study.cohorts[0].folder) / "sub-0/func/sub-0_bold.nii.gz").write_text(word)
+    row = run(study)[0]
+    assert row["status"] == status and len(row["reason"]) <= 300
+    assert row["reason"].startswith(start) and row["reason"].endswith(end)
 
 
 def test_excluded_recordings_are_listed_with_their_reason(study, tmp_path):

@@ -54,7 +54,7 @@ def take_series(entry: Entry, context: Context) -> Figures:
     moved = _displacement(entry, companions, len(raw))
     censored = count_censored(companions.outliers, len(raw)) if companions.outliers else 0
     if censored:
-        warnings.append(f"censored time points interpolated: {censored} of {len(raw)}")
+        warnings.append(f"censored: {censored} of {len(raw)} time points were interpolated")
     series, dead = settled.series, settled.dead
     save_series(
         context.series,

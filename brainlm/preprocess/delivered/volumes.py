@@ -86,7 +86,7 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     known = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
     duration_s = acquired["duration_s"]
     write_series(context.series, entry, made, tr_s, config, duration_s=duration_s, **known)
-    return figures | made.figures
+    return figures | made.figures | {"warnings": run.warnings}
 
 
 def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:

@@ -68,6 +68,8 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
             "ica_iterations": fit.iterations,
             "ica_converged": int(fit.converged),
         }
+        if not fit.converged:
+            figures["warnings"] = [f"ICA: not converged after {fit.iterations} iterations"]
         made_by = context.parameters("denoise", engine)
         write_components(paths, fit, grid, bold.tr_s, made_by, options.fix_weights)
     else:

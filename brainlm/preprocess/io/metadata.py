@@ -45,17 +45,19 @@ def read_affine(path: Path, header: Header, warnings: list[str]) -> np.ndarray:
         )
     _check_geometry(path, _sizes(affine), np.asarray(header.shape[:3]))
     if flaws[other]:
-        warnings.append(f"the {other} is {flaws[other]}; the {used} is used")
+        warnings.append(f"orientation: the {other} is {flaws[other]}; the {used} is used")
     elif flaws[used]:
-        warnings.append(f"the {used} is {flaws[used]}; it is used, there is no {other}")
+        warnings.append(
+            f"orientation: the {used} is {flaws[used]}; it is used, there is no {other}"
+        )
     elif sform is not None and qform is not None:
         limits = [(0, n - 1) for n in header.shape[:3]]
         corners = np.array([[*corner, 1] for corner in itertools.product(*limits)])
         apart = np.abs(corners @ (sform - qform).T).max()
         if apart > 1.0:
             warnings.append(
-                f"sform and qform differ by up to {apart:.1f} mm; the sform is used, as it is by "
-                "most programs"
+                f"orientation: sform and qform differ by up to {apart:.1f} mm; the sform is used, "
+                "as it is by most programs"
             )
     return affine
 

@@ -156,7 +156,7 @@ def _offset(fields: dict[str, Any], start: bytes, warnings: list[str]) -> int:
     stated, least = float(fields["vox_offset"]), fields["size"] + 4
     extended = start[least - 4] != 0
     if stated == 0 and not extended:  # written by programs that put no extensions
-        warnings.append(f"vox_offset is 0, which it cannot be; voxels are read from byte {least}")
+        warnings.append(f"voxel offset: vox_offset is 0; voxels are read from byte {least}")
         return least
     if not stated >= least or stated != int(stated):
         raise ValueError(f"vox_offset is {stated:g}, it cannot be below {least}")
@@ -178,7 +178,7 @@ def _scaling(fields: dict[str, Any], warnings: list[str]) -> tuple[float, float]
     if slope == 0:
         return 1.0, 0.0
     if not np.isfinite(slope):
-        warnings.append(f"scl_slope is {slope}; the values are taken as they are stored")
+        warnings.append(f"scaling: scl_slope is {slope}; the values are taken as they are stored")
         return 1.0, 0.0
     if not np.isfinite(inter):
         raise ValueError(f"scl_inter is {inter}")

@@ -313,7 +313,7 @@ def _read_blocks(
             f"({rest / (dtype.itemsize * x * y * z):.4g} volumes); convert the image anew",
         )
     if rest:
-        warnings.append(f"{rest} bytes behind the last voxel are not read")
+        warnings.append(f"surplus bytes: {rest} bytes behind the last voxel are not read")
 
 
 def _skip(stream: BinaryIO, count: int) -> None:
@@ -354,7 +354,7 @@ def _check_volumes(
                 f"({_indices(bad)}); cut them off or repair the file",
             )
         volumes[:, always] = 0
-        warnings.append(f"{int(always.sum())} voxels are NaN in every volume; taken as background")
+        warnings.append(f"background: {int(always.sum())} voxels are NaN in every volume")
         ranges[:, 0], ranges[:, 1] = volumes.min((1, 2, 3)), volumes.max((1, 2, 3))
     flat = np.flatnonzero(ranges[:, 0] == ranges[:, 1])
     if len(flat) == len(volumes):

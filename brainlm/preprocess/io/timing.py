@@ -71,11 +71,12 @@ def agree_repetition_time(
         stated.append(Statement(in_header, "the header"))
         if len(stated) == 1:
             if header and header.time_unit == "unknown":
-                warnings.append("the header gives no unit of time; seconds assumed")
-            warnings.append("repetition time from the header; no sidecar gives it")
+                warnings.append("unit of time: the header gives none; seconds assumed")
+            warnings.append("time from the header: no sidecar gives the repetition time")
     elif stated and header is not None and not _agree(in_header, stated[0].seconds):
         warnings.append(
-            f"repetition time {stated[0].seconds:g} s as stated; the header says {in_header:g}"
+            f"placeholder in the header: repetition time {stated[0].seconds:g} s as stated; the "
+            f"header says {in_header:g}"
         )
     if not stated:
         says = "" if header is None else f": the header says {in_header:g} s"

@@ -59,4 +59,4 @@ def run_motion(entry: Entry, context: Context) -> Figures:
         "Figures": plain_values(stated),
     }
     write_motion(out, entry, context.atlas, bold.affine, estimate, mask, tsnr, columns, about)
-    return figures | stated
+    return figures | stated | {"warnings": bold.warnings}

@@ -67,4 +67,5 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
             "Quality": plain_values(quality),
         },
     )
-    return figures | {"method": fit.method, **quality}
+    notes = [f"template: {template.note}"] if template.note else []
+    return figures | {"method": fit.method, **quality, "warnings": notes}
