@@ -394,8 +394,10 @@ def _fit_folder(config: Config, args) -> Path:
 def _finetune(args) -> None:
     from .evaluation.clinical.fine_tuned import fit_task
     from .evaluation.tasks import CLINICAL
+    from .training.device import choose_device
 
     config = _load(args)
+    choose_device(config.pretrain.gpus)
     job = _job(config, args.task)
     if not isinstance(job.task, CLINICAL):
         raise BrainLMError(f"task {args.task} is of kind {job.task.kind}: nothing is fine-tuned")
@@ -406,9 +408,11 @@ def _finetune(args) -> None:
 
 
 def _predict(args) -> None:
+    from .training.device import choose_device
     from .training.predict import predict
 
     config = _load(args)
+    choose_device(config.pretrain.gpus)
     folder = _fit_folder(config, args)
     out = ModelFolder(folder).external
     table = predict(folder, _shards(config, "external"), out)
@@ -435,8 +439,11 @@ def _embed(args) -> None:
 
 def _evaluate(args) -> None:
     from .evaluation.job import evaluate
+    from .training.device import choose_device
 
-    _print_results(evaluate(_job(_load(args), args.task)))
+    config = _load(args)
+    choose_device(config.pretrain.gpus)
+    _print_results(evaluate(_job(config, args.task)))
 
 
 def _print_results(table) -> None:

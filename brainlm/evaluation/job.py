@@ -85,16 +85,15 @@ class Job:
 
 
 def open_model(folder: Path, corpus: Corpus) -> BrainLM:
-    """A pretrained model, on the GPU where there is one, checked against the shards.
+    """A pretrained model, on the process's device, checked against the shards.
 
     Raises
     ------
     BrainLMError
         No model there, one without its scaling, or of another atlas or sample period.
     """
-    import torch
-
     from ..model import from_pretrained
+    from ..training.device import place
 
     model = from_pretrained(folder)
     if model.scaling is None:
@@ -103,7 +102,7 @@ def open_model(folder: Path, corpus: Corpus) -> BrainLM:
             "given to it as it learnt it; write the folder with save_pretrained"
         )
     corpus.check(model.scaling)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return place(model)
 
 
 def evaluate(job: Job) -> pd.DataFrame:

@@ -124,6 +124,7 @@ def _embed(model_folder: Path, shards, splits, roles):
     window (NaN where they would overlap), why people were left out, by cohort and split, and
     (cohort, participant_id) of all who have a recording."""
     from ..model.pooling import summarise_tokens
+    from ..training.device import device_of
     from ..training.windows import Windows
 
     corpus = Corpus(shards)
@@ -138,7 +139,7 @@ def _embed(model_folder: Path, shards, splits, roles):
     table = pd.concat(points) if points else corpus.table[:0].assign(row=[])
     table = table[columns].reset_index(drop=True)
     windows = Windows(corpus, model.scaling, model.config.window, table["row"])
-    device = next(model.parameters()).device
+    device = device_of(model)
     tokens: dict[str, list[np.ndarray]] = {token: [] for token in TOKENS}
     summaries = dict(TOKENS)
     if model.config.family == "parcel":

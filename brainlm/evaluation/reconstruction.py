@@ -125,9 +125,10 @@ def evaluate_masking(
     """
     import torch
 
+    from ..training.device import get_device
     from ..training.masked_r2 import predict_hidden
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = get_device()
     model.to(device)
     if gaussian is not None:
         gaussian.to(device)

@@ -6,13 +6,14 @@ from .hub import push_to_hub
 from .mae import BrainLM, MaskedReconstruction
 from .own_series import make_windows
 from .pooling import Tokens
+from .prediction import Prediction
 from .presets import PRESETS, preset
 from .shape import BrainLMConfig
 
 from_pretrained = BrainLM.from_pretrained
 
 __all__ = [
-    "BACKENDS", "PRESETS", "BrainLM", "BrainLMConfig", "MaskedReconstruction", "PredictionHead",
-    "Tokens", "attend", "from_pretrained", "kernel_name", "make_windows", "preset", "push_to_hub",
-    "set_attention",
+    "BACKENDS", "PRESETS", "BrainLM", "BrainLMConfig", "MaskedReconstruction", "Prediction",
+    "PredictionHead", "Tokens", "attend", "from_pretrained", "kernel_name", "make_windows",
+    "preset", "push_to_hub", "set_attention",
 ]  # fmt: skip

@@ -96,12 +96,24 @@ def _ours(folder: Path, values: dict, weights: dict) -> tuple[BrainLMConfig, Ten
     values = {key: value for key, value in values.items() if key in names}
     if values.get("image_size"):
         values["image_size"] = tuple(values["image_size"])
+    old = "classes" not in values
+    values["classes"] = tuple(_classes_of_run(folder) if old else values["classes"])
+    values["ranges"] = {key: tuple(five) for key, five in values.get("ranges", {}).items()}
     shape = BrainLMConfig(**values)
     points = torch.zeros(shape.num_parcels, 3) if shape.has_coordinates else None
     found = weights.get("coordinates")
     if points is not None and found is not None and found.shape == points.shape:
         points = found  # the order of an image's rows follows from them
     return shape, points
+
+
+def _classes_of_run(folder: Path) -> list[str]:
+    """Classes of a classifier whose config.json is older than their place there."""
+    if not (folder / "run.json").exists():
+        return []
+    run = read_json(folder / "run.json")
+    names, numbers = run.get("class_names") or [], run.get("classes") or []
+    return [names[int(k)] if names else f"{k:g}" for k in numbers]
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source) -> None:

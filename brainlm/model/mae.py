@@ -26,6 +26,7 @@ from .grids import token_grid
 from .hub import Shared
 from .masking import Masker, Masking, keep_steps, keep_tokens, raster_noise, take
 from .pooling import Tokens, check_pool, summarise_tokens, summary_width
+from .prediction import Prediction, decode_outputs
 from .shape import BrainLMConfig
 
 #: smallest root mean square of a window, in scaled units: one without any signal stays near zero
@@ -271,14 +272,20 @@ class BrainLM(Shared):
             self.train(was_training)
 
     @torch.no_grad()
-    def predict(self, signal: Tensor) -> Tensor:
-        """Labels [B, outputs] of a fine-tuned model, in the label's own units."""
+    def predict(self, signal: Tensor) -> Prediction:
+        """What a fine-tuned model says of each window [B, R, T].
+
+        Probabilities of the classes by name, or a value in the label's units.
+
+        Raises
+        ------
+        BrainLMError
+            The model was not fine-tuned.
+        """
         if self.head is None:
             raise BrainLMError("this model has no head; fine-tune it first (brainlm finetune)")
         with self._evaluating():
-            out = self.head(self.embed(signal, self.config.pool))
-        out = out * self.config.label_std + self.config.label_mean
-        return out.expm1() if self.config.label_log else out
+            return decode_outputs(self.config, self.head(self.embed(signal, self.config.pool)))
 
     def flops_per_window(self, mask_ratio: float) -> float:
         """Multiply-adds × 2 of one forward pass on one window (matrix products only)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ class BrainLMConfig:
         Where the published layouts differ from ours.
     head_outputs, pool, label_mean, label_std, label_log
         Of a fine-tuned model: 0 outputs means no head; with `label_log` it learnt log(1 + label).
+    target, classes
+        The label's name, and of a classifier the names of its classes, in the order of the head's
+        outputs (of two classes one output, the log odds of the second).
+    ranges : dict
+        What the training data ranged over: ``repetition_time_s``, ``coverage``, ``mean_fd_mm``
+        and of a fine-tuned regression ``label``; minimum, 5 %, median, 95 %, maximum.
     """
 
     family: str
@@ -79,4 +85,7 @@ class BrainLMConfig:
     label_mean: float = 0.0
     label_std: float = 1.0
     label_log: bool = False
+    target: str = ""
+    classes: tuple[str, ...] = ()
+    ranges: dict[str, tuple[float, ...]] = field(default_factory=dict)
     preset: str = ""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import Pretrain
-from ..errors import BrainLMError
 from ..model import BrainLM, set_attention
 from ..model.masking import Masking
+from .device import choose_device
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,11 @@ def start(gpus: int, cpus: int) -> Iterator[Ranks]:
         `gpus` asked for and none visible.
     """
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    if gpus and not torch.cuda.is_available():
-        raise BrainLMError(f"pretrain.gpus is {gpus}, but PyTorch sees no GPU here; set it to 0, "
-                           "or run where there is one")  # fmt: skip
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    device = choose_device(gpus, local)
     if not gpus:
         share = cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
     else:
-        torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if world == 1:
         yield Ranks(0, 1, device)

@@ -26,16 +26,23 @@ from ..cohort.labels import LabelTransform
 from ..errors import BrainLMError
 from ..files import atomic_path, write_json
 from ..model import BrainLM, from_pretrained, preset
-from ..model.pooling import check_pool
+from ..model.pooling import check_pool, summary_width
+from ..model.ranges import describe_range
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
 from .card import finetuned_card
+from .device import get_device, place
 from .journal import Journal, figure
 from .learner import Learner
-from .predict import WINDOWS_PER_RECORDING, decode_outputs
+from .predict import (
+    WINDOWS_PER_RECORDING,
+    decode_table,
+    predict_recordings,
+    summarise_recordings,
+)
 from .ridge import linear_readout
 from .schedule import make_optimizer
-from .windows import Batch, Prefetch, Windows
+from .windows import Batch, Prefetch, Windows, training_ranges
 
 #: share of tokens left out while the encoder learns: it regularises, as in the published head, and
 #: is 4x as fast; predictions use every token
@@ -49,6 +56,8 @@ ENCODER_RATE = 0.2
 SCALED_BY = 512
 #: training people that the head's linear path begins with, in closed form: 0.7 GB for 424 parcels
 FITTED_ON = 2000
+#: validation summaries up to this size are made once for all epochs of the heads alone
+KEPT_BYTES = 2**30
 
 
 def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels: pd.Series,
@@ -65,14 +74,13 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
         Indexed by (cohort, participant_id); float, NaN = unknown.
     kind : str
         ``regression`` (squared error) or ``classification`` (whole-number classes, cross-entropy;
-        with two classes the prediction is the probability of the larger label, with more it is
-        the most probable label, and ``probability_<label>`` stand beside it).
+        the prediction is the most probable class by name, ``probability_<class>`` its columns).
     seed : int
         Of the head's weights, the windows and the dropout.
     transform : str
         Of a regression's labels, see :class:`~brainlm.cohort.labels.LabelTransform`.
     class_names : tuple of str
-        Kept in run.json.
+        Of classes 0, 1, ...; the numbers themselves where none are given.
 
     Returns
     -------
@@ -86,13 +94,13 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
         No labelled training subject with a long enough recording, one class only, or a model
         of another atlas, sample period or window.
     """
-    task = Task(pretrained, shards, scaling, labels, Path(out), target, kind, options, model,
+    task = FineTuning(pretrained, shards, scaling, labels, Path(out), target, kind, options, model,
                 atlas, seed, transform, class_names)  # fmt: skip
     task.train()
     return task.finish()
 
 
-class Task:
+class FineTuning:
     """One fine-tuning; see :func:`finetune`."""
 
     def __init__(self, pretrained, shards, scaling, labels, out, target, kind, options, model,
@@ -101,7 +109,7 @@ class Task:
             raise BrainLMError(f"{kind!r}: expected regression or classification")
         self.out, self.target, self.kind, self.options = out, target, kind, options
         self.pretrained, self.seed = pretrained, seed
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = get_device()
         torch.manual_seed(seed)
         corpus = Corpus(shards)
         base = _base(pretrained, corpus, model, atlas)
@@ -112,13 +120,20 @@ class Task:
         self.short = int((labelled & ~long_enough).sum())
         self.table = self.table[long_enough]
         self.fit_rows, self.check_rows = (self._labelled(s) for s in ("train", "validation"))
-        self.class_names = class_names
         people = self.table.loc[self.fit_rows].drop_duplicates(["cohort", "participant_id"])
         self._fit_labels(people["label"], base.config.window, transform)
-        outputs = 1 if self.classes is None or len(self.classes) == 2 else len(self.classes)
-        self.model = _with_head(base, outputs, self.transform, options.pool).to(self.device)
+        names = () if self.classes is None else tuple(
+            class_names[int(k)] if class_names else f"{k:g}" for k in self.classes
+        )  # fmt: skip
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
-                               seed=seed, num_tokens=self.model.num_tokens)  # fmt: skip
+                               seed=seed, num_tokens=base.num_tokens)  # fmt: skip
+        ranges = training_ranges(self.windows, corpus.table)
+        if self.classes is None:
+            ranges["label"] = describe_range(people["label"])
+        self.model = place(_with_head(base, self.transform, target=target, classes=names,
+                                      pool=options.pool, ranges=ranges))  # fmt: skip
+        #: summaries of validation windows, while the encoder stays as it is and they fit in memory
+        self.kept: list[Tensor] | None = None
         self.journal = Journal(ModelFolder(out).metrics, "", quiet=False, stage="finetune")
         self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
         self.began_s = time.monotonic()
@@ -173,12 +188,16 @@ class Task:
         if not len(self.check_rows):
             self.journal.say("no labelled validation subject: all epochs are run")
         self._fit_scale()
+        width = summary_width(self.model.config, self.model.config.pool)
+        if 4 * width * len(self.check_rows) <= KEPT_BYTES:
+            self.kept = list(self._summaries(self.check_rows, 1))
         half = self.options.epochs // 2
         heads = self._begin_heads()
         self._run(range(half), heads, whole=False)
         # without validation people, the one that knows most
         best = min(heads, key=lambda head: head.loss) if len(self.check_rows) else heads[-1]
         self.model.head.load_state_dict(best.weights)
+        self.kept = None
         learner = Learner(best.start, self.model.head, self.model, self._optimizer(self.model),
                           best.loss, best.epoch)  # fmt: skip
         self._run(range(half, self.options.epochs), [learner], whole=True)
@@ -250,12 +269,10 @@ class Task:
 
     def _person(self, rows: np.ndarray) -> Tensor:
         """[F] mean summary of a person's recordings; NaN where none has it."""
-        return torch.cat([self._embed(int(row), WINDOWS_PER_RECORDING) for row in rows]).nanmean(0)
+        return torch.cat(list(self._summaries(rows, WINDOWS_PER_RECORDING))).nanmean(0)
 
-    def _embed(self, row: int, count: int) -> Tensor:
-        """[count, F] summaries of windows spread evenly over one recording."""
-        signal = self.windows.even(row, count).to(self.device)
-        return self.model.embed(signal, self.model.config.pool)
+    def _summaries(self, rows: np.ndarray, count: int) -> Iterator[Tensor]:
+        return summarise_recordings(self.model, self.windows, rows, count)
 
     def _optimizer(self, learns: nn.Module) -> torch.optim.Optimizer:
         optimizer = make_optimizer(learns, self.options.learning_rate, 0.05)
@@ -310,28 +327,27 @@ class Task:
     def _held_out_losses(self, heads: list[nn.Module]) -> list[float] | list[None]:
         if not len(self.check_rows):
             return [None] * len(heads)
-        rows = [self._outputs(int(row), 1, heads) for row in self.check_rows]
-        targets = self._targets(self.check_rows)
-        return [float(self._loss(torch.stack(outputs), targets))
-                for outputs in zip(*rows, strict=True)]  # fmt: skip
-
-    @torch.no_grad()
-    def _outputs(self, row: int, count: int, heads: list[nn.Module]) -> list[Tensor]:
-        """Each head's output averaged over windows spread evenly over one recording."""
         self.model.eval()
-        summary = self._embed(row, count)
-        return [head.eval()(summary).mean(0).cpu() for head in heads]
+        targets = self._targets(self.check_rows)
+        outputs: list[list[Tensor]] = [[] for _ in heads]
+        with torch.no_grad():
+            for summary in self.kept or self._summaries(self.check_rows, 1):
+                for head, own in zip(heads, outputs, strict=True):
+                    own.append(head.eval()(summary).mean(0).cpu())
+        return [float(self._loss(torch.stack(own), targets)) for own in outputs]
 
     # ---- results ----------------------------------------------------------------------------
 
     def finish(self) -> pd.DataFrame:
         """Predict all recordings and write everything."""
         rows = self.table.index.to_numpy()
-        heads = [self.model.head]
-        outputs = [self._outputs(int(row), WINDOWS_PER_RECORDING, heads)[0] for row in rows]
+        outputs = predict_recordings(self.model, self.windows, rows)
         columns = ["cohort", "participant_id", "recording_id", "split", "label"]
-        predicted = decode_outputs(outputs, self.classes, self.transform)
-        result = self.table[columns].assign(**predicted).reset_index(drop=True)
+        table = self.table[columns]
+        if self.classes is not None:
+            names = dict(zip(self.classes, self.model.config.classes, strict=True))
+            table = table.assign(label=table["label"].map(names).astype(object))
+        result = table.assign(**decode_table(self.model.config, outputs)).reset_index(drop=True)
         facts = self._facts(result)
         self.model.cpu().save_pretrained(self.out, self.scaling, finetuned_card(self.model, facts))
         with atomic_path(ModelFolder(self.out).predictions) as temporary:
@@ -348,8 +364,7 @@ class Task:
         return {
             "target": self.target, "kind": self.kind, "start": self.start, "short": self.short,
             "pool": self.model.config.pool, "head_start": self.head_start,
-            "classes": None if self.classes is None else self.classes.tolist(),
-            "class_names": list(self.class_names), "seed": self.seed,
+            "classes": list(self.model.config.classes), "seed": self.seed,
             "versions": {"brainlm": __version__, "torch": torch.__version__},
             "recordings": {str(k): int(v) for k, v in known["split"].value_counts().items()},
             "scores": scores, "atlas": self.scaling.atlas,
@@ -362,8 +377,6 @@ class Task:
             return {"MAE": float(np.abs(guess - label).mean()),
                     "R²": float(1 - ((guess - label) ** 2).sum()
                                 / max(((label - label.mean()) ** 2).sum(), 1e-12))}  # fmt: skip
-        if len(self.classes) == 2:
-            guess = np.where(guess > 0.5, self.classes[1], self.classes[0])
         return {"accuracy": float((guess == label).mean())}
 
 
@@ -378,14 +391,17 @@ def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> Brai
     return base
 
 
-def _with_head(base: BrainLM, outputs: int, labels: LabelTransform, pool: str) -> BrainLM:
+def _with_head(base: BrainLM, labels: LabelTransform, *, pool: str, classes: tuple[str, ...],
+               **facts) -> BrainLM:  # fmt: skip
     """The encoder of `base` with a new head and no decoder."""
+    outputs = len(classes) if len(classes) > 2 else 1
     if pool == "auto":
         pool = "connectivity" if base.config.family == "parcel" else "mean"
     check_pool(base.config, pool)
     settings = dataclasses.replace(base.config, decoder_depth=0, head_outputs=outputs, pool=pool,
                                    label_mean=labels.shift, label_std=labels.scale,
-                                   label_log=labels.log)  # fmt: skip
+                                   label_log=labels.log, classes=classes,
+                                   **facts)  # fmt: skip
     model = BrainLM(settings, base.coordinates if base.config.has_coordinates else None)
     kept = {k: v for k, v in base.state_dict().items() if k in model.state_dict()}
     kept = {k: v for k, v in kept.items() if not k.startswith("head.")}

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .device import device_of, get_device
 from .schedule import make_optimizer
 from .windows import Prefetch, Windows
 
@@ -89,7 +90,7 @@ def fit(build: Callable[[], Network], objective: Objective, train: Windows, chec
 
 def _train(network: Network, objective: Objective, train: Windows, check: Windows, budget: Budget,
            rate: float) -> Fitted[Network]:  # fmt: skip
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = get_device()
     network.to(device)
     optimizer = make_optimizer(network, rate, 0.05)
     total = budget.epochs * math.ceil(len(train) / budget.batch_size)
@@ -131,7 +132,7 @@ def _validate(network: nn.Module, objective: Objective, check: Windows) -> float
     """Mean loss of the middle window of every validation recording; NaN if there is none."""
     network.eval()
     torch.manual_seed(0)  # objectives that mask do so alike every time
-    device = next(network.parameters()).device
+    device = device_of(network)
     losses = []
     for row in check.rows:
         windows = check.even(int(row), 3)

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from ..cohort.labels import LabelTransform
 from ..files import atomic_path, read_json, write_json
-from ..model import from_pretrained
+from ..model import BrainLM, BrainLMConfig, from_pretrained
+from ..model.prediction import decode_outputs
 from ..paths import ModelFolder
 from ..shards import Corpus
+from .device import device_of, place
 from .windows import Windows
 
 #: windows averaged per recording when predicting
 WINDOWS_PER_RECORDING = 3
 COLUMNS = ["cohort", "participant_id", "recording_id", "split", "prediction"]
+#: windows in one pass of the encoder
+_BATCH = 16
 
 
 def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
-    """Predict every recording that is long enough; write and return :data:`COLUMNS`.
+    """Predict every recording that is long enough; write and return the table.
 
-    The prediction is in the label's units, for two classes the probability of the larger label.
+    Returns
+    -------
+    DataFrame
+        :data:`COLUMNS`, see :func:`decode_table`.
 
     Raises
     ------
@@ -32,42 +40,51 @@ def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
     """
     if why_skipped(folder):
         return _write(pd.DataFrame(columns=COLUMNS), out)
-    model, corpus = from_pretrained(folder).eval(), Corpus(shards)
-    corpus.check(model.scaling)
-    classes = read_json(ModelFolder(Path(folder)).run)["classes"]
+    model, corpus = place(from_pretrained(folder)), Corpus(shards)
     rows = corpus.usable(min_timepoints=model.config.window)
-    windows = Windows(
-        corpus, model.scaling, model.config.window, rows, seed=0, num_tokens=model.num_tokens
-    )
-    outputs = [_output(model, windows.even(int(row), WINDOWS_PER_RECORDING)) for row in rows]
-    settings = model.config
-    labels = LabelTransform(settings.label_log, settings.label_mean, settings.label_std)
-    table = corpus.table.loc[rows, COLUMNS[:-1]].assign(**decode_outputs(outputs, classes, labels))
+    assert model.scaling is not None
+    windows = Windows(corpus, model.scaling, model.config.window, rows)
+    outputs = predict_recordings(model, windows, rows)
+    table = corpus.table.loc[rows, COLUMNS[:-1]].assign(**decode_table(model.config, outputs))
     return _write(table.reset_index(drop=True), out)
 
 
+def summarise_recordings(
+    model: BrainLM, windows: Windows, rows: Sequence[int] | np.ndarray, count: int
+) -> Iterator[Tensor]:
+    """For each recording the summaries [K, F] that the model's head reads, on its device.
+
+    K is at most `count` windows, spread evenly over the recording. Several recordings are encoded
+    at a time, which changes nothing: a window's summary does not depend on its batch.
+    """
+    device, together = device_of(model), max(1, _BATCH // count)
+    for first in range(0, len(rows), together):
+        parts = [windows.even(int(row), count) for row in rows[first : first + together]]
+        summaries = model.embed(torch.cat(parts).to(device), model.config.pool)
+        yield from summaries.split([len(part) for part in parts])
+
+
 @torch.no_grad()
-def _output(model, signal) -> torch.Tensor:
-    """Head output [outputs], the mean over one recording's windows [K, R, T]."""
-    return model.head(model.embed(signal, model.config.pool)).mean(0)
+def predict_recordings(
+    model: BrainLM, windows: Windows, rows: Sequence[int] | np.ndarray
+) -> Tensor:
+    """[N, outputs] of the model's head, the mean over the windows of each recording."""
+    head = model.eval().head
+    assert head is not None
+    made = summarise_recordings(model, windows, rows, WINDOWS_PER_RECORDING)
+    outputs = [head(summaries).mean(0).cpu() for summaries in made]
+    return torch.stack(outputs) if outputs else torch.zeros(0, model.config.head_outputs)
 
 
-def decode_outputs(
-    outputs: list[torch.Tensor], classes, labels: LabelTransform
-) -> dict[str, np.ndarray]:
-    """Columns of a table from a head's outputs: ``prediction`` in the label's units, as a
-    probability (two classes), or as a class with every class' probability beside it."""
-    if not outputs:
-        return {"prediction": np.zeros(0)}
-    raw = torch.stack(outputs).double()
-    if classes is None:
-        return {"prediction": labels.invert(raw[:, 0].numpy())}
-    if len(classes) == 2:
-        return {"prediction": raw[:, 0].sigmoid().numpy()}
-    shares = raw.softmax(1).numpy()
-    known = np.asarray(classes, float)
-    beside = {f"probability_{name:g}": shares[:, k] for k, name in enumerate(known)}
-    return {"prediction": known[shares.argmax(1)], **beside}
+def decode_table(config: BrainLMConfig, outputs: Tensor) -> dict[str, np.ndarray]:
+    """Columns of a table from a head's outputs [N, K]: ``prediction`` in the label's units, or
+    the most probable class by name with ``probability_<class>`` for each class."""
+    found = decode_outputs(config, outputs)
+    if not config.classes:
+        return {"prediction": found.values[:, 0].numpy()}
+    shares = zip(found.names, found.values.T.numpy(), strict=True)
+    return {"prediction": np.array(found.best, object),
+            **{f"probability_{name}": share for name, share in shares}}  # fmt: skip
 
 
 def skip_target(folder: Path, reason: str) -> None:

@@ -7,6 +7,7 @@ SIGTERM (preemption) it saves and exits with :data:`EXIT_SAVED`, which means: ru
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -38,7 +39,7 @@ from .meter import Meter, Rates, device_name
 from .predictors import PREDICTORS
 from .schedule import learning_rate_at, make_optimizers, rescale_gradients
 from .trackers import open_trackers
-from .windows import Batch, Loader, Windows, choose_rows
+from .windows import Batch, Loader, Windows, choose_rows, training_ranges
 
 #: exit code after SIGTERM: everything is saved, start the same command again
 EXIT_SAVED = 75
@@ -99,6 +100,7 @@ class Run:
                                      coordinates=atlas.coordinates)  # fmt: skip
         # of its own, on the host: masks are drawn before a batch goes to the device
         grid = token_grid(self.model.config, self.model.coordinates)
+        self.table = corpus.table
         self.masker = Masker(grid, options.mask_ratio, options.mask)
         self.train_set = self._windows(corpus, _choose_share(corpus, train, options.share))
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
@@ -209,7 +211,9 @@ class Run:
         """Write the model folder; done.json comes last."""
         weights = checkpoint.get_model_state_dict(self.wrapped, options=checkpoint._FULL)
         if self.ranks.main:
-            final = BrainLM(self.model.config, _points(self.model))
+            ranges = training_ranges(self.train_set, self.table)
+            shape = dataclasses.replace(self.model.config, ranges=ranges)
+            final = BrainLM(shape, _points(self.model))
             final.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
             facts = self._facts()
             final.save_pretrained(self.out, self.scaling, pretrained_card(final, facts))

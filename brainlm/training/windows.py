@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -24,8 +25,11 @@ from torch import Tensor
 
 from ..errors import BrainLMError
 from ..model.masking import Masker, Masking
+from ..model.ranges import describe_range
 from ..shards import Corpus, Scaling
 
+#: recordings that are opened to say what share of the parcels they have
+RANGED = 2000
 #: (epoch, row of the corpus) of each window of a batch
 Picks = list[tuple[int, int]]
 
@@ -320,3 +324,16 @@ def choose_rows(corpus: Corpus, window: int, split: str) -> tuple[np.ndarray, di
             "most that (a multiple of model.patch)"
         )
     return rows, {str(k): int(v) for k, v in left_out.items()}
+
+
+def training_ranges(windows: Windows, table: pd.DataFrame) -> dict[str, tuple[float, ...]]:
+    """What the recordings of `windows` range over, see :class:`brainlm.model.BrainLMConfig`."""
+    rows = windows.rows
+    some = rows[np.linspace(0, len(rows) - 1, min(len(rows), RANGED)).astype(int)]
+    found = {
+        "repetition_time_s": table["repetition_time_s"][rows],
+        "mean_fd_mm": table["mean_fd_mm"][rows],
+        "coverage": [np.isfinite(windows.series[row][0]).mean() for row in some],
+    }
+    ranges = {name: describe_range(values) for name, values in found.items()}
+    return {name: five for name, five in ranges.items() if five is not None}

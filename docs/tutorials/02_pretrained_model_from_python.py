@@ -86,12 +86,14 @@ assert not hidden[:, 5].any()  # no data there: nothing to compare with
 # %% [markdown]
 # ## 5. Prediction
 #
-# A fine-tuned model is a folder too. Its prediction is in the label's own units, one per window;
-# average over the recording. These series are made up, and so is the age.
+# A fine-tuned model is a folder too. It gives a value in the label's units, or the probability of
+# each class, for every window; average over the recording. These series are made up, and so is
+# the age.
 
 # %%
 finetuned = sorted(Path(models).glob("finetune-*/**/model.safetensors"))
 for path in finetuned[:1]:
     model = from_pretrained(path.parent)
-    prediction = model.predict(make_windows(model, percent, tr_s=tr_s)).mean()
-    print(f"{path.parent.relative_to(models)}: {prediction:.1f}")
+    values, names = model.predict(make_windows(model, percent, tr_s=tr_s))
+    found = zip(names, values.mean(0).tolist(), strict=True)
+    print(path.parent.relative_to(models), *(f"{name}: {value:.2f}" for name, value in found))

@@ -27,7 +27,7 @@ from brainlm.model.gaussian import Gaussian
 from brainlm.shards import Corpus, Scaling
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
-from brainlm.training.finetune import Task, finetune
+from brainlm.training.finetune import FineTuning, finetune
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
 
@@ -405,7 +405,9 @@ def test_fine_tuning_predicts_everybody(study, finished, tmp_path, scratch):
     assert list(saved.columns) == ["cohort", "participant_id", "recording_id", "split", "label",
                                    "prediction"]  # fmt: skip
     model = from_pretrained(tmp_path / "out")
-    assert model.predict(torch.randn(2, 12, 40)).shape == (2, 1)
+    values, names = model.predict(torch.randn(2, 12, 40))
+    assert values.shape == (2, 1) and names == ("age",)
+    assert model.config.ranges["label"][0] == pytest.approx(labels.iloc[:7].min(), abs=30)
     with pytest.raises(BrainLMError, match="no decoder"):
         model(torch.randn(2, 12, 40))
 
@@ -432,10 +434,11 @@ def test_classification(study, finished, tmp_path):
     table = tune(study, tmp_path / "two", finished, labels, kind="classification", epochs=2,
                  pool="cls")  # fmt: skip
     assert from_pretrained(tmp_path / "two").config.pool == "cls"
-    assert table["prediction"].between(0, 1).all()
+    assert set(table["prediction"]) <= {"0", "1"} and set(table["label"]) == {"0", "1"}
+    assert table["probability_1"].between(0, 1).all()
     labels = pd.Series(np.arange(20) % 3, study.labels.index, dtype=float)
     table = tune(study, tmp_path / "three", finished, labels, kind="classification", epochs=1)
-    assert set(table["prediction"]) <= {0.0, 1.0, 2.0}
+    assert set(table["prediction"]) <= {"0", "1", "2"}
     shares = table[["probability_0", "probability_1", "probability_2"]]
     np.testing.assert_allclose(shares.sum(axis=1), 1)
 
@@ -449,7 +452,7 @@ def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
         kept.append(copy.deepcopy((task.model.state_dict(), [h.state_dict() for h in heads])))
         return [None] * len(heads)
 
-    monkeypatch.setattr(Task, "_held_out_losses", note)
+    monkeypatch.setattr(FineTuning, "_held_out_losses", note)
     tune(study, tmp_path / "a", finished, study.labels, epochs=4)
     start = from_pretrained(finished).state_dict()
     same = [

@@ -143,12 +143,13 @@ def attention_maps(
     how many people have none, and why; and (cohort, participant_id) of all who have a recording,
     usable or not."""
     from ...model.rows import cls_attention
+    from ...training.device import device_of
     from ...training.windows import Windows
 
     corpus = Corpus(shards)
     model = open_model(model_folder, corpus)
     assert model.scaling is not None
-    device = next(model.parameters()).device
+    device = device_of(model)
     parts = corpus.table.groupby("cohort", sort=False)
     left_out = {str(name): long_enough(part, model.config.window)[1] for name, part in parts}
     rows = corpus.usable(min_timepoints=model.config.window)

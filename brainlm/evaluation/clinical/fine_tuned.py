@@ -48,8 +48,11 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
         some = Labels(seen, labels.classes)
         table = _fit(job, some, out / f"fold-{number}", atlas, seed, from_scratch)
         keys = pd.MultiIndex.from_frame(table[["cohort", "participant_id"]])
-        held = table[keys.isin(split.test)]
-        tables.append(held.assign(label=labels.values.reindex(keys[keys.isin(split.test)]).values))
+        held = keys.isin(split.test)
+        truth = labels.values.reindex(keys[held])
+        if labels.classes:
+            truth = truth.map(dict(enumerate(labels.classes)))
+        tables.append(table[held].assign(label=truth.to_numpy()))
     if not tables:
         skip_target(out, "no fold has training people to learn from")
         return

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...config import Finetune
 from ...model.blocks import PredictionHead
+from ...training.device import get_device
 from ...training.windows import Windows
 from .baselines import Known, Predictor, balance, prediction_loss, soften
 from .views import WINDOWS
@@ -100,7 +101,7 @@ def fit_series(
 ) -> Predictor:
     """`kind` on windows; the features of `known` are rows of the corpus, an array per person."""
     torch.manual_seed(known.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = get_device()
     net = kind(windows.series.num_parcels, windows.window, max(1, known.classes)).to(device)
     random = np.random.default_rng(known.seed)
     person = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])

@@ -234,13 +234,21 @@ def read_predictions(folders: Sequence[Path], people: pd.Index, labels: Labels) 
         if not labels.classes:
             columns = ["prediction"]
         else:
-            columns = [f"probability_{k}" for k in range(len(labels.classes))]
-            if len(columns) == 2:
-                table["probability_1"] = table["prediction"]
-                table["probability_0"] = 1 - table["prediction"]
+            columns = [f"probability_{name}" for name in labels.classes]
+            if not set(columns) <= set(table):
+                table = _name_classes(table, columns)
         seeds.append(table.groupby(KEY)[columns].mean().reindex(people).to_numpy(float))
     out = np.stack(seeds, 1)
     return out if labels.classes else out[..., 0]
+
+
+def _name_classes(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """A table of before classes had names: they are numbered, and of two only the second's
+    probability is there, as ``prediction``."""
+    if len(columns) == 2:
+        shares = {columns[0]: 1 - table["prediction"], columns[1]: table["prediction"]}
+        return table.assign(**shares)
+    return table.rename(columns={f"probability_{k}": name for k, name in enumerate(columns)})
 
 
 def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:

@@ -244,10 +244,11 @@ def classify(features: np.ndarray, labels: np.ndarray, train, test, metric="corr
 
 def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, seeds) -> dict:
     """{method: [N, C, 2]} right and all classified parcels by network, summed over seeds."""
+    from ...training.device import device_of
     from ...training.windows import Windows
 
     windows = Windows(corpus, model.scaling, model.config.window, indices)
-    device = next(model.parameters()).device
+    device = device_of(model)
     out: dict[str, np.ndarray] = {}
     for row, index in enumerate(indices):
         series = corpus.scaled(int(index), model.scaling).T
