@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -13,14 +14,36 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import BrainLMError
-from ..files import atomic_path, read_json, write_json, write_text
+from ..files import atomic_path, describe_absent, read_json, write_json, write_text
 from ..shards.scaling import Scaling
+from .card import set_license, write_card
 from .published import convert
 from .shape import BrainLMConfig
 
 FORMAT = 1
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "scaling.json",
          "gaussian.safetensors")  # fmt: skip
+#: The file in every model folder that transformers runs with ``trust_remote_code=True``. It is
+#: the same in all folders, and only imports this package.
+CODE_FILE = "modeling_brainlm.py"
+CODE = '''"""Opens this folder with AutoModel.from_pretrained(..., trust_remote_code=True)."""
+
+try:
+    from brainlm.model.automodel import make_classes
+except ImportError as error:
+    raise ImportError(
+        "this model runs in the package brainlm-pipeline, which does not import "
+        f"({error}); install it: pip install 'brainlm-pipeline[hf]'"
+    ) from error
+
+BrainLMAutoConfig, BrainLMAutoModel, BrainLMAutoModelForPreTraining = make_classes()
+'''
+AUTO_MAP = {
+    "AutoConfig": "modeling_brainlm.BrainLMAutoConfig",
+    "AutoModel": "modeling_brainlm.BrainLMAutoModel",
+    "AutoModelForPreTraining": "modeling_brainlm.BrainLMAutoModelForPreTraining",
+}
 
 
 class Shared(nn.Module):
@@ -29,27 +52,51 @@ class Shared(nn.Module):
     config: BrainLMConfig
     scaling: Scaling | None
 
-    def save_pretrained(self, folder, scaling: Scaling, card: str) -> None:
+    def save_pretrained(
+        self, folder, scaling: Scaling | None = None, card: str | None = None
+    ) -> None:
         """Write a self-contained model folder; each file appears whole, config.json last.
 
-        config.json, model.safetensors (coordinates included), scaling.json, README.md.
+        config.json, model.safetensors (coordinates included), scaling.json where the model has
+        one, README.md, and the code file that transformers runs.
+
+        Parameters
+        ----------
+        scaling : Scaling, optional
+            Kept with the model; default the model's own.
+        card : str, optional
+            README.md; default :func:`brainlm.model.card.write_card`.
         """
-        folder = Path(folder)
-        if scaling.num_parcels != self.config.num_parcels:
+        folder, scaling = Path(folder), scaling or self.scaling
+        if scaling is not None and scaling.num_parcels != self.config.num_parcels:
             raise BrainLMError(f"{folder}: the model has {self.config.num_parcels} parcels, the "
                                f"scaling {scaling.num_parcels}")  # fmt: skip
+        self.scaling = scaling
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         with atomic_path(folder / "model.safetensors") as temporary:
+            temporary.touch()  # with the user's umask; safetensors writes for the owner alone
+            mode = temporary.stat().st_mode
             save_file(tensors, temporary, metadata={"format": "pt"})
-        scaling.save(folder / "scaling.json")
-        write_text(folder / "README.md", card)
-        facts = {"architectures": ["BrainLM"], "model_type": "brainlm", "format": FORMAT}
+            temporary.chmod(mode)
+        if scaling is None:
+            (folder / "scaling.json").unlink(missing_ok=True)  # of another model
+        else:
+            scaling.save(folder / "scaling.json")
+        write_text(folder / CODE_FILE, CODE)
+        write_text(folder / "README.md", write_card(self) if card is None else card)
+        facts = {"architectures": ["BrainLM"], "model_type": "brainlm", "format": FORMAT,
+                 "auto_map": AUTO_MAP}  # fmt: skip
         write_json(folder / "config.json", facts | dataclasses.asdict(self.config))
+
+    def push_to_hub(self, repository: str, **options) -> str:
+        """Upload the model as :meth:`save_pretrained` writes it; see :func:`push_to_hub`."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_to_hub(folder, repository, **options)
 
     @classmethod
     def from_pretrained(cls, path_or_hub_id, subfolder: str | None = None, *, coordinates=None,
-                        scaling: Scaling | None = None, revision: str | None = None,
-                        cache_dir=None) -> Self:  # fmt: skip
+                        scaling: Scaling | None = None, **hub) -> Self:  # fmt: skip
         """Open a model in evaluation mode, with its ``.scaling``.
 
         Parameters
@@ -62,14 +109,17 @@ class Shared(nn.Module):
             MNI mm in atlas order; required for the published layouts, which do not carry them.
         scaling : Scaling, optional
             For the published layouts, whose scaling was never released.
+        hub
+            ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``, as
+            :func:`huggingface_hub.snapshot_download` takes them.
 
         Raises
         ------
         BrainLMError
             Nothing there; a layout that is not known; any tensor missing, extra or of another
-            shape.
+            shape; a scaling for a model that carries its own, or of another number of parcels.
         """
-        folder = _locate(path_or_hub_id, subfolder, revision, cache_dir)
+        folder = _locate(path_or_hub_id, subfolder, hub)
         values, weights = read_json(folder / "config.json"), read_weights(folder)
         if values.get("model_type") == "brainlm" and "BrainLM" in values.get("architectures", ()):
             config, coordinates = _ours(folder, values, weights)
@@ -78,10 +128,20 @@ class Shared(nn.Module):
             coordinates = weights["coordinates"]
         model = cls(config, coordinates)
         load_strictly(model, weights, folder)
-        if (folder / "scaling.json").exists():
-            scaling = Scaling.load(folder / "scaling.json")
-        model.scaling = scaling
+        model.scaling = _choose_scaling(folder, scaling, config.num_parcels)
         return model.eval()
+
+
+def _choose_scaling(folder: Path, given: Scaling | None, parcels: int) -> Scaling | None:
+    path = folder / "scaling.json"
+    if given is not None and path.exists():
+        raise BrainLMError(f"{folder}: carries the scaling that it was trained with; another one "
+                           "would change what the model sees: leave it out")  # fmt: skip
+    scaling = Scaling.load(path) if path.exists() else given
+    if scaling is not None and scaling.num_parcels != parcels:
+        raise BrainLMError(f"{folder}: the model has {parcels} parcels, the scaling "
+                           f"{scaling.num_parcels}: it is of another atlas")  # fmt: skip
+    return scaling
 
 
 def _ours(folder: Path, values: dict, weights: dict) -> tuple[BrainLMConfig, Tensor | None]:
@@ -90,7 +150,7 @@ def _ours(folder: Path, values: dict, weights: dict) -> tuple[BrainLMConfig, Ten
         raise BrainLMError(f"{folder}: model format {values.get('format')}, this version reads "
                            f"{FORMAT}; update brainlm-pipeline")  # fmt: skip
     names = {field.name for field in dataclasses.fields(BrainLMConfig)}
-    unknown = set(values) - names - {"architectures", "model_type", "format"}
+    unknown = set(values) - names - {"architectures", "model_type", "format", "auto_map"}
     if unknown:
         raise BrainLMError(f"{folder}/config.json: unknown keys {sorted(unknown)}")
     values = {key: value for key, value in values.items() if key in names}
@@ -135,29 +195,42 @@ def load_strictly(model: nn.Module, weights: dict[str, Tensor], source) -> None:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Tensors of model.safetensors or pytorch_model.bin; no other object is ever unpickled."""
-    try:
-        if (folder / "model.safetensors").exists():
-            return load_file(folder / "model.safetensors")
-        path = folder / "pytorch_model.bin"
-        if path.exists():
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = folder / name
+        if not path.exists():
+            continue
+        if reason := describe_absent(path):
+            raise BrainLMError(f"{path}: {reason}")
+        try:
+            if path.suffix == ".safetensors":
+                return load_file(path)
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise BrainLMError(f"{folder}: the weights cannot be read ({error})") from None
-    except Exception as error:  # UnpicklingError: an object that is not a tensor
-        raise BrainLMError(f"{folder}: the weights are refused ({error})") from None
-    raise BrainLMError(f"{folder}: expected model.safetensors or pytorch_model.bin, found neither")
+        except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+            raise BrainLMError(f"{path}: the weights cannot be read ({error}); if they were "
+                               "downloaded, the download is not complete: get them again"
+                               ) from None  # fmt: skip
+        except Exception as error:  # UnpicklingError: an object that is not a tensor
+            raise BrainLMError(f"{path}: the weights are refused ({error})") from None
+    parts = sorted(path.name for path in folder.glob("*.index.json"))
+    raise BrainLMError(
+        f"{folder}: expected model.safetensors or pytorch_model.bin, found neither"
+        + (f" (weights in parts, {parts[0]}, are not read: merge them)" if parts else "")
+        + "; if the folder was downloaded, the download is not complete: get it again"
+    )
 
 
-def _locate(path_or_hub_id, subfolder, revision, cache_dir) -> Path:
-    folder = Path(path_or_hub_id)
+def _locate(path_or_hub_id, subfolder: str | None, hub: dict) -> Path:
+    folder, name = Path(path_or_hub_id), os.fspath(path_or_hub_id)
+    if unknown := set(hub) - set(HUB_OPTIONS):
+        raise BrainLMError(f"{name}: unknown options {', '.join(sorted(unknown))}; known: "
+                           f"{', '.join(HUB_OPTIONS)}")  # fmt: skip
     if not folder.is_dir():
-        name = os.fspath(path_or_hub_id)
         if name.count("/") != 1 or name.startswith((".", "/")):
             raise BrainLMError(f"{name}: no such model folder (nor a hub name: owner/name)")
-        folder = _from_hub(name, subfolder, revision, cache_dir)
+        folder = _from_hub(name, subfolder, hub)
+    inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
     folder = folder / subfolder if subfolder else folder
     if not (folder / "config.json").exists():
-        inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
         raise BrainLMError(
             f"{folder}: no config.json"
             + (f"; subfolder= one of: {', '.join(inside)}" if inside else "")
@@ -165,28 +238,46 @@ def _locate(path_or_hub_id, subfolder, revision, cache_dir) -> Path:
     return folder
 
 
-def _from_hub(name: str, subfolder: str | None, revision: str | None, cache_dir) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _from_hub(name: str, subfolder: str | None, hub: dict) -> Path:
+    from huggingface_hub import errors, snapshot_download
 
     prefix = f"{subfolder}/" if subfolder else ""
+    wanted = [prefix + file for file in FILES] + ["*/config.json"]  # to name the subfolders
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                allow_patterns=[prefix + file for file in FILES],
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(name, allow_patterns=wanted, **hub))
+    except errors.GatedRepoError:
+        reason = ("the hub gives it to accepted accounts only: ask for access on its page, then "
+                  "hf auth login")  # fmt: skip
+    except errors.RepositoryNotFoundError:
+        reason = ("the hub has no such repository, or it is private: check the name, or "
+                  "hf auth login")  # fmt: skip
+    except errors.RevisionNotFoundError:
+        reason = f"the repository has no revision {hub.get('revision')}"
+    except errors.LocalEntryNotFoundError:
+        reason = ("not in the local cache, and the hub cannot be reached: download it where there "
+                  f"is a network (hf download {name})")  # fmt: skip
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise BrainLMError(f"{name}: neither a folder here nor reachable on the hub ({reason})"
-                           ) from None  # fmt: skip
+    raise BrainLMError(f"{name}: no folder here, and from the hub: {reason}")
 
 
-def push_to_hub(folder, repository: str, *, private: bool = True, token: str | None = None) -> str:
-    """Upload a model folder written by :func:`save_pretrained`; gives its address."""
+def push_to_hub(
+    folder, repository: str, *, private: bool = True, token: str | None = None,
+    license: str | None = None,
+) -> str:  # fmt: skip
+    """Upload a model folder written by :meth:`BrainLM.save_pretrained`; gives its address.
+
+    Parameters
+    ----------
+    license : str, optional
+        Of the weights, an identifier of the hub such as ``apache-2.0`` or ``cc-by-nc-4.0``; goes
+        into the card. Without it the card says that it is undecided.
+
+    Raises
+    ------
+    BrainLMError
+        Not a whole model folder.
+    """
     from huggingface_hub import HfApi
 
     folder = Path(folder)
@@ -196,5 +287,10 @@ def push_to_hub(folder, repository: str, *, private: bool = True, token: str | N
         raise BrainLMError(f"{folder}: not a model folder, lacks {', '.join(missing)}")
     api = HfApi(token=token)
     api.create_repo(repository, private=private, exist_ok=True)
-    upload = [*FILES, "README.md", "metrics.jsonl", "run.json"]
-    return str(api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=upload))
+    upload = [*FILES, CODE_FILE, "metrics.jsonl", "run.json"]
+    address = api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=upload)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    card = set_license(card, license) if license else card
+    api.upload_file(repo_id=repository, path_in_repo="README.md",
+                    path_or_fileobj=card.encode())  # fmt: skip
+    return str(address)

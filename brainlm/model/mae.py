@@ -140,7 +140,7 @@ class BrainLM(Shared):
         noise : Tensor [B, N], optional
             Tokens of smallest noise stay visible; drawn from `generator` if not given.
         """
-        patches, known, missing = self.grid.cut(signal / self.config.divisor)
+        patches, known, missing = self._cut(signal)
         if masking is None:
             ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
             masking = self._draw(Masker(self.grid, ratio, mask), missing, noise, generator)
@@ -150,7 +150,7 @@ class BrainLM(Shared):
             shown = patches.masked_fill(target, 0.0)
         gain = self._gain(patches, known & ~(target | masking.mask[..., None]))
         latent = self.encode(shown / gain, masking)
-        predicted, decoded = self._need_decoder()(latent, masking, self.coordinates)
+        predicted, decoded = self.require_decoder()(latent, masking, self.coordinates)
         hidden = target & known & decoded
         return self._compare(patches / gain, predicted, hidden, masking, latent, gain)
 
@@ -160,6 +160,16 @@ class BrainLM(Shared):
             return patches.new_ones(len(patches), 1, 1)
         squares = patches.square().mul(seen).sum((1, 2)) / seen.sum((1, 2)).clamp(min=1)
         return squares.sqrt().clamp(min=_SMALLEST)[:, None, None]
+
+    def _cut(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches [B, N, P], known [B, N, P], missing [B, N] of windows [B, R, T]."""
+        wanted = [self.config.num_parcels, self.config.window]
+        if signal.ndim != 3 or list(signal.shape[1:]) != wanted:
+            raise BrainLMError(
+                f"expected windows [B, {wanted[0]} parcels, {wanted[1]} time points], found "
+                f"{list(signal.shape)}; make_windows(model, series, tr_s=...) makes them"
+            )
+        return self.grid.cut(signal / self.config.divisor)
 
     @staticmethod
     def _draw(masker: Masker, missing: Tensor, noise: Tensor | None, generator) -> Masking:
@@ -171,7 +181,7 @@ class BrainLM(Shared):
 
     def encode(self, patches: Tensor, masking: Masking) -> Tensor:
         """[B, N, P] -> latent [B, 1 + K, D], CLS first."""
-        tokens = self.project(masking.keep(patches))
+        tokens = self.project(masking.keep(patches).to(self.project.weight.dtype))
         places = take(self.positions(self.coordinates), masking.ids_keep)
         tokens = self.dropout(tokens + places)
         x = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], 1)
@@ -196,7 +206,8 @@ class BrainLM(Shared):
             unit=unit,
         )
 
-    def _need_decoder(self) -> Decoder:
+    def require_decoder(self) -> Decoder:
+        """The decoder; an error of a model that has none."""
         if self.decoder is None:
             raise BrainLMError("this model has no decoder (it was fine-tuned): it predicts "
                                "labels and embeds, but does not reconstruct")  # fmt: skip
@@ -210,7 +221,7 @@ class BrainLM(Shared):
         that what is made of a window does not depend on the others of its batch.
         """
         with self._evaluating():
-            patches, known, missing = self.grid.cut(signal / self.config.divisor)
+            patches, known, missing = self._cut(signal)
             return self._encode(patches, known, ~missing)
 
     @torch.no_grad()
@@ -237,7 +248,7 @@ class BrainLM(Shared):
             the same time, whole time steps.
         """
         check_pool(self.config, pool)
-        patches, known, missing = self.grid.cut(signal / self.config.divisor)
+        patches, known, missing = self._cut(signal)
         R = self.config.num_parcels
         if pool == "connectivity":
             shown = keep_steps(~missing, noise, 1 - mask_ratio, R)

@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..model import BrainLM
+from ..model.card import Metric, write_card
 from .predictors import PREDICTORS
-
-_HEAD = """---
-library_name: brainlm
-tags: [fmri, neuroscience, masked-autoencoder]
----
-
-# {title}
-
-"""
-
-_LIMITS = """
-## Limits
-
-* Research only: not validated for any clinical use, and not for decisions about a person.
-* Input must be series of atlas `{atlas}` ({parcels} parcels in that order), sampled every
-  {period:g} s, scaled with this folder's `scaling.json`. Other input gives plausible nonsense.
-* Figures are on held-out subjects of the cohorts trained on; expect less on other scanners and
-  populations.
-
-```python
-from brainlm.model import from_pretrained
-model = from_pretrained("this/folder")
-summary = model.embed(signal)  # [B, R, T] scaled with model.scaling -> [B, D]
-```
-"""
 
 #: what a head reads, by pool
 POOLED = {
@@ -66,24 +44,24 @@ def pretrained_card(model: BrainLM, facts: dict) -> str:
             *[f"| {words} | {_figure(scores[f'r2_{name}'])} |"
               for name, words in PREDICTORS.items() if f"r2_{name}" in scores],
         ]  # fmt: skip
-    return _finish(f"BrainLM {c.preset}", lines, model, facts)
+    metrics = []
+    if scores and scores["r2"] is not None:
+        metrics.append(Metric("R² of masked values", "r_squared", scores["r2"],
+                              split="validation"))  # fmt: skip
+    return write_card(model, f"BrainLM {c.preset}", lines, metrics)
 
 
-def finetuned_card(model: BrainLM, facts: dict) -> str:
+def finetuned_card(model: BrainLM, facts: dict, metrics: Sequence[Metric]) -> str:
     """Card of a fine-tuned model."""
     lines = [
         f"Predicts `{facts['target']}` ({facts['kind']}) from a window of brain activity; "
         f"started from {facts['start']}. Its head reads {POOLED[facts['pool']]}.", "",
+        *([f"Classes: {', '.join(model.config.classes)}.", ""] if model.config.classes else []),
         "## Data", "",
         *[f"* {split}: {n} labelled recordings" for split, n in facts["recordings"].items()],
         f"* left out: {facts['short']} labelled recordings shorter than the window",
         "", "## Held-out subjects", "",
-        *[f"* {name}: {_figure(value)}" for name, value in facts["scores"].items()],
+        *[f"* {metric.words}" for metric in metrics],
     ]  # fmt: skip
-    return _finish(f"BrainLM {model.config.preset}: {facts['target']}", lines, model, facts)
-
-
-def _finish(title: str, lines: list[str], model: BrainLM, facts: dict) -> str:
-    limits = _LIMITS.format(atlas=facts["atlas"], parcels=model.config.num_parcels,
-                            period=facts["sample_period_s"])  # fmt: skip
-    return _HEAD.format(title=title) + "\n".join(lines) + "\n" + limits
+    return write_card(model, f"BrainLM {model.config.preset}: {facts['target']}", lines,
+                      [metric for metric in metrics if metric.split == "test"])  # fmt: skip

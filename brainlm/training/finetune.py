@@ -26,6 +26,7 @@ from ..cohort.labels import LabelTransform
 from ..errors import BrainLMError
 from ..files import atomic_path, write_json
 from ..model import BrainLM, from_pretrained, preset
+from ..model.card import Metric
 from ..model.pooling import check_pool, summary_width
 from ..model.ranges import describe_range
 from ..paths import ModelFolder
@@ -58,6 +59,8 @@ SCALED_BY = 512
 FITTED_ON = 2000
 #: validation summaries up to this size are made once for all epochs of the heads alone
 KEPT_BYTES = 2**30
+#: bootstrap of the card's figures
+DRAWS = 1000
 
 
 def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels: pd.Series,
@@ -348,19 +351,20 @@ class FineTuning:
             names = dict(zip(self.classes, self.model.config.classes, strict=True))
             table = table.assign(label=table["label"].map(names).astype(object))
         result = table.assign(**decode_table(self.model.config, outputs)).reset_index(drop=True)
-        facts = self._facts(result)
-        self.model.cpu().save_pretrained(self.out, self.scaling, finetuned_card(self.model, facts))
+        metrics = self._score(result.dropna(subset=["label"]))
+        facts = self._facts(result, metrics)
+        self.model.scaling = self.scaling
+        card = finetuned_card(self.model, facts, metrics)
+        self.model.cpu().save_pretrained(self.out, card=card)
         with atomic_path(ModelFolder(self.out).predictions) as temporary:
             result.to_parquet(temporary)
         write_json(ModelFolder(self.out).run, facts)
         write_json(ModelFolder(self.out).done, {"target": self.target, "kind": self.kind})
         return result
 
-    def _facts(self, result: pd.DataFrame) -> dict:
+    def _facts(self, result: pd.DataFrame, metrics: list[Metric]) -> dict:
         known = result.dropna(subset=["label"])
-        scores: dict[str, float] = {}
-        for split, part in known.groupby("split"):
-            scores |= {f"{split} {name}": value for name, value in self._score(part).items()}
+        scores = {f"{metric.split} {metric.name}": metric.value for metric in metrics}
         return {
             "target": self.target, "kind": self.kind, "start": self.start, "short": self.short,
             "pool": self.model.config.pool, "head_start": self.head_start,
@@ -371,13 +375,33 @@ class FineTuning:
             "sample_period_s": self.scaling.sample_period_s,
         }  # fmt: skip
 
-    def _score(self, part: pd.DataFrame) -> dict[str, float]:
-        label, guess = part["label"].to_numpy(), part["prediction"].to_numpy()
-        if self.classes is None:
-            return {"MAE": float(np.abs(guess - label).mean()),
-                    "R²": float(1 - ((guess - label) ** 2).sum()
-                                / max(((label - label.mean()) ** 2).sum(), 1e-12))}  # fmt: skip
-        return {"accuracy": float((guess == label).mean())}
+    def _score(self, known: pd.DataFrame) -> list[Metric]:
+        """Figures of each split with 95 % intervals, over participants drawn again."""
+        kinds = {"accuracy": "accuracy"} if self.classes is not None else {
+            "MAE": "mae", "R²": "r_squared"}  # fmt: skip
+        metrics = []
+        for split, part in known.groupby("split"):
+            participants = part.groupby(["cohort", "participant_id"], sort=False)
+            rows = [np.asarray(x) for x in participants.indices.values()]
+            label, guess = part["label"].to_numpy(), part["prediction"].to_numpy()
+            random = np.random.default_rng(0)
+            draws = [np.concatenate([rows[k] for k in random.integers(len(rows), size=len(rows))])
+                     for _ in range(DRAWS)]  # fmt: skip
+            for name, kind in kinds.items():
+                values = [_measure(name, label[some], guess[some]) for some in draws]
+                low, high = np.nanpercentile(values, [2.5, 97.5])
+                metrics.append(Metric(name, kind, _measure(name, label, guess), float(low),
+                                      float(high), str(split)))  # fmt: skip
+        return metrics
+
+
+def _measure(name: str, label: np.ndarray, guess: np.ndarray) -> float:
+    if name == "accuracy":
+        return float((guess == label).mean())
+    error = (guess - label).astype(float)
+    if name == "MAE":
+        return float(np.abs(error).mean())
+    return float(1 - (error**2).sum() / max(((label - label.mean()) ** 2).sum(), 1e-12))
 
 
 def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> BrainLM:

@@ -216,7 +216,8 @@ class Run:
             final = BrainLM(shape, _points(self.model))
             final.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
             facts = self._facts()
-            final.save_pretrained(self.out, self.scaling, pretrained_card(final, facts))
+            final.scaling = self.scaling
+            final.save_pretrained(self.out, card=pretrained_card(final, facts))
             self.gaussian.save(self.out)
             write_json(ModelFolder(self.out).run, facts)
             write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})

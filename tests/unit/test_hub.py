@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from synthetic import small_model
 
 from brainlm.errors import BrainLMError
@@ -20,6 +26,7 @@ from brainlm.model import (
     preset,
     push_to_hub,
 )
+from brainlm.model.ranges import describe_range, list_outside
 from brainlm.shards import Scaling
 
 POINTS = np.random.default_rng(0).uniform(-60, 60, (6, 3))
@@ -73,7 +80,7 @@ def test_hub_cache_without_network(saved, tmp_path, monkeypatch):
     assert torch.equal(model.embed(signal), again.embed(signal))
     with pytest.raises(BrainLMError, match="subfolder= one of: small"):
         from_pretrained("lab/brain", cache_dir=tmp_path / "cache")
-    with pytest.raises(BrainLMError, match="neither a folder here nor reachable"):
+    with pytest.raises(BrainLMError, match="no folder here, and from the hub"):
         from_pretrained("lab/other", cache_dir=tmp_path / "cache")
 
 
@@ -150,25 +157,240 @@ def test_push_uploads_the_model_files_only(saved, monkeypatch):
 
         def upload_folder(self, **options):
             calls.update(options)
+            calls["files"] = sorted(p.name for p in Path(options["folder_path"]).iterdir())
             return "https://example.org/lab/brain"
+
+        def upload_file(self, **options):
+            calls[options["path_in_repo"]] = options["path_or_fileobj"].decode()
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert push_to_hub(saved[0], "lab/brain") == "https://example.org/lab/brain"
     assert calls["repo"][1]["private"] is True
     assert "scaling.json" in calls["allow_patterns"]
+    assert calls["README.md"] == "# a card\n"
+    model = from_pretrained(saved[0])
+    model.push_to_hub("lab/other", private=False, license="cc-by-4.0")
+    assert calls["repo"] == ("lab/other", {"private": False, "exist_ok": True})
+    assert calls["files"] == ["README.md", "config.json", "model.safetensors",
+                              "modeling_brainlm.py", "scaling.json"]  # fmt: skip
+    header = yaml.safe_load(calls["README.md"].split("---")[1])
+    assert header["license"] == "cc-by-4.0" and "license_name" not in header
+    model.scaling = None
+    with pytest.raises(BrainLMError, match=r"lacks scaling\.json"):
+        model.push_to_hub("lab/other")
     (saved[0] / "scaling.json").unlink()
     with pytest.raises(BrainLMError, match=r"lacks scaling\.json"):
         push_to_hub(saved[0], "lab/brain")
 
 
-def test_automodel_opens_our_folders(saved):
+def test_a_model_is_saved_with_all_that_it_has(saved, tmp_path, monkeypatch):
+    model = from_pretrained(saved[0])
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path / "again")
+    finally:
+        os.umask(before)
+    again = from_pretrained(tmp_path / "again")
+    assert again.scaling.atlas == "toy" and torch.equal(again.coordinates, model.coordinates)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "again").iterdir()}
+    assert modes == {0o640}
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "from_pretrained" in card and "## Limits" in card and "atlas `toy`" in card
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "brainlm" and "fmri" in header["tags"]
+    model.scaling = None
+    model.save_pretrained(tmp_path / "again")  # the scaling there was of another model
+    assert from_pretrained(tmp_path / "again").scaling is None
+
+
+#: opens folder argv[1] with transformers in a process that has never seen this package
+FRESH = """
+import json, sys, torch
+from transformers import AutoModel, AutoModelForPreTraining
+assert not any(name.startswith("brainlm") for name in sys.modules)
+folder, cases = sys.argv[1], json.loads(sys.argv[2])
+signal = torch.load(sys.argv[3])
+for kind, options in cases:
+    kind = {"AutoModel": AutoModel, "ForPreTraining": AutoModelForPreTraining}[kind]
+    try:
+        model = kind.from_pretrained(folder, trust_remote_code=True, **options)
+        weight = next(model.parameters())
+        print(type(model).__name__, str(weight.dtype), str(weight.device),
+              model.encoder[0].attention.backend, float(model.embed(signal).float().sum()))
+    except Exception as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+"""
+
+
+def open_afresh(folder: Path, tmp_path: Path, cases, signal, **environment) -> list[str]:
+    torch.save(signal, tmp_path / "signal.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, str(folder), json.dumps(cases), str(tmp_path / "signal.pt")],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), **environment},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_transformers_opens_a_folder_in_a_fresh_process(saved, tmp_path):
+    pytest.importorskip("transformers")
+    signal = torch.randn(2, 6, 20)
+    cases = [
+        ("AutoModel", {}), ("ForPreTraining", {}), ("AutoModel", {"dtype": "bfloat16"}),
+        ("AutoModel", {"device_map": "cpu", "attn_implementation": "eager"}),
+        ("AutoModel", {"mask_ratio": 0.5}), ("AutoModel", {"num_parcels": 7}),
+        ("AutoModel", {"output_loading_info": True}), ("AutoModel", {"typo": 3}),
+        ("AutoModel", {"device_map": {"encoder": "cpu", "decoder": "disk"}}),
+        ("AutoModel", {"dtype": "int8"}), ("AutoModel", {"attn_implementation": "fastest"}),
+    ]  # fmt: skip
+    lines = open_afresh(saved[0], tmp_path, cases, signal)
+    total = float(saved[1].embed(signal).sum())
+    for line, wanted in zip(lines[:4], ("torch.float32 cpu auto", "torch.float32 cpu auto",
+                                        "torch.bfloat16 cpu auto", "torch.float32 cpu math"),
+                            strict=True):  # fmt: skip
+        assert line.startswith(f"BrainLM {wanted}")
+        assert float(line.split()[-1]) == pytest.approx(
+            total, abs=0.5 if "bfloat" in line else 1e-4
+        )
+    words = ("mask_ratio cannot be changed", "num_parcels cannot be changed", "output_loading_info",
+             "typo", "on one device", "int8", "fastest")  # fmt: skip
+    for line, word in zip(lines[4:], words, strict=True):
+        assert word in line and "BrainLM torch" not in line
+
+
+def test_pretraining_again_needs_a_decoder(tmp_path):
+    pytest.importorskip("transformers")
+    shape = BrainLMConfig("parcel", 6, 20, 10, 16, 1, 2, 16, 16, 0, 2, 16, head_outputs=1)
+    BrainLM(shape).save_pretrained(tmp_path / "tuned", SCALING)
+    cases = [("AutoModel", {}), ("ForPreTraining", {})]
+    first, second = open_afresh(tmp_path / "tuned", tmp_path, cases, torch.randn(1, 6, 20))
+    assert first.startswith("BrainLM torch.float32") and "no decoder" in second
+
+
+def test_without_the_package_the_code_file_says_how_to_install_it(saved, tmp_path):
+    folder, _ = saved
+    names = {"brainlm": None}  # as if it were not installed
+    text = (folder / "modeling_brainlm.py").read_text()
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules.update({names}); exec({text!r})"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "pip install 'brainlm-pipeline[hf]'" in done.stderr
+
+
+def test_the_code_file_is_the_same_in_every_folder_and_imports_only_the_package(saved, tmp_path):
+    small_model("image", num_parcels=6, window=20, patch=10).save_pretrained(tmp_path / "other")
+    one, other = ((f / "modeling_brainlm.py").read_text() for f in (saved[0], tmp_path / "other"))
+    assert one == other
+    names = [n.module for n in ast.walk(ast.parse(one)) if isinstance(n, ast.ImportFrom)]
+    assert names == ["brainlm.model.automodel"]
+    assert not any(isinstance(n, ast.Import) for n in ast.walk(ast.parse(one)))
+
+
+def test_registered_once_no_code_is_run(saved):
     transformers = pytest.importorskip("transformers")
     from brainlm.model.automodel import register
 
     register()
-    model = transformers.AutoModel.from_pretrained(saved[0])
     signal = torch.randn(2, 6, 20)
-    assert torch.equal(model.embed(signal), saved[1].embed(signal))
+    for kind in (transformers.AutoModel, transformers.AutoModelForPreTraining):
+        assert torch.equal(kind.from_pretrained(saved[0]).embed(signal), saved[1].embed(signal))
+
+
+@pytest.mark.parametrize("classes", [(), ("no", "yes"), ("high", "low", "middle")])
+def test_predictions_have_names(tmp_path, classes):
+    torch.manual_seed(1)
+    model = BrainLM(BrainLMConfig(
+        "parcel", 6, 20, 10, 16, 1, 2, 16, 16, 0, 2, 16, pool="mean", target="score",
+        head_outputs=len(classes) if len(classes) > 2 else 1, classes=classes, label_mean=2.0,
+        label_std=0.5, label_log=not classes, ranges={"label": (1.0, 2.0, 3.0, 4.0, 5.0)},
+    ))  # fmt: skip
+    model.save_pretrained(tmp_path, SCALING)
+    again, signal = from_pretrained(tmp_path), torch.randn(4, 6, 20)
+    assert again.config == model.config
+    found, raw = again.predict(signal), model.eval().head(model.embed(signal, "mean")).double()
+    assert found.names == (classes or ("score",))
+    if not classes:
+        torch.testing.assert_close(found.values, torch.expm1(raw * 0.5 + 2))
+        return
+    torch.testing.assert_close(found.values.sum(1), torch.ones(4).double())
+    odds = torch.log(found.values[:, 1:] / found.values[:, :1])
+    torch.testing.assert_close(odds, raw if len(classes) == 2 else raw[:, 1:] - raw[:, :1])
+    assert found.best == [classes[k] for k in found.values.argmax(1)]
+
+
+def test_a_classifier_of_before_classes_were_in_its_configuration(tmp_path):
+    shape = BrainLMConfig("parcel", 6, 20, 10, 16, 1, 2, 16, 16, 0, 2, 16, head_outputs=1)
+    BrainLM(shape).save_pretrained(tmp_path, SCALING)
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = {k: v for k, v in config.items() if k not in ("classes", "ranges", "target")}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    run = {"classes": [0.0, 2.0], "class_names": ["no", "odd", "yes"]}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert from_pretrained(tmp_path).predict(torch.randn(1, 6, 20)).names == ("no", "yes")
+
+
+def test_what_is_outside_of_the_training_data():
+    ranges = {"label": (18.0, 20.0, 40.0, 60.0, 65.0), "repetition_time_s": (0.8, 0.8, 2, 2, 2.2)}
+    assert describe_range([3, np.nan, 1, 2]) == (1.0, 1.1, 2.0, 2.9, 3.0)
+    assert describe_range([np.nan]) is None
+    inside = {"label": 18.0, "repetition_time_s": 2.2, "mean_fd_mm": 9.0, "coverage": np.nan}
+    assert list_outside(ranges, inside) == []
+    first, second = list_outside(ranges, {"label": 80.0, "repetition_time_s": 3.0})
+    assert first == "prediction 80 is outside the training data's 18 to 65"
+    assert second == "repetition time 3 s is outside the training data's 0.8 to 2.2 s"
+
+
+@pytest.mark.parametrize(("error", "word"), [
+    ("RepositoryNotFoundError", "no such repository, or it is private"),
+    ("GatedRepoError", "ask for access"), ("RevisionNotFoundError", "no revision v9"),
+    ("LocalEntryNotFoundError", "hf download lab/brain"),
+])  # fmt: skip
+def test_what_the_hub_answers_is_said_in_words(monkeypatch, error, word):
+    import httpx
+    from huggingface_hub import errors
+
+    def refuse(*_, **__):
+        kind = getattr(errors, error)
+        if error == "LocalEntryNotFoundError":
+            raise kind("offline")
+        raise kind("404", response=httpx.Response(404, request=httpx.Request("GET", "https://x")))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(BrainLMError, match=word):
+        from_pretrained("lab/brain", revision="v9")
+    with pytest.raises(BrainLMError, match="unknown options revison"):
+        from_pretrained("lab/brain", revison="v9")
+
+
+def test_a_download_that_is_not_complete(saved):
+    folder, _ = saved
+    weights = folder / "model.safetensors"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    weights.write_bytes(pointer)
+    with pytest.raises(BrainLMError, match="git lfs pull"):
+        from_pretrained(folder)
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(BrainLMError, match=r"weights in parts, model\.safetensors\.index\.json"):
+        from_pretrained(folder)
+
+
+def test_a_scaling_that_is_not_the_models(saved, tmp_path):
+    with pytest.raises(BrainLMError, match="carries the scaling that it was trained with"):
+        from_pretrained(saved[0], scaling=SCALING)
+    (saved[0] / "scaling.json").unlink()
+    other = Scaling(np.zeros(7), np.ones(7), "toy", "a" * 64, 1.0, 3)
+    with pytest.raises(BrainLMError, match="the scaling 7: it is of another atlas"):
+        from_pretrained(saved[0], scaling=other)
+    assert from_pretrained(saved[0], scaling=SCALING).scaling is SCALING
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 10), (1, 5, 20), (6, 20)])
+def test_windows_of_another_shape(saved, shape):
+    with pytest.raises(BrainLMError, match=r"\[B, 6 parcels, 20 time points\]"):
+        saved[1].embed(torch.randn(shape))
 
 
 def test_your_own_series_become_windows(saved):
