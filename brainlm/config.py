@@ -227,6 +227,11 @@ class Model(Section):
         description="tokens that the decoder attends to; default that of the preset: of tiny and "
         "13m the visible ones, of the others all (the paper)",
     )
+    learned_parcels: bool | None = Field(
+        None,
+        description="of tiny and 13m: false knows parcels by their coordinates alone, so that the "
+        "model takes other atlases; default true",
+    )
 
 
 class Pretrain(Section):

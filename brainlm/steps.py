@@ -187,16 +187,22 @@ def _pretrain(config, cohort, atlas, task) -> Facts:
     options = config.pretrain.model_dump(exclude=set(Pretrain.FREE))
     if options["optimizer"] == "muon":  # the key is younger than finished models, which stay
         del options["optimizer"]
-    return Facts({"model": config.model.model_dump(), "pretrain": options})
+    return Facts({"model": _model(config), "pretrain": options})
+
+
+def _model(config: Config) -> dict[str, Any]:
+    """Keys of later versions count only where they are set."""
+    unset = {"learned_parcels"} if config.model.learned_parcels is None else set()
+    return config.model.model_dump(exclude=unset)
 
 
 def _finetune(config, cohort, atlas, task) -> Facts:
-    settings = {"model": config.model.model_dump(), "finetune": config.finetune.model_dump()}
+    settings = {"model": _model(config), "finetune": config.finetune.model_dump()}
     return Facts(settings, task=task and task.model_dump(exclude={"seeds"}))  # a job per seed
 
 
 def _evaluate(config, cohort, atlas, task) -> Facts:
-    settings = {"model": config.model.model_dump(), "evaluate": config.evaluate.model_dump()}
+    settings = {"model": _model(config), "evaluate": config.evaluate.model_dump()}
     return Facts(settings, task=task and task.model_dump())
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..atlas import load_atlas
+from ..config import Atlas as AtlasOptions
 from ..config import Config, parse_config
 from ..errors import BrainLMError
 from ..paths import Results
@@ -113,9 +114,19 @@ class Session:
         """
         from ..model import from_pretrained
 
-        model = from_pretrained(
-            *split_name(self.model), scaling=Scaling.load(self.scaling) if self.scaling else None
-        )
+        scaling, points = None, None
+        if self.scaling:
+            scaling = Scaling.load(self.scaling)
+            folder = (self.study.atlas if self.study else AtlasOptions()).folder
+            points = load_atlas(scaling.atlas, folder).coordinates
+        model = from_pretrained(*split_name(self.model), coordinates=points)
+        own = model.scaling
+        if scaling is not None and own is None:
+            model.scaling = scaling
+        elif scaling is not None and own is not None:
+            if own.atlas_sha256 == scaling.atlas_sha256:
+                raise BrainLMError(f"{self.model}: carries its own scaling; leave --scaling out")
+            model = model.on_atlas(points, scaling)
         if model.scaling is None:
             raise BrainLMError(
                 f"{self.model}: carries no scaling (published weights have none): name one with "

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -297,6 +297,42 @@ class BrainLM(Shared):
             raise BrainLMError("this model has no head; fine-tune it first (brainlm finetune)")
         with self._evaluating():
             return decode_outputs(self.config, self.head(self.embed(signal, self.config.pool)))
+
+    def on_atlas(self, coordinates, scaling: Scaling) -> BrainLM:
+        """The same weights for the parcels of another atlas, which it knows by their places.
+
+        Parameters
+        ----------
+        coordinates : array [R, 3]
+            MNI mm of the other atlas's parcels.
+        scaling : Scaling
+            Of series of that atlas; of the same sample period as the model's own.
+
+        Raises
+        ------
+        BrainLMError
+            A model that knows parcels by more than their places (learned identities, an image, a
+            head on pairs of parcels), or another sample period.
+        """
+        c, own = self.config, self.scaling
+        if c.family != "parcel" or not c.has_coordinates or c.learned_parcels:
+            raise BrainLMError(
+                "this model knows the parcels of its own atlas only; one that takes any atlas "
+                "with coordinates is trained with model: {learned_parcels: false}"
+            )
+        if self.head is not None and c.pool == "connectivity":
+            raise BrainLMError("the head of this model reads pairs of its own atlas's parcels; "
+                               "fine-tune with finetune: {pool: mean}")  # fmt: skip
+        if own is not None and own.sample_period_s != scaling.sample_period_s:
+            raise BrainLMError(
+                f"the scaling is of series sampled every {scaling.sample_period_s:g} s, the model "
+                f"of {own.sample_period_s:g} s"
+            )
+        points = torch.as_tensor(coordinates).float()
+        model = type(self)(replace(c, num_parcels=len(points)), points)
+        model.load_state_dict(self.state_dict() | {"coordinates": points})
+        model.scaling = scaling
+        return model.to(self.coordinates.device).train(self.training)
 
     def flops_per_window(self, mask_ratio: float) -> float:
         """Multiply-adds × 2 of one forward pass on one window (matrix products only)."""

@@ -46,7 +46,8 @@ PATCH = {"parcel": 20, "image": 16}
 
 
 def preset(name: str, *, num_parcels: int, window: int, patch: int | None = None,
-           decoder_context: str | None = None, coordinates=None) -> BrainLM:  # fmt: skip
+           decoder_context: str | None = None, learned_parcels: bool | None = None,
+           coordinates=None) -> BrainLM:  # fmt: skip
     """A new model.
 
     Parameters
@@ -60,6 +61,9 @@ def preset(name: str, *, num_parcels: int, window: int, patch: int | None = None
         Time points per token; default :data:`PATCH`.
     decoder_context : str, optional
         ``visible`` or ``all``; default the preset's.
+    learned_parcels : bool, optional
+        False: parcels are known by their coordinates alone, so that the model takes other atlases
+        (:meth:`BrainLM.on_atlas`); default the preset's.
     coordinates : array [R, 3], optional
         MNI mm. Without them the parcel family learns where parcels are, and the image family
         keeps them in atlas order.
@@ -73,11 +77,18 @@ def preset(name: str, *, num_parcels: int, window: int, patch: int | None = None
     if name not in PRESETS:
         raise BrainLMError(f"no model preset {name!r}; one of: {', '.join(PRESETS)}")
     settings = {"patch": PATCH[PRESETS[name]["family"]], **PRESETS[name]}
-    asked = {"patch": patch, "decoder_context": decoder_context}
+    asked = {"patch": patch, "decoder_context": decoder_context,
+             "learned_parcels": learned_parcels}  # fmt: skip
     settings |= {key: value for key, value in asked.items() if value is not None}
-    if coordinates is None and name == "old_13M":
-        raise BrainLMError(f"{name}: the published form knows parcels by their coordinates alone "
-                           "and this atlas has none; use 13m")  # fmt: skip
+    if learned_parcels is not None and settings["family"] != "parcel":
+        raise BrainLMError(f"{name}: model.learned_parcels is of presets with a token per parcel "
+                           "(tiny, 13m)")  # fmt: skip
+    if coordinates is None and not settings.get("learned_parcels", True) and (
+        settings["family"] == "parcel"
+    ):  # fmt: skip
+        raise BrainLMError(f"{name}: without learned parcels the model knows them by their "
+                           "coordinates alone, and this atlas has none; use 13m with "
+                           "learned_parcels")  # fmt: skip
     config = BrainLMConfig(num_parcels=num_parcels, window=window, preset=name,
                            has_coordinates=coordinates is not None, **settings)  # fmt: skip
     return BrainLM(config, coordinates)

@@ -93,8 +93,9 @@ def convert(
     family = _family(folder, config, weights)
     if coordinates is None:
         raise BrainLMError(
-            f"{folder}: published weights do not carry parcel coordinates; give them: "
-            'from_pretrained(..., coordinates=load_atlas("a424", folder).coordinates)'
+            f"{folder}: published weights carry neither parcel coordinates nor a scaling; give "
+            'both: from_pretrained(..., coordinates=load_atlas("a424", folder).coordinates, '
+            "scaling=Scaling.load(path)), or --scaling on the command line"
         )
     coordinates = np.asarray(coordinates)
     make = {"parcel": _parcel_config, "image": _image_config}[family]

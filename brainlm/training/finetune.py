@@ -115,8 +115,9 @@ class FineTuning:
         self.device = get_device()
         torch.manual_seed(seed)
         corpus = Corpus(shards)
-        base = _base(pretrained, corpus, model, atlas)
-        self.scaling = base.scaling or Scaling.load(scaling)
+        released = Scaling.load(scaling)
+        base = _base(pretrained, corpus, model, atlas, released)
+        self.scaling = base.scaling or released
         self.table = _table(corpus, labels)
         long_enough = self.table["num_timepoints"] >= base.config.window
         labelled = self.table["label"].notna()
@@ -404,12 +405,17 @@ def _measure(name: str, label: np.ndarray, guess: np.ndarray) -> float:
     return float(1 - (error**2).sum() / max(((label - label.mean()) ** 2).sum(), 1e-12))
 
 
-def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas) -> BrainLM:
+def _base(pretrained, corpus: Corpus, model: config.Model, atlas: Atlas,
+          scaling: Scaling) -> BrainLM:  # fmt: skip
+    """The network to fine-tune, with a scaling that the corpus fits."""
     if pretrained is None:
         return preset(model.preset, num_parcels=corpus.info.num_parcels, window=model.window,
                       patch=model.patch, decoder_context=model.decoder_context,
+                      learned_parcels=model.learned_parcels,
                       coordinates=atlas.coordinates)  # fmt: skip
     base = from_pretrained(pretrained)
+    if base.scaling is not None and base.scaling.atlas_sha256 != corpus.info.atlas_sha256:
+        base = base.on_atlas(atlas.coordinates, scaling)
     if base.scaling is not None:
         corpus.check(base.scaling)
     return base

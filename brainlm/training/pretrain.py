@@ -97,6 +97,7 @@ class Run:
         self.model: BrainLM = preset(model.preset, num_parcels=corpus.info.num_parcels,
                                      window=model.window, patch=model.patch,
                                      decoder_context=model.decoder_context,
+                                     learned_parcels=model.learned_parcels,
                                      coordinates=atlas.coordinates)  # fmt: skip
         # of its own, on the host: masks are drawn before a batch goes to the device
         grid = token_grid(self.model.config, self.model.coordinates)

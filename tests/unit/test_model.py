@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, BrainLMConfig, preset
 from brainlm.model.masking import Masking
 from brainlm.model.presets import PATCH, PRESETS
+from brainlm.shards import Scaling
 from brainlm.training.schedule import make_optimizers
 
 POINTS = np.random.default_rng(0).uniform(-60, 60, (24, 3))
@@ -233,6 +235,48 @@ def test_pooling_by_connectivity_leaves_out_whole_time_steps():
 def test_pooling_by_connectivity_needs_a_token_per_parcel():
     with pytest.raises(BrainLMError, match="pool: mean or cls"):
         small(family="image").embed(signal(), pool="connectivity")
+
+
+def of_places(**options):
+    """A model that knows parcels by their coordinates alone, and a scaling for each atlas."""
+    model = small(learned_parcels=False, coordinates=POINTS, **options).eval()
+    return model, lambda n: Scaling(np.zeros(n), np.ones(n), f"of{n}", "b" * 64, 1.0, 3)
+
+
+def test_another_atlas_is_other_places():
+    """Parcels in another order are the same; those that an atlas lacks are missing ones."""
+    (model, scaling), x = of_places(), signal()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(3))
+    turned = model.on_atlas(POINTS[order], scaling(24))
+    values = model.tokens(x).values.unflatten(1, (24, 4))
+    torch.testing.assert_close(turned.tokens(x[:, order]).values.unflatten(1, (24, 4)),
+                               values[:, order], atol=1e-5, rtol=1e-4)  # fmt: skip
+    few = model.on_atlas(POINTS[:7], scaling(7))
+    assert few.config.num_parcels == 7 and few.scaling.atlas == "of7"
+    lacking = x.clone()
+    lacking[:, 7:] = torch.nan
+    torch.testing.assert_close(few.embed(x[:, :7]), model.embed(lacking), atol=1e-5, rtol=1e-4)
+    many = model.on_atlas(np.concatenate([POINTS, POINTS + 3]), scaling(48))
+    assert many(torch.randn(2, 48, 40)).prediction.shape == (2, 48, 40)
+
+
+@pytest.mark.parametrize("options", [{}, {"family": "image"}])
+def test_a_model_that_knows_more_than_places_takes_no_other_atlas(options):
+    _, scaling = of_places()
+    model = small(**{"coordinates": POINTS, **options})
+    with pytest.raises(BrainLMError, match="learned_parcels: false"):
+        model.on_atlas(POINTS[:7], scaling(7))
+
+
+def test_places_alone_need_coordinates():
+    with pytest.raises(BrainLMError, match="this atlas has none"):
+        preset("tiny", num_parcels=6, window=40, patch=10, learned_parcels=False)
+    with pytest.raises(BrainLMError, match="presets with a token per parcel"):
+        preset("111m", num_parcels=6, window=40, learned_parcels=False)
+    model, scaling = of_places()
+    model.scaling = replace(scaling(24), sample_period_s=2.0)
+    with pytest.raises(BrainLMError, match="every 1 s, the model of 2 s"):
+        model.on_atlas(POINTS[:7], scaling(7))
 
 
 def test_nothing_masked_is_loss_zero():

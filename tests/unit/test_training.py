@@ -22,14 +22,17 @@ from synthetic import make_study, small_model
 
 from brainlm import config
 from brainlm.errors import BrainLMError
-from brainlm.model import from_pretrained
+from brainlm.model import from_pretrained, preset
 from brainlm.model.gaussian import Gaussian
 from brainlm.shards import Corpus, Scaling
+from brainlm.training import device
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
 from brainlm.training.finetune import FineTuning, finetune
+from brainlm.training.predict import predict, predict_recordings
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
+from brainlm.training.windows import Windows
 
 MODEL = config.Model(preset="tiny", window=40, patch=10)
 
@@ -72,6 +75,7 @@ SCRIPT = """
 import json, sys, time, torch
 sys.path.insert(0, {here!r})
 from pathlib import Path
+from brainlm.training import device
 from brainlm.training import pretrain as pretraining
 from test_training import make_study, run
 torch.set_num_threads(1)
@@ -487,3 +491,45 @@ def test_nobody_has_a_label(study, finished, tmp_path):
         tune(study, tmp_path / "out", finished, study.labels * np.nan)
     with pytest.raises(BrainLMError, match="one class"):
         tune(study, tmp_path / "out", finished, study.labels * 0, kind="classification")
+
+
+def test_fine_tuning_on_another_atlas(study, finished, tmp_path):
+    """A model of 30 other parcels, known by their places, learns from this study's 12."""
+    points = np.random.default_rng(1).uniform(-60, 60, (30, 3))
+    model = preset("tiny", num_parcels=30, window=40, patch=10, coordinates=points,
+                   learned_parcels=False)  # fmt: skip
+    scaling = Scaling(np.zeros(30), np.ones(30), "other", "c" * 64, 1.0, 3)
+    model.save_pretrained(tmp_path / "other", scaling)
+    table = tune(study, tmp_path / "out", tmp_path / "other", study.labels, epochs=1)
+    assert table["prediction"].notna().all()
+    tuned = from_pretrained(tmp_path / "out")
+    assert tuned.scaling.atlas == "toy" and len(tuned.coordinates) == 12
+    model = preset("tiny", num_parcels=30, window=40, patch=10, coordinates=points)
+    model.save_pretrained(tmp_path / "own", scaling)
+    with pytest.raises(BrainLMError, match="knows the parcels of its own atlas only"):
+        tune(study, tmp_path / "out", tmp_path / "own", study.labels)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_one_device_for_all(study, finished, tmp_path, monkeypatch, gpus):
+    """With pretrain.gpus 0 nothing goes to a GPU though there is one."""
+    monkeypatch.setattr(device, "_chosen", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: None)
+    assert device.get_device() == torch.device("cuda")
+    assert device.choose_device(gpus) == (torch.device("cuda", 0) if gpus else torch.device("cpu"))
+    assert device.get_device().type == ("cuda" if gpus else "cpu")
+    if not gpus:
+        tune(study, tmp_path / "out", finished, study.labels, epochs=1)
+
+
+def test_recordings_are_predicted_alike_alone_and_together(study, finished, tmp_path):
+    first = tune(study, tmp_path / "out", finished, study.labels, epochs=1)
+    again = predict(tmp_path / "out", study.shards, tmp_path / "again.parquet")
+    np.testing.assert_allclose(again["prediction"], first["prediction"], rtol=1e-5)
+    model = from_pretrained(tmp_path / "out")
+    corpus = Corpus(study.shards)
+    rows = corpus.usable(min_timepoints=40)
+    windows = Windows(corpus, model.scaling, 40, rows)
+    alone = torch.cat([predict_recordings(model, windows, [row]) for row in rows])
+    torch.testing.assert_close(predict_recordings(model, windows, rows), alone)
