@@ -26,6 +26,7 @@ from .statistics import Sample, Statistic
 TARGET = "who is who"
 #: fewer participants with two windows say nothing
 LEAST = 10
+_NO_INTERVAL = "no interval: a size of r is larger in resamples than it is"
 _FEATURES = 2000  # at most so many, evenly spaced, decide medians
 
 
@@ -59,9 +60,10 @@ def score_fingerprint(
     yield from compare(sample, again, where | {"metric": "icc"})
     known = np.isfinite(motion)
     if known.sum() >= LEAST and np.ptp(motion[known]) > 0:
-        moved = {name: _relation(v[known].mean(1), motion[known]) for name, v in thin.items()}
-        of_known = Sample(int(known.sum()), options)
-        yield from compare(of_known, moved, where | {"metric": "motion", "n": int(known.sum())})
+        of_known = where | {"metric": "motion", "n": int(known.sum()), "note": _NO_INTERVAL}
+        for name, values in thin.items():
+            value = median_correlation(values[known].mean(1), motion[known])
+            yield of_known | {"method": name, "value": value}
 
 
 def identify(ends: np.ndarray) -> np.ndarray:
@@ -102,20 +104,12 @@ def _reliability(ends: np.ndarray) -> Statistic:
     return statistic
 
 
-def _relation(values: np.ndarray, motion: np.ndarray) -> Statistic:
+def median_correlation(values: np.ndarray, motion: np.ndarray) -> float:
     """Median over features [S, F] of |r| with motion [S]."""
     x, y = values - values.mean(0), motion - motion.mean()
-
-    def statistic(counts: np.ndarray) -> np.ndarray:
-        n = counts.sum(-1, keepdims=True)
-        mean_x, mean_y = counts @ x / n, counts @ y[:, None] / n
-        both = counts @ (x * y[:, None]) / n - mean_x * mean_y
-        var_x = counts @ x**2 / n - mean_x**2
-        var_y = counts @ (y**2)[:, None] / n - mean_y**2
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.nanmedian(np.abs(both) / np.sqrt(var_x * var_y), axis=-1)
-
-    return statistic
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = (y @ x) / np.sqrt((y @ y) * (x * x).sum(0))
+    return float(np.nanmedian(np.abs(r)))
 
 
 def first_recordings(points: pd.DataFrame, long: np.ndarray) -> np.ndarray:

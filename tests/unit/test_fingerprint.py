@@ -8,10 +8,10 @@ import pytest
 
 from brainlm.config import Evaluate
 from brainlm.evaluation.fingerprint import (
-    _relation,
     _reliability,
     first_recordings,
     identify,
+    median_correlation,
     score_fingerprint,
 )
 
@@ -52,8 +52,8 @@ def test_motion_is_seen_where_it_was_planted_and_nobody_counts_without_it(scored
     known = np.isfinite(motion)
     mean = ends["moved"][known].mean(1)
     by_hand = [abs(np.corrcoef(mean[:, k], motion[known])[0, 1]) for k in range(F)]
-    found = _relation(mean, motion[known])(np.ones((1, S - 1)))
-    assert found[0] == pytest.approx(np.median(by_hand))
+    assert median_correlation(mean, motion[known]) == pytest.approx(np.median(by_hand))
+    assert rows["low"].isna().all() and rows["note"].str.startswith("no interval").all()
 
 
 def test_reliability_is_icc_1_1():
