@@ -70,6 +70,10 @@ class Results:
         """Files that may be recordings and cannot be taken, with the reasons."""
         return self._index(cohort) / "refused.json"
 
+    def companions(self, cohort: str) -> Path:
+        """What sidecars, T1w images and confounds of a cohort's recordings were when looked at."""
+        return self._index(cohort) / "companions.json"
+
     def last_retry(self, cohort: str) -> Path:
         """The last ``retry_failed`` that was carried out."""
         return self._index(cohort) / "retried"

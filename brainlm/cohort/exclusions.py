@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..config import Cohort
 from ..tables import read_tsv
-from .index import read_ids
 
 
 def read_exclusions(cohort: Cohort) -> dict[str, str]:
@@ -30,7 +29,7 @@ def describe_strangers(cohort: Cohort, index: Path) -> str | None:
     rows = read_exclusions(cohort)
     if not rows:
         return None
-    known = set(read_ids(index))
+    known = {row[0] for row in read_tsv(index).rows}
     strangers = [name for name in rows if name not in known]
     if not strangers:
         return None

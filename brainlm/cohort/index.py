@@ -8,12 +8,13 @@ per run by the main process; jobs only read their chunk's table.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,21 @@ from ..errors import BrainLMError
 from ..files import read_json, write_json, write_text
 from ..paths import Results
 from ..tables import format_tsv, read_tsv
-from .layouts import Found, describe_left_out, examine, find_file
+from .exclusions import read_exclusions
+from .layouts import Found, belongs, describe_left_out, examine, find_file
 from .recordings import Entry
-from .watch import entries_to_skip, today
+from .watch import entries_to_check, entries_to_skip, today
 
 COLUMNS = (
     "recording_id", "participant_id", "session_id", "task", "run",
     "source", "t1w", "size", "mtime_ns", "retry", "chunk",
 )  # fmt: skip
-_SOURCE, _RETRY = COLUMNS.index("source"), COLUMNS.index("retry")
+_SOURCE, _SIZE, _MTIME, _RETRY = map(COLUMNS.index, ("source", "size", "mtime_ns", "retry"))
 Row = tuple[str, ...]  # the cells of a row, in the order of COLUMNS
 _LARGEST_CHUNK = 200
 _FEWEST_CHUNKS = 8
 _THREADS = 16
+_SHARED = ("_bold.json", "_timeseries.json")
 #: Preprocessing time by the size of the compressed image, one core; only sizes chunks and asks
 #: for run time (docs/scaling.md, "Chunks").
 SECONDS_PER_MB = 0.5
@@ -59,11 +62,6 @@ class IndexChange:
 def read_people(table: Path) -> set[str]:
     """Participants (``sub-01``) of a cohort's index."""
     return {row[1] for row in _read_rows(table)}
-
-
-def read_ids(table: Path) -> list[str]:
-    """Recording ids of a cohort's index, or of a chunk."""
-    return [row[0] for row in _read_rows(table)]
 
 
 def read_entries(table: Path, folder: Path) -> list[Entry]:
@@ -135,8 +133,14 @@ def update_index(
         return IndexChange(0, 0, 0, 0, 0)
     known = {row[0]: row for row in _read_rows(state)} if state.exists() else {}
     day = today()
-    looked = None if everything or cohort.watch != "auto" else _last_look(cohort, paths)
+    sidecars = _shared_sidecars(cohort)
+    what = _looks_for(cohort, sidecars)
+    looked = None if everything or cohort.watch != "auto" else _last_look(cohort, paths, what)
     found, kept, left_out, skipped = _look(cohort, known, looked)
+    closely = entries_to_check(
+        [row[_SOURCE] for row in known.values()], [row[-1] for row in known.values()], looked
+    )
+    found = _count_edits(cohort, paths.companions(cohort.name), found, known, closely, sidecars)
     rows = _assign_chunks(found, known, chunk_size)
     rows = sorted(kept + rows, key=itemgetter(0)) if kept else rows
     gone = known.keys() - {row[0] for row in rows}
@@ -146,7 +150,7 @@ def update_index(
     if list(known.values()) != rows or _broken(paths, cohort.name, chunks):
         _write_index(paths, cohort.name, rows, known)
     _note_refused(paths.refused(cohort.name), left_out, skipped)
-    _note_look(cohort, paths, day)
+    _note_look(cohort, paths, what, day)
     return IndexChange(
         total=len(rows),
         added=len(rows) - (len(known) - len(gone)),
@@ -195,27 +199,95 @@ def _note_refused(path: Path, left_out: Iterable[Found], skipped: Set[str]) -> N
         write_json(path, dict(sorted(now.items())))
 
 
-def _last_look(cohort: Cohort, paths: Results) -> int | None:
+def _count_edits(
+    cohort: Cohort,
+    path: Path,
+    found: list[Found],
+    known: dict[str, Row],
+    closely: Set[str] | None,
+    shared: dict[str, str],
+) -> list[Found]:
+    """The recordings, with a time that counts the edits of their companions.
+
+    The first look notes what they are. A change later adds a nanosecond to the recording's time,
+    which makes it another input: nothing else of rows and tables changes.
+
+    Parameters
+    ----------
+    closely : set of str or None
+        Entries of the folder whose companions are looked at now; None: all.
+    """
+    before: dict[str, list] = read_json(path) if path.exists() else {}
+    reasons = read_exclusions(cohort)
+
+    def look(item: Found) -> list:
+        state, edits = before.get(item.recording_id, ["", 0])
+        row = known.get(item.recording_id)
+        own = (item.source, str(item.size), str(item.mtime_ns + edits))
+        same = row is not None and (row[_SOURCE], row[_SIZE], row[_MTIME]) == own
+        if same and closely is not None and item.source.partition("/")[0] not in closely:
+            return [state, edits]
+        files = [_fingerprint(cohort.folder / name) for name in item.companions]
+        above = [text for name, text in shared.items() if belongs(name, item.source)]
+        said = reasons.get(item.recording_id, "")
+        words = "\n".join([*item.companions, *files, *above, said])
+        now = hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+        return [now, edits + (same and state not in ("", now))]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        states = dict(zip((i.recording_id for i in found), pool.map(look, found), strict=True))
+    after = {name: before[name] for name in known if name in before} | states
+    if after != before:
+        write_json(path, after)
+    edits = [states[item.recording_id][1] for item in found]
+    return [replace(i, mtime_ns=i.mtime_ns + n) if n else i
+            for i, n in zip(found, edits, strict=True)]  # fmt: skip
+
+
+def _shared_sidecars(cohort: Cohort) -> dict[str, str]:
+    """Sidecars in the cohort's folder itself, which its recordings inherit."""
+    try:
+        names = [name for name in os.listdir(cohort.folder) if name.endswith(_SHARED)]
+    except OSError:  # looking at the recordings says what is wrong
+        return {}
+    return {name: _fingerprint(cohort.folder / name) for name in sorted(names)}
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return "-"
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _last_look(cohort: Cohort, paths: Results, looks_for: dict[str, Any]) -> int | None:
     """The day; None if there was none, or another kind of recording was looked for."""
     try:
         day, what = json.loads(paths.last_look(cohort.name).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return day if what == _looks_for(cohort) else None
+    return day if what == looks_for else None
 
 
-def _looks_for(cohort: Cohort) -> dict[str, Any]:
+def _looks_for(cohort: Cohort, sidecars: dict[str, str]) -> dict[str, Any]:
+    """What decides, besides the recordings' own folders, what is found there."""
     keys = ("folder", "layout", "task", "space", "segmentation")
     chosen = {"select": dict(cohort.select)} if cohort.select else {}
-    return cohort.model_dump(mode="json", include=set(keys)) | chosen
+    shared: dict[str, Any] = {}
+    if cohort.exclude is not None:
+        shared["exclude"] = _fingerprint(cohort.exclude)
+    if sidecars:  # edited, all recordings are looked at
+        shared["sidecars"] = sidecars
+    return cohort.model_dump(mode="json", include=set(keys)) | chosen | shared
 
 
-def _note_look(cohort: Cohort, paths: Results, day: int) -> None:
+def _note_look(cohort: Cohort, paths: Results, looks_for: dict[str, Any], day: int) -> None:
     """The day, and what the cohort's entry said then of its files."""
-    if _last_look(cohort, paths) != day:
+    if _last_look(cohort, paths, looks_for) != day:
         # without the right to write here, the same ones are looked at again
         with contextlib.suppress(PermissionError):
-            write_text(paths.last_look(cohort.name), json.dumps([day, _looks_for(cohort)]) + "\n")
+            write_text(paths.last_look(cohort.name), json.dumps([day, looks_for]) + "\n")
 
 
 def mark_retries(results: Path, cohort: str, failed: Set[str], number: int) -> int:

@@ -59,7 +59,7 @@ def entries_to_skip(
     if looked is None or not 0 <= day - looked < days:  # also a clock that went back
         return set()
     due = {d % days for d in range(looked + 1, day + 1)}
-    newest = _newest(chunks)
+    newest = _newest(chunks, NEWEST)
     young = {entry for entry, chunk in zip(entries, chunks, strict=True) if chunk in newest}
     old = set(entries) - young
     if due:
@@ -67,13 +67,31 @@ def entries_to_skip(
     return old.intersection(_names(folder))
 
 
-def _newest(chunks: Sequence[str]) -> set[str]:
-    """The last chunks that hold :data:`NEWEST` recordings: chunks are numbered as they come."""
+def entries_to_check(
+    sources: Sequence[str], chunks: Sequence[str], looked: int | None
+) -> set[str] | None:
+    """Entries of which also the companions (sidecars, T1w images, confounds) are looked at today.
+
+    None stands for all: of a cohort of up to :data:`NEWEST` recordings, and where all recordings
+    are looked at. Else half as many of the newest, and the others in turn, each within four times
+    :func:`cycle` days. Parameters as in :func:`entries_to_skip`, but whole paths.
+    """
+    day, days = today(), 4 * cycle(len(sources))
+    if len(sources) <= NEWEST or looked is None or not 0 <= day - looked < days:
+        return None
+    due = {d % days for d in range(looked + 1, day + 1)}
+    newest = _newest(chunks, NEWEST // 2)
+    entries = [(source.partition("/")[0], k) for source, k in zip(sources, chunks, strict=True)]
+    return {e for e, k in entries if k in newest or zlib.crc32(e.encode()) % days in due}
+
+
+def _newest(chunks: Sequence[str], least: int) -> set[str]:
+    """The last chunks that hold `least` recordings: chunks are numbered as they come."""
     counts = Counter(chunks)
     newest: set[str] = set()
     total = 0
     for chunk in sorted(counts, key=int, reverse=True):
-        if total >= NEWEST:
+        if total >= least:
             break
         newest.add(chunk)
         total += counts[chunk]

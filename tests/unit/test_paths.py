@@ -19,6 +19,7 @@ first_atlas.json
     index/COHORT/.updating
     index/COHORT/looked.json
     index/COHORT/refused.json
+    index/COHORT/companions.json
     index/COHORT/retried
     index/COHORT/chunks/CHUNK.tsv
     derivatives/COHORT

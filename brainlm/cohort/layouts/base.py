@@ -31,6 +31,11 @@ IDENTIFYING = ("sub", "ses", "task", "acq", "ce", "dir", "run")
 ID_COLUMNS = (
     "participant_id", "eid", "Subject", "src_subject_id", "PTID", "subject_id", "subject", "sub",
 )  # fmt: skip
+#: Ends of tables that results depend on: confounds, motion, censored volumes.
+_ABOUT = (
+    "desc-confounds_timeseries.tsv", "desc-confounds_regressors.tsv", "_motion.tsv",
+    "_outliers.tsv",
+)  # fmt: skip
 NO_CONTENT = "a link without content; get its content (datalad get or git annex get)"
 _PART = re.compile(r"[a-zA-Z0-9]+-[a-zA-Z0-9+-]+")
 #: The variant of images in the recording's own space: never used, but the recording is counted.
@@ -43,7 +48,8 @@ class Found:
 
     `variant` tells forms of the same recording apart: the space of an image
     (``MNI152NLin6Asym:res-2``), the parcellation of a series (``Glasser:space-fsLR``); `versions`
-    are the entities of its name that do not identify a run. `left_out` says why a file that looks
+    are the entities of its name that do not identify a run. `companions` are files that it also
+    depends on: sidecars, confounds, the T1w image. `left_out` says why a file that looks
     like a recording is none: such files are counted, not indexed. `refused` is one that may be a
     recording, but whose name or place cannot be believed: it is counted as failed.
     """
@@ -57,6 +63,7 @@ class Found:
     variant: str = ""
     left_out: str = ""
     refused: bool = False
+    companions: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -190,18 +197,23 @@ def is_folder(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
     return False
 
 
-def sessions(folder: Path, subject: str, left: list[Found]) -> Iterator[tuple[str, os.DirEntry]]:
-    """(session or "", directory entry of a datatype folder) of one subject of a BIDS tree.
+def sessions(
+    folder: Path, subject: str, left: list[Found]
+) -> Iterator[tuple[str, os.DirEntry, list[os.DirEntry]]]:
+    """(session or "", a datatype folder, sidecars above it) of one subject of a BIDS tree.
 
     Links without content, and images outside the folders of a datatype, go to `left`.
     """
-    for item in files(f"{folder}/{subject}"):
+    items = files(f"{folder}/{subject}")
+    above = tables(items)
+    for item in items:
         if item.name.startswith("ses-"):
             if is_folder(folder, item, left):
-                inner = [i for i in files(item.path) if _is_datatype(folder, i, left)]
-                yield from ((item.name, i) for i in inner)
+                inner = files(item.path)
+                near = above + tables(inner)
+                yield from ((item.name, i, near) for i in inner if _is_datatype(folder, i, left))
         elif _is_datatype(folder, item, left):
-            yield "", item
+            yield "", item, above
 
 
 def _is_datatype(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
@@ -215,11 +227,36 @@ def files(directory: str) -> list[os.DirEntry]:
         return [item for item in items if not item.name.startswith(".")]
 
 
-def functional(folder: Path, subject: str, left: list[Found]) -> Iterator[os.DirEntry]:
-    """Files of all func folders of one subject of a BIDS tree; `left` as in :func:`sessions`."""
-    for _, directory in sessions(folder, subject, left):
+def functional(
+    folder: Path, subject: str, left: list[Found]
+) -> Iterator[tuple[os.DirEntry, list[os.DirEntry]]]:
+    """Files of all func folders of one subject of a BIDS tree, each with those that may belong to
+    it; `left` as in :func:`sessions`."""
+    for _, directory, above in sessions(folder, subject, left):
         if directory.name == "func":
-            yield from files(directory.path)
+            items = files(directory.path)
+            near = above + tables(items)
+            yield from ((item, near) for item in items)
+
+
+def tables(items: Iterable[os.DirEntry]) -> list[os.DirEntry]:
+    """Sidecars, and tables about a recording."""
+    return [item for item in items if item.name.endswith((".json", *_ABOUT))]
+
+
+def belonging(folder: Path, name: str, near: Iterable[os.DirEntry]) -> tuple[str, ...]:
+    """Those of `near` that are about the recording `name`: their entities are among its own."""
+    return tuple(relative(item.path, folder) for item in near if belongs(item.name, name))
+
+
+def belongs(companion: str, name: str) -> bool:
+    """Whether a sidecar or table is about the recording `name`, by the names."""
+    own, suffix = parse_name(Path(name).name)
+    entities, other = parse_name(companion)
+    is_table = companion.endswith(_ABOUT)
+    if is_table:
+        entities.pop("desc", None)
+    return (is_table or other in (suffix, "bold")) and entities.items() <= own.items()
 
 
 def is_image(name: str) -> bool:

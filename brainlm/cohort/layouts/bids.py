@@ -10,6 +10,7 @@ from .base import (
     DERIVED,
     Found,
     Layout,
+    belonging,
     files,
     found_bids,
     is_image,
@@ -18,6 +19,7 @@ from .base import (
     per_subject,
     relative,
     sessions,
+    tables,
 )
 
 
@@ -28,10 +30,12 @@ def find(folder: Path, skip: Set[str]) -> list[Found]:
 
 def _subject(folder: Path, subject: str) -> list[Found]:
     left: list[Found] = []
-    runs: list[tuple[str, os.DirEntry]] = []
+    runs: list[tuple[str, os.DirEntry, list[os.DirEntry]]] = []
     anatomies: dict[str, os.DirEntry] = {}
-    for session, directory in sessions(folder, subject, left):
-        for item in files(directory.path):
+    for session, directory, above in sessions(folder, subject, left):
+        items = files(directory.path)
+        near = above + tables(items)
+        for item in items:
             entities, suffix = parse_name(item.name)
             if not is_image(item.name):
                 continue
@@ -45,13 +49,14 @@ def _subject(folder: Path, subject: str) -> list[Found]:
             elif directory.name == "func" and entities.keys() & DERIVED:
                 left.append(leave(folder, item, "a derivative by its name (desc-, space-, ...)"))
             elif directory.name == "func":
-                runs.append((session, item))
-    for session, item in runs:
+                runs.append((session, item, near))
+    for session, item, near in runs:
         anatomy = anatomies.get(session) or next(
             (anatomies[key] for key in sorted(anatomies)), None
         )
         t1w = relative(anatomy.path, folder) if anatomy else None
-        left.append(found_bids(folder, item, t1w=t1w))
+        about = belonging(folder, item.name, near) + ((t1w,) if t1w else ())
+        left.append(found_bids(folder, item, t1w=t1w, companions=about))
     return left
 
 

@@ -16,6 +16,7 @@ from .base import (
     Companions,
     Found,
     Layout,
+    belonging,
     find_companion,
     found_bids,
     functional,
@@ -36,7 +37,7 @@ def find(folder: Path, skip: Set[str]) -> list[Found]:
 
 def _subject(folder: Path, subject: str) -> list[Found]:
     recordings: list[Found] = []
-    for item in functional(folder, subject, recordings):
+    for item, near in functional(folder, subject, recordings):
         entities, suffix = parse_name(item.name)
         space = entities.get("space", "func")
         own = space in _NATIVE
@@ -50,7 +51,8 @@ def _subject(folder: Path, subject: str) -> list[Found]:
             recordings.append(leave(folder, item, "single echoes"))
         else:
             variant = OWN if own else name_variant(entities, space, "cohort", "res")
-            recordings.append(found_bids(folder, item, DERIVED, variant=variant))
+            about = belonging(folder, item.name, near)
+            recordings.append(found_bids(folder, item, DERIVED, variant=variant, companions=about))
     return recordings
 
 

@@ -23,6 +23,7 @@ from .base import (
     leave,
     per_subject,
     present,
+    relative,
 )
 
 _SUBJECT = re.compile(r"([a-zA-Z0-9]+)(?:_(V\d+))?(?:_MR|_3T|_7T)?")
@@ -54,7 +55,10 @@ def _subject(folder: Path, clean: bool, subject: str) -> list[Found]:
         match = _RUN.fullmatch(run.name)
         if not match or not is_folder(folder, run, recordings):
             continue
-        items = [item for item in files(run.path) if is_image(item.name)]
+        there = files(run.path)
+        items = [item for item in there if is_image(item.name)]
+        near = [item.path for item in there if item.name == "Movement_Regressors.txt"]
+        about = tuple(relative(path, folder) for path in near)
         paths = [item.path for item in items if _is_run(item.name, run.name, clean)]
         if clean:  # what was cleaned twice is there after each
             twice = {path.replace("_rclean_tclean", "") for path in paths if "_rclean" in path}
@@ -63,7 +67,8 @@ def _subject(folder: Path, clean: bool, subject: str) -> list[Found]:
         recordings += [leave(folder, item, "another image of a run") for item in others]
         if not paths and match[4] and (run.name[0] == "r" or not clean):
             paths = [os.path.join(run.path, f"{run.name}{'_hp2000_clean' * clean}.nii.gz")]
-        recordings += [found(folder, path, _entities(subject, match)) for path in paths]
+        entities = _entities(subject, match)
+        recordings += [found(folder, path, entities, companions=about) for path in paths]
     return recordings
 
 

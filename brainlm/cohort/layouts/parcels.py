@@ -15,6 +15,7 @@ from .base import (
     NO_CONTENT,
     Found,
     Layout,
+    belonging,
     files,
     found,
     found_bids,
@@ -23,6 +24,7 @@ from .base import (
     parse_name,
     per_subject,
     plain_label,
+    tables,
 )
 
 _EXTENSIONS = (".npy", ".tsv", ".dat")
@@ -47,20 +49,23 @@ def find_named(
     folder: Path,
     skip: Set[str],
     extensions: tuple[str, ...],
-    listed: Callable[[Path, str, list[Found]], Iterator[os.DirEntry]],
+    listed: Callable[[Path, str, list[Found]], Iterator[tuple[os.DirEntry, list[os.DirEntry]]]],
 ) -> list[Found]:
     """Series of parcels in a BIDS tree, among the files that `listed` names of a subject."""
 
     def scan(subject: str) -> list[Found]:
         recordings: list[Found] = []
-        for item in listed(folder, subject, recordings):
+        for item, near in listed(folder, subject, recordings):
             entities, suffix = parse_name(item.name)
             if suffix != "timeseries" or not item.name.endswith(extensions):
                 continue
             if _is_about(entities, suffix):
                 recordings.append(leave(folder, item, "no parcel series by its name"))
             elif variant := _variant(entities):
-                recordings.append(found_bids(folder, item, DERIVED, variant=variant))
+                about = belonging(folder, item.name, near)
+                recordings.append(
+                    found_bids(folder, item, DERIVED, variant=variant, companions=about)
+                )
             else:
                 recordings.append(leave(folder, item, "no atlas- or seg- in its name"))
         return recordings
@@ -68,14 +73,18 @@ def find_named(
     return per_subject(folder, skip, scan)
 
 
-def _below(folder: Path, subject: str, left: list[Found], depth: int = 3) -> Iterator[os.DirEntry]:
+def _below(
+    folder: Path, subject: str, left: list[Found], depth: int = 3
+) -> Iterator[tuple[os.DirEntry, list[os.DirEntry]]]:
     """Files of a subject's folder and of the folders in it: in func, or wherever they are."""
-    for item in files(f"{folder}/{subject}"):
+    items = files(f"{folder}/{subject}")
+    near = tables(items)
+    for item in items:
         if item.is_dir():
             if depth > 1:
                 yield from _below(folder, f"{subject}/{item.name}", left, depth - 1)
         elif item.name.endswith(_EXTENSIONS):
-            yield item
+            yield item, near
         elif item.is_symlink() and not os.path.exists(item.path) and "." not in item.name:
             left.append(leave(folder, item, NO_CONTENT, refused=True))
 
@@ -97,16 +106,22 @@ def _is_about(entities: dict[str, str], suffix: str) -> bool:
 def _flat(folder: Path, skip: Set[str]) -> list[Found]:
     of_atlases = registered_files() | {"participants.tsv"}
     recordings = []
-    for item in files(str(folder)):
+    items = files(str(folder))
+    sidecars = {item.name for item in items if item.name.endswith(".json")}
+    for item in items:
         if item.name.endswith(_EXTENSIONS) and item.name not in skip and not item.is_dir():
             entities = _flat_entities(item.name)
             why = "a file of an atlas" if item.name in of_atlases else _no_series(item)
             if why:
                 recordings.append(leave(folder, item, why))
-            elif _BIDS.fullmatch(item.name.split(".", 1)[0]):
-                recordings.append(found_bids(folder, item, DERIVED, variant=_variant(entities)))
+                continue
+            own = item.name.rsplit(".", 1)[0] + ".json"
+            near = (own,) if own in sidecars else ()
+            if _BIDS.fullmatch(item.name.split(".", 1)[0]):
+                form = _variant(entities)
+                recordings.append(found_bids(folder, item, DERIVED, variant=form, companions=near))
             else:
-                recordings.append(found(folder, item.path, entities))
+                recordings.append(found(folder, item.path, entities, companions=near))
     return recordings
 
 

@@ -32,7 +32,7 @@ def find(folder: Path, skip: Set[str]) -> list[Found]:
 def _subject(folder: Path, subject: str) -> list[Found]:
     recordings: list[Found] = []
     runs: dict[str, dict[str, list[os.DirEntry]]] = {}
-    for item in functional(folder, subject, recordings):
+    for item, _ in functional(folder, subject, recordings):
         if match := _IMAGE.fullmatch(item.name):
             runs.setdefault(match[2], {}).setdefault(match[1], []).append(item)
         elif is_image(item.name):

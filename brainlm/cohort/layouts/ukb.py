@@ -12,13 +12,15 @@ import re
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Companions, Found, Layout, files, found, present
+from .base import Companions, Found, Layout, files, found, present, relative
 
 _NAME = re.compile(r"(\d+)_(20227|20249)_(\d+)_(\d+)(\.zip)?")
 _IMAGES = {
     "20227": "rfMRI.ica/filtered_func_data_clean.nii.gz",
     "20249": "tfMRI.feat/filtered_func_data.nii.gz",
 }
+_MOTION = "mc/prefiltered_func_data_mcf.par"
+_WARP = "reg/example_func2standard_warp.nii.gz"
 _TASKS = {"20227": "rest", "20249": "facesshapesemotion"}
 
 
@@ -38,7 +40,10 @@ def find(folder: Path, skip: Set[str]) -> list[Found]:
         eid, field, instance, array, packed = match.groups()
         if item.name not in skip:
             path = item.path if packed else _image(item.path, _IMAGES[field])
-            recordings.append(found(folder, path, entities(eid, field, instance, array)))
+            near = [] if packed else [Path(path).parent / end for end in (_MOTION, _WARP)]
+            about = tuple(relative(path, folder) for path in near)
+            who = entities(eid, field, instance, array)
+            recordings.append(found(folder, path, who, companions=about))
     return recordings
 
 
@@ -55,11 +60,11 @@ def _image(directory: str, image: str) -> str:
 
 def companions(path: Path) -> Companions:
     """The warp and MCFLIRT's parameters, in ``reg`` and ``mc``."""
-    motion = path.parent / "mc/prefiltered_func_data_mcf.par"
+    motion = path.parent / _MOTION
     return Companions(
         space="MNI152NLin6Asym",
         motion=present(motion),
-        warp=path.parent / "reg/example_func2standard_warp.nii.gz",
+        warp=path.parent / _WARP,
         denoised=path.name == "filtered_func_data_clean.nii.gz",
     )
 
