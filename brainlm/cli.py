@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -141,38 +142,44 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub.add_argument("--sweep", nargs=3, metavar=("PRESET", "SHARE", "SEED"),
                      help="a point of a scaling task instead of the model")  # fmt: skip
     fit = argparse.ArgumentParser(add_help=False)
-    fit.add_argument("--task", required=True, help="a regression or classification task")
+    fit.add_argument("--task", help="a regression or classification task")
     fit.add_argument("--seed", type=int, default=1, help="one of the task's seeds")
     fit.add_argument("--from-scratch", action="store_true", help="the network not pretrained")
     step_verb("finetune", _finetune, fit)
-    step_verb("predict", _predict, fit)
-    sub = verb("embed", _embed, "embed scans with a finished model: raw BOLD images, images in "
-               "template space, parcel series, a folder of them, or a cohort of config.yaml",
-               "brainlm embed sub-01_task-rest_bold.nii.gz --model path/to/model")  # fmt: skip
+    scans = _scan_arguments()
+    sub = step_verb("embed", _embed, scans)
     sub.add_argument("source", metavar="INPUT", help="a file, a folder, or a cohort's name")
-    sub.add_argument("--model", required=True, metavar="PATH|HUB_ID[/SUBFOLDER]")
-    sub.add_argument("--out", type=Path, help="the table (default: INPUT_embedding.parquet)")
-    sub.add_argument("--format", choices=["parquet", "tsv", "npy"], default="parquet")
     sub.add_argument("--pool", default="auto",
                      help="cls, mean, all, cls+mean or connectivity (default: that of the "
                      "model's head, else mean)")  # fmt: skip
-    sub.add_argument("--layout", choices=get_args(LayoutName), help="default: told by the files")
-    sub.add_argument(
-        "--tr", type=float, metavar="S", help="repetition time, where no file says it"
-    )
-    sub.add_argument("--units", choices=["scanner", "percent", "as delivered"],
-                     help="of parcel series: scanner for raw means")  # fmt: skip
-    sub.add_argument("--confounds", help="removed from images in template space; or none")
-    sub.add_argument("--space", help="template space of images whose names do not say it")
-    sub.add_argument("--short", choices=["refuse", "pad"], default="refuse",
-                     help="recordings shorter than the model's window")  # fmt: skip
-    sub.add_argument("--scaling", type=Path, help="for a model that carries none")
-    sub.add_argument("--workers", type=int, default=os.cpu_count() or 1,
-                     help="recordings at a time")  # fmt: skip
+    sub = step_verb("predict", _predict, fit, scans)
+    sub.add_argument("source", metavar="INPUT", nargs="?",
+                     help="as of embed; without it: external cohorts, by --task")  # fmt: skip
     sub = step_verb("evaluate", _evaluate)
     sub.add_argument("--task", required=True, help="a name in workflow/tasks or config.yaml")
     sub = step_verb("report", _report)
     sub.add_argument("--open", action="store_true", help="open it in the browser")
+
+
+def _scan_arguments() -> argparse.ArgumentParser:
+    """What `embed` and `predict` share: the model, the table, what the scans do not say."""
+    scans = argparse.ArgumentParser(add_help=False)
+    scans.add_argument("--model", metavar="PATH|HUB_ID[/SUBFOLDER]",
+                       help="default, for a cohort of config.yaml: the study's own")  # fmt: skip
+    scans.add_argument("--out", type=Path, help="the table (default: named for INPUT, here)")
+    scans.add_argument("--format", choices=["parquet", "tsv", "npy"], default="parquet")
+    scans.add_argument("--layout", choices=get_args(LayoutName), help="default: told by the files")
+    scans.add_argument("--tr", type=float, metavar="S", help="repetition time, if no file says it")
+    scans.add_argument("--units", choices=["scanner", "percent", "as delivered"],
+                       help="of parcel series: scanner for raw means")  # fmt: skip
+    scans.add_argument("--confounds", help="removed from images in template space; or none")
+    scans.add_argument("--space", help="template space of images whose names do not say it")
+    scans.add_argument("--short", choices=["refuse", "pad"], default="refuse",
+                       help="recordings shorter than the model's window")  # fmt: skip
+    scans.add_argument("--scaling", type=Path, help="for a model that carries none")
+    scans.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                       help="recordings at a time")  # fmt: skip
+    return scans
 
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -366,6 +373,13 @@ def _pretrain(args) -> None:
 
     config = _load(args)
     out = config.paths.pretrained
+    if config.takes_model and not args.sweep:
+        from .training.given_model import take_model
+
+        period, scaling = config.preprocess.sample_period_s, config.paths.scaling
+        take_model(str(config.model.start), out, _atlas(config), period, scaling)
+        print(f"{out}: the model {config.model.start}, as it is")
+        return
     if args.sweep:
         config, out = sweep_point(config, *args.sweep), config.paths.sweep(*args.sweep)
     pretrain(
@@ -408,33 +422,50 @@ def _finetune(args) -> None:
 
 
 def _predict(args) -> None:
+    from .inference.vectors import predict_corpus
     from .training.device import choose_device
     from .training.predict import predict
 
-    config = _load(args)
-    choose_device(config.pretrain.gpus)
-    folder = _fit_folder(config, args)
-    out = ModelFolder(folder).external
-    table = predict(folder, _shards(config, "external"), out)
-    print(f"{out}: {len(table)} recordings")
+    if args.source is None:
+        config = _load(args)
+        choose_device(config.pretrain.gpus)
+        folder = _fit_folder(config, args)
+        out = ModelFolder(folder).external
+        table = predict(folder, _shards(config, "external"), out)
+        print(f"{out}: {len(table)} recordings")
+    elif args.model is None:
+        from .inference.study import predict_cohort
+
+        config = _load(args)
+        choose_device(config.pretrain.gpus)
+        table = predict_cohort(
+            config, args.source, args.out or config.paths.predicted(args.source)
+        )
+        print(f"{len(table)} predictions of {args.source}")
+    else:
+        _run_session(args, partial(predict_corpus, short=args.short), "prediction")
 
 
 def _embed(args) -> None:
-    from .inference.session import Session
     from .inference.vectors import embed_corpus
+
+    embed = partial(embed_corpus, pool=args.pool, short=args.short)
+    _run_session(args, embed, "embedding")
+
+
+def _run_session(args, method, what: str) -> None:
+    from .inference.session import Session
 
     given = {"layout": args.layout, "repetition_time_s": args.tr, "units": args.units,
              "confounds": args.confounds, "space": args.space}  # fmt: skip
     config = args.config or [p for p in [os.environ.get("BRAINLM_CONFIG")] if p]
-    session = Session(args.source, args.model, load_config(*config) if config else None, given,
-                      args.scaling, args.short, args.workers)  # fmt: skip
+    study = load_config(*config) if config else None
+    session = Session(
+        args.source, args.model, study, given, args.scaling, args.short, args.workers
+    )
     name = Path(args.source).name.split(".")[0]
-    out = args.out or Path(f"{name}_embedding.{args.format}")
-
-    def embed(model, corpus):
-        return embed_corpus(model, corpus, pool=args.pool, short=args.short)
-
-    session.run(embed, out, args.format, f"brainlm embed {args.source} --model {args.model}")
+    out = args.out or Path(f"{name}_{what}.{args.format}")
+    session.run(method, out, args.format)
 
 
 def _evaluate(args) -> None:

@@ -60,8 +60,10 @@ class Cohort(Section):
         description="how recordings lie in the folder (docs/layouts.md); bids: raw images; "
         "parcels: parcel series (.npy, .tsv, .dat)",
     )
-    role: Literal["reference", "external"] = Field(
-        "reference", description="reference: fits the scaling and trains; external: evaluated only"
+    role: Literal["reference", "external", "predict"] = Field(
+        "reference",
+        description="reference: fits the scaling and trains; external: evaluated only; predict: "
+        "preprocessed, embedded and predicted, and no part of any table of results",
     )
     watch: Literal["auto", "full", "sealed"] = Field(
         "auto",
@@ -222,6 +224,14 @@ class Model(Section):
     patch: Annotated[int, Field(ge=1)] | None = Field(
         None, description="time points per patch; default 20, of the image presets 16"
     )
+    start: str | None = Field(
+        None,
+        description="a finished model that takes the place of pretraining: a folder, or "
+        "owner/name[/subfolder] on the Hugging Face hub",
+    )
+    continue_training: bool = Field(
+        False, description="pretrain on from the weights of `start`, on this study's release"
+    )
     decoder_context: Literal["visible", "all"] | None = Field(
         None,
         description="tokens that the decoder attends to; default that of the preset: of tiny and "
@@ -335,6 +345,16 @@ class Config(Section):
         """Where the results are."""
         return Results(self.results, self.release)
 
+    @property
+    def takes_model(self) -> bool:
+        """Whether a finished model takes the place of pretraining."""
+        return self.model.start is not None and not self.model.continue_training
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether anything is trained or evaluated; else scans are embedded and predicted."""
+        return any(cohort.role == "reference" for cohort in self.cohorts)
+
     def cohort(self, name: str) -> Cohort:
         for cohort in self.cohorts:
             if cohort.name == name:
@@ -393,6 +413,13 @@ def parse_config(values: dict[str, Any], source: str = "config") -> Config:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BrainLMError(f"{source}: cohort name used twice: {', '.join(twice)}; rename one")
+    if config.model.continue_training and config.model.start is None:
+        raise BrainLMError(f"{source}: model.continue_training needs model.start: which model?")
+    if not config.has_reference and config.model.start is None:
+        raise BrainLMError(
+            f"{source}: no cohort has role: reference, so nothing can be trained; give one that "
+            "role, or name a finished model with model.start"
+        )
     whole = config.model.preset in _PARCEL_PRESETS
     patch = config.model.patch or 20
     if whole and config.model.window % patch:
@@ -421,7 +448,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def sweep_point(config: Config, preset: str, share: str, seed: str) -> Config:
     """The configuration of one pretraining of a scaling task."""
     values = config.model_dump(mode="json")
-    values["model"]["preset"] = preset
+    values["model"] |= {"preset": preset, "start": None, "continue_training": False}
     values["pretrain"] |= {"share": share, "seed": seed}
     return parse_config(values, "--sweep")
 

@@ -172,6 +172,14 @@ class Results:
         """Results of a task."""
         return self._of_release("evaluation") / f"{task}.parquet"
 
+    def embeddings(self, cohort: str) -> Path:
+        """A vector for every recording and window of a cohort."""
+        return self._of_release("embeddings") / f"{cohort}.parquet"
+
+    def predicted(self, cohort: str) -> Path:
+        """Predictions of every task for a cohort of role predict."""
+        return self._of_release("predictions") / f"{cohort}.parquet"
+
     def side_table(self, task: str, what: str, suffix: str = ".parquet") -> Path:
         """What the figures of a task need besides its table."""
         return side_table(self.table(task), what, suffix)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .config import Config
-from .evaluation.tasks import load_tasks
+from .evaluation.tasks import tasks_of
 from .paths import ModelFolder
 from .preprocess.chunk import read_stage_table
 from .preprocess.summary import HARMLESS
@@ -139,7 +139,7 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
     later = {
         f"release {config.release}": paths.scaling,
         "pretrain": ModelFolder(paths.pretrained).weights,
-        **{f"evaluate {task}": paths.table(task) for task in load_tasks(config.tasks)},
+        **{f"evaluate {task}": paths.table(task) for task in tasks_of(config)},
         "report": paths.report_page,
     }
     made = {name: path.exists() for name, path in later.items()}

@@ -183,6 +183,12 @@ def _shard(config, cohort, atlas, task) -> Facts:
     return Facts({"dtype": config.chunks.dtype})
 
 
+def _model(config: Config) -> dict[str, Any]:
+    """Keys of later versions count only where they are set."""
+    later = ("start", "continue_training", "learned_parcels")
+    return config.model.model_dump(exclude=set(later)) | pick_set(config.model, *later)
+
+
 def _pretrain(config, cohort, atlas, task) -> Facts:
     options = config.pretrain.model_dump(exclude=set(Pretrain.FREE))
     if options["optimizer"] == "muon":  # the key is younger than finished models, which stay
@@ -190,10 +196,8 @@ def _pretrain(config, cohort, atlas, task) -> Facts:
     return Facts({"model": _model(config), "pretrain": options})
 
 
-def _model(config: Config) -> dict[str, Any]:
-    """Keys of later versions count only where they are set."""
-    unset = {"learned_parcels"} if config.model.learned_parcels is None else set()
-    return config.model.model_dump(exclude=unset)
+def _embed(config, cohort, atlas, task) -> Facts:
+    return Facts({"model": _model(config)})
 
 
 def _finetune(config, cohort, atlas, task) -> Facts:
@@ -342,6 +346,13 @@ STEPS: dict[str, Step] = {
             name="predict",
             help="predict external cohorts with a fine-tuned model",
             example="brainlm predict --task age --seed 1",
+        ),
+        Step(
+            "embed",
+            "embed scans with a finished model: raw BOLD images, images in template space, parcel "
+            "series, a folder of them, or a cohort of config.yaml",
+            depends=_embed,
+            example="brainlm embed sub-01_task-rest_bold.nii.gz --model path/to/model",
         ),
         Step(
             "evaluate",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .atlas import check_registered, identify_atlas, registered
 from .config import Cohort, Config, load_config, parse_config
 from .errors import BrainLMError
-from .evaluation.tasks import CLINICAL, Scaling, Task, load_tasks
+from .evaluation.tasks import CLINICAL, Scaling, Task, tasks_of
 from .files import describe_disk_error, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
@@ -42,7 +42,7 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
             return load_config(stored)
         config = parse_config(dict(values), "config.yaml")
         check_registered(config.atlas.name)
-        tasks = load_tasks(config.tasks)
+        tasks = tasks_of(config)
         if is_main_process:
             from .cohort.labels import check_columns
 
@@ -162,14 +162,17 @@ def open_chunks(config: Config, *, forced: bool = False) -> dict[str, list[str]]
 
 
 def shard_files(
-    config: Config, chunks: dict[str, list[str]], role: str | None = None
+    config: Config,
+    chunks: dict[str, list[str]],
+    role: str | None = None,
+    cohort_name: str | None = None,
 ) -> list[str]:
-    """Of the cohorts with this role: the shards of open chunks, and the file of each cohort that
-    stands for the others."""
+    """Of the cohorts with this role, or of one: the shards of open chunks, and the file of each
+    cohort that stands for the others."""
     paths = config.paths
     files: list[str] = []
     for cohort in config.cohorts:
-        if role not in (None, cohort.role):
+        if role not in (None, cohort.role) or cohort_name not in (None, cohort.name):
             continue
         files += [str(paths.shard(cohort.name, chunk)) for chunk in chunks.get(cohort.name, [])]
         through = paths.finished(cohort.name)
@@ -327,10 +330,10 @@ __all__ = [
     "Triggers",
     "finish",
     "is_clinical",
-    "load_tasks",
     "open_chunks",
     "prepare",
     "shard_files",
     "start",
     "sweep_models",
+    "tasks_of",
 ]

@@ -25,7 +25,7 @@ from brainlm.workflow import (
     Triggers,
     finish,
     is_clinical,
-    load_tasks,
+    tasks_of,
     open_chunks,
     prepare,
     shard_files,
@@ -48,9 +48,11 @@ shell.prefix(
     f' PATH="$PATH":{shlex.quote(str(Path(sys.executable).parent))}; '
 )
 
-TASKS = load_tasks(CONFIG.tasks)
+TASKS = tasks_of(CONFIG)
 TRIGGERS = Triggers(CONFIG, TASKS)
 RESULT_TABLES = [PATHS.table(task) for task in TASKS]
+EMBEDDINGS = [PATHS.embeddings(cohort.name) for cohort in CONFIG.cohorts]
+PREDICTED = [PATHS.predicted(c.name) for c in CONFIG.cohorts if c.role == "predict"]
 
 
 wildcard_constraints:
@@ -77,6 +79,19 @@ def all_shards(wildcards):
 
 def external_shards(wildcards):
     return shard_files(CONFIG, chunks(), "external")
+
+
+def cohort_shards(wildcards):
+    return shard_files(CONFIG, chunks(), cohort_name=wildcards.cohort)
+
+
+def cohort_fits(wildcards):
+    """Every fine-tuned model that can predict anybody."""
+    wanted = [t for t in TASKS.values() if is_clinical(t) and not t.groups]
+    fits = [
+        PATHS.fit("finetune", task.name, seed) for task in wanted for seed in task.seeds
+    ]
+    return [ModelFolder(fit).predictions for fit in fits]
 
 
 def all_pages(wildcards):

@@ -6,10 +6,13 @@ START = launch_line(TRAINING, shlex.quote(str(ROOT / "slurm")))
 START = START.replace("{", "{{").replace("}", "}}")  # a shell command is a format
 
 
+FROZEN = [rules.release.output.shards, rules.release.output.scaling]
+
+
+# With `model.start` it copies that model instead, which needs no cohort to train on.
 rule pretrain:
     input:
-        shards=rules.release.output.shards,
-        scaling=rules.release.output.scaling,
+        FROZEN if CONFIG.has_reference else [],
     output:
         ModelFolder(PATHS.pretrained).weights,
     log:
@@ -23,7 +26,7 @@ rule pretrain:
         **training_resources(TRAINING),
     params:
         settings("pretrain"),
-        launch=launch_line(TRAINING),
+        launch="brainlm" if CONFIG.takes_model else launch_line(TRAINING),
     shell:
         f"{START} pretrain 2>&1 | tee -a {{log:q}}"
 
@@ -31,7 +34,7 @@ rule pretrain:
 # One point of a scaling task: another size, a share of the training people, as many updates.
 rule sweep:
     input:
-        rules.pretrain.input,
+        FROZEN,
     output:
         ModelFolder(PATHS.sweep("{preset}", "{share}", "{seed}")).weights,
     log:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Field, ValidationError, model_validator
 
-from ..config import Name, PresetName, Section, explain, read_yaml
+from ..config import Config, Name, PresetName, Section, explain, read_yaml
 from ..errors import BrainLMError
 from ..files import shipped
 
@@ -230,6 +230,11 @@ def load_tasks(entries: Iterable[str]) -> dict[str, Task]:
             raise BrainLMError(f"tasks: two are named {task.name!r}; rename a file")
         tasks[task.name] = task
     return tasks
+
+
+def tasks_of(config: Config) -> dict[str, Task]:
+    """The tasks of a study by name; none where no cohort is trained on or evaluated."""
+    return load_tasks(config.tasks) if config.has_reference else {}
 
 
 def find_task(entries: Iterable[str], name: str) -> Task:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..config import Config
+from ..evaluation.rows import current_command
 from ..report.blocks import Cards, Cautions, Section, Table, Text, count
 from ..report.cohort import link_pages, make_cohort_page, read_measured
 from ..report.facts import read_facts
@@ -21,7 +22,7 @@ _LEFT_OUT = {"level", "cohort", "vector", "start_s"}
 
 
 def write_session_page(
-    table: pd.DataFrame, model: BrainLM, name: str, source: str, config: Config, command: str
+    table: pd.DataFrame, model: BrainLM, name: str, source: str, config: Config
 ) -> Path:
     """Write the page of the report and the cohort's page into the session's results folder.
 
@@ -42,7 +43,7 @@ def write_session_page(
         f"{count(len(recordings), 'recording')} through the model {name}",
         [
             Section("summary", "Summary", _summarise(table, recordings, model, name)),
-            Section("recordings", "Recordings", [_list(recordings, pages, command)]),
+            Section("recordings", "Recordings", [_list(recordings, pages)]),
         ],
         [],
     )
@@ -79,9 +80,11 @@ def _summarise(table: pd.DataFrame, recordings: pd.DataFrame, model: BrainLM, na
     ]
 
 
-def _list(recordings: pd.DataFrame, pages: dict[str, str], command: str) -> Table:
+def _list(recordings: pd.DataFrame, pages: dict[str, str]) -> Table:
     first = [name for name in ("recording_id", *IDENTITY) if name not in _LEFT_OUT]
     columns = list(dict.fromkeys([*first, *recordings.columns.difference(_LEFT_OUT, sort=False)]))
     frame = recordings[columns].dropna(axis="columns", how="all")
     caption = "One row per recording; its page shows motion, registration, components and parcels."
-    return Table("recordings", caption, frame, command=command, sortable=True, links=pages)
+    return Table(
+        "recordings", caption, frame, command=current_command(), sortable=True, links=pages
+    )

@@ -14,11 +14,10 @@ from ..atlas import load_atlas
 from ..config import Atlas as AtlasOptions
 from ..config import Config, parse_config
 from ..errors import BrainLMError
-from ..paths import Results
 from ..shards import Corpus, Scaling
 from .page import write_session_page
 from .scans import dataset_root, guess_layout, open_scans, preprocess
-from .vectors import FORMATS, write_table
+from .vectors import write_table
 
 if TYPE_CHECKING:
     from ..model import BrainLM
@@ -35,8 +34,8 @@ class Session:
     ----------
     source : str
         An image, a parcel series, a folder, or a cohort of `study`.
-    model : str
-        A folder, or ``owner/name[/subfolder]`` on the Hugging Face hub.
+    model : str or None
+        The model of `study`, or a folder, or ``owner/name[/subfolder]`` on the Hugging Face hub.
     study : Config or None
         A configuration: its cohorts can be named, its atlas folder and preprocessing are used.
     cohort : dict
@@ -51,7 +50,7 @@ class Session:
     """
 
     source: str
-    model: str
+    model: str | None = None
     study: Config | None = None
     cohort: dict[str, Any] = field(default_factory=dict)
     scaling: Path | None = None
@@ -59,12 +58,7 @@ class Session:
     workers: int = os.cpu_count() or 1
 
     def run(
-        self,
-        method: Method,
-        out: Path,
-        form: str,
-        command: str,
-        log: Callable[[str], None] = print,
+        self, method: Method, out: Path, form: str, log: Callable[[str], None] = print
     ) -> pd.DataFrame:
         """Preprocess the scans, run `method`, write its table to `out` and a page next to it.
 
@@ -72,37 +66,48 @@ class Session:
         ------
         BrainLMError
             `out` exists; the source or the model cannot be used; nothing could be made of any
-            recording. No table is written then.
+            scan. No table is written then.
         """
-        if form not in FORMATS:
-            raise BrainLMError(f"no format {form!r}; one of: {', '.join(FORMATS)}")
         if out.exists():
-            raise BrainLMError(
-                f"{out}: exists already; remove it, or name another file with --out"
-            )
+            raise BrainLMError(f"{out}: exists; remove it, or name another file with --out")
+        of_study = self._of_study()
         model = self.open_model()
-        if self._of_study():
-            config, corpus = None, self._study_corpus()
+        if of_study:
+            table = method(model, self._study_corpus())
         else:
             config = self._configure(model, out.with_name(f"{out.stem}_files"))
-            corpus = self._preprocess(model, config, log)
-        table = method(model, corpus)
-        page = None
-        if config:
-            page = write_session_page(table, model, self.model, self.source, config, command)
-        made = table["status"].eq("ok")
-        if not made.any():
-            first = table.iloc[0]
-            raise BrainLMError(
-                f"{self.source}: none of {len(table)} recordings could be used; "
-                f"{first['recording_id']}: {first['status']}: {first['reason']}"
-                + (f"; see {page}" if page else "")
-            )
-        for path in write_table(table, out, form):
-            log(f"{path}: {len(table)} rows, {int((~made).sum())} without a result")
-        if page:
+            table = method(model, self._preprocess(model, config, log))
+            page = write_session_page(table, model, self.model_name, self.source, config)
+            self._check_any(table, page)
             log(f"{page}: what came out, and how good the recordings are")
+        for path in write_table(table, out, form):
+            failed = int(table["status"].ne("ok").sum())
+            log(f"{path}: {len(table)} rows, {failed} without a result")
         return table
+
+    def _check_any(self, table: pd.DataFrame, page: Path) -> None:
+        if table["status"].eq("ok").any():
+            return
+        first = table.iloc[0]
+        raise BrainLMError(
+            f"{self.source}: none of {len(table)} recordings could be used; "
+            f"{first['recording_id']}: {first['status']}: {first['reason']}; see {page}"
+        )
+
+    @property
+    def model_name(self) -> str:
+        """What the user named, or the study's own model.
+
+        Raises
+        ------
+        BrainLMError
+            Nothing is named, and the source is no cohort of a study.
+        """
+        if self.model:
+            return self.model
+        if self.study is None:
+            raise BrainLMError("--model: name a model folder or owner/name[/subfolder]")
+        return str(self.study.paths.pretrained)
 
     def open_model(self) -> BrainLM:
         """The model with its scaling.
@@ -113,25 +118,28 @@ class Session:
             No such model, or one that carries no scaling, and none is named.
         """
         from ..model import from_pretrained
+        from ..model.hub import split_name
 
         scaling, points = None, None
         if self.scaling:
             scaling = Scaling.load(self.scaling)
             folder = (self.study.atlas if self.study else AtlasOptions()).folder
             points = load_atlas(scaling.atlas, folder).coordinates
-        model = from_pretrained(*split_name(self.model), coordinates=points)
+        model = from_pretrained(*split_name(self.model_name), coordinates=points)
         own = model.scaling
         if scaling is not None and own is None:
             model.scaling = scaling
         elif scaling is not None and own is not None:
             if own.atlas_sha256 == scaling.atlas_sha256:
-                raise BrainLMError(f"{self.model}: carries its own scaling; leave --scaling out")
+                raise BrainLMError(
+                    f"{self.model_name}: carries its own scaling; leave --scaling out"
+                )
             model = model.on_atlas(points, scaling)
         if model.scaling is None:
             raise BrainLMError(
-                f"{self.model}: carries no scaling (published weights have none): name one with "
-                "--scaling results/releases/<release>/scaling.json, fitted on a reference cohort "
-                "of yours"
+                f"{self.model_name}: carries no scaling (published weights have none): name one "
+                "with --scaling results/releases/<release>/scaling.json, fitted on a reference "
+                "cohort of yours"
             )
         return model
 
@@ -144,7 +152,7 @@ class Session:
 
     def _study_corpus(self) -> Corpus:
         assert self.study is not None
-        shards = Results(self.study.results).list_shards(self.source)
+        shards = self.study.paths.list_shards(self.source)
         if not shards:
             raise BrainLMError(f"{self.source}: not preprocessed yet; run: snakemake --cores all")
         return Corpus(shards)
@@ -155,7 +163,7 @@ class Session:
         atlas = load_atlas(config.atlas.name, config.atlas.folder)
         if atlas.image_sha256 != model.scaling.atlas_sha256:
             raise BrainLMError(
-                f"{self.model}: made with another {atlas.name} atlas (checksum "
+                f"{self.model_name}: made with another {atlas.name} atlas (checksum "
                 f"{model.scaling.atlas_sha256[:12]}) than {config.atlas.folder} holds "
                 f"({atlas.image_sha256[:12]})"
             )
@@ -176,7 +184,7 @@ class Session:
         cohort = {
             "name": "scans",
             "folder": str(source if source.is_dir() else dataset_root(source)),
-            "role": "external",
+            "role": "predict",
             "watch": "full",
             "layout": guess_layout(source),
         } | {key: value for key, value in self.cohort.items() if value is not None}
@@ -184,12 +192,5 @@ class Session:
             cohort.setdefault("units", "percent")
         values["atlas"] = values.get("atlas", {}) | {"name": model.scaling.atlas}
         values |= {"results": str(files), "cohorts": [cohort], "preprocess": preprocess}
+        values["model"] = {"start": self.model_name}
         return parse_config(values, self.source)
-
-
-def split_name(name: str) -> tuple[str, str | None]:
-    """A folder as it is; ``owner/name/subfolder`` -> (``owner/name``, ``subfolder``)."""
-    if Path(name).exists() or name.count("/") < 2 or name.startswith((".", "/")):
-        return name, None
-    owner, repository, subfolder = name.split("/", 2)
-    return f"{owner}/{repository}", subfolder

@@ -1,4 +1,4 @@
-"""From shards to tables of embeddings: a row per window, a row per recording.
+"""From shards to tables of embeddings and predictions: a row per window and per recording.
 
 Nothing is dropped: a recording without a usable series is a row too, with its status and reason.
 """
@@ -28,6 +28,9 @@ IDENTITY = [
 ]  # fmt: skip
 FORMATS = ("parquet", "tsv", "npy")
 _BATCH = 8  # windows in one pass of the encoder
+_MISSING = 0.2  # share of missing values that is worth a warning
+#: values of each window, and of the recording
+Made = tuple[list[dict], dict]
 
 
 def embed_corpus(
@@ -65,13 +68,60 @@ def embed_corpus(
     """
     pool = choose_pool(model, pool)
 
-    def run(windows: torch.Tensor) -> list[dict]:
-        return [{"vector": vector} for vector in _embed(model, windows, pool)]
+    def run(windows: torch.Tensor) -> Made:
+        vectors = _batched(windows, lambda part: model.embed(part, pool)).float().numpy()
+        mean = np.nanmean(vectors, 0).astype(np.float32)  # NaN: a parcel no window has
+        return [{"vector": vector} for vector in vectors], {"vector": mean}
 
     rows = list(_rows(model, corpus, run, short, progress))
     table = pd.DataFrame(rows, columns=[*IDENTITY, "vector", "warnings"])
     table.insert(len(IDENTITY), "pool", pool)
     return table
+
+
+def predict_corpus(
+    model: BrainLM,
+    corpus: Corpus,
+    *,
+    short: str = "refuse",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pd.DataFrame:
+    """Predict every recording of `corpus` with a fine-tuned model.
+
+    Returns
+    -------
+    DataFrame
+        :data:`IDENTITY`, ``target``, ``prediction`` (in the label's units), or of a classifier
+        ``predicted_class`` and ``probability_<class>``, and ``warnings``, which also name what is
+        outside the range of the model's training data. A recording's prediction is the mean of
+        its windows'.
+
+    Raises
+    ------
+    BrainLMError
+        As :func:`embed_corpus`; or the model was not fine-tuned.
+    """
+    if model.head is None:
+        raise BrainLMError("this model predicts nothing: it has no head (brainlm finetune)")
+
+    def run(windows: torch.Tensor) -> Made:
+        values = _batched(windows, lambda part: model.predict(part).values).numpy()
+        mean = decode(values.mean(0))
+        outside = {"label": mean["prediction"]} if "prediction" in mean else {}
+        return [decode(row) for row in values], mean | {"outside": outside}
+
+    def decode(values: np.ndarray) -> dict:
+        if not model.config.classes:
+            return {"prediction": float(values[0])}
+        shares = dict(zip(model.config.classes, map(float, values), strict=True))
+        named = {f"probability_{name}": share for name, share in shares.items()}
+        return {"predicted_class": max(shares, key=lambda name: shares[name]), **named}
+
+    table = pd.DataFrame(list(_rows(model, corpus, run, short, progress)))
+    table.insert(len(IDENTITY), "target", model.config.target)
+    probabilities = [f"probability_{name}" for name in model.config.classes]
+    made = ["predicted_class", *probabilities] if probabilities else ["prediction"]
+    return table.reindex(columns=[*IDENTITY, "target", *made, "warnings"])
 
 
 def choose_pool(model: BrainLM, pool: str) -> str:
@@ -104,7 +154,7 @@ def _rows(model, corpus: Corpus, run, short: str, progress) -> Iterator[dict]:
         if about["status"] == "ok":
             yield from _recording_rows(model, corpus, index, about, run, short)
         else:
-            yield {"level": "recording", **about, "vector": None, "warnings": ""}
+            yield {"level": "recording", **about, "warnings": ""}
         progress(index + 1, total)
 
 
@@ -125,32 +175,33 @@ def _recording_rows(model, corpus: Corpus, index: int, about: dict, run, short: 
         windows, starts = cut_windows(model, series, short=short)
     except BrainLMError as error:
         failed = {"status": "not_embedded", "reason": str(error)}
-        yield {"level": "recording", **about, **failed, "vector": None, "warnings": ""}
+        yield {"level": "recording", **about, **failed, "warnings": ""}
         return
-    found = run(windows)
-    notes = "; ".join(_warnings(model, corpus, index, windows))
-    for start, values in zip(starts, found, strict=True):
+    each, together = run(windows)
+    notes = "; ".join(_warn(model, about | together.pop("outside", {}), windows))
+    for start, values in zip(starts, each, strict=True):
         at = {"start_s": start * model.scaling.sample_period_s}
         yield {"level": "window", **about, **at, **values, "warnings": notes}
-    mean = np.nanmean if len(found) > 1 else np.mean
-    vector = mean([values["vector"] for values in found], axis=0).astype(np.float32)
-    yield {"level": "recording", **about, "vector": vector, "warnings": notes}
+    yield {"level": "recording", **about, **together, "warnings": notes}
 
 
-def _warnings(model, corpus: Corpus, index: int, windows) -> Iterator[str]:
+def _warn(model: BrainLM, about: dict, windows: torch.Tensor) -> Iterator[str]:
+    """What is unlike the model's training data, or missing."""
+    from ..model.ranges import list_outside
+
+    known = ("label", "repetition_time_s", "coverage", "mean_fd_mm")
+    yield from list_outside(model.config.ranges, {k: about[k] for k in known if k in about})
     missing = float(windows.isnan().float().mean())
-    if missing > 0.2:
+    if missing > _MISSING:
         yield f"{missing:.0%} of the windows' values are missing"
 
 
-def _embed(model: BrainLM, windows: torch.Tensor, pool: str) -> np.ndarray:
-    """[K, F] float32."""
+def _batched(windows: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Results of a few windows at a time, on the host."""
     import torch
 
-    device = next(model.parameters()).device
     with torch.inference_mode():
-        parts = [model.embed(part.to(device), pool).cpu() for part in windows.split(_BATCH)]
-    return torch.cat(parts).float().numpy()
+        return torch.cat([run(part).cpu() for part in windows.split(_BATCH)])
 
 
 def write_table(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
@@ -170,6 +221,10 @@ def write_table(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
         with atomic_path(out) as temporary:
             table.to_parquet(temporary)
         return [out]
+    if "vector" not in table:
+        if form == "npy":
+            raise BrainLMError("format npy is for vectors; write predictions as parquet or tsv")
+        return [_write_tsv(table, out)]
     facts = table.drop(columns="vector")
     known = table["vector"].notna()
     vectors = np.stack(table.loc[known, "vector"].to_list()) if known.any() else np.empty((0, 0))

@@ -294,3 +294,11 @@ def push_to_hub(
     api.upload_file(repo_id=repository, path_in_repo="README.md",
                     path_or_fileobj=card.encode())  # fmt: skip
     return str(address)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """A folder as it is; ``owner/name/subfolder`` -> (``owner/name``, ``subfolder``)."""
+    if Path(name).exists() or name.count("/") < 2 or name.startswith((".", "/")):
+        return name, None
+    owner, repository, subfolder = name.split("/", 2)
+    return f"{owner}/{repository}", subfolder

@@ -20,7 +20,7 @@ from ..atlas import load_atlas
 from ..config import Config
 from ..errors import BrainLMError
 from ..evaluation.reconstruction import load_traces
-from ..evaluation.tasks import CLINICAL, load_tasks
+from ..evaluation.tasks import CLINICAL, tasks_of
 from ..files import read_json
 from ..paths import ModelFolder
 from ..shards import Scaling, ShardInfo, read_info
@@ -110,7 +110,7 @@ def read_facts(config: Config) -> Facts:
         traces=load_traces(paths.side_table("reconstruction", "traces", ".npz")),
         release=_read_tsv(paths.release_shards),
         card=_read_card(model.card),
-        tasks=dict(load_tasks(config.tasks)),
+        tasks=dict(tasks_of(config)),
         places=_read_places(config),
     )
 

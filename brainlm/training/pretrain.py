@@ -14,6 +14,7 @@ import math
 import platform
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from . import checkpoint
 from .card import pretrained_card
 from .covariance import fit_gaussian
 from .distributed import Ranks, gradient_sync, prepare, start
+from .given_model import open_given
 from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, predict_hidden
 from .meter import Meter, Rates, device_name
@@ -99,6 +101,8 @@ class Run:
                                      decoder_context=model.decoder_context,
                                      learned_parcels=model.learned_parcels,
                                      coordinates=atlas.coordinates)  # fmt: skip
+        if model.start is not None:
+            self._go_on_from(model.start, atlas, corpus.info.sample_period_s, scaling)
         # of its own, on the host: masks are drawn before a batch goes to the device
         grid = token_grid(self.model.config, self.model.coordinates)
         self.table = corpus.table
@@ -125,6 +129,17 @@ class Run:
         )  # fmt: skip
         self.others: dict = {}  # scores of the other predictors, the same at every validation
         self.stop = False
+
+    def _go_on_from(self, name: str, atlas: Atlas, sample_period_s: float, scaling) -> None:
+        """Begin with a finished model's weights and keep its own scaling."""
+        given = open_given(name, atlas, sample_period_s, Path(scaling))
+        if given.config != self.model.config:
+            ours, theirs = asdict(self.model.config), asdict(given.config)
+            other = [f"{k} {theirs[k]} (here {v})" for k, v in ours.items() if theirs[k] != v]
+            raise BrainLMError(f"model.start: {name} is of another shape: {', '.join(other)}; set "
+                               "model.preset, window and patch to that model's")  # fmt: skip
+        assert given.scaling is not None
+        self.model, self.scaling = given, given.scaling
 
     def _windows(self, corpus: Corpus, rows) -> Windows:
         return Windows(corpus, self.scaling, self.model.config.window, rows,
@@ -384,8 +399,9 @@ def _settings(shards, scaling, model: config.Model, options: config.Pretrain) ->
     """What decides the final weights, as JSON; machines and rhythm do not."""
     parts = sorted(f"{Path(path).name}:{Path(path).stat().st_size}" for path in shards)
     decisive = options.model_dump(exclude=set(options.FREE))
+    given = {"start", "continue_training"} if model.start is None else set()
     return json.dumps({
-        **model.model_dump(), **decisive, "scaling": sha256(scaling),
+        **model.model_dump(exclude=given), **decisive, "scaling": sha256(scaling),
         "shards": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
     }, sort_keys=True)  # fmt: skip
 

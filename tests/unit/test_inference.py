@@ -14,8 +14,9 @@ from brainlm.atlas import load_atlas
 from brainlm.cli import main
 from brainlm.errors import BrainLMError
 from brainlm.inference.scans import dataset_root, guess_layout
-from brainlm.inference.session import split_name
+from brainlm.inference.study import combine_seeds
 from brainlm.model import PRESETS, BrainLM, BrainLMConfig, from_pretrained, make_windows
+from brainlm.model.hub import split_name
 from brainlm.shards import Scaling
 
 SECONDS = 130
@@ -173,3 +174,45 @@ def test_where_a_dataset_and_a_model_begin(tmp_path):
     assert split_name("results/models/r1/pretrain")[1] == "r1/pretrain"
     (tmp_path / "a/b/c").mkdir(parents=True)
     assert split_name(str(tmp_path / "a/b/c")) == (str(tmp_path / "a/b/c"), None)
+
+
+def test_a_classifier_answers_by_name_and_flags_what_is_unlike_its_training(home, tmp_path):
+    atlas = load_atlas("demo424", home / "atlas")
+    settings = PRESETS["tiny"] | {"width": 32, "depth": 1, "heads": 2, "ffn": 64}
+    shape = BrainLMConfig(
+        num_parcels=424, window=60, patch=20, has_coordinates=True, head_outputs=3, pool="mean",
+        classes=("a", "b", "c"), target="group", ranges={"coverage": (0.2, 0.2, 0.3, 0.4, 0.5)},
+        **settings,
+    )  # fmt: skip
+    scaling = from_pretrained(home / "model").scaling
+    BrainLM(shape, atlas.coordinates).save_pretrained(tmp_path / "tuned", scaling, "a card")
+    code = main([
+        "predict", str(home / "series"), "--model", str(tmp_path / "tuned"), "--layout", "parcels",
+        "--config", str(home / "study.yaml"), "--units", "scanner", "--workers", "1",
+        "--out", str(tmp_path / "p.parquet"),
+    ])  # fmt: skip
+    table = pd.read_parquet(tmp_path / "p.parquet")
+    recordings = table[table["level"] == "recording"]
+    assert code == 0 and recordings["status"].to_list() == ["ok", "ok", "too_short"]
+    shares = recordings[["probability_a", "probability_b", "probability_c"]].iloc[:2]
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert (shares.idxmax(axis=1).str[-1] == recordings["predicted_class"][:2]).all()
+    assert recordings["warnings"].iloc[0].startswith("share of parcels with data 0.998 is outside")
+    page = (tmp_path / "p_files/report/index.html").read_text()
+    assert "probability_b" in page and "is outside" in page
+
+
+def test_seeds_are_combined(home):
+    def one(values, **more):
+        rows = [{"level": "window"}, *({"level": "recording", **v, **more} for v in values)]
+        return pd.DataFrame(rows)
+
+    numbers = combine_seeds([one([{"prediction": 3.0}]), one([{"prediction": 5.0}])])
+    assert numbers[["prediction", "seeds", "seed_sd"]].to_numpy().tolist() == [[4, 2, 1]]
+    first = one([{"predicted_class": "x", "probability_x": 0.6, "probability_y": 0.4}])
+    other = one([{"predicted_class": "y", "probability_x": 0.1, "probability_y": 0.9}])
+    classes = combine_seeds([first, other])
+    assert classes["predicted_class"].to_list() == ["y"]
+    assert classes["probability_y"].to_list() == pytest.approx([0.65])
+    gone = one([{"status": "too_short", "predicted_class": None, "probability_x": np.nan}])
+    assert combine_seeds([gone, gone])["predicted_class"].isna().all()

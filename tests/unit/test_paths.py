@@ -37,6 +37,7 @@ first_atlas.json
     models/r1/pretrain
     models/r1/sweep/PRESET-SHARE-SEED
     models/r1/START-TASK/seed-SEED
+    embeddings/r1/COHORT.parquet predictions/r1/COHORT.parquet
     evaluation/r1/TASK.parquet
     evaluation/r1/TASK.WHAT.parquet
     recordings

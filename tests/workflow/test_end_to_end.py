@@ -168,7 +168,7 @@ def test_derivatives_are_bids(study):
     ("name", "words"),
     [
         ("01_from_bids_to_report", "connectivity against the truth: r = 0."),
-        ("02_pretrained_model_from_python", "finetune-age/seed-1: "),
+        ("02_pretrained_model_from_python", "finetune-age/seed-1: age"),
     ],
 )
 def test_the_tutorials_run(study, name, words):
