@@ -202,7 +202,8 @@ def _embed(config, cohort, atlas, task) -> Facts:
 
 def _finetune(config, cohort, atlas, task) -> Facts:
     settings = {"model": _model(config), "finetune": config.finetune.model_dump()}
-    return Facts(settings, task=task and task.model_dump(exclude={"seeds"}))  # a job per seed
+    others = {"seeds", "networks"}  # a job per seed; networks are other methods
+    return Facts(settings, task=task and task.model_dump(exclude=others))
 
 
 def _evaluate(config, cohort, atlas, task) -> Facts:

@@ -23,6 +23,17 @@ REGISTRY = shipped("workflow") / "tasks"
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
+#: Deep networks of ml4fmri that a CPU fits in minutes; then all that a task can ask for.
+_LIGHT: tuple[Literal["meanMLP", "LSTM", "Transformer"], ...] = ("meanMLP", "LSTM", "Transformer")
+DeepNetworks = Annotated[
+    tuple[Literal["meanMLP", "LSTM", "Transformer", "BNT", "BrainNetCNN", "BolT"], ...],
+    Field(
+        description="deep baselines, by ml4fmri; those not in the default are for a GPU",
+        exclude_if=lambda names: names == _LIGHT,  # results of older studies stay as they are
+    ),
+]
+
+
 class _Task(Section):
     name: Name = Field(description="from the file's name")
 
@@ -53,6 +64,7 @@ class Regression(_Task):
         "from nobody in it (leave-site-out); pretraining saw its training people, without labels",
     )  # fmt: skip
     metric: Literal["r", "r2", "mse", "mae"] = Field("r", description="the headline figure")
+    networks: DeepNetworks = _LIGHT
     seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
 
 
@@ -70,6 +82,7 @@ class Classification(_Task):
     )
     groups: str | None = Field(None, description="as in a regression")
     metric: Literal["auc", "balanced_accuracy"] = Field("auc", description="the headline figure")
+    networks: DeepNetworks = _LIGHT
     seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
 
 

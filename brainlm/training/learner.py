@@ -1,4 +1,4 @@
-"""What learns in a fine-tuning, and the weights that predicted the validation people best."""
+"""What learns, and the weights that predicted the validation people best."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from torch import Tensor, nn
 PATIENCE = 8
 
 
-class Learner:
-    """A head that learns, alone or with the encoder below it, and its best weights so far.
+class Trainee:
+    """A module that learns, and its weights of the best epoch so far.
 
     Attributes
     ----------
-    start : str
-        How the head began: at random, or as ridge regression.
     learns : Module
-        The head, or the whole model.
     loss : float
         The validation people's, of the best weights; infinite before the first.
     epoch : int
@@ -28,14 +25,13 @@ class Learner:
 
     def __init__(
         self,
-        start: str,
-        head: nn.Module,
         learns: nn.Module,
         optimizer: torch.optim.Optimizer,
         loss: float = math.inf,
         epoch: int = 0,
+        patience: float = PATIENCE,
     ):
-        self.start, self.head, self.learns, self.optimizer = start, head, learns, optimizer
+        self.learns, self.optimizer, self.patience = learns, optimizer, patience
         self.loss, self.epoch, self.weights = loss, epoch, _copy(learns)
         self._waited = 0
 
@@ -56,7 +52,29 @@ class Learner:
 
     @property
     def is_over(self) -> bool:
-        return self._waited >= PATIENCE
+        return self._waited >= self.patience
+
+
+class Learner(Trainee):
+    """A head that learns, alone or with the encoder below it.
+
+    Attributes
+    ----------
+    start : str
+        How the head began: at random, or as ridge regression.
+    """
+
+    def __init__(
+        self,
+        start: str,
+        head: nn.Module,
+        learns: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: float = math.inf,
+        epoch: int = 0,
+    ):
+        super().__init__(learns, optimizer, loss, epoch)
+        self.start, self.head = start, head
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

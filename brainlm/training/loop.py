@@ -1,4 +1,4 @@
-"""Training of the networks that a comparison needs: the same budget and choices for each.
+"""Training of the small networks that a comparison needs: the same budget and choices for each.
 
 A network, an objective on windows, and a budget; weights and learning rate are the best on
 validation people.
@@ -7,14 +7,16 @@ validation people.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import BrainLMError
 from .device import device_of, get_device
+from .learner import Trainee
 from .schedule import make_optimizer
 from .windows import Prefetch, Windows
 
@@ -85,6 +87,11 @@ def fit(build: Callable[[], Network], objective: Objective, train: Windows, chec
         if best is None or result.validation < best.validation:
             best = result
     assert best is not None
+    if best.validation == math.inf:
+        raise BrainLMError(
+            f"{type(best.network).__name__}: training diverged at every learning rate of "
+            f"{', '.join(f'{rate:g}' for rate in rates)}; name smaller ones"
+        )
     return best
 
 
@@ -95,22 +102,39 @@ def _train(network: Network, objective: Objective, train: Windows, check: Window
     optimizer = make_optimizer(network, rate, 0.05)
     total = budget.epochs * math.ceil(len(train) / budget.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, total))
-    best, kept_epoch, kept = math.inf, 0, _copy(network)
-    for epoch in range(budget.epochs):
-        network.train()
+
+    def losses(epoch: int) -> Iterator[Tensor]:
         torch.manual_seed(hash((budget.seed, epoch)))
         for batch in Prefetch(train.batch, _picks(train, epoch, budget.batch_size)):
-            loss = objective(network, batch.signal.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
+            yield objective(network, batch.signal.to(device))
             schedule.step()
-        loss = _validate(network, objective, check)
-        if not loss >= best:  # NaN (nobody to validate on): the last epoch is kept
-            best, kept_epoch, kept = loss, epoch + 1, _copy(network)
-    network.load_state_dict(kept)
-    return Fitted(network.eval(), best, rate, kept_epoch)
+
+    trainee = Trainee(network, optimizer, patience=math.inf)
+    keep_best(trainee, budget.epochs, losses, lambda: _validate(network, objective, check))
+    validation = trainee.loss if len(check) else math.nan
+    return Fitted(network, validation, rate, trainee.epoch)
+
+
+def keep_best(trainee: Trainee, epochs: int, losses: Callable[[int], Iterable[Tensor]],
+              validate: Callable[[], float | None]) -> None:  # fmt: skip
+    """Epochs until the patience is over; leaves the module with its best weights.
+
+    Parameters
+    ----------
+    losses : callable
+        Epoch -> losses of its batches; each is stepped on before the next is asked for.
+    validate : callable
+        -> validation loss; None if nobody is left to validate on: the last epoch is kept.
+    """
+    for epoch in range(epochs):
+        trainee.learns.train()
+        for loss in losses(epoch):
+            trainee.step(loss)
+        trainee.note(epoch + 1, validate())
+        if trainee.is_over:
+            break
+    trainee.learns.load_state_dict(trainee.weights)
+    trainee.learns.eval()
 
 
 def _share(step: int, total: int) -> float:
@@ -128,8 +152,8 @@ def _picks(windows: Windows, epoch: int, size: int) -> Iterator[list[tuple[int, 
 
 
 @torch.no_grad()
-def _validate(network: nn.Module, objective: Objective, check: Windows) -> float:
-    """Mean loss of the middle window of every validation recording; NaN if there is none."""
+def _validate(network: nn.Module, objective: Objective, check: Windows) -> float | None:
+    """Mean loss of the middle window of every validation recording; None if there is none."""
     network.eval()
     torch.manual_seed(0)  # objectives that mask do so alike every time
     device = device_of(network)
@@ -137,7 +161,7 @@ def _validate(network: nn.Module, objective: Objective, check: Windows) -> float
     for row in check.rows:
         windows = check.even(int(row), 3)
         losses.append(float(objective(network, windows[len(windows) // 2][None].to(device))))
-    return sum(losses) / len(losses) if losses else math.nan
+    return sum(losses) / len(losses) if losses else None
 
 
 def squared_error(prediction: Tensor, truth: Tensor, where: Tensor | None = None) -> Tensor:
@@ -145,7 +169,3 @@ def squared_error(prediction: Tensor, truth: Tensor, where: Tensor | None = None
     known = truth.isfinite() if where is None else truth.isfinite() & where
     error = (prediction.float() - truth.nan_to_num(0.0)).square()
     return error.mul(known).sum() / known.sum().clamp(min=1)
-
-
-def _copy(network: nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in network.state_dict().items()}

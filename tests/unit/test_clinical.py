@@ -15,8 +15,8 @@ from brainlm.cohort.splits import split_of
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.clinical import views
+from brainlm.evaluation.clinical.deep_networks import correlations
 from brainlm.evaluation.clinical.fine_tuned import fit_task
-from brainlm.evaluation.clinical.small_networks import correlation_graph
 from brainlm.evaluation.job import Job, evaluate
 from brainlm.evaluation.people import fold_groups
 from brainlm.evaluation.tasks import parse_task
@@ -112,7 +112,7 @@ def job(folder, kind="regression", target="age", external=False, **task) -> Job:
         "finetune": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3},
         "model": {"preset": "tiny", "window": WINDOW, "patch": 10},
     })  # fmt: skip
-    values = {"kind": kind, "target": target, "seeds": [1], **task}
+    values = {"kind": kind, "target": target, "seeds": [1], "networks": ["meanMLP"], **task}
     name = f"{target}-{len(task)}"
     shards = [folder / "results/shards/away/00000.parquet"] if external else []
     return Job(parse_task(values, name, name), config, shards)
@@ -138,16 +138,17 @@ def value(table, method, metric, cohort="home", level="pooled"):
 
 @pytest.fixture(scope="module")
 def age(folder):
-    return run(job(folder, external=True, seeds=[1, 2]))
+    networks = ["meanMLP", "LSTM", "Transformer"]
+    return run(job(folder, external=True, seeds=[1, 2], networks=networks))
 
 
 def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
     methods = set(age["method"][~age["method"].str.contains(" minus ")])
     assert methods == {
         "fine-tuned", "from scratch", "mean", "mean FD", "site", "demographics",
-        "connectivity + ridge", "connectivity + SVR", "connectivity + MLP",
+        "connectivity + ridge", "connectivity + SVR",
         "tangent connectivity + ridge", "connectivity less confounds + ridge",
-        "raw series + SVR", "raw series + MLP", "LSTM", "GCN",
+        "raw series + SVR", "meanMLP", "LSTM", "Transformer",
         "k-NN on CLS, zero-shot", "k-NN on mean token, zero-shot", "linear probe on CLS",
         "linear probe on mean token", "linear probe on latent connectivity",
         "connectivity and latent connectivity + ridge",
@@ -371,13 +372,11 @@ def test_cleaned_features_know_nothing_of_the_confounds():
     assert np.abs(clean(features[:5], unseen)).max() > 1
 
 
-def test_the_graph_is_normalised_and_keeps_the_strongest_edges():
+def test_networks_see_correlations_and_0_of_what_is_missing():
     signal = torch.randn(2, 10, 30)
-    graph = correlation_graph(signal, share=0.2)
-    degree = (graph[0] > 0).sum(1)
-    assert torch.allclose(graph, graph.transpose(1, 2), atol=1e-6)
-    assert (degree - 1).sum() == 20  # a fifth of the 100 entries
-    assert graph[0, 0, 0] == pytest.approx(1 / float(degree[0]))
+    signal[1, 3] = 0
+    found, expected = correlations(signal), torch.stack([torch.corrcoef(x) for x in signal])
+    torch.testing.assert_close(found, expected.nan_to_num(0.0))
 
 
 def test_groups_are_kept_whole_in_a_few_even_folds():

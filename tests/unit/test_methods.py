@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from brainlm.cohort.labels import Labels, LabelTransform
 from brainlm.config import Evaluate, Finetune, parse_config
 from brainlm.evaluation.clinical import methods
 from brainlm.evaluation.clinical.baselines import fit_linear, fit_neighbours
+from brainlm.evaluation.clinical.deep_networks import fit_network
 from brainlm.evaluation.clinical.methods import Fold, Method
 from brainlm.evaluation.clinical.scores import score
-from brainlm.evaluation.clinical.small_networks import LSTM, fit_series
 from brainlm.evaluation.clinical.targets import Part
 from brainlm.evaluation.people import Population, hold_out_groups, read_questionnaires
+from brainlm.evaluation.tasks import DeepNetworks
 from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 from brainlm.training.windows import Windows
 
@@ -117,19 +119,40 @@ def test_folds_are_of_the_people_who_are_predicted(corpus):
     )
 
 
-def test_networks_see_every_recording_once_a_pass(corpus, monkeypatch):
+@pytest.fixture
+def windows(corpus):
     scaling = Scaling.fit(ParcelQuantiles.of([corpus.series(0)], 6), atlas="six",
                           atlas_sha256="0" * 64, sample_period_s=1.0)  # fmt: skip
-    rows = np.arange(2 * 16, 2 * 24)  # eight people, two recordings each
-    windows = Windows(corpus, scaling, 20, rows)
+    return Windows(corpus, scaling, 20, np.arange(32, 48))  # eight people, two recordings each
+
+
+def rows_of_people(windows, first, last):
+    out = np.empty(last - first, object)
+    out[:] = [windows.rows[2 * i : 2 * i + 2] for i in range(first, last)]
+    return out
+
+
+def test_networks_see_every_recording_once_a_pass(windows, monkeypatch):
     seen, plain = [], windows.batch
     monkeypatch.setattr(windows, "batch", lambda picks: seen.extend(picks) or plain(picks))
-    train = np.empty(8, object)
-    train[:] = [rows[2 * i : 2 * i + 2] for i in range(8)]
+    train = rows_of_people(windows, 0, 8)
     known = methods.Known(train, np.arange(8.0), train[:0], np.zeros(0))
-    torch.manual_seed(0)
-    fit_series(LSTM, known, windows, Finetune(epochs=1, batch_size=4))(train)
-    assert sorted(row for _, row in seen) == rows.tolist()
+    fit_network("LSTM", known, windows, Finetune(epochs=1, batch_size=4))(train)
+    assert sorted(row for _, row in seen) == windows.rows.tolist()
+
+
+@pytest.mark.parametrize("name", get_args(get_args(get_args(DeepNetworks)[0])[0]))
+@pytest.mark.parametrize("classes", [0, 3])
+def test_every_network_learns_numbers_and_classes(name, classes, windows):
+    train, held = rows_of_people(windows, 0, 5), rows_of_people(windows, 5, 8)
+    y = np.arange(8) % 3 + 0.0
+    known = methods.Known(train, y[:5], held, y[5:], classes, 7)
+    options = Finetune(epochs=2, batch_size=3)
+    guess, again = (fit_network(name, known, windows, options)(held) for _ in range(2))
+    assert guess.shape == ((3, 3) if classes else (3,)) and np.isfinite(guess).all()
+    np.testing.assert_array_equal(guess, again)  # of the same seed
+    if classes:
+        np.testing.assert_allclose(guess.sum(1), 1, rtol=1e-5)
 
 
 def test_questions_are_known_by_the_names_that_tables_give_them(tmp_path):

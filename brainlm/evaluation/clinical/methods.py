@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -55,13 +55,14 @@ def fit_constant(known: Known) -> Predictor:
     return lambda features: np.full(len(features), known.y.mean())
 
 
-def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[Method]:
+def list_methods(
+    kind: str, options: Finetune, windows: Windows | None, networks: Sequence[str] = ()
+) -> list[Method]:
     """All methods; those on windows need recordings as long as the model's window."""
-    from . import small_networks as rivals
+    from .deep_networks import fit_network
 
     logistic = [Method("connectivity + logistic", "connectivity", baselines.fit_logit)]
     svm = "SVR" if kind == "regression" else "SVC"
-    mlp = partial(rivals.fit_mlp, options=options)
     methods = [
         Method("mean" if kind == "regression" else "chance", "people", fit_constant),
         Method("mean FD", "mean FD", baselines.fit_linear),
@@ -70,19 +71,15 @@ def list_methods(kind: str, options: Finetune, windows: Windows | None) -> list[
         Method("connectivity + ridge", "connectivity", baselines.fit_linear),
         *(logistic if kind == "classification" else []),
         Method(f"connectivity + {svm}", "connectivity", baselines.fit_svm),
-        Method("connectivity + MLP", "connectivity", mlp, random=True),
         Method("tangent connectivity + ridge", "tangent", baselines.fit_linear),
         Method("connectivity less confounds + ridge", "cleaned", baselines.fit_linear),
     ]
     if windows is None:
         return methods
-    lstm = partial(rivals.fit_series, rivals.LSTM, windows=windows, options=options)
-    gcn = partial(rivals.fit_series, rivals.GCN, windows=windows, options=options)
+    deep = partial(fit_network, windows=windows, options=options)
     methods += [
         Method(f"raw series + {svm}", "raw series", baselines.fit_svm),
-        Method("raw series + MLP", "raw series", mlp, random=True),
-        Method("LSTM", "rows", lstm, random=True),
-        Method("GCN", "rows", gcn, random=True),
+        *(Method(name, "rows", partial(deep, name), random=True) for name in networks),
         Method("k-NN on CLS, zero-shot", "CLS", baselines.fit_neighbours),
         Method("k-NN on mean token, zero-shot", "mean token", baselines.fit_neighbours),
         Method("linear probe on CLS", "CLS", baselines.fit_linear),

@@ -124,7 +124,8 @@ class Study:
         assert self.model.scaling is not None
         windows = Windows(self.corpus, self.model.scaling, self.window, rows)
         self._windows = windows
-        return list_methods(self.task.kind, self.job.config.finetune, windows)
+        options, networks = self.job.config.finetune, self.task.networks
+        return list_methods(self.task.kind, options, windows, networks)
 
     def _predict(self, splits: Sequence[Split], methods: list[Method], *, fits: bool) -> dict:
         """Per person: transform and one prediction per seed by method; ``n_train`` by method.

@@ -1,0 +1,88 @@
+"""Deep networks of others that a transformer has to beat, as `ml4fmri`_ has them.
+
+The same people, windows, budget and early stopping as fine-tuning: at most ``Finetune.epochs``
+passes, one random window of each recording a pass, the weights of the best validation loss kept.
+Each is fitted at its authors' learning rate and at :data:`RATE`, as its authors train for hundreds
+of passes; validation people choose.
+
+.. _ml4fmri: https://pypi.org/project/ml4fmri
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...config import Finetune
+from ...training.learner import Trainee
+from ...training.loop import keep_best
+from ...training.windows import Windows
+from .baselines import Known, Predictor, balance, prediction_loss, soften
+from .views import WINDOWS
+
+#: Networks that read a window's correlations; the others read the window.
+OF_CORRELATIONS = ("BrainNetCNN", "BNT")
+RATE = 1e-3
+
+
+def fit_network(name: str, known: Known, windows: Windows, options: Finetune) -> Predictor:
+    """A network of ml4fmri on windows; the features of `known` are rows of the corpus, an array
+    per person."""
+    import ml4fmri.models
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    person = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])
+    recordings = np.concatenate(list(known.train))
+    shift, scale = (0.0, 1.0) if known.classes else (known.y.mean(), known.y.std() or 1.0)
+    target = torch.from_numpy((known.y - shift) / scale).float().to(device)
+
+    def look(signal: Tensor) -> Tensor:
+        filled = signal.nan_to_num(0.0).to(device)
+        return correlations(filled) if name in OF_CORRELATIONS else filled.transpose(1, 2)
+
+    def fit(rate: float | None) -> tuple[float, Predictor]:
+        torch.manual_seed(known.seed)
+        random = np.random.default_rng(known.seed)
+        net = getattr(ml4fmri.models, name)(windows.series.num_parcels, max(1, known.classes))
+        net = net.to(device)
+
+        def losses(epoch: int) -> Iterator[Tensor]:
+            batches = -(-len(recordings) // options.batch_size)
+            for some in np.array_split(random.permutation(len(recordings)), batches):
+                picks = [(epoch, int(row)) for row in recordings[some]]
+                output, parts = net(look(windows.batch(picks).signal))
+                y = target[torch.from_numpy(person[some])]
+                if known.classes:
+                    yield net.compute_loss(parts, y.long())[0]
+                else:
+                    yield F.mse_loss(output[:, 0], y)
+
+        @torch.inference_mode()
+        def predict(rows: np.ndarray) -> np.ndarray:
+            net.eval()
+            signals = (torch.cat([windows.even(int(r), WINDOWS) for r in some]) for some in rows)
+            out = np.stack([net(look(signal))[0].mean(0).cpu().numpy() for signal in signals])
+            return balance(soften(out), known.y) if known.classes else out[:, 0] * scale + shift
+
+        def validate() -> float | None:
+            if not len(known.y_validation):
+                return None
+            guess = predict(known.validation)
+            return prediction_loss(guess, known.y_validation, known.classes)
+
+        trainee = Trainee(net, net.get_optimizer(rate))
+        keep_best(trainee, options.epochs, losses, validate)
+        return trainee.loss, predict
+
+    rates = (None, RATE) if len(known.y_validation) else (RATE,)
+    return min((fit(rate) for rate in rates), key=lambda fitted: fitted[0])[1]
+
+
+def correlations(signal: Tensor) -> Tensor:
+    """[B, R, T] -> [B, R, R], 0 where a parcel is missing or constant."""
+    unit = F.normalize(signal - signal.mean(-1, keepdim=True), dim=-1)
+    return unit @ unit.transpose(1, 2)
