@@ -163,7 +163,7 @@ def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
         part = age[age["cohort"] == cohort]
         assert set(part["note"]) == {f"{said}; {absent} with a label and no recording at all"}
         assert set(part["left_out"]) == {3 + absent}
-    people = pd.read_parquet(folder / "results/evaluation/r1/age-1.predictions.parquet")
+    people = pd.read_parquet(folder / "results/evaluation/r1/age-2.predictions.parquet")
     assert (people.groupby(["method", "seed"], dropna=False).size() == tested + 12).all()
 
 
