@@ -23,7 +23,7 @@ REGISTRY = shipped("workflow") / "tasks"
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
-#: Deep networks of ml4fmri that a CPU fits in minutes; then all that a task can ask for.
+#: Deep networks of ml4fmri: a strong simple one, the paper's baseline, and a transformer.
 _LIGHT: tuple[Literal["meanMLP", "LSTM", "Transformer"], ...] = ("meanMLP", "LSTM", "Transformer")
 DeepNetworks = Annotated[
     tuple[Literal["meanMLP", "LSTM", "Transformer", "BNT", "BrainNetCNN", "BolT"], ...],

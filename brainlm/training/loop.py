@@ -79,18 +79,30 @@ def fit(build: Callable[[], Network], objective: Objective, train: Windows, chec
         Of training and validation recordings; without validation windows the first learning
         rate and the last epoch are used.
     """
-    best: Fitted[Network] | None = None
-    rates = budget.learning_rates if len(check) else budget.learning_rates[:1]
-    for rate in rates:
+
+    def train_at(rate: float) -> Fitted[Network]:
         torch.manual_seed(budget.seed)
-        result = _train(build(), objective, train, check, budget, rate)
-        if best is None or result.validation < best.validation:
-            best = result
-    assert best is not None
+        return _train(build(), objective, train, check, budget, rate)
+
+    return best_of(budget.learning_rates if len(check) else budget.learning_rates[:1], train_at)
+
+
+def best_of(
+    rates: Sequence[float], train_at: Callable[[float], Fitted[Network]]
+) -> Fitted[Network]:
+    """Train once per learning rate and keep the best on validation participants.
+
+    Raises
+    ------
+    BrainLMError
+        No epoch at any rate has a finite validation loss.
+    """
+    best = min(map(train_at, rates), key=lambda fitted: fitted.validation)
     if best.validation == math.inf:
         raise BrainLMError(
-            f"{type(best.network).__name__}: training diverged at every learning rate of "
-            f"{', '.join(f'{rate:g}' for rate in rates)}; name smaller ones"
+            f"{type(best.network).__name__}: training diverged at every learning rate "
+            f"({', '.join(f'{rate:g}' for rate in rates)}): the validation loss was never a "
+            "number; look for extreme values in labels and series, or name smaller rates"
         )
     return best
 
@@ -110,14 +122,14 @@ def _train(network: Network, objective: Objective, train: Windows, check: Window
             schedule.step()
 
     trainee = Trainee(network, optimizer, patience=math.inf)
-    keep_best(trainee, budget.epochs, losses, lambda: _validate(network, objective, check))
-    validation = trainee.loss if len(check) else math.nan
-    return Fitted(network, validation, rate, trainee.epoch)
+    return keep_best(trainee, rate, budget.epochs, losses,
+                     lambda: _validate(network, objective, check))  # fmt: skip
 
 
-def keep_best(trainee: Trainee, epochs: int, losses: Callable[[int], Iterable[Tensor]],
-              validate: Callable[[], float | None]) -> None:  # fmt: skip
-    """Epochs until the patience is over; leaves the module with its best weights.
+def keep_best(trainee: Trainee, rate: float, epochs: int,
+              losses: Callable[[int], Iterable[Tensor]],
+              validate: Callable[[], float | None]) -> Fitted:  # fmt: skip
+    """Epochs until the patience is over; the network ends with its best weights.
 
     Parameters
     ----------
@@ -130,11 +142,13 @@ def keep_best(trainee: Trainee, epochs: int, losses: Callable[[int], Iterable[Te
         trainee.learns.train()
         for loss in losses(epoch):
             trainee.step(loss)
-        trainee.note(epoch + 1, validate())
+        held_out = validate()
+        trainee.note(epoch + 1, held_out)
         if trainee.is_over:
             break
     trainee.learns.load_state_dict(trainee.weights)
-    trainee.learns.eval()
+    validation = math.nan if held_out is None else trainee.loss
+    return Fitted(trainee.learns.eval(), validation, rate, trainee.epoch)
 
 
 def _share(step: int, total: int) -> float:

@@ -1,9 +1,10 @@
-"""Deep networks of others that a transformer has to beat, as `ml4fmri`_ has them.
+"""Deep networks of others that the transformer has to beat, from `ml4fmri`_.
 
-The same people, windows, budget and early stopping as fine-tuning: at most ``Finetune.epochs``
-passes, one random window of each recording a pass, the weights of the best validation loss kept.
-Each is fitted at its authors' learning rate and at :data:`RATE`, as its authors train for hundreds
-of passes; validation people choose.
+The same participants, windows, budget and early stopping as fine-tuning: at most
+``Finetune.epochs`` passes, one random window of each recording a pass, the weights of the best
+validation loss kept.
+Each is fitted at its authors' learning rate, meant for hundreds of passes, and at :data:`RATE`;
+validation participants decide.
 
 .. _ml4fmri: https://pypi.org/project/ml4fmri
 """
@@ -11,15 +12,16 @@ of passes; validation people choose.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...config import Finetune
 from ...training.learner import Trainee
-from ...training.loop import keep_best
+from ...training.loop import Fitted, best_of, keep_best
 from ...training.windows import Windows
 from .baselines import Known, Predictor, balance, prediction_loss, soften
 from .views import WINDOWS
@@ -31,9 +33,11 @@ RATE = 1e-3
 
 def fit_network(name: str, known: Known, windows: Windows, options: Finetune) -> Predictor:
     """A network of ml4fmri on windows; the features of `known` are rows of the corpus, an array
-    per person."""
+    per participant."""
     import ml4fmri.models
 
+    kind = getattr(ml4fmri.models, name)
+    build = partial(kind, windows.series.num_parcels, max(1, known.classes))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     person = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])
     recordings = np.concatenate(list(known.train))
@@ -44,11 +48,17 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
         filled = signal.nan_to_num(0.0).to(device)
         return correlations(filled) if name in OF_CORRELATIONS else filled.transpose(1, 2)
 
-    def fit(rate: float | None) -> tuple[float, Predictor]:
+    @torch.inference_mode()
+    def predict(net: nn.Module, rows: np.ndarray) -> np.ndarray:
+        net.eval()
+        signals = (torch.cat([windows.even(int(r), WINDOWS) for r in some]) for some in rows)
+        out = np.stack([net(look(signal))[0].mean(0).cpu().numpy() for signal in signals])
+        return balance(soften(out), known.y) if known.classes else out[:, 0] * scale + shift
+
+    def train_at(rate: float) -> Fitted:
         torch.manual_seed(known.seed)
         random = np.random.default_rng(known.seed)
-        net = getattr(ml4fmri.models, name)(windows.series.num_parcels, max(1, known.classes))
-        net = net.to(device)
+        net = build().to(device)
 
         def losses(epoch: int) -> Iterator[Tensor]:
             batches = -(-len(recordings) // options.batch_size)
@@ -61,25 +71,17 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
                 else:
                     yield F.mse_loss(output[:, 0], y)
 
-        @torch.inference_mode()
-        def predict(rows: np.ndarray) -> np.ndarray:
-            net.eval()
-            signals = (torch.cat([windows.even(int(r), WINDOWS) for r in some]) for some in rows)
-            out = np.stack([net(look(signal))[0].mean(0).cpu().numpy() for signal in signals])
-            return balance(soften(out), known.y) if known.classes else out[:, 0] * scale + shift
-
         def validate() -> float | None:
             if not len(known.y_validation):
                 return None
-            guess = predict(known.validation)
+            guess = predict(net, known.validation)
             return prediction_loss(guess, known.y_validation, known.classes)
 
         trainee = Trainee(net, net.get_optimizer(rate))
-        keep_best(trainee, options.epochs, losses, validate)
-        return trainee.loss, predict
+        return keep_best(trainee, rate, options.epochs, losses, validate)
 
-    rates = (None, RATE) if len(known.y_validation) else (RATE,)
-    return min((fit(rate) for rate in rates), key=lambda fitted: fitted[0])[1]
+    rates = (build().lr, RATE) if len(known.y_validation) else (RATE,)
+    return partial(predict, best_of(rates, train_at).network)
 
 
 def correlations(signal: Tensor) -> Tensor:
