@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...config import Finetune
+from ...training.device import get_device
 from ...training.learner import Trainee
 from ...training.loop import Fitted, best_of, keep_best
 from ...training.windows import Windows
@@ -38,7 +39,7 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
 
     kind = getattr(ml4fmri.models, name)
     build = partial(kind, windows.series.num_parcels, max(1, known.classes))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = get_device()
     person = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])
     recordings = np.concatenate(list(known.train))
     shift, scale = (0.0, 1.0) if known.classes else (known.y.mean(), known.y.std() or 1.0)
