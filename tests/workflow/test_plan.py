@@ -90,6 +90,8 @@ class Clone:
                 path.touch() if path.suffix else path.mkdir(exist_ok=True)
                 if path.name == "shards.tsv":
                     path.write_text("shard\tsize\tmtime_ns\tsha256\n")
+                if path.parent.parent.parent.name == "work":
+                    path.write_text("recording_id\tstatus\treason\tseconds\n")
                 if path.name == "scaling.json":
                     path.write_text('{"atlas": "demo424"}')
         self.snakemake("--touch", "--forceall", "--quiet", "all")
@@ -97,7 +99,12 @@ class Clone:
 
 
 def chunk_jobs(*chunks: str) -> set[tuple[str, str]]:
-    return {(stage, chunk) for stage in CHUNK_STAGES for chunk in chunks}
+    """All stages of some chunks, and the embeddings of their cohorts."""
+    return {(stage, chunk) for stage in CHUNK_STAGES for chunk in chunks} | embed_jobs(*chunks)
+
+
+def embed_jobs(*chunks: str) -> set[tuple[str, str]]:
+    return {("embed", chunk.partition("/")[0]) for chunk in chunks}
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +160,10 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
     clone.pretend_done()  # and then nothing: what stands for its shards is no newer than they are
     make_subjects(clone.folder / "bids_b", [7])
     again = clone.plan()
-    assert {job for job in again if job[0] in CHUNK_STAGES} == chunk_jobs("b/00002")
-    assert {"evaluate", "predict"} <= {rule for rule, _ in again}
+    assert {job for job in again if job[0] in CHUNK_STAGES} | embed_jobs("b/00002") == chunk_jobs(
+        "b/00002"
+    )
+    assert {"embed", "evaluate", "predict"} <= {rule for rule, _ in again}
 
 
 def test_a_scaling_task_plans_a_pretraining_for_each_of_its_points(clone):
@@ -180,10 +189,12 @@ def test_cohorts_that_enter_later_skip_the_rules_before(clone):
     clone.configure("\natlas:", f"{cohorts}atlas:")
     entered = {(s, "b/00000") for s in ("volumes", "shard", "pages")}
     series = {(s, "c/00000") for s in ("series", "shard", "pages")}
-    assert clone.plan() == entered | series | REPORTING
+    assert clone.plan() == entered | series | embed_jobs("b", "c") | REPORTING
     clone.pretend_done()
     clone.configure("layout: fmriprep", "layout: fmriprep, space: MNI152NLin6Asym")
-    assert clone.plan() == entered | REPORTING  # what a cohort says of its files counts
+    assert (
+        clone.plan() == entered | embed_jobs("b") | REPORTING
+    )  # what a cohort says of its files counts
 
 
 def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
@@ -261,13 +272,13 @@ def test_a_raised_version_reruns_its_stage_and_what_follows(clone):
     )
     jobs = clone.plan(paths=[clone.folder])
     stages = {(s, f"a/{c}") for s in CHUNK_STAGES[2:] for c in ("00000", "00001")}
-    assert jobs == stages | REPORTING
+    assert jobs == stages | embed_jobs("a") | REPORTING
 
 
 def test_a_new_release_trains_and_preprocesses_nothing(clone):
     clone.configure("release: r1", "release: r2")
     assert clone.plan() == {
-        ("release", ""), ("pretrain", ""),
+        ("release", ""), ("pretrain", ""), ("embed", "a"),
         ("finetune", "finetune/age/1"), ("finetune", "scratch/age/1"),
         ("evaluate", "reconstruction"), ("evaluate", "age"), ("report", ""),
     }  # fmt: skip
@@ -286,7 +297,9 @@ def test_a_removed_recording_plans_its_chunk(clone):
 
 def test_a_deleted_shard_is_made_again_from_what_is_there(clone):
     (clone.folder / "results/shards/a/00001.parquet").unlink()
-    assert clone.plan() == {("shard", "a/00001"), ("pages", "a/00001")} | REPORTING
+    assert clone.plan() == {
+        ("shard", "a/00001"), ("pages", "a/00001"), ("embed", "a"),
+    } | REPORTING  # fmt: skip
 
 
 def test_chunks_that_are_through_leave_the_graph(clone):
@@ -297,7 +310,7 @@ def test_chunks_that_are_through_leave_the_graph(clone):
     assert ":motion" not in clone.snakemake("--summary").replace("\t", ":")
     forced = clone.plan("--forceall")
     assert chunk_jobs("a/00000", "a/00001") <= forced
-    assert clone.plan("--forcerun", "parcellate") == REPORTING | {
+    assert clone.plan("--forcerun", "parcellate") == REPORTING | embed_jobs("a") | {
         (s, f"a/{c}") for s in ("parcellate", "shard", "pages") for c in ("00000", "00001")
     }
     assert clone.plan() == set()
@@ -312,7 +325,8 @@ def test_chunks_that_are_through_leave_the_graph(clone):
 )
 def test_what_was_made_anew_by_hand_counts_as_before(clone, file, jobs):
     (clone.folder / "results" / file).write_bytes(b"another")
-    assert clone.plan() == {(stage, "a/00001") for stage in jobs} | REPORTING
+    stages = {(stage, "a/00001") for stage in jobs}
+    assert clone.plan() == stages | embed_jobs("a") | REPORTING
     assert "00001" not in (clone.folder / "results/shards/a/finished.tsv").read_text()
 
 
@@ -345,7 +359,7 @@ def test_a_chunk_with_work_left_stays_in_the_graph(clone, monkeypatch):
 def test_a_setting_reruns_its_stage_and_what_follows(clone):
     clone.configure("chunks:", "preprocess: {min_coverage: 0.7}\nchunks:")
     stages = {(s, f"a/{c}") for s in ("parcellate", "shard", "pages") for c in ("00000", "00001")}
-    assert clone.plan() == stages | REPORTING
+    assert clone.plan() == stages | embed_jobs("a") | REPORTING
 
 
 def test_settings_that_do_not_change_results_plan_nothing(clone):
