@@ -133,8 +133,10 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub.add_argument("--watch", action="store_true", help="redraw until the run ends")
     verb("run", _run, "run the whole workflow in this folder; further options are Snakemake's",
          "brainlm run --cores 8   (in a clone the same as: snakemake --cores 8)")  # fmt: skip
-    verb("doctor", _doctor, "check what this configuration needs of this machine",
-         "brainlm doctor --config config.yaml")  # fmt: skip
+    sub = verb("doctor", _doctor, "check what this configuration needs of this machine",
+               "brainlm doctor --config config.yaml")  # fmt: skip
+    sub.add_argument("--fetch", action="store_true",
+                     help="download the atlas first; jobs then need no network")  # fmt: skip
     sub = verb("config", _config, "check the configuration and print it in full",
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
@@ -348,8 +350,10 @@ def _run(args) -> None:
 def _doctor(args) -> int:
     from .doctor import examine
 
-    findings = []
-    for finding in examine(_load(args)):
+    config, findings = _load(args), []
+    if args.fetch:
+        _atlas(config)
+    for finding in examine(config):
         print(finding, flush=True)
         findings.append(finding)
     return int(any(finding.ok is False for finding in findings))

@@ -1,4 +1,4 @@
-"""Draw the README's picture of the pipeline from the rules: python docs/draw_pipeline.py"""
+"""Draw the picture in architecture.md from the rules: python docs/draw_pipeline.py"""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def draw() -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text, count = MARKS.subn(lambda m: m[1] + draw() + m[2], readme.read_text(encoding="utf-8"))
+    page = ROOT / "docs" / "architecture.md"
+    text, count = MARKS.subn(lambda m: m[1] + draw() + m[2], page.read_text(encoding="utf-8"))
     if count != 1:
-        raise SystemExit("README.md: the marks of the picture are missing")
-    readme.write_text(text, encoding="utf-8")
+        raise SystemExit(f"{page}: the marks of the picture are missing")
+    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -231,3 +232,17 @@ def test_the_keyboard_reaches_the_content_first(visit):
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
     page.keyboard.press("Enter")
     assert page.url.endswith("#main")
+
+
+def test_screenshots_are_small_pictures_of_the_pages(browser, report, tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "docs")
+    from take_screenshots import take
+
+    made = take(report, tmp_path, browser)
+    assert [path.name for path in made] == ["study.png", "recording.png"]
+    for path in made:
+        assert path.stat().st_size < 150_000
+        with Image.open(path) as image:
+            assert image.size == (1100, 760) and len(image.getcolors()) > 10
