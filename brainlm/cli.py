@@ -332,6 +332,12 @@ def _status(args) -> None:
     from .status import read_status, watch
 
     config = _load(args)
+    stored = config.paths.config
+    if not args.config and stored.exists():  # of the last run, which may have had another file
+        last = load_config(stored)
+        if last.fingerprint() != config.fingerprint():
+            print(f"as {stored} says, the configuration of the last run")
+        config = last
     if args.watch:
         watch(config)
     else:

@@ -86,6 +86,26 @@ def test_status_answers_from_the_files(finished):
     assert "no snakemake is running" in text
 
 
+def test_status_tells_of_the_last_run_whatever_its_configuration_file(
+    tmp_path, monkeypatch, capsys
+):
+    """As after `make demo`, whose cohort is not the one in config.yaml."""
+    from brainlm.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text("cohorts: [{name: study, folder: bids}]\ntasks: []\n")
+    demo = parse_config({"cohorts": [{"name": "demo", "folder": "data/demo"}], "tasks": []})
+    assert main(["status"]) == 0
+    assert "study: found 0" in capsys.readouterr().out
+    demo.paths.config.parent.mkdir()
+    demo.paths.config.write_text(demo.model_dump_json())
+    assert main(["status"]) == 0
+    said = capsys.readouterr().out
+    assert "demo: found 0" in said and "study" not in said and "results/config.json" in said
+    assert main(["status", "--config", "config.yaml"]) == 0
+    assert "study: found 0" in capsys.readouterr().out
+
+
 def test_status_of_a_run_that_is_under_way(clone):
     results = clone / "results"
     (results / "work/c/00001/series.tsv").unlink()
