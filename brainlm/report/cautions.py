@@ -9,7 +9,7 @@ import pandas as pd
 from ..page_text import TaskText
 from ..training.predictors import PREDICTORS
 from .blocks import count, join_words, show, show_interval
-from .facts import Facts
+from .facts import Facts, count_warnings
 from .findings import TEXTS
 from .outcomes import pooled
 
@@ -50,6 +50,11 @@ def _about_data(facts: Facts) -> list[str]:
     if len(failed):
         share = len(failed) / max(len(table) - len(pending), 1)
         found.append(f"{count(len(failed), 'recording')} failed ({share:.0%}); see below why.")
+    warned = count_warnings(table)
+    if len(warned):
+        kinds = join_words([f"{kind} ({n})" for kind, n in warned.items()])
+        few = count(int(table["warnings"].notna().sum()), "recording")
+        found.append(f"{few} with warnings: {kinds}; the cohorts' pages say which.")
     if facts.scaling is not None:
         other = table[table["units"].notna() & (table["units"] != facts.scaling.units)]
         for cohort, part in other.groupby("cohort", sort=False):

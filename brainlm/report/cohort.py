@@ -15,7 +15,7 @@ from ..paths import Results
 from ..preprocess.chunk import read_stage_table
 from . import figures
 from .blocks import Figure, PagedTable, Section, Table, Text, count, show
-from .facts import Facts
+from .facts import Facts, count_warnings
 from .site import Page
 
 #: Figures on the page: column -> (label, which side is bad).
@@ -50,7 +50,7 @@ def make_cohort_page(
     """
     table = facts.recordings[facts.recordings["cohort"] == cohort.name]
     table = table.set_index("recording_id").combine_first(
-        measured.drop(columns=["status", "reason"], errors="ignore")
+        measured.drop(columns=["status", "reason", "warnings"], errors="ignore")
     )
     table = table.loc[facts.recordings["recording_id"][facts.recordings["cohort"] == cohort.name]]
     known = {
@@ -86,6 +86,16 @@ def _count_statuses(table: pd.DataFrame, cohort: str) -> list[Any]:
         why.columns = ["status", "recordings", "example", "reason"]
         words = "Why recordings were left out, the most common reason first."
         blocks.append(Table(f"{cohort}-reasons", words, why, command="brainlm summary"))
+    warned = count_warnings(table)
+    if len(warned):
+        texts = table["warnings"].dropna()
+        firsts = [texts[texts.str.contains(f"{kind}:", regex=False)] for kind in warned.index]
+        shown = pd.DataFrame({
+            "warning": warned.index, "recordings": warned.to_numpy(),
+            "example": [first.index[0] for first in firsts], "words": [f.iloc[0] for f in firsts],
+        })  # fmt: skip
+        words = "What was odd but usable, by kind; a recording can have several."
+        blocks.append(Table(f"{cohort}-warnings", words, shown, command="brainlm summary"))
     return blocks
 
 

@@ -29,6 +29,7 @@ from ..tables import read_tsv
 _SHARD_COLUMNS = [
     "recording_id", "participant_id", "cohort", "split", "status", "reason", "repetition_time_s",
     "duration_s", "num_timepoints", "units", "mean_fd_mm", "mean_dvars", "tsnr", "coverage",
+    "warnings",
 ]  # fmt: skip
 _PACKAGES = (
     "numpy", "scipy", "pandas", "pyarrow", "torch", "scikit-learn", "nibabel", "nilearn",
@@ -138,8 +139,7 @@ def read_recordings(config: Config, shards: list[Path]) -> tuple[pd.DataFrame, n
     columns = ["cohort", "recording_id", "participant_id", "chunk"]
     known = pd.concat(indexed).reindex(columns=columns).astype(object)  # empty ones merge too
     done = pd.concat(
-        [pq.read_table(path, columns=_SHARD_COLUMNS).to_pandas() for path in shards]
-        or [pd.DataFrame(columns=_SHARD_COLUMNS)]
+        [_read_shard(path) for path in shards] or [pd.DataFrame(columns=_SHARD_COLUMNS)]
     )
     shares = [np.asarray(value, float) for value in done.pop("coverage") if value is not None]
     failed = _read_failures(config)
@@ -150,6 +150,23 @@ def read_recordings(config: Config, shards: list[Path]) -> tuple[pd.DataFrame, n
         table[column] = table[column].fillna(table.pop(f"{column}_failed"))
     table["status"] = table["status"].fillna("pending")
     return table, np.mean(shares, axis=0) if shares else None
+
+
+def _read_shard(path: Path) -> pd.DataFrame:
+    """Rows without their series; warnings as one text, each as ``kind: words``."""
+    there = set(pq.read_schema(path).names)  # a column may be younger than the shard
+    columns = [name for name in _SHARD_COLUMNS if name in there]
+    table = pq.read_table(path, columns=columns).to_pandas().reindex(columns=_SHARD_COLUMNS)
+    found = table["warnings"]
+    table["warnings"] = [" | ".join(w) if isinstance(w, np.ndarray) else None for w in found]
+    return table
+
+
+def count_warnings(recordings: pd.DataFrame) -> pd.Series:
+    """Recordings by kind of warning, the most frequent first."""
+    texts = recordings["warnings"].dropna().astype(str).str.split(" | ", regex=False)
+    kinds = texts.map(lambda parts: sorted({part.split(":")[0] for part in parts}))
+    return kinds.explode().value_counts()
 
 
 def _read_failures(config: Config) -> pd.DataFrame:

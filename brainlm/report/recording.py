@@ -107,6 +107,9 @@ def _summarise(
                 "No model is trained or evaluated on it."
             )
             blocks.append(Text([words], tone="missing"))
+    warned = row.get("warnings")
+    if warned is not None and not np.isscalar(warned) and len(warned):
+        blocks.append(Text([f"Warnings. {'; '.join(warned)}."], tone="missing"))
     text, references = describe_methods(files, atlas)
     if text:
         blocks += [Text([f"Methods. {text}"]), Details("References", "\n".join(references))]

@@ -18,7 +18,7 @@ from brainlm.preprocess.normalise.normalise_text import TEXT as NORMALISE
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
 from brainlm.report.cautions import list_cautions
-from brainlm.report.cohort import find_outliers
+from brainlm.report.cohort import _count_statuses, find_outliers
 from brainlm.report.facts import read_facts
 from brainlm.report.pages import write_chunk_pages
 
@@ -277,6 +277,22 @@ def test_series_in_other_units_than_the_model_learnt_are_said(study):
     found = [line for line in list_cautions(facts) if "are as delivered" in line]
     assert len(found) == 1
     assert found[0].startswith("Series of away are as delivered, but the model was trained on")
+
+
+def test_warnings_are_counted_by_kind_in_the_study_and_on_its_cohorts_page(study):
+    config, *_ = study
+    facts = read_facts(config)
+    assert not any("warnings" in line for line in list_cautions(facts))
+    home = facts.recordings.index[facts.recordings["cohort"] == "home"][:3]
+    words = "orientation: the qform is used", "ICA: not converged after 200 iterations"
+    facts.recordings.loc[home, "warnings"] = words[0]
+    facts.recordings.loc[home[0], "warnings"] = " | ".join(words)
+    found = [line for line in list_cautions(facts) if "warnings" in line]
+    assert found[0].startswith("3 recordings with warnings: orientation (3) and ICA (1)")
+    table = facts.recordings[facts.recordings["cohort"] == "home"].set_index("recording_id")
+    block = _count_statuses(table, "home")[-1]
+    assert block.frame["recordings"].tolist() == [3, 1]
+    assert block.frame["example"].tolist() == [table.index[0]] * 2
 
 
 def test_what_forecasts_better_than_the_model_is_said(study):
