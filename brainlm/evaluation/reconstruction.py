@@ -138,17 +138,8 @@ def evaluate_masking(
         lambda: (np.zeros((len(indices), 8)), np.zeros((parcels, 8)))
     )
     traces: dict[str, np.ndarray] = {}
-    queue = [
-        (row, start)
-        for row, index in enumerate(indices)
-        for start in range(0, corpus.table["num_timepoints"][index] - window + 1, window)
-    ]
-    for first in range(0, len(queue), _BATCH):
-        batch = queue[first : first + _BATCH]
-        signal = np.stack([
-            corpus.scaled(indices[row], model.scaling)[start : start + window].T
-            for row, start in batch
-        ])  # fmt: skip
+    for batch in _batches(corpus, model.scaling, indices, window):
+        signal = np.stack([signal for _, _, signal in batch])
         known = torch.from_numpy(signal).to(device)
         with torch.inference_mode():
             output = model(known, mask_ratio=ratio, mask=mask, generator=generator)
@@ -156,7 +147,7 @@ def evaluate_masking(
         hidden = output.pixel_mask.cpu().numpy() & np.isfinite(signal)
         predictions = {"model": output.prediction.float(), **others}
         predictions = {name: values.cpu().numpy() for name, values in predictions.items()}
-        for k, (row, start) in enumerate(batch):
+        for k, (row, start, _) in enumerate(batch):
             for name, prediction in predictions.items():
                 part = _sum_parcels(np.where(hidden[k], signal[k], np.nan), prediction[k])
                 sums[name][0][row] += part.sum(0)
@@ -165,6 +156,22 @@ def evaluate_masking(
                 recording = corpus.table["recording_id"][indices[row]]
                 traces[recording] = _example(signal[k], hidden[k], predictions, k)
     return sums, traces
+
+
+def _batches(corpus: Corpus, scaling, indices, window: int) -> Iterator[list]:
+    """(row, start, window [R, T]) of windows that lack the same values: a mask hides as much of
+    every window of a batch, so what is asked of one must not depend on what another lacks."""
+    waiting: dict[bytes, list] = defaultdict(list)
+    for row, index in enumerate(indices):
+        series = corpus.scaled(index, scaling).T
+        for start in range(0, series.shape[1] - window + 1, window):
+            signal = series[:, start : start + window]
+            batch = waiting[np.isnan(signal).tobytes()]
+            batch.append((row, start, signal))
+            if len(batch) == _BATCH:
+                yield batch.copy()
+                batch.clear()
+    yield from (batch for batch in waiting.values() if batch)
 
 
 def _sum_parcels(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:

@@ -31,12 +31,16 @@ class Moments:
         square = (num_parcels, num_parcels)
         out = cls(np.zeros(square), np.zeros(square), np.zeros(lags), np.zeros(lags))
         for values in series:
-            known = np.isfinite(values).astype(np.float32)
+            known = np.isfinite(values)
             x = np.nan_to_num(values).astype(np.float32, copy=False)
             out.products += x.T @ x
-            out.pairs += known.T @ known
             out.lagged += _lag(x, lags)
-            out.lagged_pairs += _lag(known, lags)
+            if known.all():
+                out.pairs += len(x)
+                out.lagged_pairs += num_parcels * np.maximum(len(x) - np.arange(lags), 0)
+            else:
+                out.pairs += known.T.astype(np.float32) @ known.astype(np.float32)
+                out.lagged_pairs += _lag(known.astype(np.float32), lags)
         return out
 
     def __add__(self, other: Moments) -> Moments:

@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import r2_score
 
 from brainlm.config import Evaluate
+from brainlm.evaluation import reconstruction
 from brainlm.evaluation.reconstruction import evaluate_reconstruction, load_traces
 from brainlm.model.gaussian import Gaussian
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
@@ -171,3 +172,16 @@ def test_the_gaussians_of_the_model_folder_stand_in_the_table(study, tmp_path):
         assert _pooled(table, method=f"model minus {method}", **where)["n"] == 4
     assert _pooled(table, method="gaussian", **where)["value"] == pytest.approx(zero)
     assert _pooled(table, method="gaussian_time", **where)["value"] < 0.9 * zero  # smooth series
+
+
+def test_what_is_asked_of_a_window_does_not_depend_on_what_others_lack(study, tmp_path):
+    from brainlm.shards import Corpus
+
+    corpus = Corpus([study.shard])
+    indices = corpus.usable(min_timepoints=WINDOW)
+    batches = list(reconstruction._batches(corpus, study.scaling, indices, WINDOW))
+    for batch in batches:
+        lacking = {np.isnan(signal).tobytes() for _, _, signal in batch}
+        assert len(lacking) == 1 and len(batch) <= reconstruction._BATCH
+    found = sorted((row, start) for batch in batches for row, start, _ in batch)
+    assert found == [(row, start) for row in range(len(indices)) for start in (0, WINDOW)]
