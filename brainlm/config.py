@@ -104,9 +104,9 @@ class Cohort(Section):
     )
     units: Literal["as delivered", "scanner", "percent"] = Field(
         "as delivered",
-        description="of parcel series: scanner, if they are raw means that shall become percent "
+        description="of parcel series: scanner, if they are raw means to be converted to percent "
         "of each parcel's mean, as series made here are; percent, if they are that; other units "
-        "cannot be trained on beside percent",
+        "cannot be trained on together with percent",
     )
 
     @property
@@ -167,7 +167,7 @@ class Preprocess(Section):
 
     outputs: tuple[Literal["timeseries", "volumes", "fsl-matrices"], ...] = Field(
         (),
-        description="written beside the shards: timeseries (.tsv), volumes (denoised, in template "
+        description="written in addition to the shards: timeseries (.tsv), volumes (denoised, in template "
         "space: about 1 GB a recording), fsl-matrices (one .mat a volume, as MCFLIRT's)",
     )
 

@@ -411,7 +411,9 @@ def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
     people = corpus.table["participant_id"]
     chosen = rows[[in_share(people[row], share) for row in rows]]
     if len(chosen) == 0:
-        raise BrainLMError(f"pretrain.share: {share:g} of the training people is nobody; raise it")
+        raise BrainLMError(
+            f"pretrain.share: {share:g} of the training participants is no one; raise it"
+        )
     return chosen
 
 

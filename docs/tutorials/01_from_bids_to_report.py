@@ -102,7 +102,7 @@ assert agreement > 0.4
 # %% [markdown]
 # ## 5. How good the model is
 #
-# Hidden patches of people who were not trained on, beside predictors that know nothing. A model
+# Hidden patches of participants who were not trained on, compared with predictors that know nothing. A model
 # this small, trained for minutes, is no reason for pride: the table says what it can do.
 
 # %%
