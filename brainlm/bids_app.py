@@ -1,7 +1,7 @@
 """``brainlm-bids BIDS_DIR OUT_DIR participant|group``: the pipeline called as BIDS Apps are.
 
 Source: Gorgolewski et al. 2017, PLoS Comput Biol 13:e1005209. Writes a configuration into the
-output folder and runs the workflow there; everything else is a setting in a configuration of your own.
+output folder and runs the workflow there; other settings come from a configuration of your own.
 """
 
 from __future__ import annotations

@@ -167,8 +167,8 @@ class Preprocess(Section):
 
     outputs: tuple[Literal["timeseries", "volumes", "fsl-matrices"], ...] = Field(
         (),
-        description="written in addition to the shards: timeseries (.tsv), volumes (denoised, in template "
-        "space: about 1 GB a recording), fsl-matrices (one .mat a volume, as MCFLIRT's)",
+        description="written in addition to the shards: timeseries (.tsv), volumes (denoised, in "
+        "template space: about 1 GB a recording), fsl-matrices (one .mat a volume, as MCFLIRT's)",
     )
 
     @property

@@ -102,8 +102,8 @@ assert agreement > 0.4
 # %% [markdown]
 # ## 5. How good the model is
 #
-# Hidden patches of participants who were not trained on, compared with predictors that know nothing. A model
-# this small, trained for minutes, is no reason for pride: the table says what it can do.
+# Hidden patches of participants who were not trained on, compared with predictors that know
+# nothing. A model this small, trained for minutes, is only an example: the table says what it does.
 
 # %%
 table = pd.read_parquet(config.results / "evaluation" / config.release / "reconstruction.parquet")
