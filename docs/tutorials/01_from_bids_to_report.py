@@ -103,7 +103,7 @@ assert agreement > 0.4
 # ## 5. How good the model is
 #
 # Hidden patches of participants who were not trained on, compared with predictors that know
-# nothing. A model this small, trained for minutes, is only an example: the table says what it does.
+# nothing. A model this small, trained for minutes, is only an example.
 
 # %%
 table = pd.read_parquet(config.results / "evaluation" / config.release / "reconstruction.parquet")
