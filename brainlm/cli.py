@@ -99,6 +99,8 @@ def _add_data_verbs(verb) -> None:
     sub.add_argument("--cohort", help="only this cohort")
     sub.add_argument("--accept-removed", action="store_true",
                      help="many recordings were removed on purpose")  # fmt: skip
+    sub.add_argument("--explain", action="store_true",
+                     help="print what is made of every file, and why; write nothing")  # fmt: skip
 
 
 def _add_chunk_verbs(verb) -> None:
@@ -216,6 +218,14 @@ def _index(args) -> None:
     from .cohort.labels import describe_match
 
     config = _load(args)
+    if args.explain:
+        from .cohort.explain import explain_files
+
+        chosen = [c for c in config.cohorts if args.cohort in (None, c.name)]
+        for cohort in chosen:
+            for name, words in explain_files(cohort):
+                print(f"{cohort.name}\t{name}\t{words}")
+        return
     for cohort in config.cohorts:
         if args.cohort in (None, cohort.name):
             change = update_index(
