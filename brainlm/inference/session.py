@@ -110,7 +110,7 @@ class Session:
         return str(self.study.paths.pretrained)
 
     def open_model(self) -> BrainLM:
-        """The model with its scaling.
+        """The model with its scaling, on the process's device.
 
         Raises
         ------
@@ -119,6 +119,10 @@ class Session:
         """
         from ..model import from_pretrained
         from ..model.hub import split_name
+        from ..training.device import choose_device, place
+
+        if self.study:
+            choose_device(self.study.pretrain.gpus)
 
         scaling, points = None, None
         if self.scaling:
@@ -141,7 +145,7 @@ class Session:
                 "with --scaling results/releases/<release>/scaling.json, fitted on a reference "
                 "cohort of yours"
             )
-        return model
+        return place(model)
 
     def _of_study(self) -> bool:
         names = [cohort.name for cohort in self.study.cohorts] if self.study else []

@@ -80,7 +80,7 @@ def start(gpus: int, cpus: int) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-class Step(nn.Module):
+class TrainingStep(nn.Module):
     """What runs on the device: a forward pass that returns plain tensors, for any wrapper."""
 
     def __init__(self, model: BrainLM):
@@ -96,7 +96,7 @@ class Step(nn.Module):
 def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
     """The model on its device, ready to train; the order of the steps matters."""
     set_attention(model, options.attention)
-    step = Step(model.to(ranks.device))
+    step = TrainingStep(model.to(ranks.device))
     blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
     for block in blocks:
         if options.activation_checkpointing:

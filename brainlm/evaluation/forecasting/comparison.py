@@ -247,7 +247,9 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
 def _method(forecaster) -> Method:
     import torch
 
-    device = next(forecaster.parameters()).device
+    from ...training.device import device_of
+
+    device = device_of(forecaster)
 
     @torch.inference_mode()
     def forecast(past: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ica_grid import Grid
+from .ica_grid import ComponentGrid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ def measure_features(
     maps: np.ndarray,
     parameters: np.ndarray,
     tr_s: float,
-    grid: Grid,
+    grid: ComponentGrid,
     *,
     seed: int = 0,
 ) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from ..io.derivatives import Derivatives, read_table
 from .filter import clean_columns
 
 if TYPE_CHECKING:
-    from .ica_grid import Grid
+    from .ica_grid import ComponentGrid
 
 #: Names of the six motion parameters, in the order of the arrays.
 MOTION_NAMES = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
@@ -72,7 +72,9 @@ def motion_columns(parameters: np.ndarray) -> dict[str, np.ndarray]:
     return out
 
 
-def tissue_columns(samples: np.ndarray, grid: Grid, basis: np.ndarray) -> dict[str, np.ndarray]:
+def tissue_columns(
+    samples: np.ndarray, grid: ComponentGrid, basis: np.ndarray
+) -> dict[str, np.ndarray]:
     """Signals that are not of neurons: means over tissues, and CompCor's components.
 
     aCompCor: the first five principal components of the filtered samples in the ventricles and in

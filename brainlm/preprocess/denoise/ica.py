@@ -33,7 +33,7 @@ from .aroma import (
     measure_features,
 )
 from .filter import clean_columns, filter_basis
-from .ica_grid import GRID_MM, SMOOTH_FWHM_MM, Grid
+from .ica_grid import GRID_MM, SMOOTH_FWHM_MM, ComponentGrid
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ def fit_ica(
     samples: np.ndarray,
     tr_s: float,
     parameters: np.ndarray,
-    grid: Grid,
+    grid: ComponentGrid,
     *,
     high_pass_hz: float,
     max_components: int = MAX_COMPONENTS,
@@ -154,7 +154,7 @@ def _whiten(data: np.ndarray, num_removed: int, resels: float, cap: int) -> np.n
     return (scale.T.astype(np.float32)) @ centred
 
 
-def count_resels(data: np.ndarray, grid: Grid, usable: np.ndarray) -> float:
+def count_resels(data: np.ndarray, grid: ComponentGrid, usable: np.ndarray) -> float:
     """Number of independent samples in space: points over the volume of a smoothness kernel.
 
     Noise of unit variance smoothed to a full width at half maximum W correlates by

@@ -15,7 +15,7 @@ EDGE_MM = 6.0
 
 
 @dataclass(frozen=True)
-class Grid:
+class ComponentGrid:
     """Points of template space at which a run is decomposed, and what lies there.
 
     Attributes
@@ -38,7 +38,7 @@ class Grid:
     white: np.ndarray
 
 
-def make_grid(template: Template) -> Grid:
+def make_grid(template: Template) -> ComponentGrid:
     """Every n-th voxel of the template, in and one step around its brain mask."""
     from scipy import ndimage as ndi
 
@@ -58,11 +58,11 @@ def make_grid(template: Template) -> Grid:
     affine[:3, :3] *= step
     points = np.argwhere(where)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
     brain, rim, csf, inner = (m[coarse][where] for m in (mask, edge, ventricles, white))
-    return Grid(where, affine, points, brain, rim, csf, inner)
+    return ComponentGrid(where, affine, points, brain, rim, csf, inner)
 
 
 @lru_cache(maxsize=2)
-def load_grid(space: str) -> Grid:
+def load_grid(space: str) -> ComponentGrid:
     """The grid of a template space (kept in memory; do not write to its arrays)."""
     return make_grid(load_template(space))
 
@@ -79,7 +79,7 @@ def _ventricles(template: Template, depth: np.ndarray) -> np.ndarray:
     return np.isin(pieces, large)
 
 
-def smooth_grid(samples: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
+def smooth_grid(samples: np.ndarray, grid: ComponentGrid, fwhm_mm: float) -> np.ndarray:
     """Gaussian smoothing of [T, N] grid samples within the grid's mask; NaN where no data."""
     from scipy import ndimage as ndi
 

@@ -25,7 +25,7 @@ import numpy as np
 from ..denoise.aroma import classify, measure_features
 from ..denoise.filter import clean_columns, filter_basis
 from ..denoise.ica import Components, threshold_map, usable_points
-from ..denoise.ica_grid import Grid
+from ..denoise.ica_grid import ComponentGrid
 from ..io.derivatives import write_volume
 from ..motion import rigid as own_motion
 from ..motion.brain_mask import brain_mask
@@ -232,7 +232,7 @@ def fit_ica(
     samples: np.ndarray,
     tr_s: float,
     parameters: np.ndarray,
-    grid: Grid,
+    grid: ComponentGrid,
     *,
     high_pass_hz: float,
     seed: int = 0,

@@ -23,7 +23,7 @@ import numpy as np
 from ...config import Preprocess
 from ..denoise.filter import clean_columns, filter_basis
 from ..denoise.ica import Components, usable_points
-from ..denoise.ica_grid import Grid
+from ..denoise.ica_grid import ComponentGrid
 from ..io.derivatives import write_volume
 from ..io.read import Bold
 from ..kernels.sampling import sample, sample_smooth
@@ -65,7 +65,7 @@ class Native:
 def fit_ica(
     samples: np.ndarray,
     parameters: np.ndarray,
-    grid: Grid,
+    grid: ComponentGrid,
     native: Native,
     config: Preprocess,
     *,

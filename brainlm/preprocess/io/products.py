@@ -23,7 +23,7 @@ from .derivatives import (
 
 if TYPE_CHECKING:
     from ..denoise.ica import Components
-    from ..denoise.ica_grid import Grid
+    from ..denoise.ica_grid import ComponentGrid
     from ..motion.rigid import Motion
     from ..parcellate.series import ParcelSeries
 
@@ -70,7 +70,7 @@ def write_motion(
 def write_components(
     paths: Derivatives,
     fit: Components,
-    grid: Grid,
+    grid: ComponentGrid,
     tr_s: float,
     parameters: dict[str, Any],
     fix_weights: Path | None,

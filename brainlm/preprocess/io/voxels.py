@@ -17,7 +17,7 @@ from .read import Bold, read_bold
 from .sidecars import read_field
 
 if TYPE_CHECKING:
-    from ..denoise.ica_grid import Grid
+    from ..denoise.ica_grid import ComponentGrid
 
 #: Share of the brain's median intensity below which a point is outside the image's content.
 EMPTY_SHARE = 0.05
@@ -69,7 +69,7 @@ def read_prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
     return settle(bold, made["NumberOfVolumesDiscardedByPipeline"], config)
 
 
-def read_grid(bold: Bold, paths: Derivatives, grid: Grid) -> np.ndarray:
+def read_grid(bold: Bold, paths: Derivatives, grid: ComponentGrid) -> np.ndarray:
     """Motion-corrected samples [T, N] on a grid of template space; NaN outside the brain."""
     from ..kernels.sampling import sample_smooth
     from ..normalise.warp import load_normalisation
@@ -82,7 +82,7 @@ def read_grid(bold: Bold, paths: Derivatives, grid: Grid) -> np.ndarray:
     return samples
 
 
-def smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+def smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: ComponentGrid) -> np.ndarray:
     """The unfiltered spline smooths by 1.36 voxels; a Gaussian adds what is missing."""
     from ..denoise.ica_grid import SMOOTH_FWHM_MM, smooth_grid
 

@@ -43,8 +43,8 @@ class Image:
 
 
 @lru_cache(maxsize=8)
-def grid_of(template: Template, step_mm: float, margin_mm: float) -> Grid:
-    return Grid(template, step_mm, margin_mm)
+def grid_of(template: Template, step_mm: float, margin_mm: float) -> TissueGrid:
+    return TissueGrid(template, step_mm, margin_mm)
 
 
 @lru_cache(maxsize=2)
@@ -56,7 +56,7 @@ def _distance(template: Template) -> np.ndarray:
     return ndimage.distance_transform_edt(~template.mask, sampling=zoom).astype(np.float32)
 
 
-class Grid:
+class TissueGrid:
     """Points of a box of the template around its brain, and the cosines on it."""
 
     def __init__(self, template: Template, step_mm: float, margin_mm: float):
@@ -160,7 +160,9 @@ class Problem:
     the image is flat gains nothing.
     """
 
-    def __init__(self, image: Image, fwhm_mm, grid: Grid, columns, *, rigid=False, bend=False):
+    def __init__(
+        self, image: Image, fwhm_mm, grid: TissueGrid, columns, *, rigid=False, bend=False
+    ):
         self.data = np.ascontiguousarray(image.smooth(fwhm_mm))
         self.inverse = np.linalg.inv(image.affine)
         self.grid, self.columns, self.bent = grid, columns, bend
@@ -277,7 +279,7 @@ def _generators(rigid: bool) -> np.ndarray:
     return np.array(out)
 
 
-def jacobian(grid: Grid, coefficients: np.ndarray) -> np.ndarray:
+def jacobian(grid: TissueGrid, coefficients: np.ndarray) -> np.ndarray:
     """Determinant [N] of the derivative of p + bend(p) at the inside points."""
     bend = grid.bend(coefficients)
     spacing = grid.extent[::-1] / grid.inside.shape
@@ -317,7 +319,7 @@ def minimise(problem: Problem, state: State, max_steps: int) -> tuple[State, Mat
     return state, here
 
 
-def tissue_columns(template: Template, grid: Grid, fwhm_mm: float) -> np.ndarray:
+def tissue_columns(template: Template, grid: TissueGrid, fwhm_mm: float) -> np.ndarray:
     """Smoothed tissue maps at the grid's points, and times x, y, z: [N, 12]."""
     maps = [
         Image(one, template.affine).smooth(fwhm_mm)[grid.slices][grid.inside]
@@ -326,7 +328,7 @@ def tissue_columns(template: Template, grid: Grid, fwhm_mm: float) -> np.ndarray
     return with_slopes(np.stack(maps, axis=1), grid)
 
 
-def with_slopes(columns: np.ndarray, grid: Grid) -> np.ndarray:
+def with_slopes(columns: np.ndarray, grid: TissueGrid) -> np.ndarray:
     centred = (grid.points - grid.points.mean(axis=0)) / LENGTH_MM
     parts = [columns, *(columns * centred[:, i : i + 1] for i in range(3))]
     return np.hstack(parts).astype(np.float32)
