@@ -46,8 +46,9 @@ def pretrained_card(model: BrainLM, facts: dict) -> str:
         ]  # fmt: skip
     metrics = []
     if scores and scores["r2"] is not None:
-        metrics.append(Metric("R² of masked values", "r_squared", scores["r2"],
-                              split="validation"))  # fmt: skip
+        low, high = facts["r2_interval"] or (None, None)
+        metrics.append(Metric("R² of masked values", "r_squared", scores["r2"], low, high,
+                              "validation"))  # fmt: skip
     return write_card(model, f"BrainLM {c.preset}", lines, metrics)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,3 +99,26 @@ class MaskedR2:
             name: 1 - error / variance if variance > 0 else None
             for name, error in zip(self.names, errors, strict=True)
         }
+
+
+def sums_by_window(target: Tensor, hidden: Tensor, prediction: Tensor) -> Tensor:
+    """[B, 4] count, Σy, Σy² and squared error of the hidden values of each window."""
+    weight = hidden.double()
+    y = target.detach().nan_to_num(0.0).double()
+    error = (prediction.detach().double() - y) ** 2
+    return torch.stack([(weight * x).sum((1, 2)) for x in (1 + 0 * y, y, y * y, error)], 1)
+
+
+def r2_interval(sums: np.ndarray, who: Sequence, draws: int = 1000) -> tuple[float, float]:
+    """95 % interval of the pooled R² from sums [N, 4], over participants `who` [N] drawn again."""
+    names, number = np.unique(np.asarray(who, str), return_inverse=True)
+    per_participant = np.zeros((len(names), 4))
+    np.add.at(per_participant, number, sums)
+    random = np.random.default_rng(0)
+    values = []
+    for _ in range(draws):
+        some = per_participant[random.integers(len(names), size=len(names))].sum(0)
+        count, total, squares, error = some
+        values.append(1 - error / max(squares - total * total / max(count, 1), 1e-12))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

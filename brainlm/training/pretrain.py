@@ -36,7 +36,7 @@ from .covariance import fit_gaussian
 from .distributed import Ranks, gradient_sync, prepare, start
 from .given_model import open_given
 from .journal import Journal, clock, figure
-from .masked_r2 import MaskedR2, predict_hidden
+from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
 from .meter import Meter, Rates, device_name
 from .predictors import PREDICTORS
 from .schedule import learning_rate_at, make_optimizers, rescale_gradients
@@ -127,6 +127,7 @@ class Run:
             options.attention, ranks.device, torch.bfloat16 if self.half else torch.float32,
             self.model.config.width // self.model.config.heads,
         )  # fmt: skip
+        self.interval: tuple[float, float] | None = None  # of the last validation's R²
         self.others: dict = {}  # scores of the other predictors, the same at every validation
         self.stop = False
 
@@ -260,6 +261,7 @@ class Run:
             "seconds": round(self.seconds, 1),
             "windows_per_s": round(self.step * self.options.batch_size / (self.seconds + 1e-9), 2),
             "validation": validation[-1] if validation else None,
+            "r2_interval": self.interval,
         }  # fmt: skip
 
     def passes(self) -> float:
@@ -362,6 +364,7 @@ class Run:
         others = [name for name in PREDICTORS if name not in _SLOW and not self.others]
         meter = MaskedR2(("r2", *(f"r2_{name}" for name in others)))
         summaries, error_sum, known_sum = [], 0.0, 0.0
+        units = torch.zeros(len(rows), 4, dtype=torch.float64, device=self.ranks.device)
         batches = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
         for number in range(math.ceil(len(batches) / self.ranks.world)):
             mine = number * self.ranks.world + self.ranks.rank
@@ -373,11 +376,17 @@ class Run:
             hidden = hidden & real
             beside = predict_hidden(batch.signal, hidden, self.gaussian, others)
             meter.add(batch.signal, hidden, prediction.float(), *beside.values())
+            first = self.micro * mine if real else 0
+            units[first : first + len(hidden)] += sums_by_window(batch.signal, hidden, prediction)
             summaries.append(cls.double() * weight)
         self.wrapped.train()
         loss = float(self.ranks.sum(error_sum) / self.ranks.sum(known_sum).clamp(min=1))
         scores = meter.result(self.ranks.sum) | self.others
         self.others = {name: value for name, value in scores.items() if name != "r2"}
+        units = self.ranks.sum(units).cpu().numpy()
+        if self.step == self.steps and scores["r2"] is not None:
+            who = self.table["cohort"].astype(str) + "/" + self.table["participant_id"].astype(str)
+            self.interval = r2_interval(units, who[rows])
         self._note_validation(loss, scores, _spread(summaries, len(rows), self.ranks))
 
     def _note_validation(self, loss: float, scores: dict, spread: float) -> None:

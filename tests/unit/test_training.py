@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from synthetic import make_study, small_model
 
 from brainlm import config
@@ -129,6 +130,11 @@ def test_pretraining_writes_a_model_that_beats_zero(tmp_path, capsys):
     model = from_pretrained(out)
     assert model.scaling.atlas == "toy"
     card = (out / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    (metric,) = header["model-index"][0]["results"][0]["metrics"]
+    assert metric["value"] == pytest.approx(last["r2"], abs=1e-4)
+    low, high = facts["r2_interval"]
+    assert low < last["r2"] < high and f"95 % interval {low:.3f} to {high:.3f}" in metric["name"]
     for part in ("## Data\n\n* 42 training and 12 validation recordings", "* left out: 1 training",
                  "## Masked reconstruction on held-out subjects", "## Limits"):  # fmt: skip
         assert part in card

@@ -13,7 +13,13 @@ from synthetic import make_study
 
 from brainlm.errors import BrainLMError
 from brainlm.shards import Corpus, Scaling
-from brainlm.training.masked_r2 import MaskedR2, average_visible, interpolate_linear
+from brainlm.training.masked_r2 import (
+    MaskedR2,
+    average_visible,
+    interpolate_linear,
+    r2_interval,
+    sums_by_window,
+)
 from brainlm.training.windows import Loader, MappedSeries, Prefetch, Windows, choose_rows
 
 
@@ -233,3 +239,20 @@ def test_a_corpus_larger_than_memory(tmp_path):
     assert seen == 120  # every recording
     assert size > 190  # MB on disk
     assert kept < size / 3
+
+
+def test_an_interval_of_r2_draws_participants():
+    random = np.random.default_rng(0)
+    y, p = random.standard_normal((2, 40, 3, 10))
+    p = 0.5 * p + y
+    hidden = torch.from_numpy(random.random((40, 3, 10)) < 0.5)
+    signal, prediction = torch.from_numpy(y), torch.from_numpy(p)
+    sums = sums_by_window(signal, hidden, prediction)
+    meter = MaskedR2()
+    meter.add(signal, hidden, prediction)
+    count, total, squares, error = sums.sum(0)
+    assert 1 - error / (squares - total**2 / count) == pytest.approx(meter.result()["r2"])
+    apart = r2_interval(sums.numpy(), [f"p{i}" for i in range(40)])
+    assert apart[0] < meter.result()["r2"] < apart[1]
+    together = r2_interval(sums.numpy(), ["one"] * 40)
+    assert together[0] == together[1] == pytest.approx(meter.result()["r2"])
