@@ -221,7 +221,7 @@ class BrainLM(Shared):
         that what is made of a window does not depend on the others of its batch.
         """
         with self._evaluating():
-            patches, known, missing = self._cut(signal)
+            patches, known, missing = self._cut(signal.to(self.cls_token.device))
             return self._encode(patches, known, ~missing)
 
     @torch.no_grad()
