@@ -115,6 +115,16 @@ def test_a_header_may_confirm_but_not_contradict_a_sidecar(tmp_path):
     refused(path, "repetition_time_s", cohort_s=2.0)
 
 
+def test_a_header_may_have_the_acquisition_time_of_sparse_volumes(tmp_path):
+    path = write_run(tmp_path, 2.0, own={"VolumeTiming": STEPS, "AcquisitionDuration": 2.0})
+    run = open_bold(path)
+    assert run.tr_s == 3.0 and any("the header says 2" in text for text in run.warnings)
+
+
+def test_a_header_cannot_have_a_longer_time_than_sparse_volumes(tmp_path):
+    refused(write_run(tmp_path, 4.0, own={"VolumeTiming": STEPS}), "the header 4 s")
+
+
 def test_other_sidecars_of_the_run_are_read(tmp_path):
     path = write_run(tmp_path, **{"sub-01_task-rest_space-MNI_desc-preproc_bold.json":
                                   {"RepetitionTime": 2.2}})  # fmt: skip

@@ -29,10 +29,15 @@ _OF_THE_RUN = ("bold", "timeseries", "motion", "outliers")
 
 @dataclass(frozen=True)
 class Statement:
-    """s between volumes, and who states it (for messages)."""
+    """s between volumes, and who states it (for messages).
+
+    `sparse`: by ``VolumeTiming``, so the scanner may rest between volumes, and a header may have
+    the shorter time in which a volume is acquired.
+    """
 
     seconds: float
     source: str
+    sparse: bool = False
 
 
 def agree_repetition_time(
@@ -67,7 +72,9 @@ def agree_repetition_time(
     if cohort_s is not None:
         stated.append(Statement(cohort_s, "the cohort's repetition_time_s"))
     in_header = header.step_s if header else 0.0
-    if in_header not in (0.0, 1.0) and not any(_mistaken(in_header, s.seconds) for s in stated):
+    acquisition = any(s.sparse and in_header < s.seconds for s in stated)
+    mistaken = acquisition or any(_mistaken(in_header, s.seconds) for s in stated)
+    if in_header not in (0.0, 1.0) and not mistaken:
         stated.append(Statement(in_header, "the header"))
         if len(stated) == 1:
             if header and header.time_unit == "unknown":
@@ -134,7 +141,7 @@ def _statements_of(sidecar: Sidecar, name: str, count: int | None = None) -> lis
         found.append(Statement(seconds, name))
     if (starts := sidecar.read("VolumeTiming")) is not None:
         step = _equal_step(sidecar.sources["VolumeTiming"], starts, count)
-        found.append(Statement(step, f"VolumeTiming of {name}"))
+        found.append(Statement(step, f"VolumeTiming of {name}", sparse=True))
     frequency = sidecar.read("SamplingFrequency")
     if isinstance(frequency, float):
         found.append(Statement(1 / frequency, f"SamplingFrequency of {name}"))
