@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from runs import ROOT, make_series
+from runs import ROOT, make_clone, make_series, snakemake
 
 CONFIG = """
 results: ../the "best" lab's results/links/../x
@@ -103,3 +103,30 @@ def test_the_bids_app_processes_the_participants_that_it_is_given(site, tmp_path
     failures = pd.read_csv(tmp_path / "out/results/failures.tsv", sep="\t")
     assert list(failures["recording_id"]) == ["sub-02_task-rest"]
     assert "no folder sub-7" in run(site, tmp_path, *app, "7", code=1)
+
+
+APPTAINER = """#!/bin/bash
+[ "$1" = --version ] && echo "apptainer version 1.3.4" && exit
+echo "$@" >> said
+while [ "$1" != -c ]; do shift; done
+exec bash -c "$2"
+"""
+
+
+def test_jobs_are_called_in_the_container(tmp_path, monkeypatch):
+    """`--sdm apptainer` with a stand-in that notes its call and runs the command as it is."""
+    clone = make_clone(tmp_path / "clone")
+    make_series(clone / "series", 1)
+    (clone / "config.yaml").write_text(CONFIG.replace(CONFIG.split("\n")[1], "results: results"))
+    (clone / "envs/pipeline.sif").touch()
+    program = tmp_path / "bin/apptainer"
+    program.parent.mkdir()
+    program.write_text(APPTAINER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    table = "results/work/c/00000/series.tsv"
+    done = snakemake(clone, "--sdm", "apptainer", "--", table)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (clone / table).exists()
+    (call,) = (clone / "said").read_text().splitlines()
+    assert "envs/pipeline.sif bash -c" in call and "brainlm series --cohort c" in call
