@@ -12,11 +12,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from brainlm.atlas import Atlas
-from brainlm.config import Preprocess
+from brainlm.config import parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess import stages
-from brainlm.preprocess.io.derivatives import Derivatives, write_volume
+from brainlm.preprocess.context import Context
+from brainlm.preprocess.io.derivatives import write_volume
 from brainlm.preprocess.motion.brain_mask import brain_mask
+from brainlm.preprocess.normalise.normalise_step import run_normalise
 from brainlm.preprocess.normalise.registration import Normalisation, normalise
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.warp import load_normalisation
@@ -116,13 +117,17 @@ def test_a_flipped_image_fails(flip, phantom, reference, template):
 
 def test_a_refused_fit_is_kept_to_look_at_and_replaces_an_older_one(tmp_path, phantom, reference):
     atlas = Atlas("six", "MNI152NLin6Asym", 6, None, "ab" * 32, None, (), "", "")
-    files = Derivatives(tmp_path, "sub-01_task-rest", atlas)
+    config = parse_config(
+        {"results": str(tmp_path), "cohorts": [{"name": "a", "folder": str(tmp_path)}]}
+    )
+    context = Context(config, config.cohorts[0], atlas)
+    entry = SimpleNamespace(recording_id="sub-01_task-rest", t1w=None)
+    files = context.files(entry)
     write_volume(files.boldref, reference[::-1], phantom.affine, space="scanner")
     write_volume(files.mask, phantom.brain[::-1], phantom.affine, space="scanner")
     files.normalisation.write_text("of an earlier run")
-    entry = SimpleNamespace(recording_id="sub-01_task-rest", t1w=None)
     with pytest.raises(RecordingError, match="orientation is wrong"):
-        stages.normalise(entry, tmp_path, tmp_path, Preprocess(), atlas)
+        run_normalise(entry, context)
     assert not files.normalisation.exists()
     upright = load_normalisation(files.refused)
     assert np.isfinite(upright(np.zeros((1, 3)))).all()

@@ -7,7 +7,7 @@ import torch
 from sklearn import linear_model
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from brainlm.model import Head
+from brainlm.model import PredictionHead
 from brainlm.training.ridge import PENALTIES, Ridge, linear_readout
 
 
@@ -42,7 +42,7 @@ def test_a_head_begins_as_the_ridge_regression():
     rng = np.random.default_rng(3)
     x = rng.normal(2, 3, (30, 200)).astype(np.float32)
     y = x[:, :9].sum(1) + rng.normal(0, 3, 30)
-    head = Head(200, 8, linear=True).eval()
+    head = PredictionHead(200, 8, linear=True).eval()
     head.fit_scale(torch.from_numpy(x[:10]))
     head.start_linear(*map(torch.from_numpy, linear_readout(x, y, 0)))
     said = head(torch.from_numpy(x)).detach().numpy()
