@@ -90,6 +90,7 @@ def _recording(entry: Entry, outcome: dict, cohort: Cohort, config: Config) -> R
         baseline=values.get("baseline"),
         coverage=values["coverage"],
         sample_period_s=number("sample_period_s"),
+        start_s=number("start_s"),
         units=str(values["units"]),
         mean_fd_mm=number("mean_fd_mm"),
         mean_dvars=number("mean_dvars"),

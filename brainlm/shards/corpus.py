@@ -52,7 +52,7 @@ class Corpus:
                     )
             there = set(pq.read_schema(path).names)  # a column may be younger than the shard
             columns = [name for name in _META if name in there]
-            part = pq.read_table(path, columns=columns).to_pandas()
+            part = pq.read_table(path, columns=columns).to_pandas().reindex(columns=_META)
             tables.append(part.assign(shard=number, row=np.arange(len(part))))
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         self._open: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}

@@ -24,6 +24,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "repetition_time_s": (pa.float64(), "s, of the recording as acquired"),
     "sample_period_s": (pa.float64(), "s, of the series stored here"),
     "duration_s": (pa.float64(), "s, of the recording as acquired (known for short ones too)"),
+    "start_s": (pa.float64(), "s, the first time point after the first volume; null if unknown"),
     "num_timepoints": (pa.int32(), "T; 0 when there is no series"),
     "series_dtype": (pa.string(), "of this row's series: float16 or float32"),
     "units": (pa.string(), "of the series: percent (of the parcel's mean) or as delivered"),

@@ -41,6 +41,7 @@ class Recording:
     repetition_time_s: float | None = None
     sample_period_s: float | None = None
     duration_s: float | None = None
+    start_s: float | None = None
     units: str | None = None
     series: np.ndarray | None = None
     baseline: np.ndarray | None = None

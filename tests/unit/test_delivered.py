@@ -168,6 +168,7 @@ def test_marked_volumes_are_dropped(tmp_path, atlas, truth, motion):
     write_confounds(tmp_path / "in" / f"{RUN}_desc-confounds_timeseries.tsv", motion, **marks)
     figures, stored = take(tmp_path / "in", "fmriprep", atlas, tmp_path)
     assert figures["dropped_volumes"] == 3 and len(stored["series"]) == COUNT - 3
+    assert stored["start_s"] == 3 * figures["repetition_time_s"]
 
 
 def test_a_warp_is_followed_to_the_image(tmp_path, atlas, truth):

@@ -232,3 +232,17 @@ def test_release_without_training_recordings_is_refused(tmp_path, shard):
         freeze_release([path], [quantiles], Results(tmp_path, "r1"))
     with pytest.raises(BrainLMError, match="is empty"):
         freeze_release([], [], Results(tmp_path, "r1"))
+
+
+def test_a_shard_that_is_older_than_a_column_is_read_without_it(tmp_path, shard):
+    path, rows = shard
+    older = tmp_path / "older.parquet"
+    table = pq.read_table(path).drop_columns(["start_s"])
+    pq.write_table(table, older, row_group_size=16, compression="NONE")
+    younger = tmp_path / "younger.parquet"
+    write_shard(younger, [recording(9, noise(9), start_s=4.5)], INFO)
+    corpus = Corpus([older, younger])
+    assert corpus.table["start_s"].isna().tolist() == [True, True, True, False]
+    assert corpus.table["start_s"].iloc[-1] == 4.5
+    np.testing.assert_array_equal(corpus.series(0), rows[0].series.astype(np.float32))
+    assert [r.start_s for r in read_shard(older)] == [None] * 3

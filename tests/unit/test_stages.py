@@ -69,6 +69,7 @@ def test_series_file_holds_what_a_shard_needs(chain):
     assert all(stored[name].shape == () and np.isfinite(stored[name]) for name in scalars)
     assert str(stored["units"]) == "percent"
     assert stored["tr_s"] == 2 and stored["sample_period_s"] == 1 and stored["duration_s"] == 240
+    assert stored["start_s"] == 2 * chain.figures["motion"]["dropped_volumes"]
     dead = np.isnan(stored["baseline"])
     np.testing.assert_array_equal(np.isnan(stored["series"]).all(0), dead)
     np.testing.assert_array_equal(np.isnan(stored["series"]).any(0), dead)

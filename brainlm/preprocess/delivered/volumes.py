@@ -84,8 +84,8 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     about = sidecar(paths.coverage)
     write_json(about, read_json(about) | source)
     known = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
-    duration_s = acquired["duration_s"]
-    write_series(context.series, entry, made, tr_s, config, duration_s=duration_s, **known)
+    known |= {"duration_s": acquired["duration_s"], "start_s": dropped * tr_s}
+    write_series(context.series, entry, made, tr_s, config, **known)
     return figures | made.figures | {"warnings": run.warnings}
 
 

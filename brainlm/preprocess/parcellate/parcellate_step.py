@@ -10,7 +10,7 @@ from ...cohort.recordings import Entry
 from ...files import read_json
 from ..context import Context, Figures, reproducible, timed
 from ..denoise.confounds import read_nuisance
-from ..io.derivatives import Derivatives, read_table, sidecar
+from ..io.derivatives import read_table, sidecar
 from ..io.products import write_coverage, write_filtered, write_series
 from ..io.voxels import read_parcels, read_prepared
 from .outputs import write_outputs
@@ -43,7 +43,8 @@ def run_parcellate(entry: Entry, context: Context) -> Figures:
         cleaner = partial(make_filter(bold.tr_s, options), nuisance=nuisance, signal=signal)
         displacement_mm = read_table(paths.confounds)["framewise_displacement"]
         made = make_series(raw, coverage, bold.tr_s, options, displacement_mm, cleaner)
-    figures |= _acquired(paths) | made.figures
+    about = read_json(sidecar(paths.boldref))
+    figures |= _acquired(about["Figures"]) | made.figures
     write_coverage(paths.coverage, atlas, made.coverage, made.baseline)
     write_filtered(paths.filtered, made.before, options, context.parameters("parcellate"))
     with timed(figures, "outputs"):
@@ -51,12 +52,12 @@ def run_parcellate(entry: Entry, context: Context) -> Figures:
             entry, context.derivatives, paths, options, atlas, bold, made.series, cleaner
         )
     kept = {key: figures[key] for key in ("duration_s", "mean_fd_mm", "mean_dvars", "tsnr")}
+    kept["start_s"] = about["NumberOfVolumesDiscardedByPipeline"] * bold.tr_s
     write_series(context.series, entry, made, bold.tr_s, options, **kept)
     return figures
 
 
-def _acquired(paths: Derivatives) -> Figures:
+def _acquired(written: Figures) -> Figures:
     """What the motion stage measured."""
-    written = read_json(sidecar(paths.boldref))["Figures"]
     kept = ("repetition_time_s", "duration_s", "mean_fd_mm", "mean_dvars", "tsnr")
     return {key: np.nan if written[key] is None else float(written[key]) for key in kept}
