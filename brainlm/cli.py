@@ -88,6 +88,8 @@ def _add_data_verbs(verb) -> None:
     sub.add_argument("--duration", type=float, default=240.0, metavar="S", help="s per run")
     sub.add_argument("--tr", type=float, default=2.0, metavar="S", help="repetition time, s")
     sub.add_argument("--t1w", action="store_true", help="a T1-weighted image per subject too")
+    sub.add_argument("--conditions", type=int, default=0, metavar="N",
+                     help="blocks of so many conditions in every run")  # fmt: skip
     sub.add_argument("--damage", nargs="*", default=[], metavar="LABEL=KIND",
                      help="spoil recordings, e.g. 07=truncated")  # fmt: skip
     sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -206,6 +208,7 @@ def _simulate(args) -> None:
         tr_s=args.tr,
         duration_s=args.duration,
         with_t1w=args.t1w,
+        conditions=args.conditions,
         damage=damage,
         workers=args.workers,
         progress=lambda done, total: print(f"simulated {done}/{total} recordings", flush=True),

@@ -26,6 +26,7 @@ EVALUATORS = {
     "forecasting": "forecasting.comparison",
     "attention": "attention.maps",
     "networks": "parcel_networks.readout",
+    "states": "states.decoding",
     "latent": "latent",
     "scaling": "model_scaling",
 }
@@ -103,6 +104,20 @@ def open_model(folder: Path, corpus: Corpus) -> BrainLM:
         )
     corpus.check(model.scaling)
     return place(model)
+
+
+def make_untrained(model: BrainLM, seed: int = 0) -> BrainLM:
+    """The network of a model with new weights: what its shape alone gives."""
+    import torch
+
+    from ..model import BrainLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        places = model.coordinates.cpu() if model.config.has_coordinates else None
+        untrained = BrainLM(model.config, places)
+    untrained.scaling = model.scaling
+    return untrained.to(model.cls_token.device)
 
 
 def evaluate(job: Job) -> pd.DataFrame:

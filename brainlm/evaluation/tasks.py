@@ -152,6 +152,35 @@ class Networks(_Task):
     seeds: Seeds = (1, 2, 3, 4, 5)
 
 
+class States(_Task):
+    """What participants are doing or looking at, from short clips of their runs."""
+
+    kind: Literal["states"]
+    label: str = Field(
+        "trial_type", description="column of events.tsv that names conditions, or 'task': the "
+        "BIDS task of the run",
+    )  # fmt: skip
+    events: dict[str, Path] = Field(
+        {}, description="cohort: folder of the raw BIDS dataset, where the cohort's own folder "
+        "has no events.tsv (derivatives)",
+    )  # fmt: skip
+    conditions: tuple[str, ...] = Field((), description="which to tell apart; default all")
+    delay_s: Annotated[float, Field(ge=0)] = Field(
+        5.0, description="s, the haemodynamic delay: a block is looked for so much later than it "
+        "was shown (not for 'task')",
+    )  # fmt: skip
+    clip_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="s, rounded down to whole patches of the model; default one patch, for "
+        "'task' the model's window",
+    )  # fmt: skip
+    min_share: Annotated[float, Field(gt=0.5, le=1)] = Field(
+        0.8, description="of a clip that its condition covers; no other covers more than the rest"
+    )
+    epochs: Annotated[int, Field(ge=1)] = Field(30, description="of attentive probe and MLP")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="clips per update")
+    seeds: Seeds = Field((1, 2, 3), description="of everything random, a fit each")
+
+
 class Latent(_Task):
     """UMAP of CLS tokens (paper, Fig. 5)."""
 
@@ -183,12 +212,13 @@ class Scaling(_Task):
 
 
 Task = Union[  # noqa: UP007  mypy wants it spelt so
-    Reconstruction, Regression, Classification, Forecasting, Attention, Networks, Latent, Scaling
-]
+    Reconstruction, Regression, Classification, Forecasting, Attention, Networks, States,
+    Latent, Scaling,
+]  # fmt: skip
 KINDS: dict[str, type[_Task]] = {
     "reconstruction": Reconstruction, "regression": Regression, "classification": Classification,
-    "forecasting": Forecasting, "attention": Attention, "networks": Networks, "latent": Latent,
-    "scaling": Scaling,
+    "forecasting": Forecasting, "attention": Attention, "networks": Networks, "states": States,
+    "latent": Latent, "scaling": Scaling,
 }  # fmt: skip
 #: Tasks that fine-tune the model on a column of the participants tables.
 CLINICAL = (Regression, Classification)

@@ -12,10 +12,12 @@ import numpy as np
 
 from ..errors import BrainLMError
 from ..files import write_json, write_text
+from ..tables import write_tsv
+from .activity import draw_patterns, make_activity
 from .anatomy import Head, make_head
-from .atlas import parcellate_template
+from .atlas import NUM_PARCELS, parcellate_template
 from .damage import DAMAGE_KINDS, damage_file, sidecar_path, write_image
-from .signals import draw_person, make_artefacts, make_breath, make_motion, make_series
+from .signals import NEURAL_SD, draw_person, make_artefacts, make_breath, make_motion, make_series
 from .truth import Truth, save_truth
 
 _NECK = np.array([[0.0, -20.0, -60.0]])  # template mm: what the head turns about
@@ -49,6 +51,11 @@ class Protocol:
     voxel_mm: float
     tsnr: float
     with_t1w: bool
+    conditions: int = 0
+
+    @property
+    def task(self) -> str:
+        return "blocks" if self.conditions else "rest"
 
     @property
     def times_s(self) -> np.ndarray:
@@ -66,6 +73,7 @@ def simulate_cohort(
     voxel_mm: float = 4.0,
     tsnr: float = 60.0,
     with_t1w: bool = False,
+    conditions: int = 0,
     damage: Mapping[str, str] | None = None,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -89,6 +97,9 @@ def simulate_cohort(
         Grey-matter signal over thermal noise; the measured figure is lower (physiology, motion).
     with_t1w : bool
         Also write an anatomical image, aligned with the recordings of the (first) session.
+    conditions : int
+        Blocks of so many conditions are shown in every run (``task-blocks``), each with a pattern
+        of activity of its own, the same in everybody; ``events.tsv`` says when. 0: rest.
     damage : mapping of str to str
         Subject (``"03"``) to one of :data:`~brainlm.simulate.damage.DAMAGE_KINDS`.
     workers : int
@@ -102,7 +113,7 @@ def simulate_cohort(
         An unknown damage, or one for a subject that is not made.
     """
     folder = Path(folder)
-    protocol = Protocol(seed, sessions, tr_s, duration_s, voxel_mm, tsnr, with_t1w)
+    protocol = Protocol(seed, sessions, tr_s, duration_s, voxel_mm, tsnr, with_t1w, conditions)
     numbers = range(first_subject, first_subject + num_subjects)
     damage = {label.removeprefix("sub-"): kind for label, kind in (damage or {}).items()}
     _check(protocol, [f"{number:02d}" for number in numbers], damage)
@@ -164,7 +175,7 @@ def _write_subject(job: tuple[Path, Protocol, int, str | None]) -> None:
         entities = [person.participant_id] + [f"ses-{session}"] * (protocol.sessions > 1)
         place, stem = folder.joinpath(*entities), "_".join(entities)
         rng = np.random.default_rng([protocol.seed, number, 1 + session])
-        bold = place / "func" / f"{stem}_task-rest_bold.nii.gz"
+        bold = place / "func" / f"{stem}_task-{protocol.task}_bold.nii.gz"
         truth = _record(bold, rng, head, protocol, strength, coupling)
         save_truth(folder, stem, truth)
         if protocol.with_t1w and session == 1:
@@ -186,6 +197,8 @@ def _record(
 
     times = protocol.times_s
     courses, series = make_series(rng, times, parcellate_template().networks, strength, coupling)
+    if protocol.conditions:
+        series = series + NEURAL_SD * _show(path, protocol, rng.spawn(1)[0])
     pivot = head.placement.to_head(_NECK)[0]
     motion = make_motion(rng, times, make_breath(rng, times), pivot)
     artefacts = make_artefacts(rng, times, motion)
@@ -206,6 +219,15 @@ def _record(
     )
 
 
+def _show(path: Path, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
+    """Write the events of a run and return what they add to its series [T, R]."""
+    patterns = draw_patterns(protocol.seed, protocol.conditions, NUM_PARCELS)
+    activity = make_activity(rng, protocol.times_s, patterns)
+    events = path.with_name(path.name.replace("_bold.nii.gz", "_events.tsv"))
+    write_tsv(events, ("onset", "duration", "trial_type"), activity.events)
+    return activity.series
+
+
 def _image(data: np.ndarray, affine: np.ndarray, tr_s: float | None = None):
     """A NIfTI image of [(T,) Z, Y, X] data, with sform and qform in scanner space."""
     import nibabel
@@ -221,8 +243,8 @@ def _image(data: np.ndarray, affine: np.ndarray, tr_s: float | None = None):
 
 def _sidecar(protocol: Protocol) -> dict:
     return {
-        "TaskName": "rest",
-        "TaskDescription": "Simulated rest; every volume is read at one instant",
+        "TaskName": protocol.task,
+        "TaskDescription": f"Simulated {protocol.task}; every volume is read at one instant",
         "RepetitionTime": protocol.tr_s,
         "EchoTime": 0.03,
         "FlipAngle": 80,

@@ -70,8 +70,15 @@ def balance(probabilities: np.ndarray, y: np.ndarray) -> np.ndarray:
     return scores / scores.sum(-1, keepdims=True)
 
 
-def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predictor:
+def fit_logistic(
+    features: np.ndarray, labels: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> Predictor:
     """Logistic regression with an L2 penalty chosen by inner 5-fold cross-validation.
+
+    Parameters
+    ----------
+    groups : ndarray [N], optional
+        Participants, where they have several rows each: no fold shares one with another.
 
     Returns
     -------
@@ -79,16 +86,32 @@ def fit_logistic(features: np.ndarray, labels: np.ndarray, seed: int) -> Predict
         features [N, F] -> class probabilities [N, C], classes in sorted order.
     """
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+    from sklearn.model_selection import GridSearchCV
 
     axes = Kernel.of(features).axes()
-    folds = min(5, int(np.unique(labels, return_counts=True)[1].min()))
     model = LogisticRegression(max_iter=2000)
-    if folds > 1:
-        inner = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        model = GridSearchCV(model, {"C": np.logspace(-2, 2, 9)}, cv=inner, scoring="neg_log_loss")
+    if inner := inner_folds(labels, seed, groups):
+        grid = {"C": np.logspace(-2, 2, 9)}
+        model = GridSearchCV(model, grid, cv=inner, scoring="neg_log_loss")
     model.fit(axes(features), labels)
     return lambda others: model.predict_proba(axes(others))
+
+
+def inner_folds(
+    labels: np.ndarray, seed: int, groups: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """At most five folds (rows to fit on, rows to choose by) that have all classes on both sides,
+    and whole groups on one; none where there cannot be two."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    count = min(5, int(np.unique(labels, return_counts=True)[1].min()))
+    if groups is not None:
+        count = min(count, len(np.unique(groups)))
+    if count < 2:
+        return []
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    folds = kind(count, shuffle=True, random_state=seed).split(labels, labels, groups)
+    return [fold for fold in folds if all(set(labels[p]) == set(labels) for p in fold)]
 
 
 def fit_linear(known: Known) -> Predictor:

@@ -13,6 +13,7 @@ from ...config import Finetune
 from ...shards import Corpus
 from ...training.ridge import Kernel
 from ...training.windows import Windows
+from ..job import make_untrained
 from . import baselines, views
 from .baselines import Known, Predictor
 
@@ -168,7 +169,7 @@ class Fold:
                 found = {name: views.connectivity_of(self.corpus, list(rows))}
             else:
                 start = UNTRAINED if name.startswith(UNTRAINED) else ""
-                model = self._untrained() if start else self.model
+                model = make_untrained(self.model) if start else self.model
                 made = views.embed(model, self.corpus, list(rows))
                 found = {start + view: values for view, values in made.items()}
             for view, values in found.items():
@@ -177,19 +178,6 @@ class Fold:
         if (name, people.index[0]) not in self._cache:
             return None
         return np.stack([self._cache[name, key] for key in people.index])
-
-    def _untrained(self):
-        """The network of the model with new weights: what its shape alone gives."""
-        import torch
-
-        from ...model import BrainLM
-
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            places = self.model.coordinates if self.model.config.has_coordinates else None
-            model = BrainLM(self.model.config, places)
-        model.scaling = self.model.scaling
-        return model
 
     def _fitted(self, name: str) -> Callable[[pd.DataFrame], np.ndarray] | None:
         """The view with what it fits; a wide one as its axes, at most as many as people.

@@ -1,0 +1,1 @@
+"""What participants are doing or looking at, decoded from short clips of their runs."""

@@ -1,0 +1,173 @@
+"""Clips of runs, each of one condition: from blocks of events, or from the task of the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ...cohort.events import Block, EventFiles, read_events
+from ...errors import BrainLMError
+from ...shards import Corpus, Scaling
+from ..tasks import States
+
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Clips:
+    """All clips of a corpus.
+
+    Attributes
+    ----------
+    table : DataFrame
+        ``row`` of the corpus, ``start`` and ``stop`` (time points), ``condition``, ``cohort``,
+        ``participant_id`` and ``split``.
+    reasons : Series
+        Why a recording (row of the corpus) has no clip.
+    notes : Counter
+        (cohort, what was found) -> how often: events that were skipped, and the like.
+    """
+
+    table: pd.DataFrame
+    reasons: pd.Series
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def count_left_out(self, part: pd.DataFrame) -> dict[str, int]:
+        """Participants of `part` (rows of the corpus) without a clip, each by its first reason."""
+        with_clips = set(self.table.loc[self.table["row"].isin(part.index), "participant_id"])
+        others = part[~part["participant_id"].isin(with_clips)]
+        first = self.reasons.reindex(others.index).groupby(others["participant_id"]).first()
+        return {str(reason): int(count) for reason, count in first.value_counts().items()}
+
+
+def clip_points(task: States, patch: int, window: int, period_s: float) -> int:
+    """How many time points a clip has: whole patches of the model, at most its window.
+
+    Raises
+    ------
+    BrainLMError
+        ``clip_s`` is shorter than a patch or longer than the window.
+    """
+    if task.clip_s is None:
+        return window if task.label == "task" else patch
+    points = patch * int(task.clip_s / (patch * period_s) + _TOLERANCE)
+    if not 0 < points <= window:
+        raise BrainLMError(
+            f"task {task.name}: clip_s is {task.clip_s:g} s; expected from {patch * period_s:g} s "
+            f"(a patch of the model) to {window * period_s:g} s (its window)"
+        )
+    return points
+
+
+def list_clips(corpus: Corpus, task: States, points: int, folders: Mapping[str, Path]) -> Clips:
+    """Cut every usable recording of a corpus.
+
+    Parameters
+    ----------
+    points : int
+        Time points of a clip.
+    folders : mapping
+        cohort -> folder of the dataset that has its events.
+    """
+    period = corpus.info.sample_period_s
+    files = {cohort: EventFiles(folder) for cohort, folder in folders.items()}
+    found: list[tuple] = []
+    reasons: dict[int, str] = {}
+    notes: Counter[tuple[str, str]] = Counter()
+    for row in corpus.table.itertuples():
+        why: str = "without a usable recording"
+        clips: Cut = []
+        if row.status == "ok" and task.label == "task":
+            why, clips = _cut_whole(row, task, points)
+        elif row.status == "ok":
+            why, clips = _cut_events(row, task, points, period, files[row.cohort], notes)
+        if not clips:
+            reasons[row.Index] = why
+        place = (row.Index, row.cohort, row.participant_id, row.split)
+        found += [(*place, start, stop, condition) for start, stop, condition in clips]
+    columns = ["row", "cohort", "participant_id", "split", "start", "stop", "condition"]
+    return Clips(pd.DataFrame(found, columns=columns), pd.Series(reasons, dtype=object), notes)
+
+
+Cut = list[tuple[int, int, str]]  # start, stop, condition
+
+
+def _cut_whole(row, task: States, points: int) -> tuple[str, Cut]:
+    """One clip after another from the first time point; a shorter run is one clip."""
+    if not isinstance(row.task, str) or (task.conditions and row.task not in task.conditions):
+        return "of no task that is asked for", []
+    length, count = row.num_timepoints, max(1, row.num_timepoints // points)
+    return "", [(k * points, min((k + 1) * points, length), row.task) for k in range(count)]
+
+
+def _cut_events(row, task: States, points: int, period_s: float, files: EventFiles,
+                notes: Counter[tuple[str, str]]) -> tuple[str, Cut]:  # fmt: skip
+    path = files.find(row.recording_id, row.source or "")
+    if path is None:
+        return "without an events.tsv", []
+    try:
+        events = read_events(path, task.label, task.conditions)
+    except BrainLMError as error:
+        return f"with events that cannot be read ({error})", []
+    start_s = row.start_s
+    if pd.isna(start_s):
+        start_s = 0.0
+        notes[
+            row.cohort, "recordings do not state when they begin: taken as the first volume"
+        ] += 1
+    if events.skipped:
+        notes[row.cohort, "events without onset or duration were skipped"] += events.skipped
+    clips = cut_blocks(events.blocks, row.num_timepoints, points, period_s,
+                       shift_s=task.delay_s - start_s, min_share=task.min_share)  # fmt: skip
+    return "without a clip of one condition", clips
+
+
+def cut_blocks(
+    blocks: Sequence[Block], length: int, points: int, period_s: float,
+    *, shift_s: float, min_share: float,
+) -> Cut:  # fmt: skip
+    """Clips of `points` time points that begin inside a block and lie in it for the most part.
+
+    Blocks are shifted by `shift_s` (the haemodynamic delay, less the time at which the series
+    begins). From the left, a clip begins wherever its first point and at least `min_share` of its
+    points are of one block, and no more than the rest are of any other condition; the next begins
+    after it, so that clips do not overlap.
+    """
+    times = np.arange(length) * period_s
+    names = sorted({block.condition for block in blocks})
+    inside = np.zeros((len(names), length + 1))
+    for block in blocks:
+        here = (times >= block.start_s + shift_s - _TOLERANCE) & (
+            times < block.stop_s + shift_s - _TOLERANCE
+        )
+        inside[names.index(block.condition), :-1][here] = 1
+    before = np.concatenate([np.zeros((len(names), 1)), inside.cumsum(1)], 1)
+    clips: Cut = []
+    first = 0
+    while names and first + points <= length:
+        share = (before[:, first + points] - before[:, first]) / points
+        best = int(np.argmax(share))
+        others = np.delete(share, best).max(initial=0.0)
+        enough = share[best] >= min_share - _TOLERANCE and others <= 1 - min_share + _TOLERANCE
+        if enough and inside[best, first]:
+            clips.append((first, first + points, names[best]))
+            first += points
+        else:
+            first += 1
+    return clips
+
+
+def read_clips(
+    corpus: Corpus, scaling: Scaling, clips: pd.DataFrame, size: int
+) -> Iterator[list[np.ndarray]]:
+    """The scaled series [P, R] of clips in their order, `size` at a time; NaN is missing."""
+    read = lru_cache(maxsize=2)(lambda row: corpus.scaled(row, scaling))
+    spans = list(zip(clips["row"], clips["start"], clips["stop"], strict=True))
+    for first in range(0, len(spans), size):
+        yield [read(int(row))[a:b] for row, a, b in spans[first : first + size]]
