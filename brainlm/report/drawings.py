@@ -207,3 +207,24 @@ def draw_scaling(name: str, table: pd.DataFrame) -> str:
         axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), title="model")
 
     return _draw(name, len(cohorts), (3.6 * len(cohorts) + 1.4, 3.2), paint, sharey=True)
+
+
+def draw_confusion(name: str, counts: pd.DataFrame) -> str:
+    """Share of each row's clips (the true condition) in each column (the answer)."""
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    size = 0.45 * np.array(shares.shape[::-1]) + (3.0, 1.4)
+
+    def paint(axes):
+        ax = axes[0]
+        ax.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(shares.to_numpy()):
+            colour = "#ffffff" if share < 0.5 else "#111111"
+            ax.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=8,
+                    color=colour)  # fmt: skip
+        short = [_shorten(label, 18) for label in shares.columns]
+        ax.set_xticks(range(len(short)), short, rotation=90, fontsize=8)
+        labels = [_shorten(label, 18) for label in shares.index]
+        ax.set_yticks(range(len(labels)), labels, fontsize=8)
+        ax.set(xlabel="answer", ylabel="condition", title="% of clips")
+
+    return _draw(name, 1, tuple(size), paint)

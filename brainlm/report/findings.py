@@ -15,6 +15,7 @@ from ..evaluation.latent_text import TEXT as LATENT
 from ..evaluation.parcel_networks.networks_text import TEXT as NETWORKS
 from ..evaluation.reconstruction_text import TEXT as RECONSTRUCTION
 from ..evaluation.scaling_text import TEXT as SCALING
+from ..evaluation.states.states_text import TEXT as STATES
 from ..page_text import TaskText
 from ..training.predictors import PREDICTORS
 from . import drawings, figures
@@ -34,6 +35,7 @@ from .outcomes import (
 from .site import list_downloads
 
 _EXAMPLES = 3
+PROBES = ("attentive probe", "linear probe")  # of the pretrained model, not of its random weights
 _MAX_LINES = 6  # with a colour, a dash and a marker of their own
 _TRACE = ["measured", "hidden", "model", "linear"]
 FEW = ["model", *(name for name in PREDICTORS if name != "zero")]  # zero is the axis
@@ -267,16 +269,49 @@ def _describe_networks(facts: Facts, name: str, result: pd.DataFrame) -> list[An
         *make_tables(slug(name), NETWORKS.caption("table"), result),
         count_evaluated(result),
     ]
-    parts = result[(result["level"] == "network") & result["value"].notna()]
-    if len(parts):
-        numbers = parts[["value", "low", "high"]].to_numpy()
-        text = parts.assign(text=[show_interval(*row) for row in numbers])
-        keys = ["cohort", "unit"]
-        wide = text.pivot_table("text", keys, "method", aggfunc="first", sort=False).reset_index()
-        wide.columns.name = None
-        words = NETWORKS.caption("networks")
-        blocks.append(Table(f"{slug(name)}-parts", words, parts,
-                            wide.rename(columns={"unit": "network"}), **made))  # fmt: skip
+    return blocks + _describe_parts(slug(name), result, "network", NETWORKS.caption("networks"))
+
+
+def _describe_parts(name: str, result: pd.DataFrame, level: str, caption: str) -> list[Any]:
+    """A row per unit of a level, a column per method."""
+    parts = result[(result["level"] == level) & result["value"].notna()]
+    if parts.empty:
+        return []
+    numbers = parts[["value", "low", "high"]].to_numpy()
+    text = parts.assign(text=[show_interval(*row) for row in numbers])
+    keys = ["cohort", "unit"]
+    wide = text.pivot_table("text", keys, "method", aggfunc="first", sort=False).reset_index()
+    wide.columns.name = None
+    shown = wide.rename(columns={"unit": level})
+    return [Table(f"{name}-parts", caption, parts, shown, **source_of(result))]
+
+
+# ---- states
+
+
+def _describe_states(facts: Facts, name: str, result: pd.DataFrame) -> list[Any]:
+    """Balanced accuracy of every method, recall by condition, and what is taken for what."""
+    table, made = pooled(result), source_of(result)
+    single = ~table["method"].str.contains(" minus ", regex=False)
+    shown = model_first(table[single & (table["metric"] == STATES.metric)], table)
+    caption = STATES.caption("dots", label=facts.tasks[name].label)
+    svg = figures.draw_intervals(f"{slug(name)}-dots", shown.assign(group=shown["cohort"]),
+                                 METRICS[STATES.metric], zero=False)  # fmt: skip
+    blocks: list[Any] = [
+        Figure(f"{slug(name)}-dots", caption, svg, describe_dots(shown), frame=shown, **made),
+        *make_tables(slug(name), STATES.caption("table"), result),
+        count_evaluated(result),
+        *_describe_parts(slug(name), result, "condition", STATES.caption("conditions")),
+    ]
+    confusion = facts.side(name, "confusion")
+    for cohort, part in confusion.groupby("cohort") if confusion is not None else ():
+        probes = shown[(shown["cohort"] == cohort) & shown["method"].isin(PROBES)]
+        best = str(probes.loc[probes["value"].astype(float).idxmax(), "method"])
+        label = f"{slug(name)}-confusion-{slug(str(cohort))}"
+        counts = part[part["method"] == best].pivot_table("n", "true", "predicted")
+        words = STATES.caption("confusion", method=best, cohort=cohort)
+        svg = drawings.draw_confusion(label, counts)
+        blocks.append(Figure(label, words, svg, words, frame=part, **made))
     return blocks
 
 
@@ -329,11 +364,11 @@ _DESCRIBE: dict[str, Callable[[Facts, str, pd.DataFrame], list[Any]]] = {
     "reconstruction": _describe_reconstruction, "regression": _describe_target,
     "classification": _describe_target, "forecasting": _describe_forecasting,
     "attention": _describe_attention, "networks": _describe_networks,
-    "latent": _describe_latent, "scaling": _describe_scaling,
+    "states": _describe_states, "latent": _describe_latent, "scaling": _describe_scaling,
 }  # fmt: skip
 #: What pages say about each kind of task.
 TEXTS: dict[str, TaskText] = {
     "reconstruction": RECONSTRUCTION, "regression": CLINICAL, "classification": CLINICAL,
-    "forecasting": FORECASTING, "attention": ATTENTION, "networks": NETWORKS, "latent": LATENT,
-    "scaling": SCALING,
+    "forecasting": FORECASTING, "attention": ATTENTION, "networks": NETWORKS, "states": STATES,
+    "latent": LATENT, "scaling": SCALING,
 }  # fmt: skip

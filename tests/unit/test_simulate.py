@@ -15,10 +15,11 @@ from scipy import ndimage
 
 from brainlm.errors import BrainLMError
 from brainlm.simulate import DAMAGE_KINDS, damage_file, load_truth, simulate_cohort
+from brainlm.simulate.activity import draw_patterns
 from brainlm.simulate.anatomy import make_head, rotation, transform
 from brainlm.simulate.atlas import parcellate_template
 from brainlm.simulate.bids import draw_participant
-from brainlm.simulate.signals import BAND_HZ, draw_person, make_motion, make_series
+from brainlm.simulate.signals import BAND_HZ, NEURAL_SD, draw_person, make_motion, make_series
 
 SHORT = {"duration_s": 60.0, "voxel_mm": 6.0}
 
@@ -113,6 +114,27 @@ def test_same_seed_same_bytes_and_subjects_are_independent(cohort, tmp_path):
     for path, content in again.items():
         if path.name != "participants.tsv":
             assert content == whole[path], path
+
+
+def test_planted_conditions_add_their_patterns_and_nothing_else(cohort, tmp_path):
+    simulate_cohort(tmp_path, num_subjects=1, sessions=2, with_t1w=True, conditions=2, **SHORT)
+    stem = "sub-01_ses-1"
+    assert (tmp_path / "sub-01/ses-1/func" / f"{stem}_task-blocks_bold.nii.gz").exists()
+    events = tmp_path / "sub-01/ses-1/func" / f"{stem}_task-blocks_events.tsv"
+    with open(events, newline="", encoding="utf-8") as handle:
+        rows = list(csv.DictReader(handle, delimiter="\t"))
+    assert {row["trial_type"] for row in rows} == {"condition1", "condition2"}
+    rest, blocks = load_truth(cohort, stem), load_truth(tmp_path, stem)
+    np.testing.assert_array_equal(rest.transforms, blocks.transforms)
+    np.testing.assert_array_equal(rest.networks, blocks.networks)
+    added = blocks.series - rest.series
+    onset = float(rows[0]["onset"])
+    times = 2.0 * np.arange(len(added))
+    assert not added[times <= onset].any()
+    pattern = draw_patterns(0, 2, 424)[int(rows[0]["trial_type"][-1]) - 1]
+    answer = added[int((onset + 14) / 2)]  # the block lasts for 16 s, its answer peaks late in it
+    assert np.corrcoef(answer, pattern)[0, 1] > 0.99
+    assert 0.8 < answer.std() / (NEURAL_SD * pattern.std()) <= 1.01
 
 
 def test_other_seed_other_people(cohort, tmp_path):

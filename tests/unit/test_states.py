@@ -187,6 +187,8 @@ def make(folder, *, conditions=2, people=18, shuffle=False, strength=1.0, cohort
         for t in range(1, len(noise)):
             noise[t] = 0.6 * noise[t - 1] + 0.8 * noise[t]
         series = (noise + activity.series)[2:]  # the first two volumes are discarded
+        series[:, 7] = np.nan  # a parcel without data
+        series[:, 3 if person % 5 == 1 else 7] = np.nan
         blocks = pd.DataFrame(activity.events, columns=COLUMNS)
         if shuffle:  # whole blocks change their names
             number = (blocks["onset"].diff() > 5).cumsum()
@@ -330,8 +332,9 @@ def test_where_nothing_can_be_decoded_the_table_says_why(model, tmp_path):
     broken.write_text("onset\tduration\n1\t2\n")
     corpus = Corpus([made.shard])
     clips = list_clips(corpus, states(), PATCH, {"c": made.cohort.folder})
-    assert clips.reasons[2].startswith("with events that cannot be read (")
-    assert "sub-02" in clips.reasons[2] and len(set(clips.table["participant_id"])) == 7
+    assert clips.reasons.to_dict() == {2: "with events that cannot be read"}
+    assert "sub-02_task-blocks_events.tsv: expected a column" in clips.errors["c"]
+    assert len(set(clips.table["participant_id"])) == 7
 
 
 def test_events_of_a_cohort_or_folder_that_is_not_there_are_refused(model, tmp_path):
@@ -386,3 +389,23 @@ def test_planted_activity_follows_its_events():
     assert np.abs(made.series[times < onset]).max() < 1e-9
     counts = pd.Series([name for *_, name in made.events]).value_counts()
     assert len(counts) == 3 and counts.max() - counts.min() <= BLOCK_S
+
+
+def test_the_page_shows_the_methods_the_conditions_and_what_is_taken_for_what(decoded):
+    from brainlm.report.findings import describe_tasks
+
+    table, confusion = decoded
+    facts = SimpleNamespace(clinical=[], tasks={"states": states()}, results={"states": table},
+                            side=lambda name, what: confusion)  # fmt: skip
+    (section,) = describe_tasks(facts)
+    named = {block.name: block for block in section.blocks if hasattr(block, "name")}
+    assert section.title == "States"
+    assert {"states-dots", "states-parts", "states-confusion-c"} <= set(named)
+    best = max((LINEAR, ATTENTIVE), key=lambda name: value(table, name, cohort="c"))
+    assert f"the {best} takes" in named["states-confusion-c"].caption
+    assert named["states-confusion-c"].svg.count("condition1") >= 2
+    shown = named["states-parts"].shown["condition"]
+    assert list(shown[:2]) == ["condition1", "condition2"]
+    nothing = table.iloc[:1].assign(n=0, metric=None, value=None)
+    facts.results = {"states": nothing}
+    assert "dots" not in str([getattr(b, "name", "") for b in describe_tasks(facts)[0].blocks])

@@ -32,11 +32,14 @@ class Clips:
         Why a recording (row of the corpus) has no clip.
     notes : Counter
         (cohort, what was found) -> how often: events that were skipped, and the like.
+    errors : dict
+        cohort -> why the first of its events that cannot be read cannot.
     """
 
     table: pd.DataFrame
     reasons: pd.Series
     notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
 
     def count_left_out(self, part: pd.DataFrame) -> dict[str, int]:
         """Participants of `part` (rows of the corpus) without a clip, each by its first reason."""
@@ -65,6 +68,9 @@ def clip_points(task: States, patch: int, window: int, period_s: float) -> int:
     return points
 
 
+Cut = list[tuple[int, int, str]]  # start, stop, condition
+
+
 def list_clips(corpus: Corpus, task: States, points: int, folders: Mapping[str, Path]) -> Clips:
     """Cut every usable recording of a corpus.
 
@@ -75,57 +81,75 @@ def list_clips(corpus: Corpus, task: States, points: int, folders: Mapping[str, 
     folders : mapping
         cohort -> folder of the dataset that has its events.
     """
-    period = corpus.info.sample_period_s
     files = {cohort: EventFiles(folder) for cohort, folder in folders.items()}
+    cutter = _Cutter(task, points, corpus.info.sample_period_s, files)
     found: list[tuple] = []
     reasons: dict[int, str] = {}
-    notes: Counter[tuple[str, str]] = Counter()
     for row in corpus.table.itertuples():
-        why: str = "without a usable recording"
-        clips: Cut = []
-        if row.status == "ok" and task.label == "task":
-            why, clips = _cut_whole(row, task, points)
-        elif row.status == "ok":
-            why, clips = _cut_events(row, task, points, period, files[row.cohort], notes)
-        if not clips:
-            reasons[row.Index] = why
-        place = (row.Index, row.cohort, row.participant_id, row.split)
-        found += [(*place, start, stop, condition) for start, stop, condition in clips]
+        try:
+            clips = cutter.cut(row)
+        except _NoClip as why:
+            reasons[row.Index] = str(why)
+        else:
+            place = (row.Index, row.cohort, row.participant_id, row.split)
+            found += [(*place, *clip) for clip in clips]
     columns = ["row", "cohort", "participant_id", "split", "start", "stop", "condition"]
-    return Clips(pd.DataFrame(found, columns=columns), pd.Series(reasons, dtype=object), notes)
+    table = pd.DataFrame(found, columns=columns)
+    return Clips(table, pd.Series(reasons, dtype=object), cutter.notes, cutter.errors)
 
 
-Cut = list[tuple[int, int, str]]  # start, stop, condition
+class _NoClip(Exception):
+    """Why a recording has no clip, as a table says it of participants."""
 
 
-def _cut_whole(row, task: States, points: int) -> tuple[str, Cut]:
-    """One clip after another from the first time point; a shorter run is one clip."""
-    if not isinstance(row.task, str) or (task.conditions and row.task not in task.conditions):
-        return "of no task that is asked for", []
-    length, count = row.num_timepoints, max(1, row.num_timepoints // points)
-    return "", [(k * points, min((k + 1) * points, length), row.task) for k in range(count)]
+@dataclass
+class _Cutter:
+    """Cuts recordings one by one and notes what it meets."""
 
+    task: States
+    points: int
+    period_s: float
+    files: dict[str, EventFiles]
+    notes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    errors: dict[str, str] = field(default_factory=dict)
 
-def _cut_events(row, task: States, points: int, period_s: float, files: EventFiles,
-                notes: Counter[tuple[str, str]]) -> tuple[str, Cut]:  # fmt: skip
-    path = files.find(row.recording_id, row.source or "")
-    if path is None:
-        return "without an events.tsv", []
-    try:
-        events = read_events(path, task.label, task.conditions)
-    except BrainLMError as error:
-        return f"with events that cannot be read ({error})", []
-    start_s = row.start_s
-    if pd.isna(start_s):
-        start_s = 0.0
-        notes[
-            row.cohort, "recordings do not state when they begin: taken as the first volume"
-        ] += 1
-    if events.skipped:
-        notes[row.cohort, "events without onset or duration were skipped"] += events.skipped
-    clips = cut_blocks(events.blocks, row.num_timepoints, points, period_s,
-                       shift_s=task.delay_s - start_s, min_share=task.min_share)  # fmt: skip
-    return "without a clip of one condition", clips
+    def cut(self, row) -> Cut:
+        """Clips of a row of the corpus, at least one."""
+        if row.status != "ok":
+            raise _NoClip("without a usable recording")
+        clips = self._whole(row) if self.task.label == "task" else self._blocks(row)
+        if not clips:
+            raise _NoClip("without a clip of one condition")
+        return clips
+
+    def _whole(self, row) -> Cut:
+        """One clip after another from the first time point; a shorter run is one clip."""
+        wanted, points, length = self.task.conditions, self.points, row.num_timepoints
+        if not isinstance(row.task, str) or (wanted and row.task not in wanted):
+            return []
+        starts = range(0, max(length - points, 0) + 1, points)
+        return [(start, min(start + points, length), row.task) for start in starts]
+
+    def _blocks(self, row) -> Cut:
+        path = self.files[row.cohort].find(row.recording_id, row.source or "")
+        if path is None:
+            raise _NoClip("without an events.tsv")
+        try:
+            events = read_events(path, self.task.label, self.task.conditions)
+        except BrainLMError as error:
+            print(error, flush=True)  # the log has them all, the table the first
+            self.errors.setdefault(row.cohort, str(error))
+            raise _NoClip("with events that cannot be read") from None
+        start_s = row.start_s
+        if pd.isna(start_s):
+            start_s = 0.0
+            self.notes[row.cohort, "recordings of unknown beginning: taken as first volume"] += 1
+        if events.skipped:
+            words = "events without onset or duration were skipped"
+            self.notes[row.cohort, words] += events.skipped
+        return cut_blocks(events.blocks, row.num_timepoints, self.points, self.period_s,
+                          shift_s=self.task.delay_s - start_s,
+                          min_share=self.task.min_share)  # fmt: skip
 
 
 def cut_blocks(

@@ -191,6 +191,8 @@ def _describe_part(clips: Clips, cohort: str, part: pd.DataFrame, tested: pd.Dat
     )
     notes = [describe_left_out(why), f"{len(tested)} clips of {seconds:g} s"]
     notes += [f"{count} {what}" for (name, what), count in clips.notes.items() if name == cohort]
+    if cohort in clips.errors:
+        notes.append(f"the first that cannot be read: {clips.errors[cohort]}")
     if study.rare:
         few = ", ".join(f"{name} ({count})" for name, count in study.rare.items())
         notes.append(f"left out, as fewer than {FEWEST} training participants have them: {few}")
@@ -313,9 +315,10 @@ def _score(tested: pd.DataFrame, predicted: Scores, classes: Sequence[str], seed
     sample = Sample(len(names), options)
     present = np.unique(y)
     hits = {name: count_hits(y, guess, who, present) for name, guess in predicted.items()}
-    pairs = [(name, MAJORITY) for name in _ORDER]
-    pairs += [(name, CONNECTIVITY) for name in _ORDER if name != CONNECTIVITY]
-    pairs += [(ATTENTIVE, LINEAR), (LINEAR, UNTRAINED)]
+    pairs = [(ATTENTIVE, name) for name in predicted if name != ATTENTIVE]
+    pairs += [(name, MAJORITY) for name in _ORDER[1:]]
+    pairs += [(name, CONNECTIVITY) for name in _ORDER[1:] if name != CONNECTIVITY]
+    pairs += [(LINEAR, UNTRAINED)]
     for metric, of in {"balanced_accuracy": _balanced, "accuracy": _accuracy}.items():
         statistics = {name: of(*sums) for name, sums in hits.items()}
         yield from compare(
