@@ -241,8 +241,8 @@ def value(table, method, metric="balanced_accuracy", column="value", **where):
 @pytest.fixture(scope="module")
 def decoded(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("decoded")
-    here = make(out / "c")
-    other = make(out / "other", cohort="other", people=5)
+    here = make(out / "c", strength=1.5)
+    other = make(out / "other", cohort="other", people=5, strength=1.5)
     for row in sorted((out / "other").rglob("*_events.tsv"))[:1]:
         row.unlink()  # a participant without events
     return evaluate(model, out, here, other, roles={"c": "reference", "other": "external"})
