@@ -42,7 +42,6 @@ MOST_CLIPS = 2000
 #: Training participants that a condition needs.
 FEWEST = 2
 _SIZE = 32  # clips in memory at a time
-_HIDDEN = 256  # of the MLP
 
 Scores = dict[str, np.ndarray]  # method -> [K, seeds] the condition's number
 
@@ -221,8 +220,7 @@ class Decoder:
         self._fit(task, study, folder)
 
     def _fit(self, task: States, study: Study, folder: Path) -> None:
-        from ..clinical.small_networks import fit_mlp
-        from .probes import TokenStore, fit_attentive
+        from .probes import TokenStore, fit_attentive, fit_mlp
 
         train = _draw(study.of_split("train"), MOST_CLIPS, task.seeds[0])
         check = _draw(study.of_split("validation"), MOST_CLIPS // 4, task.seeds[0])
@@ -260,7 +258,7 @@ class Decoder:
 
             places = known(np.arange(len(both)))
             self.attentive.append(fit_attentive(store, places, options, device))
-            self.mlps.append(fit_mlp(known(views["raw"]), options, _HIDDEN))
+            self.mlps.append(fit_mlp(known(views["raw"]), options, device))
 
     def _see(self, clips: pd.DataFrame) -> Iterator[tuple[dict[str, np.ndarray], Tokens]]:
         """Features and tokens of clips, some at a time, in their order."""

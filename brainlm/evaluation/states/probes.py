@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,16 @@ from torch import Tensor, nn
 
 from ...config import Finetune
 from ...model import BrainLM
+from ...model.blocks import PredictionHead
 from ...model.own_series import cut_windows
 from ...model.pooling import Tokens
-from ..clinical.baselines import Known, balance
-from ..clinical.small_networks import train_network
+from ...training.learner import Trainee
+from ...training.loop import keep_best
+from ..clinical.baselines import Known, Predictor, balance, prediction_loss, soften
 from ..clinical.views import connectivity
+
+
+HIDDEN, RATE = 256, 1e-3  # units of the MLP; of learning
 
 
 class AttentiveProbe(nn.Module):
@@ -100,21 +105,7 @@ def fit_attentive(store: TokenStore, known: Known, options: Finetune, device: to
     """
     torch.manual_seed(known.seed)
     net = AttentiveProbe(*store.moments(known.train), known.classes).to(device)
-    random = np.random.default_rng(known.seed)
-
-    def batches(epoch: int) -> Iterator[tuple[tuple[Tensor, Tensor], np.ndarray]]:
-        order = random.permutation(len(known.train))
-        for first in range(0, len(order), options.batch_size):
-            some = order[first : first + options.batch_size]
-            yield store.take(known.train[some], device), some
-
-    def predict(places: np.ndarray) -> np.ndarray:
-        parts = np.array_split(places, max(1, len(places) // options.batch_size))
-        with torch.inference_mode():
-            out = [net.eval()(store.take(part, device)).cpu().numpy() for part in parts]
-        return np.concatenate(out)
-
-    train_network(net, batches, predict, known, options)
+    _train(net, lambda places: store.take(places, device), known, options, device)
 
     def score(tokens: Tokens) -> np.ndarray:
         with torch.inference_mode():
@@ -122,6 +113,51 @@ def fit_attentive(store: TokenStore, known: Known, options: Finetune, device: to
         return balance(logits.softmax(1).cpu().numpy(), known.y)
 
     return score
+
+
+def fit_mlp(known: Known, options: Finetune, device: torch.device) -> Predictor:
+    """The model's three-layer head on features [S, F]; missing values count as the mean."""
+    seen = np.isfinite(known.train)
+    mean = np.where(seen, known.train, 0).sum(0) / np.maximum(seen.sum(0), 1)
+    spread = float(known.train[seen].std()) or 1.0
+
+    def ready(features: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.nan_to_num((features - mean) / spread)).float().to(device)
+
+    torch.manual_seed(known.seed)
+    net = PredictionHead(known.train.shape[1], HIDDEN, known.classes).to(device)
+    _train(net, ready, known, options, device)
+
+    def score(features: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return balance(soften(net(ready(features)).cpu().numpy()), known.y)
+
+    return score
+
+
+def _train(net: nn.Module, ready: Callable, known: Known, options: Finetune,
+           device: torch.device) -> None:  # fmt: skip
+    """Leave `net` with its best weights; `ready` makes its input of some rows of `known`."""
+    random = np.random.default_rng(known.seed)
+    target = torch.from_numpy(known.y).to(device)
+
+    def losses(epoch: int) -> Iterator[Tensor]:
+        batches = -(-len(known.y) // options.batch_size)
+        for some in np.array_split(random.permutation(len(known.y)), batches):
+            yield nn.functional.cross_entropy(net(ready(known.train[some])), target[some])
+
+    @torch.inference_mode()
+    def validate() -> float | None:
+        if not len(known.y_validation):
+            return None
+        net.eval()
+        batches = -(-len(known.y_validation) // options.batch_size)
+        parts = np.array_split(known.validation, batches)
+        out = np.concatenate([net(ready(part)).cpu().numpy() for part in parts])
+        return prediction_loss(balance(soften(out), known.y), known.y_validation, known.classes)
+
+    optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
+    keep_best(Trainee(net, optimizer), RATE, options.epochs, losses, validate)
 
 
 def describe_clips(clips: list[np.ndarray], points: int) -> dict[str, np.ndarray]:
