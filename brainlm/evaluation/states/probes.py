@@ -20,7 +20,6 @@ from ...training.loop import keep_best
 from ..clinical.baselines import Known, Predictor, balance, prediction_loss, soften
 from ..clinical.views import connectivity
 
-
 HIDDEN, RATE = 256, 1e-3  # units of the MLP; of learning
 
 
