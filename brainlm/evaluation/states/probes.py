@@ -138,7 +138,7 @@ def _train(net: nn.Module, ready: Callable, known: Known, options: Finetune,
            device: torch.device) -> None:  # fmt: skip
     """Leave `net` with its best weights; `ready` makes its input of some rows of `known`."""
     random = np.random.default_rng(known.seed)
-    target = torch.from_numpy(known.y).to(device)
+    target = torch.tensor(known.y, device=device)
 
     def losses(epoch: int) -> Iterator[Tensor]:
         batches = -(-len(known.y) // options.batch_size)
