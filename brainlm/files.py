@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 import uuid
 import zipfile
 import zlib
@@ -17,7 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .errors import BrainLMError
+
 _READ_THROUGH = 50_000_000  # bytes
+_FULL = 1_000_000  # bytes free, on a disk that a writer failed on
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # the names that atomic_path makes
 #: What git-annex (unlocked files) and Git LFS leave in place of a file's content.
 _POINTER = re.compile(rb"/annex/objects/|version https://git-lfs\.github\.com/")
@@ -36,13 +40,33 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     suffix = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
     temporary = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:8]}.tmp{suffix}")
     try:
-        yield temporary
+        try:
+            yield temporary
+        except (OSError, BrainLMError):
+            raise
+        except Exception as error:  # writers that say it in their own way (torch, safetensors)
+            if shutil.disk_usage(path.parent).free > _FULL:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
+        _open_to_group(temporary)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _open_to_group(path: Path) -> None:
+    """Give a file that its writer kept to its owner (safetensors does) the rights of any other."""
+    if path.stat().st_mode & 0o077:
+        return
+    probe = path.with_name(f"{path.name}.mode")
+    try:
+        probe.touch(0o666)
+        path.chmod(probe.stat().st_mode & 0o777)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def describe_absent(path: str | os.PathLike) -> str | None:
@@ -142,14 +166,18 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def read_json(path: str | os.PathLike) -> Any:
     """Read JSON; the error names the file."""
-    from .errors import BrainLMError
-
     try:
         return json.loads(Path(path).read_bytes())  # with or without a byte order mark
     except FileNotFoundError:
         raise BrainLMError(f"{path}: not found") from None
     except (ValueError, RecursionError) as error:
         raise BrainLMError(f"{path}: expected JSON, found something else ({error})") from None
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of a plain value, the same everywhere and always."""
+    text = json.dumps(value, sort_keys=True, default=sorted)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+#: What a fit begins with: the pretrained model, or the same network untrained.
+STARTS = ("finetune", "scratch")
+
 
 @dataclass(frozen=True)
 class Results:
@@ -155,6 +158,11 @@ class Results:
         return self.release_folder / "scaling.json"
 
     @property
+    def label_digests(self) -> Path:
+        """What the participants tables said in the columns of each task, as digests."""
+        return self.release_folder / "labels.json"
+
+    @property
     def pretrained(self) -> Path:
         """Folder of the pretrained model; :class:`ModelFolder` names the files in it."""
         return self._of_release("models") / "pretrain"
@@ -165,7 +173,7 @@ class Results:
         return self._of_release("models") / "sweep" / f"{preset}-{part}-{seed}"
 
     def fit(self, start: str, task: str, seed: str | int) -> Path:
-        """Folder of one seed's fit; `start` is ``finetune`` or ``scratch``."""
+        """Folder of one seed's fit; `start` is one of :data:`STARTS`."""
         return self._of_release("models") / f"{start}-{task}" / f"seed-{seed}"
 
     def table(self, task: str) -> Path:

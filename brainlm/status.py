@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .config import Config
-from .evaluation.tasks import tasks_of
-from .paths import ModelFolder
+from .evaluation.tasks import CLINICAL, tasks_of
+from .paths import STARTS, ModelFolder
 from .preprocess.chunk import read_stage_table
 from .preprocess.summary import HARMLESS
 from .progress import read_record
@@ -137,15 +137,28 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
     cohorts = [_cohort_status(config, cohort, since) for cohort in config.cohorts]
     paths = config.paths
     later = {
-        f"release {config.release}": paths.scaling,
-        "pretrain": ModelFolder(paths.pretrained).weights,
-        **{f"evaluate {task}": paths.table(task) for task in tasks_of(config)},
-        "report": paths.report_page,
+        f"release {config.release}": [paths.scaling],
+        "pretrain": [ModelFolder(paths.pretrained).weights],
+        **_task_files(config),
+        "report": [paths.report_page],
     }
-    made = {name: path.exists() for name, path in later.items()}
+    made = {name: all(path.exists() for path in files) for name, files in later.items()}
     now = None if made["pretrain"] else read_record(ModelFolder(paths.pretrained).record, since)
     training = now.text if now else ""
     return Status(cohorts, made, since, paths.failures, training)
+
+
+def _task_files(config: Config) -> dict[str, list[Path]]:
+    """What every task's jobs make."""
+    files = {}
+    for name, task in tasks_of(config).items():
+        if isinstance(task, CLINICAL):
+            fits = [ModelFolder(config.paths.fit(s, name, n)) for s in STARTS for n in task.seeds]
+            files[f"finetune {name}"] = [fit.predictions for fit in fits]
+            if any(c.role == "external" for c in config.cohorts) and not task.groups:
+                files[f"predict {name}"] = [fit.external for fit in fits]
+        files[f"evaluate {name}"] = [config.paths.table(name)]
+    return files
 
 
 def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:

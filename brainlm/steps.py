@@ -12,7 +12,7 @@ run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Literal
@@ -384,18 +384,20 @@ def trigger(
     atlas: Identity | None = None,
     first: Identity | None = None,
     task: Any = None,
+    rows: Mapping[str, str] | None = None,
 ) -> str:
     """The code version and the facts of a step as one string: Snakemake reruns when it changes.
 
     `first` is the study's first atlas. A study that stays with it has the strings that it had
-    before the atlas's space and checksum counted.
+    before the atlas's space and checksum counted. `rows` are digests of what tables beside the
+    configuration say; they are in no outcome key, since each recording's own outcome stays.
     """
     step = STEPS[name]
     facts = step.depends(config, cohort, atlas, task)
     parts: list[Any] = [step.version, facts.settings]
     parts += [facts.atlas["name"]] if "name" in facts.atlas else []
     parts += [facts.task] if facts.task else []
-    said = _differing(facts, first)
+    said = _differing(facts, first) | dict(rows or {})
     return _as_json([*parts, said] if said else parts)
 
 

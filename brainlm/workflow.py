@@ -9,14 +9,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .atlas import check_registered, identify_atlas, registered
+from .cohort.exclusions import exclusions_by_chunk
 from .config import Cohort, Config, load_config, parse_config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, Scaling, Task, tasks_of
-from .files import describe_disk_error, read_json, remove_leftovers, write_json, write_text
+from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
 from .steps import STEPS, read_first_atlas, stages_of, trigger
@@ -44,12 +46,14 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
         check_registered(config.atlas.name)
         tasks = tasks_of(config)
         if is_main_process:
+            from .cohort.digests import note_digests
             from .cohort.labels import check_columns
 
             _check_release(config)
             news = not _locked() and _update(config)
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
-            if news:
+            edited = not _locked() and note_digests(config, _columns(tasks))
+            if news or edited:
                 _check_labels(config, tasks)
             os.environ["BRAINLM_CONFIG"] = str(config.paths.config.absolute())
     except BrainLMError as error:
@@ -59,6 +63,16 @@ def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     return config
 
 
+def _columns(tasks: dict[str, Task]) -> dict[str, dict[str, list[str]]]:
+    """Columns of the participants tables that each step of a task reads."""
+    fitted = {name: task.learns() for name, task in tasks.items() if isinstance(task, CLINICAL)}
+    return {
+        name: {"evaluate": task.reads()} | ({"finetune": fitted[name]} if name in fitted else {})
+        for name, task in tasks.items()
+        if task.reads()
+    }
+
+
 def _check_release(config: Config) -> None:
     paths = config.paths
     if paths.scaling.exists() and paths.release_shards.exists():
@@ -66,7 +80,11 @@ def _check_release(config: Config) -> None:
 
         train = any(cohort.role == "reference" for cohort in config.cohorts)
         names = [cohort.name for cohort in config.cohorts] if train else []
-        check_release(paths, names, config.atlas.name)
+        external = [cohort.name for cohort in config.cohorts if cohort.role == "external"]
+        check_release(paths, names, config.atlas.name, external)
+    from .training.settings import check_finished
+
+    check_finished(config)
 
 
 def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
@@ -75,7 +93,11 @@ def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
 
     for task in tasks.values():
         if isinstance(task, CLINICAL):
-            read_labels(config.cohorts, task.target, task.kind, task.transform, task.spellings)
+            labels = read_labels(
+                config.cohorts, task.target, task.kind, task.transform, task.spellings
+            )
+            for cohort, why in labels.refused.items():
+                print(f"task {task.name}: {cohort} is not evaluated: {why}", file=sys.stderr)
 
 
 def _update(config: Config) -> bool:
@@ -299,9 +321,16 @@ class Triggers:
         self.first = read_first_atlas(config)
         self._known: dict[tuple[str | None, ...], str] = {}  # a plan asks once per job
 
-    def of(self, step: str, cohort: str | None = None, task: str | None = None) -> str:
-        """The trigger of a step, for a cohort's chunks or for a task."""
-        asked = (step, cohort, task)
+    def of(
+        self,
+        step: str,
+        cohort: str | None = None,
+        task: str | None = None,
+        chunk: str | None = None,
+    ) -> str:
+        """The trigger of a step, for a cohort (or a chunk of it) or for a task."""
+        rows = self._rows(step, cohort, task, chunk)
+        asked = (step, cohort, task, *rows.values())
         if asked not in self._known:
             self._known[asked] = trigger(
                 step,
@@ -310,8 +339,34 @@ class Triggers:
                 atlas=self.atlas,
                 first=self.first,
                 task=self.tasks[task] if task else None,
+                rows=rows,
             )
         return self._known[asked]
+
+    def _rows(
+        self, step: str, cohort: str | None, task: str | None, chunk: str | None
+    ) -> dict[str, str]:
+        """Digests of tables: who is left out of a chunk, what is known of participants."""
+        if cohort:
+            excluded = self._excluded(cohort, step)
+            found = excluded.get(chunk) if chunk else excluded or None
+            return {"exclude": digest(found)} if found else {}
+        changed = self._answers(task, step) if task else None
+        return {"participants": changed} if changed else {}
+
+    @cache  # noqa: B019  a plan has one
+    def _excluded(self, name: str, step: str) -> dict[str, list[tuple[str, str]]]:
+        """Of a cohort's first stage: (recording_id, reason) by chunk."""
+        cohort = self.config.cohort(name)
+        if cohort.exclude is None or step != stages_of(cohort.layout)[0]:
+            return {}
+        return exclusions_by_chunk(cohort, self.config.paths.index(name))
+
+    @cache  # noqa: B019
+    def _answers(self, task: str, step: str) -> str | None:
+        from .cohort.digests import changed_digest
+
+        return changed_digest(self.config, task, "finetune" if step == "predict" else step)
 
 
 def _keep_first_atlas(config: Config) -> None:

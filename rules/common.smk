@@ -13,7 +13,7 @@ gc.disable()
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from brainlm.paths import ModelFolder
+from brainlm.paths import STARTS, ModelFolder
 from brainlm.resources import (
     chunk_resources,
     launch_line,
@@ -98,6 +98,21 @@ def all_pages(wildcards):
     return [PATHS.stage_table(c, k, "pages") for c, ks in chunks().items() for k in ks]
 
 
+def all_stages(wildcards):
+    return [
+        PATHS.stage_table(cohort, chunk, stage)
+        for cohort, some in chunks().items()
+        for stage in stages_of(CONFIG.cohort(cohort).layout)
+        for chunk in some
+    ]
+
+
+def all_models(wildcards):
+    """The pretrained model, and what each task is evaluated from besides."""
+    of_tasks = [fit for task in TASKS for fit in fits_of(TASKS[task])]
+    return [ModelFolder(PATHS.pretrained).weights] + of_tasks
+
+
 def more(amount):
     """A resource that doubles on every retry (out of memory, out of time)."""
     return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
@@ -106,7 +121,10 @@ def more(amount):
 def settings(step):
     """All that makes a job run again, besides newer input: its step's version and facts."""
     return lambda wildcards: TRIGGERS.of(
-        step, cohort=wildcards.get("cohort"), task=wildcards.get("task")
+        step,
+        cohort=wildcards.get("cohort"),
+        task=wildcards.get("task"),
+        chunk=wildcards.get("chunk"),
     )
 
 
@@ -123,14 +141,33 @@ def unfrozen(wildcards):
 
 
 def fits(wildcards):
+    return fits_of(TASKS[wildcards.task])
+
+
+def fits_of(task):
     """What a task is evaluated from besides the pretrained model: a sweep, or every seed's fit."""
-    task = TASKS[wildcards.task]
     if not is_clinical(task):
         return sweep_models(CONFIG, task)
-    apart = external_shards(wildcards) and not task.groups
+    apart = external_shards(None) and not task.groups
     made = [
         ModelFolder(PATHS.fit(start, task.name, seed))
-        for start in ("finetune", "scratch")
+        for start in STARTS
         for seed in task.seeds
     ]
     return [fit.predictions for fit in made] + [fit.external for fit in made if apart]
+
+
+# What all steps of a chunk share; `use rule chunk as <step> with:` states the rest. Nothing asks for
+# this output: a rule with a log must have one.
+rule chunk:
+    output:
+        PATHS.stage_table(*CHUNK, "chunk"),
+    log:
+        PATHS.chunk_log("chunk", *CHUNK),
+    group:
+        "chunk"
+    conda:
+        "../envs/pipeline.yaml"
+    shell:
+        "brainlm {rule} --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
+        " --workers {resources.cpus_per_task} 2>&1 | tee {log:q}"

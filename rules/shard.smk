@@ -1,7 +1,7 @@
 # The contract: one Parquet shard per chunk, and its mergeable scaling statistics.
 
 
-rule shard:
+use rule chunk as shard with:
     input:
         last_stage,
     output:
@@ -9,14 +9,7 @@ rule shard:
         quantiles=PATHS.quantiles(*CHUNK),
     log:
         PATHS.chunk_log("shard", *CHUNK),
-    group:
-        "chunk"
-    conda:
-        "../envs/pipeline.yaml"
     resources:
         **chunk_resources(CONFIG, "shard"),
     params:
         settings("shard"),
-    shell:
-        "brainlm shard --cohort {wildcards.cohort} --chunk {wildcards.chunk}"
-        " 2>&1 | tee {log:q}"

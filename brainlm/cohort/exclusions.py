@@ -50,3 +50,13 @@ def _nearest(name: str, known: Collection[str]) -> str:
         near = [people[alike[0]]] if alike else []
     best = difflib.get_close_matches(name, near, 1, 0.0)
     return f"{name!r} (nearest: {best[0]})" if best else f"{name!r}"
+
+
+def exclusions_by_chunk(cohort: Cohort, index: Path) -> dict[str, list[tuple[str, str]]]:
+    """(recording_id, reason) of each chunk from which a recording is left out."""
+    reasons = read_exclusions(cohort)
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, *_, chunk in read_tsv(index).rows if reasons else ():
+        if name in reasons:
+            found.setdefault(chunk, []).append((name, reasons[name]))
+    return found

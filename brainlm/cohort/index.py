@@ -59,9 +59,9 @@ class IndexChange:
     left_out: tuple[str, ...] = ()
 
 
-def read_people(table: Path) -> set[str]:
-    """Participants (``sub-01``) of a cohort's index."""
-    return {row[1] for row in _read_rows(table)}
+def read_people(table: Path, chunks: Set[str] | None = None) -> set[str]:
+    """Participants (``sub-01``) of a cohort's index, or of some of its chunks."""
+    return {row[1] for row in _read_rows(table) if chunks is None or row[-1] in chunks}
 
 
 def read_entries(table: Path, folder: Path) -> list[Entry]:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -238,10 +238,13 @@ class Labels:
         By (cohort, participant_id); NaN = unknown; for classes their number 0, 1, ...
     classes : tuple of str
         Names in the order of their numbers; empty for a regression.
+    refused : mapping
+        Of external cohorts whose column cannot be used: why.
     """
 
     values: pd.Series
     classes: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def drop_small_classes(self, train: pd.Index) -> tuple[Labels, pd.Series]:
         """Without classes that fewer than :data:`SMALLEST_CLASS` of the people `train` are of.
@@ -255,7 +258,7 @@ class Labels:
         values = self.values.map({old: float(new) for new, old in enumerate(kept)})
         lost = self.values[self.values.notna() & ~self.values.isin(kept)]
         names = lost.map(lambda k: self.classes[int(k)])
-        return Labels(values, tuple(self.classes[k] for k in kept)), names
+        return Labels(values, tuple(self.classes[k] for k in kept), self.refused), names
 
 
 @dataclass(frozen=True)
@@ -356,41 +359,124 @@ def read_labels(
     Raises
     ------
     BrainLMError
-        No cohort has the column, it is constant, it is not of the kind, or somebody's value has
-        no logarithm where one is learnt (a code such as -3 for "prefer not to answer"); or a
-        class has several spellings.
+        No reference cohort has the column, it is constant, it is not of the kind, a number is far
+        from all others and looks like a code for a missing value, or somebody's value has no
+        logarithm where one is learnt (a code such as -3 for "prefer not to answer"); or a class
+        has several spellings. Of an external cohort such a thing is no error: its participants
+        have no label, and :attr:`Labels.refused` says why.
     """
+    trained = [cohort for cohort in cohorts if cohort.role == "reference"] or list(cohorts)
     if kind == "regression":
-        labels = Labels(read_target(cohorts, target))
-        if transform == "log_minmax" and (labels.values < 0).any():
-            who = labels.values.idxmin()
-            raise BrainLMError(
-                f"{target} of {who[1]} in {who[0]} is {labels.values[who]:g}, log_minmax needs "
-                "labels >= 0; write n/a where a number is a code, or use minmax or zscore"
-            )
+        values = read_target(trained, target)
+        _refuse_codes(values.dropna())
+        _refuse_negative(values, transform)
     else:
-        names = pd.concat(
-            [read_column(cohort, target) for cohort in cohorts]
-            or [pd.Series(dtype=object)]
-        )  # fmt: skip
-        names = names.map(lambda name: spellings.get(name, name), na_action="ignore")
-        classes = sorted(names.dropna().unique(), key=_as_written)
-        _refuse_spellings(target, names.value_counts(), spellings)
-        if len(classes) > _MOST_CLASSES:
-            raise BrainLMError(
-                f"{target} has {len(classes)} different values ({', '.join(classes[:4])}, ...), "
-                f"at most {_MOST_CLASSES} can be classes; use kind: regression"
-            )
-        numbers = {name: float(k) for k, name in enumerate(classes)}
-        labels = Labels(names.map(numbers).astype(float).rename(target), tuple(classes))
-    found = labels.values.dropna()
+        values = _read_names(trained, target, spellings)
+        _refuse_spellings(target, values.value_counts(), spellings)
+    found = values.dropna()
     if found.nunique() == 1:  # nobody with a value: the table says so (describe_shortage)
-        only = labels.classes[0] if labels.classes else found.iloc[0]
         raise BrainLMError(
-            f"{target} is {only} for all {len(found)} people who have a value: there is nothing "
-            "to predict; leave its task out"
+            f"{target} is {as_word(found.iloc[0])} for all {len(found)} people who have a value: "
+            "there is nothing to predict; leave its task out"
         )
-    return labels
+    parts, refused = [values], {}
+    for cohort in cohorts:
+        if cohort in trained:
+            continue
+        try:  # what is wrong is of this cohort alone: the others are evaluated
+            if target not in _header(cohort):
+                raise BrainLMError(f"its participants table has no column {target!r}")
+            if kind == "regression":
+                part = read_target([cohort], target)
+                _refuse_other_numbers(part.dropna(), found)
+                _refuse_negative(part, transform)
+            else:
+                part = _read_names([cohort], target, spellings)
+                _refuse_other_names(part.dropna(), found)
+            parts.append(part)
+        except BrainLMError as error:
+            refused[cohort.name] = str(error)
+    every = pd.concat(parts).rename(target)
+    if kind == "regression":
+        return Labels(every, refused=refused)
+    classes = sorted(every.dropna().unique(), key=_as_written)
+    if len(classes) > _MOST_CLASSES:
+        raise BrainLMError(
+            f"{target} has {len(classes)} different values ({', '.join(classes[:4])}, ...), "
+            f"at most {_MOST_CLASSES} can be classes; use kind: regression"
+        )
+    numbers = {name: float(k) for k, name in enumerate(classes)}
+    return Labels(every.map(numbers).astype(float), tuple(classes), refused)
+
+
+def _read_names(cohorts: Sequence[Cohort], target: str, spellings: Mapping[str, str]) -> pd.Series:
+    columns = [read_column(cohort, target) for cohort in cohorts]
+    names = pd.concat(columns or [pd.Series(dtype=object)])
+    return names.map(lambda name: spellings.get(name, name), na_action="ignore").rename(target)
+
+
+def _refuse_negative(values: pd.Series, transform: str) -> None:
+    if transform == "log_minmax" and (values < 0).any():
+        who = values.idxmin()
+        raise BrainLMError(
+            f"{values.name} of {who[1]} in {who[0]} is {values[who]:g}, log_minmax needs "
+            "labels >= 0; write n/a where a number is a code, or use minmax or zscore"
+        )
+
+
+def _refuse_other_names(names: pd.Series, known: pd.Series) -> None:
+    """Refuse classes that are named otherwise than in the training: 1 and 2 for F and M."""
+    there, trained = (sorted(part.unique(), key=_as_written) for part in (names, known))
+    strange = [name for name in there if name not in trained]
+    codes = all(map(_is_number, [*there, *trained]))
+    if strange and (codes or len(strange) == len(there)):
+        raise BrainLMError(
+            f"{names.name} is {', '.join(there[:4])}, where the model learnt "
+            f"{', '.join(trained[:4])}: write the same words, or spellings: into the task's file"
+        )
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(_NUMBER, name) is not None
+
+
+#: What tables write for "missing" among numbers, where it lies far from all others.
+_CODE = r"-?(9+|8+|7+)(\.0*)?"
+#: Units that are mistaken for each other, by their ratio.
+_UNITS = {12.0: "months for years", 365.25: "days for years", 1 / 12: "years for months"}
+
+
+def _refuse_codes(values: pd.Series, known: pd.Series | None = None) -> None:
+    """Refuse numbers such as -9999 that are far from all others, or from the `known` ones."""
+    is_code = values.map(lambda v: re.fullmatch(_CODE, f"{v:g}") is not None)
+    others = values[~is_code] if known is None else known
+    if not len(others) or not is_code.any():
+        return
+    low, high = others.min(), others.max()
+    width = max(high - low, 1e-9)
+    far = values[is_code & ((values < low - width) | (values > high + width))]
+    if len(far):
+        raise BrainLMError(
+            f"{values.name} is {far.iloc[0]:g} for {len(far)} participants ({far.index[0][1]} in "
+            f"{far.index[0][0]}, ...), where others have {low:g} to {high:g}: if it stands for a "
+            "missing value, write n/a"
+        )
+
+
+def _refuse_other_numbers(values: pd.Series, known: pd.Series) -> None:
+    """Refuse numbers of a cohort that look like those of the training in another unit or code."""
+    if not len(values) or not len(known):
+        return
+    _refuse_codes(values, known)
+    low, high = known.min(), known.max()
+    if values.max() >= low and values.min() <= high:
+        return
+    for ratio, words in _UNITS.items():
+        if low <= values.median() / ratio <= high:
+            raise BrainLMError(
+                f"{values.name} is {values.min():g} to {values.max():g}, where the model learnt "
+                f"{low:g} to {high:g} ({words}?): write it in the same unit"
+            )
 
 
 #: Words for one thing that tables mix.

@@ -18,13 +18,13 @@ from ..cohort.labels import as_word, read_participants
 from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..paths import side_table
-from ..shards import Corpus
 from .clinical.views import connectivity
 from .fingerprint import first_recordings, score_fingerprint
 from .job import Job, open_model
 from .metrics import pearson_r, r2, sum_values
 from .people import KEY, cohort_parts, count_absent, long_enough, names_of
 from .rows import compare, describe_left_out, write_results
+from .seen import open_corpus
 from .statistics import Sample, add_by_participant
 
 #: columns that are names even where they are written as numbers
@@ -127,7 +127,7 @@ def _embed(model_folder: Path, shards, splits, roles):
     from ..training.device import device_of
     from ..training.windows import Windows
 
-    corpus = Corpus(shards)
+    corpus = open_corpus(shards, roles)
     model = open_model(model_folder, corpus)
     assert model.scaling is not None
     points, left_out = [], {}

@@ -15,12 +15,12 @@ import pandas as pd
 from ..cohort.splits import in_share
 from ..config import Evaluate
 from ..files import read_json
-from ..shards import Corpus
 from .job import Job, open_model
 from .metrics import POOLED, of_sums
 from .people import cohort_parts, long_enough
 from .reconstruction import evaluate_masking
 from .rows import describe_left_out, rows_of, rows_of_gaps, rows_of_units, write_results
+from .seen import open_corpus
 from .statistics import Sample, add_by_participant
 
 #: (preset, share, seed) -> folder
@@ -69,7 +69,7 @@ def evaluate_scaling(
         together, with an interval over people; ``seed`` rows have one R² per seed; ``minus`` rows
         are every point less the first preset on its smallest share, on the same resamples.
     """
-    corpus, roles = Corpus(shards), roles or {}
+    corpus, roles = open_corpus(shards, roles), roles or {}
     opened = {point: open_model(folder, corpus) for point, folder in models.items()}
     window = next(iter(opened.values())).config.window
     rows: list[dict] = []

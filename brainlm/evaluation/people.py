@@ -20,16 +20,12 @@ from ..cohort.splits import split_of
 from ..config import Cohort
 from ..errors import BrainLMError
 from ..shards import Corpus
+from .seen import SEEN
+from .tasks import QUESTIONS
 
 KEY = ["cohort", "participant_id"]
 #: Groups (sites) are held out in at most so many folds of whole groups.
 MOST_FOLDS = 5
-#: What people are asked, and what tables call its column, in capitals or not.
-QUESTIONS = {
-    "age": ("age", "age_in_yrs", "age_at_scan", "interview_age"),
-    "sex": ("sex", "gender"),
-    "site": ("site", "site_id", "scan_site", "acquisition_site"),
-}
 
 
 def cohort_parts(
@@ -50,8 +46,10 @@ def long_enough(table: pd.DataFrame, window: int) -> tuple[np.ndarray, dict[str,
     fits = ok & (table["num_timepoints"] >= window)
     subjects = table["participant_id"]
     usable, kept = set(subjects[ok]), set(subjects[fits])
+    seen = set(subjects[table["status"] == SEEN])
     why = {
-        "without a usable recording": subjects.nunique() - len(usable),
+        SEEN: len(seen),
+        "without a usable recording": subjects.nunique() - len(usable | seen),
         f"with fewer than {window} time points": len(usable) - len(kept),
     }
     return table.index[fits].to_numpy(), why
@@ -67,9 +65,9 @@ def list_people(
 ) -> pd.DataFrame:
     """One row per subject of the corpus, by (cohort, participant_id).
 
-    Columns: ``split``, ``external``, ``label``, ``mean_fd_mm``, ``rows`` (usable rows of the
-    corpus with at least `min_timepoints`), ``recorded`` (has a usable recording of any length)
-    and ``ready`` (has a label and rows).
+    Columns: ``split``, ``external``, ``label``, ``mean_fd_mm``, ``seen`` (in training), ``rows``
+    (usable rows of the corpus with at least `min_timepoints`), ``recorded`` (has a usable
+    recording of any length) and ``ready`` (has a label and rows).
     """
     usable = corpus.table["status"] == "ok"
     fits = usable & (corpus.table["num_timepoints"] >= min_timepoints)
@@ -78,6 +76,8 @@ def list_people(
     people["external"] = [
         (roles or {}).get(cohort) == "external" for cohort, _ in people.index
     ]  # fmt: skip
+    again = corpus.table["status"] == SEEN
+    people["seen"] = again.groupby([corpus.table[k] for k in KEY], sort=False).any()
     people["recorded"] = usable.groupby([corpus.table[k] for k in KEY], sort=False).any()
     people["rows"] = groups.apply(lambda g: g.index[fits[g.index]].tolist(), include_groups=False)
     people["mean_fd_mm"] = corpus.table[usable].groupby(KEY)["mean_fd_mm"].mean()
@@ -172,7 +172,8 @@ def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
     """Why people of a table are not ready, each counted once."""
     no_rows, rare = part["rows"].str.len() == 0, part["class left out"]
     return {
-        "without a usable recording": int((~part["recorded"]).sum()),
+        SEEN: int(part["seen"].sum()),
+        "without a usable recording": int((~part["recorded"] & ~part["seen"]).sum()),
         f"with fewer than {min_timepoints} time points": int((no_rows & part["recorded"]).sum()),
         "without a label": int((part["label"].isna() & rare.isna() & ~no_rows).sum()),
         **{f"of class {k}": int(n) for k, n in rare[~no_rows].value_counts().items()},

@@ -25,6 +25,7 @@ from .job import Job, open_model
 from .metrics import POOLED, of_sums
 from .people import cohort_parts, long_enough
 from .rows import compare, describe_left_out, rows_of_units, write_results
+from .seen import open_corpus
 from .statistics import Sample, add_by_participant
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def evaluate_reconstruction(
     """
     from ..model.gaussian import Gaussian
 
-    corpus = Corpus(shards)
+    corpus = open_corpus(shards, roles)
     model = open_model(model_folder, corpus)
     gaussian, missing = Gaussian.load(model_folder), ModelFolder(Path(model_folder)).gaussian
     rows: list[dict] = []

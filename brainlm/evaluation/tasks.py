@@ -20,6 +20,12 @@ from ..files import shipped
 #: Tasks that can be named in config.yaml; others are given as a path.
 REGISTRY = shipped("workflow") / "tasks"
 
+#: What is asked of participants, and what tables call its column, in capitals or not.
+QUESTIONS = {
+    "age": ("age", "age_in_yrs", "age_at_scan", "interview_age"),
+    "sex": ("sex", "gender"),
+    "site": ("site", "site_id", "scan_site", "acquisition_site"),
+}
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 
@@ -42,6 +48,17 @@ class _Task(Section):
         asked = [getattr(self, key, None) for key in ("target", "groups", "contrast", "within")]
         named = [column for column in asked if isinstance(column, str) and column != "task"]
         return named + [c for c in getattr(self, "adjust", ()) if c != "mean_fd_mm"]
+
+    def learns(self) -> list[str]:
+        """Columns, in capitals or not, that fine-tuning reads."""
+        return [c for c in (getattr(self, "target", None), getattr(self, "groups", None)) if c]
+
+    def reads(self) -> list[str]:
+        """Columns, in capitals or not, that the evaluation reads where a table has them."""
+        asked = QUESTIONS if hasattr(self, "target") else getattr(self, "colour", ())
+        motion = ["mean_fd"] if hasattr(self, "target") or hasattr(self, "adjust") else []
+        names = [name for question in asked for name in QUESTIONS.get(question, (question,))]
+        return sorted({*self.columns(), *names, *motion}) if self.columns() or asked else []
 
 
 class Reconstruction(_Task):

@@ -74,10 +74,7 @@ class Shared(nn.Module):
         self.scaling = scaling
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         with atomic_path(folder / "model.safetensors") as temporary:
-            temporary.touch()  # with the user's umask; safetensors writes for the owner alone
-            mode = temporary.stat().st_mode
             save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.chmod(mode)
         if scaling is None:
             (folder / "scaling.json").unlink(missing_ok=True)  # of another model
         else:

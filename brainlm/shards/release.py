@@ -59,9 +59,11 @@ def freeze_release(shards: Sequence[Path], quantiles: Sequence[Path], paths: Res
         release=name or "",
     )
     rows = []
-    for path in shards:
-        status = Path(path).stat()
-        rows.append((path, status.st_size, status.st_mtime_ns, sha256(path)))
+    for path in map(Path, shards):
+        status = path.stat()
+        own = path == paths.shard(path.parent.name, path.stem)
+        place = path.relative_to(paths.folder) if own else path.absolute()
+        rows.append((place, status.st_size, status.st_mtime_ns, sha256(path)))
     scaling.save(paths.scaling)
     write_tsv(paths.release_shards, _COLUMNS, rows)
     return scaling
@@ -96,7 +98,7 @@ def read_release(paths: Results) -> list[Path]:
     path = paths.release_shards
     shards = []
     for row in read_tsv(path, hint="run: brainlm release").records():
-        shard = Path(row["shard"])
+        shard = _find(paths, row["shard"])
         if not shard.exists():
             raise BrainLMError(f"{shard}: named by {path}, not found; run snakemake to rebuild it")
         status = shard.stat()
@@ -110,7 +112,18 @@ def read_release(paths: Results) -> list[Path]:
     return shards
 
 
-def check_release(paths: Results, cohorts: Collection[str], atlas: str) -> None:
+def _find(paths: Results, place: str) -> Path:
+    """A shard of the list: of this results folder, wherever that was when the release was frozen
+    (releases of before named the way from the working folder)."""
+    path = Path(place)
+    own = paths.shard(path.parent.name, path.stem)
+    is_other = path.is_absolute() and path.parent.parent.name != own.parent.parent.name
+    return path if is_other else own
+
+
+def check_release(
+    paths: Results, cohorts: Collection[str], atlas: str, external: Collection[str] = ()
+) -> None:
     """Refuse a frozen release that is another study's, before anything is preprocessed for it.
 
     Parameters
@@ -121,11 +134,13 @@ def check_release(paths: Results, cohorts: Collection[str], atlas: str) -> None:
         Names of the study's cohorts; one of them in the release is enough. None: any will do.
     atlas : str
         Name of the study's atlas.
+    external : collection of str
+        Cohorts that are only to be evaluated: none of them may be in the release.
 
     Raises
     ------
     BrainLMError
-        It has another atlas, or no shard of any of these cohorts.
+        It has another atlas, no shard of any of these cohorts, or one of an external cohort.
     """
     advice = (
         "A frozen release never changes; in config.yaml give this study a release of its own "
@@ -137,12 +152,16 @@ def check_release(paths: Results, cohorts: Collection[str], atlas: str) -> None:
         raise BrainLMError(
             f"{path}: frozen with atlas {found}, but atlas.name is {atlas}. {advice}"
         )
-    other, path = "", paths.release_shards
-    for row in read_tsv(path).records():
-        other = Path(row["shard"]).parent.name
-        if other in cohorts:
-            return
-    if other and cohorts:
+    path = paths.release_shards
+    frozen = {Path(row["shard"]).parent.name: None for row in read_tsv(path).records()}
+    if inside := [name for name in frozen if name in external]:
+        raise BrainLMError(
+            f"{path}: cohort {inside[0]!r} is in release {paths.release}, which is trained on it, "
+            "and cannot be external to it: put its role back to reference, or make a release of "
+            "the others (release: r2)"
+        )
+    other = next(iter(frozen), "")
+    if other and cohorts and not frozen.keys() & set(cohorts):
         raise BrainLMError(
             f"{path}: frozen with shards of cohort {other!r} and of none of this study "
             f"({', '.join(cohorts)}): nothing of it would be trained on. {advice}"

@@ -7,6 +7,7 @@ of (seed, step), see windows.py.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..files import atomic_path
+from ..files import atomic_path, digest
 from .distributed import Ranks
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -43,6 +44,23 @@ def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim
 def found(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first."""
     return sorted(folder.glob("step-????????.pt"), key=lambda path: path.name, reverse=True)
+
+
+def exchange(folder: Path, theirs: str, ours: str) -> None:
+    """Set checkpoints of other settings aside; take up again what was set aside of ours."""
+    for source, target in (
+        (folder, folder / f"other-{digest(theirs)}"),
+        (folder / f"other-{digest(ours)}", folder),
+    ):
+        for path in found(source):
+            target.mkdir(exist_ok=True)
+            path.replace(target / path.name)
+
+
+def drop_others(folder: Path) -> None:
+    """Remove what was set aside, once a model is whole."""
+    for other in folder.glob("other-*"):
+        shutil.rmtree(other)
 
 
 def newest(folder: Path, say) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import platform
@@ -24,7 +23,7 @@ from .. import __version__, config
 from ..atlas import Atlas
 from ..cohort.splits import in_share
 from ..errors import BrainLMError
-from ..files import read_json, sha256, write_json
+from ..files import write_json
 from ..model import BrainLM, kernel_name, preset
 from ..model.grids import token_grid
 from ..model.masking import Masker
@@ -40,6 +39,7 @@ from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
 from .meter import Meter, Rates, device_name
 from .predictors import PREDICTORS
 from .schedule import learning_rate_at, make_optimizers, rescale_gradients
+from .settings import ADVICE, describe_change, describe_settings, read_settings
 from .trackers import open_trackers
 from .windows import Batch, Loader, Windows, choose_rows, training_ranges
 
@@ -89,7 +89,7 @@ class Run:
 
     def __init__(self, shards, scaling, out: Path, model: config.Model, options, atlas, ranks):
         self.out, self.options, self.ranks = out, options, ranks
-        self.settings = _settings(shards, scaling, model, options)
+        self.settings = describe_settings(shards, scaling, model, options)
         corpus, self.scaling = Corpus(shards), Scaling.load(scaling)
         _check_atlas(corpus, atlas)
         train, self.left_out = choose_rows(corpus, model.window, "train")
@@ -158,14 +158,12 @@ class Run:
 
     def finished(self) -> bool:
         """True if `out` already holds the model of exactly these settings."""
-        done = ModelFolder(self.out).done
-        if not (done.exists() and ModelFolder(self.out).weights.exists()):
+        there = ModelFolder(self.out)
+        before = read_settings(there) if there.done.exists() else None
+        if before is None or not there.weights.exists():
             return False
-        before, now = read_json(done).get("settings", "{}"), json.loads(self.settings)
-        if "optimizer" not in json.loads(before):  # finished before there was a choice
-            del now["optimizer"]
-        if _difference(before, json.dumps(now)):
-            return False
+        if changed := describe_change(before, self.settings):
+            raise BrainLMError(f"{self.out}: finished with other settings ({changed}). {ADVICE}")
         if self.ranks.main:
             print(f"{self.out}: already trained with these settings; nothing to do", flush=True)
         return True
@@ -181,12 +179,17 @@ class Run:
             say(f"left out: {count} training recordings: {reason}")
         if not len(self.validation_set):
             say("no validation recording holds a window: training goes on without validation")
-        state = checkpoint.newest(ModelFolder(self.out).checkpoints, say)
+        folder = ModelFolder(self.out).checkpoints
+        state = checkpoint.newest(folder, say)
+        if state and (changed := describe_change(state["settings"], self.settings)):
+            say(f"checkpoints are of other settings ({changed}): they are set aside until this "
+                "model is finished")  # fmt: skip
+            self.ranks.wait()
+            if self.ranks.main:
+                checkpoint.exchange(folder, state["settings"], self.settings)
+            self.ranks.wait()
+            state = checkpoint.newest(folder, say)
         if state is None:
-            return None
-        if changed := _difference(state["settings"], self.settings):
-            say(f"checkpoints are of other settings ({changed}): starting anew")
-            self._forget()
             return None
         checkpoint.restore(state, self.wrapped, self.optimizers)
         self.loader.load_state_dict(state["loader"])
@@ -210,13 +213,6 @@ class Run:
         if self.ranks.main:
             print(text, flush=True)
 
-    def _forget(self) -> None:
-        self.ranks.wait()
-        if self.ranks.main:
-            for path in checkpoint.found(ModelFolder(self.out).checkpoints):
-                path.unlink(missing_ok=True)
-        self.ranks.wait()
-
     def _save(self) -> None:
         facts = {"settings": self.settings, "seconds": self.seconds,
                  "world": self.ranks.world, "metrics": self.journal.lines,
@@ -238,6 +234,7 @@ class Run:
             self.gaussian.save(self.out)
             write_json(ModelFolder(self.out).run, facts)
             write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})
+            checkpoint.drop_others(ModelFolder(self.out).checkpoints)
         self.ranks.wait()
 
     def _facts(self) -> dict:
@@ -404,17 +401,6 @@ class Run:
             )
 
 
-def _settings(shards, scaling, model: config.Model, options: config.Pretrain) -> str:
-    """What decides the final weights, as JSON; machines and rhythm do not."""
-    parts = sorted(f"{Path(path).name}:{Path(path).stat().st_size}" for path in shards)
-    decisive = options.model_dump(exclude=set(options.FREE))
-    given = {"start", "continue_training"} if model.start is None else set()
-    return json.dumps({
-        **model.model_dump(exclude=given), **decisive, "scaling": sha256(scaling),
-        "shards": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
-    }, sort_keys=True)  # fmt: skip
-
-
 def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
     """Rows of a share of the people: the same people whatever the seed."""
     people = corpus.table["participant_id"]
@@ -424,14 +410,6 @@ def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
             f"pretrain.share: {share:g} of the training participants is no one; raise it"
         )
     return chosen
-
-
-def _difference(before: str, after: str) -> str:
-    """What two :func:`_settings` differ in; a key that one of them does not know is null there, so
-    that a new optional key repeats no finished run."""
-    old, new = json.loads(before), json.loads(after)
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key}: {old.get(key)!s:.12} → {new.get(key)!s:.12}" for key in keys)
 
 
 def _check_atlas(corpus: Corpus, atlas: Atlas) -> None:

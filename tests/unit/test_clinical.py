@@ -314,7 +314,7 @@ def test_too_few_labels_are_said_in_the_table(folder):
     ("kind", "target", "words"),
     [
         ("regression", "iq", "no participants table has a column 'iq'"),
-        ("regression", "same", "same is 3.0 for all 130 people"),
+        ("regression", "same", "same is 3 for all 130 people"),
         ("regression", "sex", "'F', expected a number"),
         ("classification", "age", "131 different values .* use kind: regression"),
         ("classification", "same", "same is 3 for all"),

@@ -1,5 +1,6 @@
 import dataclasses
 import errno
+import shutil
 
 import duckdb
 import numpy as np
@@ -206,6 +207,28 @@ def test_release_freezes_and_notices_a_changed_shard(tmp_path, shard):
     path.unlink()
     with pytest.raises(BrainLMError, match="not found"):
         read_release(Results(tmp_path, "r1"))
+
+
+@pytest.mark.parametrize("way", ["{there}/", "results/", ""])
+def test_a_copied_study_reads_its_own_shards(tmp_path, way):
+    """A release names its shards from the root, from the working folder or from results."""
+    there = Results(tmp_path / "results", "r1")
+    shard, quantiles = there.shard("c", "00000"), tmp_path / "q.parquet"
+    shard.parent.mkdir(parents=True)
+    write_shard(shard, [recording(1, noise(1))], INFO)
+    ParcelQuantiles.of([noise(1)], 5).save(quantiles)
+    freeze_release([shard], [quantiles], there)
+    text = there.release_shards.read_text()
+    assert "\nshards/c/00000.parquet\t" in text
+    there.release_shards.write_text(
+        text.replace("\nshards/", f"\n{way.format(there=there.folder)}shards/")
+    )
+    here = Results(tmp_path / "copy", "r1")
+    shutil.copytree(there.folder, here.folder, copy_function=shutil.copyfile)  # times are lost
+    assert read_release(here) == [here.shard("c", "00000")]
+    here.shard("c", "00000").unlink()
+    with pytest.raises(BrainLMError, match=r"copy/shards/c/00000.parquet: .* not found"):
+        read_release(here)
 
 
 def test_a_release_has_one_unit(tmp_path):

@@ -26,7 +26,7 @@ from brainlm.errors import BrainLMError
 from brainlm.model import from_pretrained, preset
 from brainlm.model.gaussian import Gaussian
 from brainlm.shards import Corpus, Scaling
-from brainlm.training import device
+from brainlm.training import checkpoint, device
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
 from brainlm.training.finetune import FineTuning, finetune
@@ -206,11 +206,31 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(study, finished, tmp_pa
     assert weights(out) == weights(finished)
 
 
-def test_other_settings_start_anew_and_say_which(study, finished, tmp_path, capsys):
-    out = run(study, tmp_path / "out")
-    run(study, out, epochs=7)
-    assert "epochs: 6 → 7" in capsys.readouterr().out
-    assert json.loads((out / "done.json").read_text())["step"] == 25
+def test_a_finished_model_is_not_trained_over(study, finished, tmp_path):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(BrainLMError, match=r"epochs: 6 → 7.*release: r2"):
+        run(study, out, epochs=7)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_of_other_settings_are_set_aside(study, finished, tmp_path, capsys):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "done.json").unlink()  # as if it had been stopped
+    run(study, out, epochs=2)
+    assert "epochs: 6 → 2): they are set aside" in capsys.readouterr().out
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000007.pt"]
+
+
+def test_what_was_set_aside_is_taken_up_again(tmp_path):
+    (tmp_path / "step-00000001.pt").write_bytes(b"a")
+    checkpoint.exchange(tmp_path, "a", "b")
+    assert checkpoint.found(tmp_path) == []
+    (tmp_path / "step-00000002.pt").write_bytes(b"b")
+    checkpoint.exchange(tmp_path, "b", "a")
+    assert [path.read_bytes() for path in checkpoint.found(tmp_path)] == [b"a"]
+    checkpoint.drop_others(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 
 
 def test_the_decoder_that_was_asked_for_is_trained_and_saved(study, tmp_path):

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from runs import make_series
+from safetensors.torch import save_file
 
 from brainlm.atlas import Atlas
 from brainlm.cohort.index import mark_retries, read_entries, update_index
 from brainlm.cohort.labels import read_participants, read_target
 from brainlm.config import Cohort, load_config, parse_config
 from brainlm.errors import BrainLMError
-from brainlm.files import atomic_path, remove_leftovers, write_text
+from brainlm.files import atomic_path, is_disk_error, remove_leftovers, write_text
 from brainlm.paths import Results
 from brainlm.preprocess.chunk import run_stage
 from brainlm.preprocess.context import Context
@@ -64,7 +66,7 @@ def small_disk(tmp_path):
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # torch may hold a file still
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_torn_one(small_disk):
@@ -75,6 +77,28 @@ def test_a_full_disk_leaves_the_old_file_and_no_torn_one(small_disk):
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in small_disk.iterdir()] == ["table.tsv"]
     assert target.read_text() == "old"
+
+
+def test_a_writer_that_calls_a_full_disk_something_else_is_translated(small_disk):
+    with (
+        pytest.raises(OSError, match="No space left") as caught,
+        atomic_path(small_disk / "step-1.pt") as temporary,
+    ):
+        torch.save({"weights": torch.zeros(1 << 16)}, temporary)
+    assert is_disk_error(caught.value)
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_weights_have_the_rights_that_other_files_have(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with atomic_path(tmp_path / "model.safetensors") as temporary:
+            save_file({"a": torch.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == mode
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
@@ -135,10 +159,12 @@ def test_a_label_that_cannot_be_learnt_is_refused_before_anything_is_done(
         (["demo"], {}, ""),
         (["mine", "demo"], {}, ""),  # a cohort more is no other study
         (["mine"], {"role": "external"}, ""),  # only evaluated, with what was trained
+        (["demo"], {"role": "external"}, "'demo' is in release r1, which is trained on it, and"),
+        (["demo"], {"role": "external", "release": "r2"}, ""),
         (["mine"], {"release": "r2"}, ""),
     ],
 )
-def test_a_release_of_another_study_is_refused_before_anything_is_done(
+def test_a_release_of_other_cohorts_is_refused_before_anything_is_done(
     tmp_path, monkeypatch, capsys, names, change, words
 ):
     monkeypatch.chdir(tmp_path)

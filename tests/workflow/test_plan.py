@@ -14,11 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from runs import make_series
 
 from brainlm import workflow
 from brainlm.cohort.finished import read_finished
 from brainlm.config import Pretrain, parse_config
+from brainlm.preprocess.chunk import read_stage_table
 from brainlm.resources import launch_line, training_resources
+from brainlm.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -354,6 +357,133 @@ def test_a_chunk_with_work_left_stays_in_the_graph(clone, monkeypatch):
     noted.write_text("of another version\n")
     assert clone.plan() == set()
     assert read_finished(config.results, "a") == set()
+
+
+MODEL = {("pretrain", "")}
+FITS = {("finetune", "finetune/age/1"), ("finetune", "scratch/age/1")}
+AGE = {("evaluate", "age")}
+
+
+@pytest.mark.parametrize(
+    ("lost", "jobs"),
+    [
+        ("work/a/00000/motion.tsv", chunk_jobs("a/00000")),
+        ("work/a/00001/denoise.tsv", {(s, "a/00001") for s in CHUNK_STAGES[2:]}),
+        (
+            "models/r1/pretrain/model.safetensors",
+            MODEL | FITS | AGE | {("evaluate", "reconstruction")},
+        ),
+        (
+            "models/r1/finetune-age/seed-1/predictions.parquet",
+            {("finetune", "finetune/age/1")} | AGE,
+        ),
+    ],
+)
+def test_what_a_failed_job_lost_is_planned_again(clone, lost, jobs):
+    (clone.folder / "results" / lost).unlink()
+    planned = clone.plan() - {("summary", "")}
+    assert planned == jobs | {("report", "")}
+
+
+def test_who_is_left_out_counts(clone, monkeypatch):
+    clone.configure("role: reference", "role: reference, exclude: out.tsv")
+    table = clone.folder / "out.tsv"
+
+    def leave_out(*rows: str) -> None:
+        table.write_text("\n".join(["recording_id\treason", *rows]) + "\n")
+
+    leave_out("sub-10_task-rest\tartefacts")
+    assert clone.plan() == chunk_jobs("a/00000") | REPORTING  # and not the other chunk
+    monkeypatch.chdir(clone.folder)
+    config = parse_config(yaml.safe_load((clone.folder / "config.yaml").read_text()))
+
+    def trigger(stage: str, chunk: str = "00000") -> str:
+        return workflow.Triggers(config, {}).of(stage, "a", chunk=chunk)
+
+    before = trigger("motion"), trigger("normalise")
+    leave_out("sub-10_task-rest\tartefacts", "sub-99_task-rest\tof nobody here")
+    assert (trigger("motion"), trigger("normalise")) == before
+    leave_out("sub-10_task-rest\tmoved")
+    assert trigger("motion") != before[0]
+    assert trigger("normalise") == before[1]
+    leave_out("sub-17_task-rest\tmoved")
+    assert "exclude" in trigger("motion", "00001")
+    assert "exclude" not in trigger("motion")
+
+
+def test_a_corrected_participants_table_repeats_what_read_it(clone):
+    results, table = clone.folder / "results", clone.folder / "bids_a/participants.tsv"
+    people = [f"sub-{n}" for n in range(10, 18)]
+
+    def write(**changes: str) -> None:
+        rows = [
+            f"{name}\t{20 + k}\tF\tblue" if name not in changes else f"{name}\t{changes[name]}"
+            for k, name in enumerate([*people, *(set(changes) - set(people))])
+        ]
+        table.write_text("\n".join(["participant_id\tage\tsex\teyes", *rows]) + "\n")
+
+    frozen = results / "releases/r1/shards.tsv"  # pretended: it names its shards now
+    when = frozen.stat()
+    text = "".join(f"results/shards/a/{k}.parquet\t0\t0\t0\n" for k in ("00000", "00001"))
+    frozen.write_text("shard\tsize\tmtime_ns\tsha256\n" + text)
+    os.utime(frozen, ns=(when.st_mtime_ns, when.st_mtime_ns))
+    write()
+    assert clone.plan() != set()  # the table had no row when this release was first planned
+    (results / "releases/r1/labels.json").unlink()
+    assert clone.plan() == set()
+    write(**{"sub-12": "77\tF\tblue"})
+    assert clone.plan() == FITS | AGE | {("report", "")}
+    write(**{"sub-12": "22\tM\tblue"})  # sex is what baselines are told
+    assert clone.plan() == AGE | {("report", "")}
+    write(**{"sub-12": "22\tF\tgreen", "sub-99": "50\tF\tblue"})
+    assert clone.plan() == set()
+
+
+def test_a_new_step_is_an_entry_a_function_and_a_rule(tmp_path):
+    clone = Clone(tmp_path)
+    make_series(tmp_path / "bids_a", 3)
+    clone.configure("layout: bids", "layout: parcels")
+    clone.configure("[reconstruction, age.yaml]", "[]")
+    (tmp_path / "sitecustomize.py").write_text(
+        "from brainlm.steps import STEPS, Cost, Step\n"
+        "STEPS['tally'] = Step('tally', 'count the points in time', of='recording',\n"
+        "    run='tally:count', enters='series', makes=lambda options: ('series',),\n"
+        "    cost=Cost(seconds=600))\n"
+    )
+    (tmp_path / "tally.py").write_text(
+        "import numpy as np\n"
+        "def count(entry, context):\n"
+        "    path, = context.made(entry, ['series'])\n"
+        "    return {'points': len(np.load(path)['series'])}\n"
+    )
+    rule = (tmp_path / "rules/pages.smk").read_text()
+    rule = rule.replace("rules.shard.output.shard", 'PATHS.stage_table(*CHUNK, "series")')
+    (tmp_path / "rules/tally.smk").write_text(rule.replace("pages", "tally"))
+    with open(tmp_path / "workflow/Snakefile", "a") as file:
+        file.write('\ninclude: "../rules/tally.smk"\n')
+
+    text = clone.snakemake("--dry-run", "--profile", "slurm", paths=[tmp_path])
+    block = next(b for b in text.split("\n\n") if "rule tally:" in b)
+    assert "cpus_per_task=8" in block
+    assert "runtime=18" in block  # 10 min, and twice 3 x 10 min on 8 processors
+    clone.snakemake("results/shards/a/00000.parquet", paths=[tmp_path])
+    rows = read_stage_table(tmp_path / "results/work/a/00000/tally.tsv")
+    assert [(row["status"], row["points"]) for row in rows] == [("ok", 240)] * 3
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", "brainlm", "--help"], env=environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "count the points in time" in done.stdout
+
+
+def test_a_rule_of_a_chunk_states_only_what_is_its_own():
+    rules = "".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
+    found = dict(re.findall(r"^use rule chunk as (\w+) with:\n((?: .*\n|\n(?= ))+)", rules, re.M))
+    steps = [step.name for step in STEPS.values() if step.of != "study"]
+    assert sorted(found) == sorted(steps)
+    assert max(text.count("\n") + 1 for text in found.values()) <= 15
+    profile = (ROOT / "slurm/config.yaml").read_text()
+    asked = re.split(r"set-resources:", profile)[1]
+    assert not [name for name in steps if re.search(rf"\b{name}\b", asked)]
 
 
 def test_a_setting_reruns_its_stage_and_what_follows(clone):

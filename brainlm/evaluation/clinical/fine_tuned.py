@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from ...atlas import Atlas
+from ...cohort.digests import digest_columns
 from ...cohort.labels import Labels, read_column, read_labels
-from ...files import atomic_path, write_json
+from ...errors import BrainLMError
+from ...files import atomic_path, read_json, write_json
 from ...paths import ModelFolder
 from ...shards import Corpus
 from ...training.finetune import finetune
@@ -24,8 +26,32 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
     With ``groups`` there is a model per fold of whole groups, in ``fold-<k>``, and the
     predictions are those of held-out test people; else the model itself is in `out`. A fold
     from whose training people nothing can be learnt is left out: it says so, and so does the
-    task's table.
+    task's table. ``done.json`` keeps a digest of what was learnt from the participants tables.
     """
+    labels = digest_columns(job.config, job.task.learns(), trained=True)
+    _fit_all(job, out, atlas, seed, from_scratch)
+    done = ModelFolder(out).done
+    write_json(done, read_json(done) | {"labels": labels})
+
+
+def check_fit(job: Job, folder: Path) -> None:
+    """Refuse a fit to other labels than the participants tables hold now.
+
+    Raises
+    ------
+    BrainLMError
+        The columns of the task have changed since; fits of before this was kept are taken.
+    """
+    done = ModelFolder(folder).done
+    kept = read_json(done).get("labels") if done.exists() else None
+    if kept is not None and kept != digest_columns(job.config, job.task.learns(), trained=True):
+        raise BrainLMError(
+            f"{folder}: fitted before {' or '.join(job.task.learns())} changed in the "
+            f"participants tables; fit again: brainlm finetune --task {job.task.name}"
+        )
+
+
+def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -> None:
     task, cohorts = job.task, job.config.cohorts
     known = read_labels(cohorts, task.target, task.kind, task.transform, task.spellings)
     population = Population.of(Corpus(job.release_shards), known, job.config.model.window)

@@ -25,7 +25,6 @@ from ...shards import Corpus
 from ..job import Job, open_model
 from ..people import (
     KEY,
-    QUESTIONS,
     Population,
     Split,
     cohort_parts,
@@ -39,7 +38,10 @@ from ..people import (
     split_people,
 )
 from ..rows import write_results
+from ..seen import open_corpus
+from ..tasks import QUESTIONS
 from .baselines import balance
+from .fine_tuned import check_fit
 from .methods import Fold, Method, list_methods
 from .scores import Part, score
 
@@ -49,7 +51,7 @@ _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent"
 
 def run(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
-    task, corpus = job.task, Corpus(job.shards)
+    task, corpus = job.task, open_corpus(job.shards, job.roles)
     labels = read_labels(
         job.config.cohorts, task.target, task.kind, task.transform, task.spellings
     )
@@ -179,6 +181,8 @@ class Study:
         """Classes are weighed as the fold's own training people have them."""
         out = {}
         for name, start in {"fine-tuned": "finetune", "from scratch": "scratch"}.items():
+            for folder in self.job.fits(start):
+                check_fit(self.job, folder)
             out[name] = read_predictions(self.job.fits(start), people, self.labels)
             if self.labels.classes:
                 for split in splits:
@@ -209,7 +213,8 @@ class Study:
             whole &= ~missing
         fewest, most = (f(test["n_train"].values(), default=0) for f in (min, max))
         drawn = "" if fewest == most else f"kernels and probes fitted on {fewest} drawn at random"
-        note = "; ".join(filter(None, [drawn, self.population.describe_rare()]))
+        refused = self.labels.refused.get(cohort, "")
+        note = "; ".join(filter(None, [drawn, self.population.describe_rare(), refused]))
         return Part(
             cohort, split, keys[whole], table.loc[keys[whole], "label"].to_numpy(float),
             [test["transform"][i] for i in where[whole]],

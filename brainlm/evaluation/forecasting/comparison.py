@@ -26,6 +26,7 @@ from ..job import Job, open_model
 from ..metrics import POOLED, of_sums, sum_values
 from ..people import cohort_parts, long_enough
 from ..rows import compare, describe_left_out, rows_of_units, write_results
+from ..seen import open_corpus
 from ..statistics import Sample, add_by_participant
 from .autoregression import fit_linear
 
@@ -137,7 +138,7 @@ def evaluate_forecasting(
     """
     from ...training.loop import Budget
 
-    corpus, roles = Corpus(shards), roles or {}
+    corpus, roles = open_corpus(shards, roles), roles or {}
     base = open_model(model_folder, corpus)
     assert base.scaling is not None
     setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, ahead))

@@ -23,6 +23,7 @@ from ...shards import Corpus
 from ..job import Job, open_model
 from ..people import cohort_parts, long_enough
 from ..rows import compare, describe_left_out, rows_of_units, write_results
+from ..seen import open_corpus
 from ..statistics import Sample, Statistic, add_by_participant
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def evaluate_networks(
     BrainLMError
         The table is for another number of parcels, or has one network only.
     """
-    corpus, roles = Corpus(shards), roles or {}
+    corpus, roles = open_corpus(shards, roles), roles or {}
     model = open_model(model_folder, corpus)
     labels = _check(networks, corpus.info.num_parcels)
     missing = describe_left_out({"parcels without a network": int((labels < 0).sum())})
