@@ -1,6 +1,7 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -237,3 +238,73 @@ def test_classes_that_a_task_names_may_look_alike(tmp_path):
     c = cohort(tmp_path / "a", "participant_id\tdx\nsub-1\tM\nsub-2\tmale\nsub-3\tHC\n")
     own = {"M": "M", "male": "male"}
     assert read_labels([c], "dx", "classification", spellings=own).classes == ("HC", "M", "male")
+
+
+# ---- external cohorts that say it otherwise
+
+
+TRAINED = {"age": [20, 35, 50, 80], "sex": ["F", "M", "F", "M"], "code": [0, 1, 0, 1]}
+
+
+def _cohorts(tmp_path, **away) -> list[Cohort]:
+    """A reference cohort and an external one with other columns, of as many participants."""
+    cohorts = []
+    for name, columns, role in (("home", TRAINED, "reference"), ("away", away, "external")):
+        folder = tmp_path / name
+        folder.mkdir()
+        names = [f"sub-{name}{k}" for k in range(4)]
+        table = pd.DataFrame({"participant_id": names} | columns)
+        table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
+        cohorts.append(Cohort(name=name, folder=folder, role=role))
+    return cohorts
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "words"),
+    [
+        ("age", None, "its participants table has no column 'age'"),
+        ("age", [252, 420, 600, 950], "months for years"),
+        ("age", [9000, 12000, 18000, 25000], "days for years"),
+        ("age", [30, 40, -9999, 50], "-9999 for 1 participants (sub-away2 in away"),
+        ("age", [30, 40, -999.0, -999.0], "-999 for 2 participants"),
+        ("age", [30, 40, "old", 50], "expected a number"),
+        ("sex", [1, 2, 1, 2], "sex is 1, 2, where the model learnt F, M"),
+        ("sex", ["male", "female", "male", "female"], "write the same words"),
+        ("code", [1, 2, 1, 2], "code is 1, 2, where the model learnt 0, 1"),
+    ],
+)
+def test_an_external_cohort_that_is_coded_otherwise_is_left_out_alone(
+    tmp_path, target, values, words
+):
+    cohorts = _cohorts(tmp_path, **({} if values is None else {target: values}))
+    kind = "regression" if target == "age" else "classification"
+    labels = read_labels(cohorts, target, kind)
+    assert words in labels.refused["away"]
+    assert set(labels.values.dropna().index.get_level_values(0)) == {"home"}
+    alone = read_labels(cohorts[:1], target, kind)
+    pd.testing.assert_series_equal(labels.values, alone.values)
+    assert labels.classes == alone.classes
+
+
+@pytest.mark.parametrize(
+    ("target", "values", "known"),
+    [
+        ("age", [60, 70, 85, 99], 4),  # 99 may well be somebody's age
+        ("age", [81, 85, 90, None], 3),  # older, and in years
+        ("sex", ["M", "F", None, "other"], 3),  # a class that nobody was trained on
+        ("code", [1, 1, 1, 1], 4),
+    ],
+)
+def test_an_external_cohort_may_differ_from_the_training(tmp_path, target, values, known):
+    kind = "regression" if target == "age" else "classification"
+    labels = read_labels(_cohorts(tmp_path, **{target: values}), target, kind)
+    assert labels.refused == {}
+    assert labels.values["away"].notna().sum() == known
+
+
+def test_a_code_for_missing_among_training_values_is_refused(tmp_path):
+    cohorts = _cohorts(tmp_path)
+    path = tmp_path / "home/participants.tsv"
+    path.write_text(path.read_text().replace("\t35\t", "\t-9999\t"))
+    with pytest.raises(BrainLMError, match=r"age is -9999 .*others have 20 to 80.*n/a"):
+        read_labels(cohorts, "age", "regression")
