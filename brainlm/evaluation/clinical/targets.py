@@ -208,7 +208,7 @@ class Study:
         of = {name: values[where] for name, values in test["methods"].items()}
         whole = np.ones(len(keys), bool)
         for name, values in of.items():
-            missing = ~np.isfinite(values).reshape(len(keys), -1).all(1) & whole
+            missing = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim))) & whole
             why[f"without a prediction by {name}"] = int(missing.sum())
             whole &= ~missing
         fewest, most = (f(test["n_train"].values(), default=0) for f in (min, max))
