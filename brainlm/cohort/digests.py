@@ -31,11 +31,11 @@ def digest_columns(config: Config, columns: Collection[str], *, trained: bool) -
     parts = []
     for cohort, chunks in _cohorts_that_count(config, trained=trained):
         index = config.paths.index(cohort.name)
-        people = read_people(index, chunks) if index.exists() else set()
+        people = read_people(index, chunks) if index.exists() else None
         wanted = {column.casefold() for column in columns}
         for column in sorted(c for c in read_columns([cohort]) if c.casefold() in wanted):
             answers = read_column(cohort, column).dropna().droplevel(0)
-            if known := sorted(people.intersection(answers.index)):
+            if known := sorted(a for a in answers.index if people is None or a in people):
                 parts.append([cohort.name, column, [[name, answers[name]] for name in known]])
     return digest(parts)
 

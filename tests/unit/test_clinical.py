@@ -16,7 +16,7 @@ from brainlm.config import parse_config
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.clinical import views
 from brainlm.evaluation.clinical.deep_networks import correlations
-from brainlm.evaluation.clinical.fine_tuned import fit_task
+from brainlm.evaluation.clinical.fine_tuned import check_fit, fit_task
 from brainlm.evaluation.job import Job, evaluate
 from brainlm.evaluation.people import fold_groups
 from brainlm.evaluation.tasks import parse_task
@@ -165,6 +165,42 @@ def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
         assert set(part["left_out"]) == {3 + absent}
     people = pd.read_parquet(folder / "results/evaluation/r1/age-2.predictions.parquet")
     assert (people.groupby(["method", "seed"], dropna=False).size() == tested + 12).all()
+
+
+def test_an_external_cohort_in_months_is_a_row_that_says_so(age, folder, tmp_path):
+    """And the other cohort is evaluated as before."""
+    table = pd.read_csv(folder / "away/participants.tsv", sep="\t", na_values="n/a")
+    table["age"] *= 12
+    table.to_csv(tmp_path / "months.tsv", sep="\t", index=False, na_rep="n/a")
+    this = job(folder, external=True, seeds=[1, 2])
+    home, away = this.config.cohorts
+    cohorts = (home, away.model_copy(update={"participants": tmp_path / "months.tsv"}))
+    config = this.config.model_copy(update={"cohorts": cohorts})
+    again = evaluate(dataclasses.replace(this, config=config))
+    assert again["cohort"].value_counts()["away"] == 1
+    row = again[again["cohort"] == "away"].iloc[0]
+    assert row["n"] == 0 and "months for years?" in row["note"] and row["left_out"] >= 12
+    columns = ["method", "level", "metric", "value", "n", "note"]
+    before, now = (t.loc[t["cohort"] == "home", columns] for t in (age, again))
+    pd.testing.assert_frame_equal(before.reset_index(drop=True), now.reset_index(drop=True))
+
+
+def test_fits_to_other_labels_are_refused(age, folder, tmp_path):
+    table = pd.read_csv(folder / "home/participants.tsv", sep="\t", na_values="n/a")
+    this = job(folder, external=True, seeds=[1, 2])
+
+    def evaluate_with(change: pd.DataFrame):
+        change.to_csv(tmp_path / "t.tsv", sep="\t", index=False, na_rep="n/a")
+        home, away = this.config.cohorts
+        cohorts = (home.model_copy(update={"participants": tmp_path / "t.tsv"}), away)
+        check_fit(
+            dataclasses.replace(this, config=this.config.model_copy(update={"cohorts": cohorts})),
+            this.fits("finetune")[0],
+        )
+
+    evaluate_with(table.assign(sex="F"))  # of another column
+    with pytest.raises(BrainLMError, match="fitted before age changed in the participants tables"):
+        evaluate_with(table.assign(age=99 - table["age"]))
 
 
 def test_what_predicts_age_is_found_and_what_does_not_is_not(age):

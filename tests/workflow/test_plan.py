@@ -368,10 +368,13 @@ AGE = {("evaluate", "age")}
     ("lost", "jobs"),
     [
         ("work/a/00000/motion.tsv", chunk_jobs("a/00000")),
-        ("work/a/00001/denoise.tsv", {(s, "a/00001") for s in CHUNK_STAGES[2:]}),
+        (
+            "work/a/00001/denoise.tsv",
+            {(s, "a/00001") for s in CHUNK_STAGES[2:]} | embed_jobs("a"),
+        ),
         (
             "models/r1/pretrain/model.safetensors",
-            MODEL | FITS | AGE | {("evaluate", "reconstruction")},
+            MODEL | FITS | AGE | {("evaluate", "reconstruction")} | embed_jobs("a"),
         ),
         (
             "models/r1/finetune-age/seed-1/predictions.parquet",
