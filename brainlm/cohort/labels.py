@@ -441,7 +441,7 @@ def _is_number(name: str) -> bool:
 
 
 #: What tables write for "missing" among numbers, where it lies far from all others.
-_CODE = r"-?(9+|8+|7+)(\.0*)?"
+_CODE = r"(-(9+|8+|7+)|999+|888+|777+)(\.0*)?"
 #: Units that are mistaken for each other, by their ratio.
 _UNITS = {12.0: "months for years", 365.25: "days for years", 1 / 12: "years for months"}
 

@@ -29,6 +29,7 @@ SHA, PARCELS, WINDOW = "0" * 64, 6, 40
 ATLAS = Atlas("six", None, PARCELS, None, SHA, np.random.default_rng(0).uniform(-60, 60, (6, 3)),
               tuple("abcdef"), "", "")  # fmt: skip
 INFO = ShardInfo("six", SHA, PARCELS, 1.0)
+NETWORKS = ["meanMLP", "LSTM", "Transformer"]
 ABSENT = ("nobody", "void")  # in the table, never recorded; the second is of the test split
 
 
@@ -138,8 +139,7 @@ def value(table, method, metric, cohort="home", level="pooled"):
 
 @pytest.fixture(scope="module")
 def age(folder):
-    networks = ["meanMLP", "LSTM", "Transformer"]
-    return run(job(folder, external=True, seeds=[1, 2], networks=networks))
+    return run(job(folder, external=True, seeds=[1, 2], networks=NETWORKS))
 
 
 def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
@@ -172,7 +172,7 @@ def test_an_external_cohort_in_months_is_a_row_that_says_so(age, folder, tmp_pat
     table = pd.read_csv(folder / "away/participants.tsv", sep="\t", na_values="n/a")
     table["age"] *= 12
     table.to_csv(tmp_path / "months.tsv", sep="\t", index=False, na_rep="n/a")
-    this = job(folder, external=True, seeds=[1, 2])
+    this = job(folder, external=True, seeds=[1, 2], networks=NETWORKS)
     home, away = this.config.cohorts
     cohorts = (home, away.model_copy(update={"participants": tmp_path / "months.tsv"}))
     config = this.config.model_copy(update={"cohorts": cohorts})
@@ -187,7 +187,7 @@ def test_an_external_cohort_in_months_is_a_row_that_says_so(age, folder, tmp_pat
 
 def test_fits_to_other_labels_are_refused(age, folder, tmp_path):
     table = pd.read_csv(folder / "home/participants.tsv", sep="\t", na_values="n/a")
-    this = job(folder, external=True, seeds=[1, 2])
+    this = job(folder, external=True, seeds=[1, 2], networks=NETWORKS)
 
     def evaluate_with(change: pd.DataFrame):
         change.to_csv(tmp_path / "t.tsv", sep="\t", index=False, na_rep="n/a")
