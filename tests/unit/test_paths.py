@@ -33,6 +33,7 @@ first_atlas.json
     shards/COHORT/finished.tsv
     releases/r1
     releases/r1/shards.tsv
+    releases/r1/labels.json
     releases/r1/scaling.json
     models/r1/pretrain
     models/r1/sweep/PRESET-SHARE-SEED

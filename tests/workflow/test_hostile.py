@@ -158,9 +158,9 @@ def test_a_label_that_cannot_be_learnt_is_refused_before_anything_is_done(
         (["demo"], {"atlas": {"name": "a424"}}, "scaling.json: frozen with atlas demo424, but"),
         (["demo"], {}, ""),
         (["mine", "demo"], {}, ""),  # a cohort more is no other study
-        (["mine"], {"role": "external"}, ""),  # only evaluated, with what was trained
-        (["demo"], {"role": "external"}, "'demo' is in release r1, which is trained on it, and"),
-        (["demo"], {"role": "external", "release": "r2"}, ""),
+        (["mine", "demo"], {"role": "external"}, ""),  # only evaluated, with what was trained
+        (["demo", "mine"], {"role": "external"}, "'demo' is in release r1, which is trained on it, and"),
+        (["demo", "mine"], {"role": "external", "release": "r2"}, ""),
         (["mine"], {"release": "r2"}, ""),
     ],
 )
@@ -175,8 +175,9 @@ def test_a_release_of_other_cohorts_is_refused_before_anything_is_done(
     (release / "shards.tsv").write_text("shard\tsize\nresults/shards/demo/00000.parquet\t1\n")
     make_series(tmp_path / "series", 2)
     values = {"atlas": {"name": "demo424"}, "tasks": []} | change
-    cohort = {"folder": "series", "layout": "parcels", "role": values.pop("role", "reference")}
+    cohort = {"folder": "series", "layout": "parcels", "role": "reference"}
     values["cohorts"] = [{"name": name} | cohort for name in names]
+    values["cohorts"][0]["role"] = values.pop("role", "reference")
     if not words:
         prepare(values, is_main_process=True)
         return
