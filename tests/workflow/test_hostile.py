@@ -159,7 +159,11 @@ def test_a_label_that_cannot_be_learnt_is_refused_before_anything_is_done(
         (["demo"], {}, ""),
         (["mine", "demo"], {}, ""),  # a cohort more is no other study
         (["mine", "demo"], {"role": "external"}, ""),  # only evaluated, with what was trained
-        (["demo", "mine"], {"role": "external"}, "'demo' is in release r1, which is trained on it, and"),
+        (
+            ["demo", "mine"],
+            {"role": "external"},
+            "'demo' is in release r1, which is trained on it, and",
+        ),
         (["demo", "mine"], {"role": "external", "release": "r2"}, ""),
         (["mine"], {"release": "r2"}, ""),
     ],
