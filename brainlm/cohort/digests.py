@@ -42,6 +42,8 @@ def digest_columns(config: Config, columns: Collection[str], *, trained: bool) -
 
 def note_digests(config: Config, columns: Columns) -> bool:
     """Keep today's digests for this run's jobs; whether a table or what is read of it changed."""
+    if not columns:
+        return False
     path = config.paths.label_digests
     kept: dict[str, Any] = read_json(path) if path.exists() else {"seen": "", "first": {}}
     seen = digest([_look(config), columns])

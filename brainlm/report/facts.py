@@ -102,7 +102,7 @@ def read_facts(config: Config) -> Facts:
         recordings=recordings,
         coverage=coverage,
         info=read_info(shards[0]) if shards else None,
-        scaling=Scaling.load(paths.scaling) if paths.release_folder.exists() else None,
+        scaling=Scaling.load(paths.scaling) if paths.scaling.exists() else None,
         curve=_read_jsonl(model.metrics),
         run=_read_optional(model.run),
         model=_read_optional(model.config),
