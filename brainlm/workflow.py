@@ -17,7 +17,7 @@ from .atlas import check_registered, identify_atlas, registered
 from .cohort.exclusions import exclusions_by_chunk
 from .config import Cohort, Config, load_config, parse_config
 from .errors import BrainLMError
-from .evaluation.tasks import CLINICAL, Scaling, Task, tasks_of
+from .evaluation.tasks import CLINICAL, ScalingTask, Task, tasks_of
 from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
@@ -252,7 +252,7 @@ def is_clinical(task: Task) -> bool:
 
 def sweep_models(config: Config, task: Task) -> list[Path]:
     """Weights of the pretrainings that a task needs besides the study's own."""
-    points = task.points() if isinstance(task, Scaling) else []
+    points = task.points() if isinstance(task, ScalingTask) else []
     folders = (config.paths.sweep(preset, f"{share:g}", seed) for preset, share, seed in points)
     return [ModelFolder(folder).weights for folder in folders]
 

@@ -18,7 +18,7 @@ _SUFFIX = "events"
 
 
 @dataclass(frozen=True)
-class Block:
+class ConditionBlock:
     """A time in which one condition held, in seconds after the first acquired volume."""
 
     condition: str
@@ -32,13 +32,13 @@ class Events:
 
     Attributes
     ----------
-    blocks : list of Block
+    blocks : list of ConditionBlock
         By start. Blocks of different conditions may overlap, as their events do.
     skipped : int
         Events of a condition whose onset or duration is not known (``n/a``).
     """
 
-    blocks: list[Block]
+    blocks: list[ConditionBlock]
     skipped: int
 
 
@@ -131,7 +131,9 @@ def read_events(path: Path, column: str = "trial_type", conditions: Iterable[str
                 "correct it, or write n/a where it is not known"
             )
         times.setdefault(condition, []).append((onset, onset + duration))
-    blocks = [Block(name, *span) for name, spans in times.items() for span in _merge(spans)]
+    blocks = [
+        ConditionBlock(name, *span) for name, spans in times.items() for span in _merge(spans)
+    ]
     return Events(sorted(blocks, key=lambda block: (block.start_s, block.condition)), skipped)
 
 

@@ -18,7 +18,7 @@ from ..cohort.labels import as_word, read_participants
 from ..config import Cohort, Evaluate
 from ..files import atomic_path
 from ..paths import side_table
-from .clinical.views import connectivity
+from .clinical.views import correlate_parcels
 from .fingerprint import first_recordings, score_fingerprint
 from .job import Job, open_model
 from .metrics import pearson_r, r2, sum_values
@@ -156,7 +156,7 @@ def _embed(model_folder: Path, shards, splits, roles):
         for pool, name in summaries.items():
             made = summarise_tokens(encoded, pool, model.config.num_parcels).cpu().numpy()
             ends[name].append(made if apart else np.full((2, made.shape[1]), np.nan))
-        made = np.stack([connectivity(window.numpy().T) for window in signal[[0, -1]]])
+        made = np.stack([correlate_parcels(window.numpy().T) for window in signal[[0, -1]]])
         ends["connectivity"].append(made if apart else np.full_like(made, np.nan))
     arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
     recorded = pd.MultiIndex.from_frame(corpus.table[KEY].drop_duplicates())

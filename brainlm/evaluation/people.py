@@ -252,7 +252,12 @@ def hold_out_groups_of_everybody(people: pd.DataFrame, groups: pd.Series) -> Ite
 
 
 def fold_groups(groups: pd.Series) -> list[set[str]]:
-    """At most :data:`MOST_FOLDS` sets of groups of about as many people each, largest first."""
+    """At most :data:`MOST_FOLDS` sets of groups of about as many participants each.
+
+    The largest group first, each into the smallest fold, as scikit-learn's GroupKFold does. That
+    leaves the order of equally large groups to its sort; here their names decide, as fine-tuned
+    models are stored by the number of their fold.
+    """
     sizes = groups.value_counts().sort_index(kind="stable").sort_values(
         ascending=False, kind="stable"
     )  # fmt: skip

@@ -61,13 +61,13 @@ class _Task(Section):
         return sorted({*self.columns(), *names, *motion}) if self.columns() or asked else []
 
 
-class Reconstruction(_Task):
+class ReconstructionTask(_Task):
     """Masked patches of people not seen (paper, 4.1); the masks are ``evaluate.mask_ratios``."""
 
     kind: Literal["reconstruction"]
 
 
-class Regression(_Task):
+class RegressionTask(_Task):
     """A number of a person: clinical variables (paper, 4.2)."""
 
     kind: Literal["regression"]
@@ -85,7 +85,7 @@ class Regression(_Task):
     seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
 
 
-class Classification(_Task):
+class ClassificationTask(_Task):
     """A class of a person, two or more: clinical variables (paper, 4.2)."""
 
     kind: Literal["classification"]
@@ -103,7 +103,7 @@ class Classification(_Task):
     seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
 
 
-class Forecasting(_Task):
+class ForecastingTask(_Task):
     """Future time points from past ones (paper, 4.3)."""
 
     kind: Literal["forecasting"]
@@ -128,7 +128,7 @@ def refuse_held(contrast: str | None, within: str | None, adjust: Sequence[str])
     return None
 
 
-class Attention(_Task):
+class AttentionTask(_Task):
     """CLS-to-parcel attention and its contrasts (paper, 4.4)."""
 
     kind: Literal["attention"]
@@ -149,13 +149,13 @@ class Attention(_Task):
     permutations: Annotated[int, Field(ge=100)] = 2000
 
     @model_validator(mode="after")
-    def _groups_of_people(self) -> Attention:
+    def _groups_of_people(self) -> AttentionTask:
         if why := refuse_held(self.contrast, self.within, self.adjust):
             raise ValueError(why)
         return self
 
 
-class Networks(_Task):
+class NetworksTask(_Task):
     """Functional networks of parcels by k nearest neighbours (paper, 4.5)."""
 
     kind: Literal["networks"]
@@ -169,7 +169,7 @@ class Networks(_Task):
     seeds: Seeds = (1, 2, 3, 4, 5)
 
 
-class States(_Task):
+class StatesTask(_Task):
     """What participants are doing or looking at, from short clips of their runs."""
 
     kind: Literal["states"]
@@ -198,7 +198,7 @@ class States(_Task):
     seeds: Seeds = Field((1, 2, 3), description="of everything random, a fit each")
 
 
-class Latent(_Task):
+class LatentTask(_Task):
     """UMAP of CLS tokens (paper, Fig. 5)."""
 
     kind: Literal["latent"]
@@ -213,7 +213,7 @@ class Latent(_Task):
     )
 
 
-class Scaling(_Task):
+class ScalingTask(_Task):
     """Model size × share of the training people (paper, Fig. 4)."""
 
     kind: Literal["scaling"]
@@ -229,16 +229,16 @@ class Scaling(_Task):
 
 
 Task = Union[  # noqa: UP007  mypy wants it spelt so
-    Reconstruction, Regression, Classification, Forecasting, Attention, Networks, States,
-    Latent, Scaling,
+    ReconstructionTask, RegressionTask, ClassificationTask, ForecastingTask, AttentionTask, NetworksTask, StatesTask,
+    LatentTask, ScalingTask,
 ]  # fmt: skip
 KINDS: dict[str, type[_Task]] = {
-    "reconstruction": Reconstruction, "regression": Regression, "classification": Classification,
-    "forecasting": Forecasting, "attention": Attention, "networks": Networks, "states": States,
-    "latent": Latent, "scaling": Scaling,
+    "reconstruction": ReconstructionTask, "regression": RegressionTask, "classification": ClassificationTask,
+    "forecasting": ForecastingTask, "attention": AttentionTask, "networks": NetworksTask, "states": StatesTask,
+    "latent": LatentTask, "scaling": ScalingTask,
 }  # fmt: skip
 #: Tasks that fine-tune the model on a column of the participants tables.
-CLINICAL = (Regression, Classification)
+CLINICAL = (RegressionTask, ClassificationTask)
 
 
 def parse_task(values: dict[str, Any], name: str, source: str) -> Task:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..model import BrainLM
 
 #: What is made of a corpus by a model: a table with a row per window and per recording.
-Method = Callable[["BrainLM", Corpus], pd.DataFrame]
+Inference = Callable[["BrainLM", Corpus], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Session:
     workers: int = os.cpu_count() or 1
 
     def run(
-        self, method: Method, out: Path, form: str, log: Callable[[str], None] = print
+        self, method: Inference, out: Path, form: str, log: Callable[[str], None] = print
     ) -> pd.DataFrame:
         """Preprocess the scans, run `method`, write its table to `out` and a page next to it.
 

@@ -49,7 +49,7 @@ Outcome = dict[str, Any]  # recording_id, status, reason, seconds, and the stage
 
 
 @dataclass(frozen=True)
-class Task:
+class BoundStep:
     """A step bound to its cohort, for each recording of a chunk.
 
     Attributes
@@ -102,7 +102,7 @@ class Task:
         return context.config.paths.outcome(context.cohort.name, stage, entry.recording_id)
 
 
-def make_task(stage: str, context: Context) -> Task:
+def make_task(stage: str, context: Context) -> BoundStep:
     """Bind a stage to a cohort."""
     step, order = STEPS[stage], stages_of(context.cohort.layout)
     run, place = load(step.run), order.index(stage)
@@ -114,7 +114,7 @@ def make_task(stage: str, context: Context) -> Task:
         parts += [f"retry {entry.retry}"] if entry.retry else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    return Task(
+    return BoundStep(
         step=step,
         context=context,
         key=key,
@@ -158,7 +158,7 @@ def run_stage(
 
 
 def run_task(
-    task: Task,
+    task: BoundStep,
     chunk: str,
     outcomes: dict[str, Outcome],
     warned: Mapping[str, list[str]] = MappingProxyType({}),
@@ -228,7 +228,7 @@ def _brief(reason: str) -> str:
     return words if len(words) <= _LONGEST else f"{words[:150]} ... {words[150 + 5 - _LONGEST :]}"
 
 
-def _run_all(task: Task, entries: list[Entry], workers: int):
+def _run_all(task: BoundStep, entries: list[Entry], workers: int):
     """Yield (entry, outcome) as recordings finish, `workers` processes at a time."""
     # fork: a child starts in milliseconds with everything imported and the template loaded; the
     # parent runs no kernels, so it has no threads that a fork would leave behind.
@@ -311,7 +311,7 @@ def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
     return _outcome(entry, status, reason, seconds, **figures)
 
 
-def _child(task: Task, entry: Entry, sender) -> None:
+def _child(task: BoundStep, entry: Entry, sender) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))

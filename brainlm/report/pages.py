@@ -16,8 +16,8 @@ from ..cohort.recordings import Entry
 from ..config import Cohort
 from ..paths import Results
 from ..preprocess.chunk import (
+    BoundStep,
     Outcome,
-    Task,
     read_stage_table,
     run_task,
 )
@@ -55,7 +55,7 @@ def write_chunk_pages(
         write_site([page], paths.recording_pages)
         return {"page_kb": paths.recording_page(cohort.name, name).stat().st_size // 1000}
 
-    task = Task(
+    task = BoundStep(
         step=STEPS["pages"],
         context=context,
         key=key,

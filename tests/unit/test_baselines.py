@@ -16,7 +16,7 @@ def test_connectivity_is_fisher_z_of_the_upper_triangle_with_missing_parcels_mis
     series = rng.normal(size=(50, 5)) + rng.normal(size=(50, 1))
     series[:, 2] = np.nan
     series[:, 4] = 7.0  # constant
-    z = views.connectivity(series)
+    z = views.correlate_parcels(series)
     whole = np.corrcoef(series[:, [0, 1, 3]].T)
     assert z.shape == (10,)
     np.testing.assert_allclose(z[[0, 2, 5]], np.arctanh(whole[np.triu_indices(3, 1)]), atol=1e-5)
@@ -45,7 +45,7 @@ def test_age_from_connectivity_in_real_data(shared):
     people = pd.read_csv(root / "participants.tsv", sep="\t", dtype={"participant_id": str})
     people = people.iloc[::2]  # every second one: a test, not the benchmark
     files = (next((root / p / "func").glob("*.npy")) for p in people["participant_id"])
-    features = np.array([views.connectivity(np.load(path)) for path in files])
+    features = np.array([views.correlate_parcels(np.load(path)) for path in files])
     age = people["age"].to_numpy(float)
     predicted = np.empty(len(age))
     for seen, unseen in KFold(5, shuffle=True, random_state=0).split(features):

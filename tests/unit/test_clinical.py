@@ -385,7 +385,7 @@ def test_tangent_is_the_logarithm_around_the_training_mean():
     from scipy.linalg import logm, sqrtm
 
     rng = np.random.default_rng(0)
-    z = np.array([views.connectivity(rng.normal(size=(50, 5)) + rng.normal(size=(50, 1)))
+    z = np.array([views.correlate_parcels(rng.normal(size=(50, 5)) + rng.normal(size=(50, 1)))
                   for _ in range(8)])  # fmt: skip
     full = []
     for row in z:

@@ -24,6 +24,8 @@ def test_it_chooses_the_penalty_that_leave_one_out_chooses_for_each_target():
         np.testing.assert_allclose(ridge.left_out[:, k], left_out[best], rtol=1e-6)
         expected = models[best].fit(x, target).predict(unseen)
         np.testing.assert_allclose(ridge(unseen)[:, k], expected, rtol=1e-6)
+    theirs = linear_model.RidgeCV(PENALTIES * scale, alpha_per_target=True).fit(x, y)
+    np.testing.assert_allclose(ridge(unseen), theirs.predict(unseen), rtol=1e-6)
 
 
 def test_it_imputes_with_training_means_only():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from synthetic import SHA, R, toy_atlas
 
-from brainlm.cohort.events import Block, EventFiles, read_events
+from brainlm.cohort.events import ConditionBlock, EventFiles, read_events
 from brainlm.config import Cohort, Evaluate
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.clinical.baselines import inner_folds
@@ -62,8 +62,8 @@ def test_events_in_any_order_become_blocks(tmp_path):
     )  # fmt: skip
     found = read_events(path)
     assert found.blocks == [
-        Block("face", 10, 14.5), Block("house", 20, 30.9), Block("face", 40, 42),
-        Block("face", 46, 46),
+        ConditionBlock("face", 10, 14.5), ConditionBlock("house", 20, 30.9), ConditionBlock("face", 40, 42),
+        ConditionBlock("face", 46, 46),
     ]  # fmt: skip
     assert found.skipped == 2
     assert {b.condition for b in read_events(path, conditions=["house"]).blocks} == {"house"}
@@ -128,7 +128,7 @@ def test_events_of_a_real_block_design(shared):
 
 @pytest.mark.parametrize(("delay_s", "start_s"), [(0, 0), (5, 0), (6, 4), (0, 30)])
 def test_a_clip_begins_with_its_block_after_the_delay(delay_s, start_s):
-    blocks = [Block("a", 20, 36), Block("b", 46, 70)]
+    blocks = [ConditionBlock("a", 20, 36), ConditionBlock("b", 46, 70)]
     clips = cut_blocks(blocks, 60, 5, 2.0, shift_s=delay_s - start_s, min_share=0.8)
     expected = []
     for block, parts in zip(blocks, (1, 2), strict=True):
@@ -142,7 +142,7 @@ def test_a_clip_begins_with_its_block_after_the_delay(delay_s, start_s):
 
 
 def test_a_clip_of_two_conditions_is_none():
-    blocks = [Block("a", 0, 20), Block("b", 4, 24)]
+    blocks = [ConditionBlock("a", 0, 20), ConditionBlock("b", 4, 24)]
     assert cut_blocks(blocks, 12, 5, 2.0, shift_s=0, min_share=0.8) == []
     assert cut_blocks([], 12, 5, 2.0, shift_s=0, min_share=0.8) == []
     assert cut_blocks(blocks[:1], 4, 5, 2.0, shift_s=0, min_share=0.8) == []  # a short series
@@ -152,7 +152,7 @@ def test_a_clip_of_two_conditions_is_none():
 def test_clips_never_overlap_and_are_of_their_condition(seed):
     random = np.random.default_rng(seed)
     edges = np.cumsum(random.uniform(1, 20, 40))
-    blocks = [Block(random.choice(["a", "b", "c"]), a, b) for a, b in pairwise(edges)]
+    blocks = [ConditionBlock(random.choice(["a", "b", "c"]), a, b) for a, b in pairwise(edges)]
     clips = cut_blocks(blocks, 300, 6, 1.5, shift_s=3.0, min_share=0.7)
     assert clips
     assert all(a[1] <= b[0] for a, b in pairwise(clips))

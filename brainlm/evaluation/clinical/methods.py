@@ -25,7 +25,7 @@ UNTRAINED = "untrained "
 #: People whose features are held at a time while predicting.
 _CHUNK = 500
 
-Fit = Callable[[Known], Predictor]
+FitMethod = Callable[[Known], Predictor]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Method:
 
     name: str
     view: str
-    fit: Fit
+    fit: FitMethod
     random: bool = False
 
 

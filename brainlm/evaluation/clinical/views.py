@@ -17,7 +17,7 @@ from ...shards import Corpus, Scaling
 WINDOWS = 3
 
 
-def connectivity(series: np.ndarray) -> np.ndarray:
+def correlate_parcels(series: np.ndarray) -> np.ndarray:
     """Fisher z of the correlations between parcels.
 
     Parameters
@@ -47,7 +47,7 @@ def connectivity_of(corpus: Corpus, rows: Sequence[Sequence[int]]) -> np.ndarray
     for subject, indices in enumerate(rows):
         total, seen = np.zeros(out.shape[1]), np.zeros(out.shape[1])
         for index in indices:
-            z = connectivity(corpus.series(index))
+            z = correlate_parcels(corpus.series(index))
             total += np.nan_to_num(z)
             seen += np.isfinite(z)
         with np.errstate(invalid="ignore"):
@@ -62,6 +62,9 @@ class Tangent:
     mean M, and distances become those between brains (Varoquaux et al., MICCAI 2010; the best of
     the embeddings compared by Dadi et al., NeuroImage 2019). Matrices are shrunk towards no
     correlation so that short recordings have a logarithm; a missing parcel correlates with none.
+
+    nilearn's ConnectivityMeasure refuses a missing parcel and fits the geometric mean, iteratively;
+    here it is the arithmetic one, which is quicker and exists for every set of matrices.
 
     Parameters
     ----------

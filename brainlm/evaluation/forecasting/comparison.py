@@ -34,13 +34,13 @@ MODEL = "fine-tuned"
 _EXAMPLES = 3  # recordings per cohort, and parcels of each
 
 #: past [K, R, G] -> forecast [K, R, H]; past is NaN where there is no data
-Method = Callable[[np.ndarray], np.ndarray]
+Forecast = Callable[[np.ndarray], np.ndarray]
 
 
-class Fit(NamedTuple):
+class FittedForecaster(NamedTuple):
     """A method that is ready to forecast, and what was chosen on validation people."""
 
-    method: Method
+    method: Forecast
     choice: str | None = None
 
 
@@ -83,7 +83,7 @@ class Setting:
         count = series.shape[1] // self.window
         return np.stack(np.split(series[:, : count * self.window], count, axis=1))
 
-    def sum_errors(self, indices: Sequence[int], method: Method) -> np.ndarray:
+    def sum_errors(self, indices: Sequence[int], method: Forecast) -> np.ndarray:
         """[N, H, 8] sums per recording and step; see :func:`~.metrics.sum_values`."""
         out = np.zeros((len(indices), self.ahead, 8))
         for row, index in enumerate(indices):
@@ -179,7 +179,7 @@ def _horizon(config, ahead: int | None) -> int:
 # ---- methods ------------------------------------------------------------------------------------
 
 
-def trivial(ahead: int) -> dict[str, Method]:
+def trivial(ahead: int) -> dict[str, Forecast]:
     """What needs no training."""
 
     def line(past: np.ndarray) -> np.ndarray:
@@ -198,19 +198,21 @@ def trivial(ahead: int) -> dict[str, Method]:
     }
 
 
-def _fit_linear(setting: Setting, train, check) -> dict[str, Fit]:
+def _fit_linear(setting: Setting, train, check) -> dict[str, FittedForecaster]:
     """AR and VAR, and what needs no training."""
     given = setting.window - setting.ahead
     fits = fit_linear(setting.corpus, setting.scaling, train, check, given, setting.ahead)
 
-    def each(forecast: Callable[[np.ndarray], np.ndarray]) -> Method:
+    def each(forecast: Callable[[np.ndarray], np.ndarray]) -> Forecast:
         return lambda past: np.stack([forecast(window) for window in past])
 
-    out = {name: Fit(each(fit.forecast), fit.choice) for name, fit in fits.items()}
-    return out | {name: Fit(method) for name, method in trivial(setting.ahead).items()}
+    out = {name: FittedForecaster(each(fit.forecast), fit.choice) for name, fit in fits.items()}
+    return out | {
+        name: FittedForecaster(method) for name, method in trivial(setting.ahead).items()
+    }
 
 
-def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit]:
+def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, FittedForecaster]:
     """Every network, trained with the same budget."""
     from ...model import BrainLM
     from ...training.loop import fit
@@ -241,11 +243,11 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
         choice = f"learning rate {fitted.learning_rate:g}, epoch {fitted.epoch} of {budget.epochs}"
         print(f"{name}, seed {budget.seed}: validation MSE {fitted.validation:.4f}; {choice}",
               flush=True)  # fmt: skip
-        out[name] = Fit(_method(fitted.network), choice)
+        out[name] = FittedForecaster(_method(fitted.network), choice)
     return out
 
 
-def _method(forecaster) -> Method:
+def _method(forecaster) -> Forecast:
     import torch
 
     from ...training.device import device_of
@@ -263,7 +265,9 @@ def _method(forecaster) -> Method:
 # ---- scores -------------------------------------------------------------------------------------
 
 
-def _score(setting: Setting, indices, fits: list[dict[str, Fit]], seeds, where, options):
+def _score(
+    setting: Setting, indices, fits: list[dict[str, FittedForecaster]], seeds, where, options
+):
     """Rows of one cohort: pooled, per step, per seed."""
     sums: dict[str, list[np.ndarray]] = {}  # per method, [N, H, 8] of every seed
     for group in fits:
@@ -300,7 +304,7 @@ def _summarise(sums: dict, sample: Sample, where: dict) -> Iterator[dict]:
             yield from compare(sample, statistics, row, pairs, units)
 
 
-def _examples(setting: Setting, indices, fits: dict[str, Fit]) -> list[dict]:
+def _examples(setting: Setting, indices, fits: dict[str, FittedForecaster]) -> list[dict]:
     """Truth (steps up to 0 were given) and forecasts of a few parcels of a few recordings."""
     rows: list[dict] = []
     for index in indices:

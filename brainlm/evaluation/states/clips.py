@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...cohort.events import Block, EventFiles, read_events
+from ...cohort.events import ConditionBlock, EventFiles, read_events
 from ...errors import BrainLMError
 from ...shards import Corpus, Scaling
-from ..tasks import States
+from ..tasks import StatesTask
 
 _TOLERANCE = 1e-9
 
@@ -49,7 +49,7 @@ class Clips:
         return {str(reason): int(count) for reason, count in first.value_counts().items()}
 
 
-def clip_points(task: States, patch: int, window: int, period_s: float) -> int:
+def clip_points(task: StatesTask, patch: int, window: int, period_s: float) -> int:
     """How many time points a clip has: whole patches of the model, at most its window.
 
     Raises
@@ -71,7 +71,9 @@ def clip_points(task: States, patch: int, window: int, period_s: float) -> int:
 Cut = list[tuple[int, int, str]]  # start, stop, condition
 
 
-def list_clips(corpus: Corpus, task: States, points: int, folders: Mapping[str, Path]) -> Clips:
+def list_clips(
+    corpus: Corpus, task: StatesTask, points: int, folders: Mapping[str, Path]
+) -> Clips:
     """Cut every usable recording of a corpus.
 
     Parameters
@@ -106,7 +108,7 @@ class _NoClip(Exception):
 class _Cutter:
     """Cuts recordings one by one and notes what it meets."""
 
-    task: States
+    task: StatesTask
     points: int
     period_s: float
     files: dict[str, EventFiles]
@@ -153,7 +155,7 @@ class _Cutter:
 
 
 def cut_blocks(
-    blocks: Sequence[Block], length: int, points: int, period_s: float,
+    blocks: Sequence[ConditionBlock], length: int, points: int, period_s: float,
     *, shift_s: float, min_share: float,
 ) -> Cut:  # fmt: skip
     """Clips of `points` time points that begin inside a block and lie in it for the most part.

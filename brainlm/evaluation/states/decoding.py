@@ -26,7 +26,7 @@ from ..job import Job, make_untrained, open_model
 from ..people import cohort_parts
 from ..rows import compare, describe_left_out, rows_of_units, write_results
 from ..statistics import Sample, Statistic
-from ..tasks import States
+from ..tasks import StatesTask
 from .clips import Clips, clip_points, list_clips, read_clips
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def evaluate_states(
     model_folder: Path,
     shards: Sequence[Path],
     cohorts: Sequence[Cohort],
-    task: States,
+    task: StatesTask,
     out: Path,
     *,
     options: Evaluate,
@@ -91,8 +91,10 @@ def evaluate_states(
     shape = model.config
     points = clip_points(task, shape.patch, shape.window, corpus.info.sample_period_s)
     clips = list_clips(corpus, task, points, _folders(task, cohorts))
-    study = Study.of(clips, roles)
-    decoder = Decoder(corpus, model, task, points, study, out.parent) if study.classes else None
+    study = LabelledStudy.of(clips, roles)
+    decoder = (
+        ClipDecoder(corpus, model, task, points, study, out.parent) if study.classes else None
+    )
     rows: list[dict] = []
     confusion: list[pd.DataFrame] = []
     for cohort, split, part in cohort_parts(corpus.table, ("test",), roles):
@@ -116,7 +118,7 @@ def evaluate_states(
     return write_results(rows, out, options.seed, config)
 
 
-def _folders(task: States, cohorts: Sequence[Cohort]) -> dict[str, Path]:
+def _folders(task: StatesTask, cohorts: Sequence[Cohort]) -> dict[str, Path]:
     """cohort -> folder of its events."""
     folders = {cohort.name: cohort.folder for cohort in cohorts}
     for name, folder in task.events.items():
@@ -134,7 +136,7 @@ def _folders(task: States, cohorts: Sequence[Cohort]) -> dict[str, Path]:
 
 
 @dataclass(frozen=True)
-class Study:
+class LabelledStudy:
     """Clips of conditions that can be learnt, and who is learnt from.
 
     Attributes
@@ -153,7 +155,7 @@ class Study:
     external: frozenset[str] = field(default_factory=frozenset)
 
     @classmethod
-    def of(cls, clips: Clips, roles: Mapping[str, str]) -> Study:
+    def of(cls, clips: Clips, roles: Mapping[str, str]) -> LabelledStudy:
         table = clips.table
         external = frozenset(name for name, role in roles.items() if role == "external")
         train = table[(table["split"] == "train") & ~table["cohort"].isin(external)]
@@ -181,7 +183,7 @@ class Study:
 
 
 def _describe_part(clips: Clips, cohort: str, part: pd.DataFrame, tested: pd.DataFrame,
-                   study: Study, seconds: float) -> dict:  # fmt: skip
+                   study: LabelledStudy, seconds: float) -> dict:  # fmt: skip
     """Who is left out, and what was noticed."""
     why = clips.count_left_out(part)
     some = clips.table[clips.table["row"].isin(part.index)]
@@ -205,21 +207,21 @@ def _describe_part(clips: Clips, cohort: str, part: pd.DataFrame, tested: pd.Dat
 # ---- methods ------------------------------------------------------------------------------------
 
 
-class Decoder:
+class ClipDecoder:
     """All methods, fitted on the training participants' clips.
 
     The attentive probe and the MLP keep the epoch that is best on the validation participants;
     penalties are chosen by cross-validation over training participants.
     """
 
-    def __init__(self, corpus: Corpus, model, task: States, points: int, study: Study,
+    def __init__(self, corpus: Corpus, model, task: StatesTask, points: int, study: LabelledStudy,
                  folder: Path):  # fmt: skip
         self.corpus, self.model, self.points = corpus, model, points
         self.untrained = make_untrained(model)
         self.seeds, self.classes = task.seeds, study.classes
         self._fit(task, study, folder)
 
-    def _fit(self, task: States, study: Study, folder: Path) -> None:
+    def _fit(self, task: StatesTask, study: LabelledStudy, folder: Path) -> None:
         from .probes import TokenStore, fit_attentive, fit_mlp
 
         train = _draw(study.of_split("train"), MOST_CLIPS, task.seeds[0])

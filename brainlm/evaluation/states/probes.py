@@ -18,7 +18,7 @@ from ...model.pooling import Tokens
 from ...training.learner import Trainee
 from ...training.loop import keep_best
 from ..clinical.baselines import Known, Predictor, balance, prediction_loss, soften
-from ..clinical.views import connectivity
+from ..clinical.views import correlate_parcels
 
 HIDDEN, RATE = 256, 1e-3  # units of the MLP; of learning
 
@@ -169,7 +169,7 @@ def describe_clips(clips: list[np.ndarray], points: int) -> dict[str, np.ndarray
         pattern = np.where(known, raw, 0).sum(1) / known.sum(1)  # 0 / 0: a parcel without data
     return {
         "pattern": pattern,
-        "connectivity": np.stack([connectivity(clip) for clip in clips]),
+        "connectivity": np.stack([correlate_parcels(clip) for clip in clips]),
         "raw": raw.reshape(len(raw), -1),
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 from ...errors import RecordingError
 from ..motion.brain_mask import brain_mask
 from .template import Template
-from .tissue_fit import Image, Problem, State, grid_of, tissue_columns
+from .tissue_fit import Image, Problem, State, grid_of, smooth_tissues
 
 ASSESSED_FWHM_MM = 8.0  # smoothing of image and maps under `correlate`
 MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
@@ -69,7 +69,7 @@ def check_pose(scores: dict[str, float], upright: Any) -> None:
 def correlate(match: type[Problem], image: Image, template: Template, state: State) -> float:
     """Correlation of the image with the tissue mixture inside the brain."""
     grid = grid_of(template, 4.0, 0.0)
-    columns = tissue_columns(template, grid, ASSESSED_FWHM_MM)
+    columns = smooth_tissues(template, grid, ASSESSED_FWHM_MM)
     return match(image, ASSESSED_FWHM_MM, grid, columns).measure(state).correlation
 
 

@@ -43,7 +43,7 @@ from .tissue_fit import (
     grid_of,
     jacobian,
     minimise,
-    tissue_columns,
+    smooth_tissues,
     with_slopes,
 )
 
@@ -212,7 +212,7 @@ def _descend(
     """Minimise level by level, from smooth to sharp."""
     grid = grid_of(template, 4.0, margin_mm)
     for fwhm in levels:
-        columns = tissue_columns(template, grid, fwhm)
+        columns = smooth_tissues(template, grid, fwhm)
         problem = Problem(image, fwhm, grid, columns, bend=bend, rigid=rigid)
         state, _ = minimise(problem, state, steps if bend else 30)
     return state
@@ -226,7 +226,7 @@ def find_pose(image, mask, affine, template):
     middle = grid.points[grid.brain].mean(axis=0)
     fwhm = AFFINE_FWHM_MM[0]
     problem = Problem(
-        Image(image * mask, affine), fwhm, grid, tissue_columns(template, grid, fwhm)
+        Image(image * mask, affine), fwhm, grid, smooth_tissues(template, grid, fwhm)
     )
     found, scores = {}, {}
     for name, turn, shift in _poses():  # a few steps from each start ...
@@ -288,7 +288,7 @@ def _follow_anatomy(moving: Image, template: Template, anatomy: Image, there: St
     grid = grid_of(template, 4.0, 6.0)
     state = there  # the head may have moved since: the T1w is read at `there` at every level
     for fwhm in AFFINE_FWHM_MM[1:] + BEND_FWHM_MM[1:]:
-        tissue = tissue_columns(template, grid, fwhm)
+        tissue = smooth_tissues(template, grid, fwhm)
         view = Problem(anatomy, fwhm, grid, tissue)
         values, _ = view.read(view.place(there))
         values = np.nan_to_num(values) * tissue[:, :3].sum(axis=1)
