@@ -24,7 +24,7 @@ from .files import read_json
 
 
 @dataclass(frozen=True)
-class Facts:
+class Dependencies:
     """What a step's result depends on, besides its input and its code.
 
     Attributes
@@ -45,8 +45,8 @@ class Facts:
     task: dict[str, Any] | None = None
 
 
-#: ``(config, cohort, atlas, task) -> Facts``; tasks are of rules after the shards only
-Depends = Callable[[Config, Cohort | None, Identity | None, Any], Facts]
+#: ``(config, cohort, atlas, task) -> Dependencies``; tasks are of rules after the shards only
+Depends = Callable[[Config, Cohort | None, Identity | None, Any], Dependencies]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Step:
     run: str = ""
     prepare: str = ""
     version: int = 1
-    depends: Depends = lambda config, cohort, atlas, task: Facts()
+    depends: Depends = lambda config, cohort, atlas, task: Dependencies()
     enters: str = ""
     makes: Callable[[Preprocess], tuple[str, ...]] = lambda options: ()
     cost: Cost = Cost()
@@ -135,41 +135,41 @@ def pick_set(section: Section, *names: str) -> dict[str, Any]:
 # ---- what results depend on ---------------------------------------------------------------------
 
 
-def _motion(config, cohort, atlas, task) -> Facts:
+def _motion(config, cohort, atlas, task) -> Dependencies:
     said = pick(cohort, "repetition_time_s") if cohort else {}
-    return Facts(pick(config.preprocess, "engine", "min_duration_s", "slice_timing"), said)
+    return Dependencies(pick(config.preprocess, "engine", "min_duration_s", "slice_timing"), said)
 
 
-def _normalise(config, cohort, atlas, task) -> Facts:
+def _normalise(config, cohort, atlas, task) -> Dependencies:
     settings = pick(config.preprocess, "engine", "use_t1w")
     if config.preprocess.use_t1w:
         settings["t1w_version"] = 2  # its code changed once; what was fitted directly stays
-    return Facts(settings, atlas=_atlas(atlas, "space"))
+    return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 
-def _denoise(config, cohort, atlas, task) -> Facts:
+def _denoise(config, cohort, atlas, task) -> Dependencies:
     options = config.preprocess
     settings = pick(options, "engine", "denoise", "high_pass_hz")
     if options.fix_weights is not None:  # what was not judged by FIX stays as it is
         settings |= {"fix_weights": str(options.fix_weights)} | pick(options, "fix_threshold")
-    return Facts(settings, atlas=_atlas(atlas, "space"))
+    return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 
-def _parcellate(config, cohort, atlas, task) -> Facts:
+def _parcellate(config, cohort, atlas, task) -> Dependencies:
     names = ("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs")
-    return Facts(pick(config.preprocess, *names), atlas=_atlas(atlas, *_PARCELS))
+    return Dependencies(pick(config.preprocess, *names), atlas=_atlas(atlas, *_PARCELS))
 
 
-def _volumes(config, cohort, atlas, task) -> Facts:
+def _volumes(config, cohort, atlas, task) -> Dependencies:
     names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage")
     said = pick(cohort, "repetition_time_s", "space", "confounds") if cohort else {}
-    return Facts(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
+    return Dependencies(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
 
 
-def _series(config, cohort, atlas, task) -> Facts:
+def _series(config, cohort, atlas, task) -> Dependencies:
     names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz")
     said = pick(cohort, "repetition_time_s", "segmentation", "units") if cohort else {}
-    return Facts(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
+    return Dependencies(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
 
 
 _PARCELS = ("name", "space", "image_sha256")
@@ -179,8 +179,8 @@ def _atlas(atlas: Identity | None, *names: str) -> dict[str, Any]:
     return {name: getattr(atlas, name) for name in names} if atlas else {}
 
 
-def _shard(config, cohort, atlas, task) -> Facts:
-    return Facts({"dtype": config.chunks.dtype})
+def _shard(config, cohort, atlas, task) -> Dependencies:
+    return Dependencies({"dtype": config.chunks.dtype})
 
 
 def _model(config: Config) -> dict[str, Any]:
@@ -189,26 +189,26 @@ def _model(config: Config) -> dict[str, Any]:
     return config.model.model_dump(exclude=set(later)) | pick_set(config.model, *later)
 
 
-def _pretrain(config, cohort, atlas, task) -> Facts:
+def _pretrain(config, cohort, atlas, task) -> Dependencies:
     options = config.pretrain.model_dump(exclude=set(Pretrain.FREE))
     if options["optimizer"] == "muon":  # the key is younger than finished models, which stay
         del options["optimizer"]
-    return Facts({"model": _model(config), "pretrain": options})
+    return Dependencies({"model": _model(config), "pretrain": options})
 
 
-def _embed(config, cohort, atlas, task) -> Facts:
-    return Facts({"model": _model(config)})
+def _embed(config, cohort, atlas, task) -> Dependencies:
+    return Dependencies({"model": _model(config)})
 
 
-def _finetune(config, cohort, atlas, task) -> Facts:
+def _finetune(config, cohort, atlas, task) -> Dependencies:
     settings = {"model": _model(config), "finetune": config.finetune.model_dump()}
     others = {"seeds", "networks"}  # a job per seed; networks are other methods
-    return Facts(settings, task=task and task.model_dump(exclude=others))
+    return Dependencies(settings, task=task and task.model_dump(exclude=others))
 
 
-def _evaluate(config, cohort, atlas, task) -> Facts:
+def _evaluate(config, cohort, atlas, task) -> Dependencies:
     settings = {"model": _model(config), "evaluate": config.evaluate.model_dump()}
-    return Facts(settings, task=task and task.model_dump())
+    return Dependencies(settings, task=task and task.model_dump())
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def trigger(
     return _as_json([*parts, said] if said else parts)
 
 
-#: Facts of a cohort that outcome keys have named since the beginning, also where not set.
+#: Dependencies of a cohort that outcome keys have named since the beginning, also where not set.
 _ALWAYS_KEYED = {"repetition_time_s", "space", "confounds", "segmentation"}
 
 
@@ -428,7 +428,7 @@ def outcome_recipe(
     return _as_json(parts)
 
 
-def _differing(facts: Facts, first: Identity | None) -> dict[str, Any]:
+def _differing(facts: Dependencies, first: Identity | None) -> dict[str, Any]:
     """What a cohort states beyond the defaults, and where the atlas is not the study's first."""
     default = {key: Cohort.model_fields[key].default for key in facts.cohort}
     said = {key: value for key, value in facts.cohort.items() if value != default[key]}

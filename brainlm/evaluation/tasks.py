@@ -229,14 +229,27 @@ class ScalingTask(_Task):
 
 
 Task = Union[  # noqa: UP007  mypy wants it spelt so
-    ReconstructionTask, RegressionTask, ClassificationTask, ForecastingTask, AttentionTask, NetworksTask, StatesTask,
-    LatentTask, ScalingTask,
-]  # fmt: skip
+    ReconstructionTask,
+    RegressionTask,
+    ClassificationTask,
+    ForecastingTask,
+    AttentionTask,
+    NetworksTask,
+    StatesTask,
+    LatentTask,
+    ScalingTask,
+]
 KINDS: dict[str, type[_Task]] = {
-    "reconstruction": ReconstructionTask, "regression": RegressionTask, "classification": ClassificationTask,
-    "forecasting": ForecastingTask, "attention": AttentionTask, "networks": NetworksTask, "states": StatesTask,
-    "latent": LatentTask, "scaling": ScalingTask,
-}  # fmt: skip
+    "reconstruction": ReconstructionTask,
+    "regression": RegressionTask,
+    "classification": ClassificationTask,
+    "forecasting": ForecastingTask,
+    "attention": AttentionTask,
+    "networks": NetworksTask,
+    "states": StatesTask,
+    "latent": LatentTask,
+    "scaling": ScalingTask,
+}
 #: Tasks that fine-tune the model on a column of the participants tables.
 CLINICAL = (RegressionTask, ClassificationTask)
 

@@ -76,7 +76,7 @@ def summarise(config: Config) -> Summary:
                 seen.add(entry.participant_id)
                 status = row["status"] if row else "pending"
                 counter[status] += 1
-                odd = {warning.split(":")[0] for warning in (row or {}).get("warnings") or []}
+                odd = dict.fromkeys(w.split(":")[0] for w in (row or {}).get("warnings") or [])
                 warned.setdefault(cohort.name, {}).setdefault(status, Counter()).update(odd)
                 if status == "ok":
                     length = row.get("num_timepoints") if row else None

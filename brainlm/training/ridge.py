@@ -1,9 +1,9 @@
 """Ridge regression with far more features than participants, in closed form.
 
-scikit-learn's RidgeCV chooses the same penalty and weights (a test says so), but takes penalties as
-numbers, while these are relative to the kernel's mean eigenvalue: the kernel would be decomposed
-twice. The one decomposition here also serves logistic regression, missing features, and the
-predictions of left-out participants at the chosen penalty.
+scikit-learn's RidgeCV chooses the same penalty and weights (a test says so), but takes penalties
+as numbers, while these are relative to the kernel's mean eigenvalue: the kernel would be
+decomposed twice. The one decomposition here also serves logistic regression, missing features, and
+the predictions of left-out participants at the chosen penalty.
 """
 
 from __future__ import annotations

@@ -62,9 +62,11 @@ def test_events_in_any_order_become_blocks(tmp_path):
     )  # fmt: skip
     found = read_events(path)
     assert found.blocks == [
-        ConditionBlock("face", 10, 14.5), ConditionBlock("house", 20, 30.9), ConditionBlock("face", 40, 42),
+        ConditionBlock("face", 10, 14.5),
+        ConditionBlock("house", 20, 30.9),
+        ConditionBlock("face", 40, 42),
         ConditionBlock("face", 46, 46),
-    ]  # fmt: skip
+    ]
     assert found.skipped == 2
     assert {b.condition for b in read_events(path, conditions=["house"]).blocks} == {"house"}
     assert read_events(path, "duration").blocks[0].condition == "1"  # any column may name them
@@ -295,12 +297,12 @@ def test_conditions_with_shuffled_names_are_not_decoded(model, tmp_path):
 def test_nobodys_clips_are_on_both_sides(model, tmp_path, monkeypatch):
     seen = {}
 
-    class Watched(decoding.Decoder):
+    class Watched(decoding.ClipDecoder):
         def _see(self, clips):
             seen.setdefault("fitted" if not seen else "tested", clips)
             return super()._see(clips)
 
-    monkeypatch.setattr(decoding, "Decoder", Watched)
+    monkeypatch.setattr(decoding, "ClipDecoder", Watched)
     made = make(tmp_path / "c", people=12)
     evaluate(model, tmp_path, made, task=states(seeds=[1], epochs=1))
     fitted, tested = (set(seen[name]["participant_id"]) for name in ("fitted", "tested"))

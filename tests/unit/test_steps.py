@@ -123,7 +123,7 @@ def test_triggers_and_keys_agree_whatever_else_is_set(layout, one, other, first)
 
 
 def test_what_a_result_depends_on_is_what_its_function_reads():
-    """Facts that a user sets, and what follows: each of these was wrong once."""
+    """Dependencies that a user sets, and what follows: each of these was wrong once."""
 
     def stages_that_change(layout: str, **change) -> list[str]:
         base = [{key: each[0] for key, each in v.items()} for v in (COHORT, PREPROCESS, ATLAS)]

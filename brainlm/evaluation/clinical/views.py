@@ -63,8 +63,8 @@ class Tangent:
     the embeddings compared by Dadi et al., NeuroImage 2019). Matrices are shrunk towards no
     correlation so that short recordings have a logarithm; a missing parcel correlates with none.
 
-    nilearn's ConnectivityMeasure refuses a missing parcel and fits the geometric mean, iteratively;
-    here it is the arithmetic one, which is quicker and exists for every set of matrices.
+    nilearn's ConnectivityMeasure refuses a missing parcel and fits the geometric mean,
+    iteratively; here it is the arithmetic one, which is quicker and exists for every set.
 
     Parameters
     ----------
