@@ -76,7 +76,8 @@ def summarise(config: Config) -> Summary:
                 seen.add(entry.participant_id)
                 status = row["status"] if row else "pending"
                 counter[status] += 1
-                odd = dict.fromkeys(w.split(":")[0] for w in (row or {}).get("warnings") or [])
+                words = (row or {}).get("warnings") or []
+                odd = list(dict.fromkeys(word.split(":")[0] for word in words))
                 warned.setdefault(cohort.name, {}).setdefault(status, Counter()).update(odd)
                 if status == "ok":
                     length = row.get("num_timepoints") if row else None
