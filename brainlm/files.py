@@ -30,7 +30,7 @@ _POINTER_BYTES = 1024
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is synced and renamed to `path`.
+    """Yield a temporary path next to `path`; on success it is synced and renamed to `path`.
 
     On any error (a full disk, a kill that Python sees) the temporary file is removed and `path`
     is left as it was. The suffix is kept so that writers which look at it behave the same.

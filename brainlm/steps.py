@@ -389,7 +389,7 @@ def trigger(
     """The code version and the facts of a step as one string: Snakemake reruns when it changes.
 
     `first` is the study's first atlas. A study that stays with it has the strings that it had
-    before the atlas's space and checksum counted. `rows` are digests of what tables beside the
+    before the atlas's space and checksum counted. `rows` are digests of what tables next to the
     configuration say; they are in no outcome key, since each recording's own outcome stays.
     """
     step = STEPS[name]

@@ -31,7 +31,7 @@ _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait
 
 def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
     """Validate Snakemake's merged configuration and, in the main process, bring the index up to
-    date and store the resolved configuration beside the results. Jobs read what was stored: a
+    date and store the resolved configuration next to the results. Jobs read what was stored: a
     config.yaml that is edited during a run counts for the next one.
 
     A run that holds the folder's lock is left alone: a second process reads what it wrote.

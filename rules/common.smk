@@ -39,7 +39,7 @@ CONFIG = prepare(config, is_main_process=workflow.is_main_process)
 PATHS = CONFIG.paths
 CHUNK = ("{cohort}", "{chunk}")  # the wildcards of all rules that work on a chunk
 
-# Jobs read the stored configuration, and find `brainlm` beside this Python (a conda environment's
+# Jobs read the stored configuration, and find `brainlm` next to this Python (a conda environment's
 # own comes first).
 shell.prefix(
     "set -euo pipefail; "

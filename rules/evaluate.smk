@@ -1,4 +1,4 @@
-# One table per task, with honest baselines beside the model and intervals over subjects.
+# One table per task, with honest baselines next to the model and intervals over subjects.
 rule evaluate:
     input:
         model=rules.pretrain.output[0],

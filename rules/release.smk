@@ -20,7 +20,7 @@ rule release:
         "brainlm release 2>&1 | tee {log:q}"
 
 
-# What became of every recording, and failures.tsv beside it; fails when more failed than
+# What became of every recording, and failures.tsv next to it; fails when more failed than
 # max_failed_fraction allows. Nothing waits for it: the report is made all the same.
 rule summary:
     input:

@@ -55,7 +55,7 @@ class Job:
 
     @property
     def out(self) -> Path:
-        """The task's table; :func:`brainlm.paths.side_table` names what is beside it."""
+        """The task's table; :func:`brainlm.paths.side_table` names what is next to it."""
         return self.config.paths.table(self.task.name)
 
     @property

@@ -1,9 +1,9 @@
 """The latent space: a map of held-out recordings, and what can be read from a neighbourhood.
 
 Paper, Fig. 5: UMAP of CLS tokens coloured by what is known of the people. A map shows what its
-algorithm likes to show, so every colour has a number beside it, taken in the token space and not
+algorithm likes to show, so every colour has a number next to it, taken in the token space and not
 in the map: a person's value is predicted from the nearest recordings of other people (the mean of
-a number, the share of neighbours of the same class), beside what chance gives.
+a number, the share of neighbours of the same class), next to what chance gives.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def evaluate_latent(
         Target: the column, or ``who is who`` (:mod:`brainlm.evaluation.fingerprint`). Methods:
         either token, and chance (people shuffled). Numbers: ``r2`` and ``r``; classes:
         ``purity``, the share of neighbours of the same class. The map goes
-        beside it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
+        next to it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
         recording_id, split and the columns.
     """
     points, tokens, ends, left_out, recorded = _embed(model_folder, shards, splits, roles or {})

@@ -1,4 +1,4 @@
-"""Masked reconstruction on people the model has not seen, beside predictors that need no model.
+"""Masked reconstruction on people the model has not seen, next to predictors that need no model.
 
 Every method predicts exactly the same hidden points, in scaled units. The predictors that need no
 network (:data:`brainlm.training.predictors.PREDICTORS`) reach from the training median to Gaussian
@@ -65,7 +65,7 @@ def evaluate_reconstruction(
         A pretrained model (``config.json``, ``model.safetensors``, ``scaling.json``).
     shards : sequence of Path
     out : Path
-        Parquet table; example traces go beside it as ``<stem>.traces.npz``.
+        Parquet table; example traces go next to it as ``<stem>.traces.npz``.
     splits : sequence of str
         Splits of reference cohorts to evaluate; external cohorts are evaluated whole.
     roles : mapping of cohort to "reference" or "external", optional

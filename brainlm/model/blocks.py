@@ -89,7 +89,7 @@ class PredictionHead(nn.Sequential):
     Parameters
     ----------
     linear : bool
-        Beside the layers a linear path from summary to output, zero until :meth:`start_linear`.
+        Next to the layers a linear path from summary to output, zero until :meth:`start_linear`.
     """
 
     mean: Tensor

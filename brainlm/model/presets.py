@@ -31,7 +31,7 @@ PRESETS: dict[str, dict] = {
         "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
     },
 }  # fmt: skip
-#: The published forms under their published names, to be trained anew beside ours.
+#: The published forms under their published names, to be trained anew next to ours.
 PRESETS |= {
     "old_13M": PRESETS["13m"] | PARCEL | {"decoder_context": "all"},
     "vitmae_111M": PRESETS["111m"] | IMAGE | {"image_size": (432, 432)},

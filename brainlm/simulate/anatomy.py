@@ -22,7 +22,7 @@ _WARP_MM = 2.0  # its root mean square
 _EPI = {"grey": 1.0, "white": 0.8, "fluid": 1.35, "scalp": 0.3, "skull": 0.05, "eyes": 1.2}
 _T1W = {"grey": 0.7, "white": 1.0, "fluid": 0.25, "scalp": 0.9, "skull": 0.1, "eyes": 0.25}
 _EYES = np.array([(33, 62, -38), (-33, 62, -38)])
-# Air beside brain swallows signal: above the sphenoid sinus and the ear canals (MNI mm, SD mm).
+# Air next to brain swallows signal: above the sphenoid sinus and the ear canals (MNI mm, SD mm).
 _DROPOUT = [((0, 34, -28), 13), ((48, -24, -32), 10), ((-48, -24, -32), 10)]
 
 
@@ -148,7 +148,7 @@ def _make_tissues() -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def _keep_signal(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """Fraction of the signal that survives where air lies beside brain."""
+    """Fraction of the signal that survives where air lies next to brain."""
     lost = [
         0.75 * np.exp(-0.5 * (_distance(shape, affine, [centre]) / sd_mm) ** 2)
         for centre, sd_mm in _DROPOUT

@@ -33,7 +33,7 @@ def damage_file(path: str | Path, kind: str) -> None:
 
 
 def sidecar_path(path: Path) -> Path:
-    """The JSON beside an image."""
+    """The JSON next to an image."""
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 

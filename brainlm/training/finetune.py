@@ -89,7 +89,7 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
     -------
     DataFrame
         cohort, participant_id, recording_id, split, label, prediction; also written to
-        ``out/predictions.parquet``, beside the model files and metrics.jsonl.
+        ``out/predictions.parquet``, next to the model files and metrics.jsonl.
 
     Raises
     ------
@@ -293,7 +293,7 @@ class FineTuning:
         return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
 
     def _epoch(self, epoch: int, learners: list[Learner], whole: bool) -> list[float]:
-        """Mean loss of each learner; those that learn beside each other get the same encodings."""
+        """Mean loss of each learner; all get the same encodings."""
         self.model.train(whole)
         for learner in learners:
             learner.head.train()

@@ -1,4 +1,4 @@
-"""Masked R² and the predictors beside it that need no network."""
+"""Masked R² and the predictors next to it that need no network."""
 
 from __future__ import annotations
 

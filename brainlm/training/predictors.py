@@ -1,4 +1,4 @@
-"""The predictors of hidden values that stand beside every model, and what they are called.
+"""The predictors of hidden values that are compared with every model, and what they are called.
 
 Computed by :func:`brainlm.training.masked_r2.predict_hidden`. A model that does not beat the
 Gaussian ones knows less than a covariance matrix of its own training participants.

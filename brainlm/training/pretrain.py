@@ -371,8 +371,8 @@ class Run:
             weight = float(real)
             error_sum, known_sum = error_sum + error.double() * weight, known_sum + known * weight
             hidden = hidden & real
-            beside = predict_hidden(batch.signal, hidden, self.gaussian, others)
-            meter.add(batch.signal, hidden, prediction.float(), *beside.values())
+            references = predict_hidden(batch.signal, hidden, self.gaussian, others)
+            meter.add(batch.signal, hidden, prediction.float(), *references.values())
             first = self.micro * mine if real else 0
             units[first : first + len(hidden)] += sums_by_window(batch.signal, hidden, prediction)
             summaries.append(cls.double() * weight)

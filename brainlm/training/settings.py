@@ -1,4 +1,4 @@
-"""What decides a model's weights, kept beside them; a finished model is never trained over."""
+"""What decides a model's weights, kept next to them; a finished model is never trained over."""
 
 from __future__ import annotations
 

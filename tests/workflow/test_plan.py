@@ -516,7 +516,7 @@ def test_snakemakes_own_report_has_the_figures_with_their_captions(clone):
     clone.snakemake("--report", "report.html")
     text = (clone.folder / "report.html").read_text(encoding="utf-8")
     assert "R\\u00b2 of &lt;b&gt;hidden&lt;/b&gt; points." in text
-    assert "how well it does beside honest baselines" in text
+    assert "how well it does against honest baselines" in text
 
 
 def test_an_edited_comment_in_a_rule_plans_nothing(clone):

@@ -1,4 +1,4 @@
-"""fMRIPrep derivatives: images in template space, with confounds beside them.
+"""fMRIPrep derivatives: images in template space, with confounds next to them.
 
 Source: fMRIPrep documentation, "Outputs of fMRIPrep". Images in the recording's own space
 (``space-T1w``, or none) are not used; a recording that has no other is one that fails when it is

@@ -1,6 +1,6 @@
 """UK Biobank bulk folders: fields 20227 (rest, cleaned by FIX) and 20249 (task), unzipped.
 
-Images are in their own space, with FSL's warp to MNI152 (its nonlinear 6th generation) beside
+Images are in their own space, with FSL's warp to MNI152 (its nonlinear 6th generation) next to
 them; the warp is followed when the voxels are read, so nothing is interpolated twice. Source: UK
 Biobank Brain Imaging Documentation (Alfaro-Almagro et al. 2018, NeuroImage 166:400).
 """

@@ -91,7 +91,7 @@ def evaluate_attention(
     -------
     DataFrame
         See :data:`brainlm.evaluation.rows.COLUMNS`: the largest \\|t\\| and how many parcels
-        differ (corrected p < 0.05), then one difference per parcel. The maps go beside it as
+        differ (corrected p < 0.05), then one difference per parcel. The maps go next to it as
         ``<stem>.maps.parquet``: cohort, target, group, parcel, n, mean, low, high, difference, p.
 
     Raises

@@ -1,9 +1,9 @@
-"""Predicting a column of the participants tables: the model beside every baseline.
+"""Predicting a column of the participants tables: the model next to every baseline.
 
 One prediction per subject (recordings averaged), the same subjects for every method, and in every
 row how many were left out and why. A method that is random is fitted once a seed: its value is
 the mean over seeds of the metric (not the metric of averaged predictions, which is better than
-any one fit), resampled over subjects; each seed's own value stands beside it at level ``seed``.
+any one fit), resampled over subjects; each seed's own value stands next to it at level ``seed``.
 """
 
 from __future__ import annotations

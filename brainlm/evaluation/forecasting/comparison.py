@@ -128,7 +128,7 @@ def evaluate_forecasting(
     Returns
     -------
     DataFrame
-        See :data:`brainlm.evaluation.rows.COLUMNS`; example forecasts go beside it as
+        See :data:`brainlm.evaluation.rows.COLUMNS`; example forecasts go next to it as
         ``<stem>.examples.parquet``.
 
     Raises

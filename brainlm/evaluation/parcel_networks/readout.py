@@ -1,8 +1,8 @@
 """Functional networks: can the network of a parcel be read from what a model makes of it?
 
 Paper, section 4.5 and Table 3: in every recording 80 % of the parcels train a k-nearest-neighbour
-classifier and the other 20 % are classified. Attention rows of the pretrained model stand beside
-raw series, connectivity rows, codes of a VAE and a GCN trained on the same windows, and beside
+classifier and the other 20 % are classified. Attention rows of the pretrained model are compared
+with raw series, connectivity rows, codes of a VAE and a GCN trained on the same windows, and with
 what a sceptic would try: the parcels' places (networks are made of neighbours, and a model that
 is told where parcels are may just know that), the most frequent network, and shuffled labels.
 """

@@ -173,7 +173,7 @@ def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
 
 
 def _displacement(entry: Entry, companions: Companions, count: int) -> float:
-    """Mean framewise displacement in mm where a file beside the series says it, else NaN."""
+    """Mean framewise displacement in mm where a file next to the series says it, else NaN."""
     if companions.motion is None:
         return float("nan")
     moved = read_movement(companions.motion).displacement_mm

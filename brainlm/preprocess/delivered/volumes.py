@@ -50,7 +50,7 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     cohort, config, atlas = context.cohort, context.options, context.atlas
     companions = LAYOUTS[cohort.layout].companions(entry.path)
     if entry.path.suffix == ".zip":
-        raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it beside itself")
+        raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it in its folder")
     space = agree_space(companions.space, cohort, atlas)
     run = open_bold(entry.path, repetition_time_s=cohort.repetition_time_s)
     movement = _movement(companions, cohort, run)
@@ -121,7 +121,7 @@ def _movement(companions: Companions, cohort: Cohort, run: OpenBold) -> Movement
             return None
         raise RecordingError(
             "bad_metadata",
-            f"{run.path}: no motion parameters beside it; add the file, or set confounds: none "
+            f"{run.path}: no motion parameters next to it; add the file, or set confounds: none "
             f"for cohort {cohort.name}",
         )
     movement = read_movement(companions.motion)

@@ -278,7 +278,7 @@ def judge(
 ) -> Components:
     """Components, largest share of variance first, with features and verdicts.
 
-    The ICA-AROMA rule's verdicts, or those given (bool [C], FIX's) beside the same features.
+    The ICA-AROMA rule's verdicts, or those given (bool [C], FIX's) next to the same features.
     """
     mixing = clean_columns(found.mixing, basis)
     mixing = mixing / mixing.std(0)

@@ -4,7 +4,7 @@ FIX judges a decomposition of the run in its own space, by spatial, temporal and
 that a file of weights was trained on, and reads them from a folder as FEAT leaves it. So MELODIC
 is run here on the motion-corrected, high-passed, unsmoothed volumes, and not on the grid in
 template space; its time courses are those that are regressed out, and its maps are brought to the
-grid for the features of ICA-AROMA (kept in the table, beside FIX's verdict) and for the pages.
+grid for the features of ICA-AROMA (kept in the table, next to FIX's verdict) and for the pages.
 FIX's own cleaning is not used.
 
 LIKE THE REST OF THE FSL ENGINE, THIS HAS NEVER MET A REAL FIX.

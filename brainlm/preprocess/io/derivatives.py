@@ -90,7 +90,7 @@ class Derivatives:
 
 
 def sidecar(path: Path) -> Path:
-    """The JSON file beside a derivative."""
+    """The JSON file next to a derivative."""
     name = path.name.removesuffix(".gz")
     return path.with_name(name[: name.rindex(".")] + ".json")
 

@@ -1,4 +1,4 @@
-"""What the stages write beside the fits: tables, sidecars, and the series for shards."""
+"""What the stages write next to the fits: tables, sidecars, and the series for shards."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def sample(
     Returns
     -------
     float32 [T, N]
-        NaN outside the field of view and beside voxels that are not finite.
+        NaN outside the field of view and next to voxels that are not finite.
 
     Notes
     -----
@@ -68,8 +68,8 @@ def sample_parcels(
 
     Interpolated values are added to their parcel in the same loop, in double precision. A point
     that leaves the field of view in any volume is left out of all of them, so that a parcel is
-    the same set of points throughout; so is a point beside voxels that are not finite in any
-    volume. Elsewhere a point beside a gap is left out of that volume only.
+    the same set of points throughout; so is a point next to voxels that are not finite in any
+    volume. Elsewhere a point next to a gap is left out of that volume only.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def _prepare(volumes, affine, points, transforms):
 
 
 def _inside_all(volumes: np.ndarray, points: np.ndarray, grids: np.ndarray) -> np.ndarray:
-    """Which points [N] lie inside every volume and beside a finite voxel at least once."""
+    """Which points [N] lie inside every volume and next to a finite voxel at least once."""
     size = np.array(volumes.shape[:0:-1])
     inside = np.ones(len(points), bool)
     low, high = points.min(axis=0), points.max(axis=0)

@@ -291,7 +291,7 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
     interpolate : bool
         Prefilter (interpolate) or not (smooth and interpolate).
     values : float32 [T, N]
-        NaN outside the field of view and beside voxels that are not finite.
+        NaN outside the field of view and next to voxels that are not finite.
     sums, counts : float64 [T, R]
     """
     nz, ny, nx = volumes.shape[1:]

@@ -1,4 +1,4 @@
-"""What a user may want beside the shards: denoised volumes, series as text, matrices for FSL."""
+"""What a user may want next to the shards: denoised volumes, series as text, matrices for FSL."""
 
 from __future__ import annotations
 
