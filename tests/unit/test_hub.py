@@ -394,14 +394,16 @@ def test_your_own_series_become_windows(saved):
     folder, _ = saved
     model = from_pretrained(folder)
     model.scaling = Scaling(np.full(6, 2.0), np.full(6, 4.0), "toy", "a" * 64, 1.0, 3)
-    series = np.arange(30)[:, None] - 14.5 + np.zeros(6)  # [T, R] percent, a row every 2 s
+    series = (np.arange(30)[:, None] - 14.5) * (
+        1 + np.arange(6) / 10
+    )  # [T, R] percent, a row every 2 s
     series[:, 4] = np.nan
     series[:, 5] = 3.0  # constant: a dead parcel, as the pipeline takes it
     windows = make_windows(model, series, tr_s=2.0)
     assert windows.shape == (2, 6, 20) and windows.dtype == torch.float32
     seconds = np.arange(59) / 2 - 14.5  # resampled to 1 s
     np.testing.assert_allclose(windows[0, 0], (seconds[:20] - 2) / 4, atol=1e-5)
-    np.testing.assert_allclose(windows[1, 1], (seconds[39:] - 2) / 4, atol=1e-4)
+    np.testing.assert_allclose(windows[1, 1], (1.1 * seconds[39:] - 2) / 4, atol=1e-4)
     assert windows[:, 4:].isnan().all() and model.embed(windows).isfinite().all()
     assert len(make_windows(model, series, tr_s=2.0, count=4)) == 4
     raw = 800 * (1 + series / 100)
@@ -420,8 +422,8 @@ def test_your_own_series_become_windows(saved):
         (lambda x: x[:, :5], {}, "expected 6 columns"),
         (lambda x: 1000 + x, {}, "raw means .median 1000.*units: scanner"),
         (lambda x: x, {"units": "scanner"}, "no raw means"),
-        (lambda x: 1e5 * x, {}, "interquartile ranges"),
-        (lambda x: 1e-4 * x, {}, "interquartile ranges"),
+        (lambda x: 1e5 * x, {}, "expected 0.02 to 50"),
+        (lambda x: 1e-4 * x, {}, "expected 0.02 to 50"),
         (lambda x: np.where(np.arange(30)[:, None] == 7, np.nan, x), {}, "at 1 of 30 time points"),
         (lambda x: x, {"tr_s": 2000.0}, "milliseconds"),
         (lambda x: x, {"units": "as delivered"}, "the model wants 'percent'"),
@@ -430,9 +432,18 @@ def test_your_own_series_become_windows(saved):
 def test_series_that_the_model_was_not_trained_on_are_refused(saved, change, options, words):
     model = from_pretrained(saved[0])
     model.scaling = Scaling(np.zeros(6), np.full(6, 8.0), "toy", "a" * 64, 1.0, 3)
-    series = np.arange(30)[:, None] - 14.5 + np.zeros(6)
+    series = (np.arange(30)[:, None] - 14.5) * (1 + np.arange(6) / 10)
     with pytest.raises(BrainLMError, match=words):
         make_windows(model, change(series), **{"tr_s": 2.0, **options})
+
+
+@pytest.mark.parametrize("factor", [1e4, 1e-4])
+def test_amplitudes_that_the_scaling_makes_absurd_are_refused(factor):
+    scaling = Scaling(np.zeros(6), np.ones(6), "toy", "a" * 64, 1.0, 3, units="as delivered")
+    usual = np.random.default_rng(0).standard_normal((50, 6)) / 1.35
+    scaling.check_amplitude(usual)
+    with pytest.raises(BrainLMError, match="not in 'as delivered' units"):
+        scaling.check_amplitude(factor * usual)
 
 
 def test_a_model_without_a_scaling_takes_no_series(saved):
