@@ -28,6 +28,7 @@ IDENTITY = [
 ]  # fmt: skip
 FORMATS = ("parquet", "tsv", "npy")
 _BATCH = 8  # windows in one pass of the encoder
+_UNSTATED = "as delivered"
 _MISSING = 0.2  # share of missing values that is worth a warning
 #: values of each window, and of the recording
 Made = tuple[list[dict], dict]
@@ -135,11 +136,16 @@ def choose_pool(model: BrainLM, pool: str) -> str:
 
 
 def check_units(corpus: Corpus, units: str) -> None:
-    """Refuse series whose units are not those that the model's scaling was fitted in."""
-    found = set(corpus.table.loc[corpus.table["status"] == "ok", "units"].dropna()) - {units}
-    if found:
+    """Refuse series that are stated to be in other units than the model's scaling was fitted in.
+
+    ``as delivered`` states nothing: such recordings get a warning, and absurd amplitudes are
+    refused one by one.
+    """
+    stated = set(corpus.table.loc[corpus.table["status"] == "ok", "units"].dropna())
+    other = stated - {units, _UNSTATED} if units != _UNSTATED else set()
+    if other:
         raise BrainLMError(
-            f"{corpus.paths[0]}: the series are in {', '.join(sorted(map(repr, found)))}, the "
+            f"{corpus.paths[0]}: the series are in {', '.join(sorted(map(repr, other)))}, the "
             f"model was trained on {units!r}; say what the series are (units: scanner for raw "
             "means, percent for percent of each parcel's mean)"
         )
@@ -178,17 +184,21 @@ def _recording_rows(model, corpus: Corpus, index: int, about: dict, run, short: 
         yield {"level": "recording", **about, **failed, "warnings": ""}
         return
     each, together = run(windows)
-    notes = "; ".join(_warn(model, about | together.pop("outside", {}), windows))
+    units = corpus.table["units"][index]
+    notes = "; ".join(_warn(model, about | together.pop("outside", {}), windows, units))
     for start, values in zip(starts, each, strict=True):
         at = {"start_s": start * model.scaling.sample_period_s}
         yield {"level": "window", **about, **at, **values, "warnings": notes}
     yield {"level": "recording", **about, **together, "warnings": notes}
 
 
-def _warn(model: BrainLM, about: dict, windows: torch.Tensor) -> Iterator[str]:
+def _warn(model: BrainLM, about: dict, windows: torch.Tensor, units: str | None) -> Iterator[str]:
     """What is unlike the model's training data, or missing."""
     from ..model.ranges import list_outside
 
+    assert model.scaling is not None
+    if units != model.scaling.units:
+        yield f"units {units!r}, the model was trained on {model.scaling.units!r}"
     known = ("label", "repetition_time_s", "coverage", "mean_fd_mm")
     yield from list_outside(model.config.ranges, {k: about[k] for k in known if k in about})
     missing = float(windows.isnan().float().mean())

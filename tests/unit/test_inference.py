@@ -216,3 +216,10 @@ def test_seeds_are_combined(home):
     assert classes["probability_y"].to_list() == pytest.approx([0.65])
     gone = one([{"status": "too_short", "predicted_class": None, "probability_x": np.nan}])
     assert combine_seeds([gone, gone])["predicted_class"].isna().all()
+
+
+def test_series_whose_units_nobody_stated_get_a_warning(home, tmp_path):
+    file = home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy"
+    code, table = embed(home, file, tmp_path / "e.parquet", "--units", "as delivered")
+    assert code == 0 and set(table["status"]) == {"ok"}
+    assert table["warnings"].str.contains("units 'as delivered', the model was").all()
