@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,13 @@ def make_study(folder: Path, *, people: int = 20, seed: int = 0, timepoints: int
     index = pd.MultiIndex.from_tuples(list(labels), names=["cohort", "participant_id"])
     return Study(shards, folder / "scaling.json", toy_atlas(),
                  pd.Series(list(labels.values()), index))  # fmt: skip
+
+
+def of_others(recording: Recording, cohort: str) -> Recording:
+    """The same recording of a participant of another cohort: nobody seen in training."""
+    series = None if recording.series is None else -recording.series
+    name = f"{recording.participant_id}x"
+    return replace(recording, cohort=cohort, participant_id=name, series=series)
 
 
 def small_model(family: str, *, num_parcels: int, window: int, patch: int,

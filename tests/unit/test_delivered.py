@@ -208,7 +208,7 @@ def test_a_warp_is_followed_to_the_image(tmp_path, atlas, truth):
     ("change", "options", "status", "words"),
     [
         ("space", {}, "bad_metadata", "in MNI152NLin2009cAsym, atlas demo424 in MNI152NLin2009aS"),
-        ("", {"confounds": "motion24"}, "bad_metadata", "no motion parameters beside it"),
+        ("", {"confounds": "motion24"}, "bad_metadata", "no motion parameters next to it"),
         ("rows", {"confounds": "motion24"}, "bad_metadata", "40 rows, the image has 80 volumes"),
         ("columns", {"confounds": "motion24"}, "bad_metadata", "no column rot_x"),
         ("centred", {}, "bad_data", "residuals around 0"),

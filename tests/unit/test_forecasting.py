@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import r2_score
-from synthetic import R, make_study, toy_atlas
+from synthetic import R, make_study, of_others, toy_atlas
 
 from brainlm.config import Evaluate
 from brainlm.errors import BrainLMError
@@ -237,7 +236,7 @@ def test_all_methods_are_compared_on_the_same_people(study):
 
 def test_external_cohorts_are_forecast_whole_and_never_trained_on(study, tmp_path):
     away = tmp_path / "away.parquet"
-    recordings = [replace(r, cohort="away") for r in read_shard(study.shards[0])]
+    recordings = [of_others(r, "away") for r in read_shard(study.shards[0])]
     write_shard(away, recordings, read_info(study.shards[0]))
     more = {"options": Evaluate(bootstrap=100), "epochs": 1, "learning_rates": (1e-3,)}
     table = evaluate_forecasting(study.model, [*study.shards, away], study.out,

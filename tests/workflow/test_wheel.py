@@ -129,4 +129,4 @@ def test_jobs_are_called_in_the_container(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr[-4000:]
     assert (clone / table).exists()
     (call,) = (clone / "said").read_text().splitlines()
-    assert "envs/pipeline.sif bash -c" in call and "brainlm series --cohort c" in call
+    assert "envs/pipeline.sif bash -c" in call and "--cohort c --chunk 00000" in call

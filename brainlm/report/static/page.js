@@ -90,10 +90,8 @@ function flagCell(name, flags, changed) {
 }
 
 function exportFlags(flags, cohort) {
-  const plain = (text) => {
-    const line = text.replace(/[\t\r\n]+/g, " ");
-    return line.includes('"') ? `"${line.replaceAll('"', '""')}"` : line;
-  };
+  // no quoting: in our tables a quotation mark is a character like any other
+  const plain = (text) => text.replace(/[\t\r\n]+/g, " ");
   const lines = ["recording_id\treason", ...[...flags].map(([name, note]) => `${name}\t${plain(note)}`)];
   const blob = new Blob([lines.join("\n") + "\n"], { type: "text/tab-separated-values" });
   const link = element("a", { href: URL.createObjectURL(blob), download: `${cohort}-exclude.tsv` });
