@@ -17,7 +17,7 @@ from .atlas import check_registered, identify_atlas, registered
 from .cohort.exclusions import exclusions_by_chunk
 from .config import Cohort, Config, load_config, parse_config
 from .errors import BrainLMError
-from .evaluation.tasks import CLINICAL, ScalingTask, Task, tasks_of
+from .evaluation.tasks import CLINICAL, ScalingTask, Task, predicting_fits, tasks_of
 from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
@@ -386,6 +386,7 @@ __all__ = [
     "finish",
     "is_clinical",
     "open_chunks",
+    "predicting_fits",
     "prepare",
     "shard_files",
     "start",

@@ -27,6 +27,7 @@ from brainlm.workflow import (
     is_clinical,
     tasks_of,
     open_chunks,
+    predicting_fits,
     prepare,
     shard_files,
     start,
@@ -87,11 +88,9 @@ def cohort_shards(wildcards):
 
 def cohort_fits(wildcards):
     """Every fine-tuned model that can predict anybody."""
-    wanted = [t for t in TASKS.values() if is_clinical(t) and not t.groups]
-    fits = [
-        PATHS.fit("finetune", task.name, seed) for task in wanted for seed in task.seeds
+    return [
+        ModelFolder(f).predictions for seeds in predicting_fits(CONFIG) for f in seeds
     ]
-    return [ModelFolder(fit).predictions for fit in fits]
 
 
 def all_pages(wildcards):

@@ -310,6 +310,19 @@ def tasks_of(config: Config) -> dict[str, Task]:
     return load_tasks(config.tasks) if config.has_reference else {}
 
 
+def predicting_fits(config: Config) -> list[list[Path]]:
+    """For each clinical task the folders of its fine-tuned models, one per seed.
+
+    A task with `groups` has fits of folds instead, which are not kept as models.
+    """
+    tasks = [task for task in tasks_of(config).values() if isinstance(task, CLINICAL)]
+    return [
+        [config.paths.fit("finetune", task.name, seed) for seed in task.seeds]
+        for task in tasks
+        if not task.groups
+    ]
+
+
 def find_task(entries: Iterable[str], name: str) -> Task:
     """The configuration's task of this name, else the built-in one."""
     tasks = load_tasks(entries)

@@ -81,6 +81,20 @@ def open_scans(source: Path, config: Config) -> Scans:
     return Scans(config, cohort, Results(config.results).list_chunks(cohort.name))
 
 
+def open_cohort(config: Config, name: str) -> Corpus:
+    """The shards of a study's cohort.
+
+    Raises
+    ------
+    BrainLMError
+        It has none yet.
+    """
+    shards = config.paths.list_shards(name)
+    if not shards:
+        raise BrainLMError(f"{name}: not preprocessed yet; run: snakemake --cores all")
+    return Corpus(shards)
+
+
 def dataset_root(file: Path) -> Path:
     """The folder above ``sub-<label>``, from which sidecars are inherited; else the file's own."""
     subject = f"sub-{parse_name(file.name)[0].get('sub', '')}"

@@ -16,7 +16,7 @@ from ..config import Config, parse_config
 from ..errors import BrainLMError
 from ..shards import Corpus, Scaling
 from .page import write_session_page
-from .scans import dataset_root, guess_layout, open_scans, preprocess
+from .scans import dataset_root, guess_layout, open_cohort, open_scans, preprocess
 from .vectors import write_table
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ class Session:
             raise BrainLMError(f"{out}: exists; remove it, or name another file with --out")
         of_study = self._of_study()
         model = self.open_model()
-        if of_study:
-            table = method(model, self._study_corpus())
+        if of_study and self.study:
+            table = method(model, open_cohort(self.study, self.source))
         else:
             config = self._configure(model, out.with_name(f"{out.stem}_files"))
             table = method(model, self._preprocess(model, config, log))
@@ -153,13 +153,6 @@ class Session:
             known = f"; cohorts of the configuration: {', '.join(names)}" if names else ""
             raise BrainLMError(f"{self.source}: no such file or folder{known}")
         return self.source in names
-
-    def _study_corpus(self) -> Corpus:
-        assert self.study is not None
-        shards = self.study.paths.list_shards(self.source)
-        if not shards:
-            raise BrainLMError(f"{self.source}: not preprocessed yet; run: snakemake --cores all")
-        return Corpus(shards)
 
     def _preprocess(self, model: BrainLM, config: Config, log) -> Corpus:
         assert model.scaling is not None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from ..config import Config
-from ..errors import BrainLMError
 from ..files import atomic_path
-from ..shards import Corpus
+from .scans import open_cohort
 from .vectors import IDENTITY, predict_corpus
 
 if TYPE_CHECKING:
@@ -34,10 +34,7 @@ def predict_cohort(config: Config, cohort: str, out: Path) -> pd.DataFrame:
     BrainLMError
         The cohort has no shards yet, or a fit is missing.
     """
-    shards = config.paths.list_shards(cohort)
-    if not shards:
-        raise BrainLMError(f"{cohort}: not preprocessed yet; run: snakemake --cores all")
-    corpus = Corpus(shards)
+    corpus = open_cohort(config, cohort)
     tables = [
         combine_seeds([predict_corpus(model, corpus) for model in models])
         for models in _list_models(config)
@@ -49,22 +46,19 @@ def predict_cohort(config: Config, cohort: str, out: Path) -> pd.DataFrame:
     return table
 
 
-def _list_models(config: Config) -> list[list[BrainLM]]:
-    """For each target the fine-tuned models that predict it, one per seed."""
-    from ..evaluation.tasks import CLINICAL, tasks_of
+def _list_models(config: Config) -> Iterator[Iterator[BrainLM]]:
+    """For each target the models that predict it, one per seed, opened one at a time."""
+    from ..evaluation.tasks import predicting_fits
     from ..model import from_pretrained
+    from ..training.device import place
     from ..training.predict import why_skipped
 
     if not config.has_reference:
         own = from_pretrained(config.paths.pretrained)
-        return [[own]] if own.head is not None else []
-    tasks = [task for task in tasks_of(config).values() if isinstance(task, CLINICAL)]
-    fits = [
-        [config.paths.fit("finetune", task.name, seed) for seed in task.seeds]
-        for task in tasks
-        if not task.groups  # whose fits are of folds, and saved without a model
-    ]
-    return [[from_pretrained(f) for f in folders if not why_skipped(f)] for folders in fits]
+        if own.head is not None:
+            yield iter([place(own)])
+    for folders in predicting_fits(config):
+        yield (place(from_pretrained(f)) for f in folders if not why_skipped(f))
 
 
 def combine_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:

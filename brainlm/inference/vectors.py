@@ -40,7 +40,6 @@ def embed_corpus(
     *,
     pool: str = "auto",
     short: str = "refuse",
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """Embed every recording of `corpus`.
 
@@ -74,7 +73,7 @@ def embed_corpus(
         mean = np.nanmean(vectors, 0).astype(np.float32)  # NaN: a parcel no window has
         return [{"vector": vector} for vector in vectors], {"vector": mean}
 
-    rows = list(_rows(model, corpus, run, short, progress))
+    rows = list(_rows(model, corpus, run, short))
     table = pd.DataFrame(rows, columns=[*IDENTITY, "vector", "warnings"])
     table.insert(len(IDENTITY), "pool", pool)
     return table
@@ -85,7 +84,6 @@ def predict_corpus(
     corpus: Corpus,
     *,
     short: str = "refuse",
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pd.DataFrame:
     """Predict every recording of `corpus` with a fine-tuned model.
 
@@ -118,7 +116,7 @@ def predict_corpus(
         named = {f"probability_{name}": share for name, share in shares.items()}
         return {"predicted_class": max(shares, key=lambda name: shares[name]), **named}
 
-    table = pd.DataFrame(list(_rows(model, corpus, run, short, progress)))
+    table = pd.DataFrame(list(_rows(model, corpus, run, short)))
     table.insert(len(IDENTITY), "target", model.config.target)
     probabilities = [f"probability_{name}" for name in model.config.classes]
     made = ["predicted_class", *probabilities] if probabilities else ["prediction"]
@@ -151,17 +149,15 @@ def check_units(corpus: Corpus, units: str) -> None:
         )
 
 
-def _rows(model, corpus: Corpus, run, short: str, progress) -> Iterator[dict]:
+def _rows(model, corpus: Corpus, run, short: str) -> Iterator[dict]:
     corpus.check(model.scaling)
     check_units(corpus, model.scaling.units)
-    total = len(corpus)
-    for index in range(total):
+    for index in range(len(corpus)):
         about = _identity(corpus, index)
         if about["status"] == "ok":
             yield from _recording_rows(model, corpus, index, about, run, short)
         else:
             yield {"level": "recording", **about, "warnings": ""}
-        progress(index + 1, total)
 
 
 def _identity(corpus: Corpus, index: int) -> dict:

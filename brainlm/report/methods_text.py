@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from .. import __version__
 from ..atlas import Atlas
-from ..preprocess.denoise.denoise_text import describe_denoising
 from ..preprocess.io.derivatives import Derivatives
-from ..preprocess.motion.motion_text import describe_motion
-from ..preprocess.normalise.normalise_text import describe_normalisation
-from ..preprocess.parcellate.parcellate_text import describe_parcellation
-
-STEPS = (describe_motion, describe_normalisation, describe_denoising, describe_parcellation)
+from ..steps import STEPS, load
 
 
 def describe_methods(files: Derivatives, atlas: Atlas) -> tuple[str, list[str]]:
@@ -18,7 +13,8 @@ def describe_methods(files: Derivatives, atlas: Atlas) -> tuple[str, list[str]]:
 
     Each step describes itself from its sidecars; a step without a sidecar was not done.
     """
-    found = [sentence for step in STEPS if (sentence := step(files, atlas)).text]
+    describes = dict.fromkeys(step.sentence for step in STEPS.values() if step.sentence)
+    found = [made for name in describes if (made := load(name)(files, atlas)).text]
     if not found:
         return "", []
     text = " ".join(sentence.text for sentence in found)

@@ -20,6 +20,7 @@ from brainlm.files import write_json
 from brainlm.page_text import PageText
 from brainlm.preprocess.io.derivatives import Derivatives, sidecar
 from brainlm.preprocess.io.products import write_filtered
+from brainlm.preprocess.motion import motion_text
 from brainlm.report import findings, methods_text
 from brainlm.report.findings import TEXTS
 
@@ -144,14 +145,14 @@ def test_confounds_are_those_that_were_regressed(files, denoise):
 
 
 def test_a_sentence_changed_in_its_room_changes_the_paragraph(files, monkeypatch):
-    plain = methods_text.STEPS[0]
+    plain = motion_text.describe_motion
 
     def describe(files, atlas):
         return replace(
             plain(files, atlas), text="Heads were held still.", cites=("Somebody 2031",)
         )
 
-    monkeypatch.setattr(methods_text, "STEPS", (describe, *methods_text.STEPS[1:]))
+    monkeypatch.setattr(motion_text, "describe_motion", describe)
     text, cited = methods_text.describe_methods(files, make_atlas(files.filtered.parent))
     assert text.startswith("Heads were held still. The mean image")
     assert cited[0] == "Somebody 2031"
