@@ -45,6 +45,7 @@ mixing = rng.normal(size=(7, model.config.num_parcels))
 means = 1000 + networks @ mixing + rng.normal(size=(150, model.config.num_parcels))  # [T, R]
 means[:, 5] = 0
 scan = Path("results/tutorial/scan_timeseries.npy")
+scan.parent.mkdir(parents=True, exist_ok=True)
 np.save(scan, means)
 
 # %% [markdown]
