@@ -38,7 +38,7 @@ def main() -> None:
     from brainlm.atlas import load_atlas
     from brainlm.cohort.index import read_entries, update_index
     from brainlm.config import Cohort, Config
-    from brainlm.preprocess.context import Context
+    from brainlm.preprocess.stages.context import Context
 
     numba.set_num_threads(options.threads)
     atlas = load_atlas(options.atlas, options.atlas_folder)
@@ -133,10 +133,10 @@ def _homogeneity(fit, entry, paths, atlas) -> dict[int, float]:
     from brainlm.config import Preprocess
     from brainlm.preprocess.denoise.confounds import read_nuisance
     from brainlm.preprocess.io.derivatives import read_transforms
-    from brainlm.preprocess.io.voxels import EMPTY_SHARE, read_prepared
     from brainlm.preprocess.kernels.sampling import sample
     from brainlm.preprocess.parcellate.parcel_means import parcel_points
     from brainlm.preprocess.parcellate.series import make_filter
+    from brainlm.preprocess.stages.voxels import EMPTY_SHARE, read_prepared
 
     config = Preprocess()
     nuisance, signal = read_nuisance(paths, config)

@@ -65,7 +65,7 @@ def run_ours(path: Path, folder: Path, threads: int) -> dict[str, float]:
     from brainlm.cohort.recordings import Entry
     from brainlm.config import Cohort, Config
     from brainlm.preprocess.chunk import make_task
-    from brainlm.preprocess.context import Context
+    from brainlm.preprocess.stages.context import Context
 
     numba.set_num_threads(threads)
     source = str(path.relative_to(folder))

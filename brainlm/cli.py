@@ -275,7 +275,7 @@ def _stage(args) -> None:
 
 
 def _context(args):
-    from .preprocess.context import Context
+    from .preprocess.stages.context import Context
 
     config = _load(args)
     return Context(config, config.cohort(args.cohort), _atlas(config))

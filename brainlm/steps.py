@@ -96,8 +96,8 @@ class Step:
         (:attr:`Layout.enters`), in the order of the table.
     makes : callable
         Preprocess settings -> names of the files of each recording, as in
-        :meth:`brainlm.preprocess.context.Context.made`. An outcome in the cache counts only while
-        these are there and whole.
+        :meth:`brainlm.preprocess.stages.context.Context.made`. An outcome in the cache counts
+        only while these are there and whole.
     sentence : str
         ``module:function`` that describes the step in the methods paragraph.
     """
@@ -244,8 +244,8 @@ STEPS: dict[str, Step] = {
             "motion",
             "estimate rigid motion; write transforms, confounds, reference image and mask",
             of="recording",
-            run="brainlm.preprocess.motion.motion_step:run_motion",
-            prepare="brainlm.preprocess.motion.motion_step:prepare",
+            run="brainlm.preprocess.stages.motion_stage:run_motion",
+            prepare="brainlm.preprocess.stages.motion_stage:prepare",
             version=6,
             depends=_motion,
             enters="motion",
@@ -257,8 +257,8 @@ STEPS: dict[str, Step] = {
             "normalise",
             "fit the transform from the template to the recording",
             of="recording",
-            run="brainlm.preprocess.normalise.normalise_step:run_normalise",
-            prepare="brainlm.preprocess.normalise.normalise_step:prepare",
+            run="brainlm.preprocess.stages.normalise_stage:run_normalise",
+            prepare="brainlm.preprocess.stages.normalise_stage:prepare",
             version=3,
             depends=_normalise,
             enters="motion",
@@ -270,8 +270,8 @@ STEPS: dict[str, Step] = {
             "denoise",
             "fit the ICA and decide which components are artefacts",
             of="recording",
-            run="brainlm.preprocess.denoise.denoise_step:run_denoise",
-            prepare="brainlm.preprocess.denoise.denoise_step:prepare",
+            run="brainlm.preprocess.stages.denoise_stage:run_denoise",
+            prepare="brainlm.preprocess.stages.denoise_stage:prepare",
             version=3,
             depends=_denoise,
             enters="motion",
@@ -283,8 +283,8 @@ STEPS: dict[str, Step] = {
             "parcellate",
             "sample the voxels once into parcels; filter, denoise, resample",
             of="recording",
-            run="brainlm.preprocess.parcellate.parcellate_step:run_parcellate",
-            prepare="brainlm.preprocess.parcellate.parcellate_step:prepare",
+            run="brainlm.preprocess.stages.parcellate_stage:run_parcellate",
+            prepare="brainlm.preprocess.stages.parcellate_stage:prepare",
             version=6,
             depends=_parcellate,
             enters="motion",

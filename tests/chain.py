@@ -14,8 +14,8 @@ from brainlm.atlas import Atlas, load_atlas
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Cohort, Config, Preprocess
 from brainlm.files import plain_values
-from brainlm.preprocess.context import Context
 from brainlm.preprocess.io.derivatives import Derivatives
+from brainlm.preprocess.stages.context import Context
 from brainlm.simulate import Truth, load_truth, simulate_cohort
 from brainlm.steps import STEPS, load
 

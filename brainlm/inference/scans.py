@@ -116,7 +116,7 @@ def preprocess(
         cannot be used raises nothing: it is a row with a status and a reason.
     """
     from ..preprocess.chunk import run_stage
-    from ..preprocess.context import Context
+    from ..preprocess.stages.context import Context
     from ..steps import STEPS, load, stages_of
 
     cohort, context = scans.cohort, Context(scans.config, scans.cohort, atlas)

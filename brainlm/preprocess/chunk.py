@@ -39,7 +39,7 @@ from ..files import (
 from ..progress import Record, write_record
 from ..steps import STEPS, Step, load, outcome_recipe, read_first_atlas, stages_of
 from ..tables import MISSING, as_number, read_tsv, write_tsv
-from .context import Context
+from .stages.context import Context
 
 _DISK = "disk"  # said by a child instead of a status: the disk refuses, no recording is to blame
 _LONGEST = 300  # characters of a reason

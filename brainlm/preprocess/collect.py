@@ -15,7 +15,7 @@ from ..errors import BrainLMError
 from ..shards import ParcelQuantiles, Recording, ShardInfo, write_shard
 from ..steps import stages_of
 from .chunk import read_stage_table
-from .context import Context
+from .stages.context import Context
 
 
 def write_chunk_shard(

@@ -21,7 +21,7 @@ from ..preprocess.chunk import (
     read_stage_table,
     run_task,
 )
-from ..preprocess.context import Context
+from ..preprocess.stages.context import Context
 from ..shards import Corpus
 from ..steps import STEPS, outcome_recipe, read_first_atlas, stages_of
 from .pictures import load_slices

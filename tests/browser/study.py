@@ -18,8 +18,8 @@ from brainlm.evaluation.rows import compare, write_results
 from brainlm.evaluation.statistics import Sample
 from brainlm.files import write_json
 from brainlm.preprocess.io.derivatives import Derivatives, sidecar, write_table, write_volume
-from brainlm.preprocess.io.products import write_filtered
 from brainlm.preprocess.normalise.registration import Normalisation
+from brainlm.preprocess.stages.products import write_filtered
 from brainlm.report import build_report
 from brainlm.report.recording import make_recording_page
 from brainlm.report.site import write_site

@@ -18,7 +18,7 @@ from brainlm.config import parse_config
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.chunk import read_stage_table, run_stage
 from brainlm.preprocess.collect import write_chunk_shard
-from brainlm.preprocess.context import Context
+from brainlm.preprocess.stages.context import Context
 from brainlm.preprocess.summary import summarise
 from brainlm.shards import Corpus, read_shard
 from brainlm.steps import STEPS

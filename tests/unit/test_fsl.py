@@ -22,9 +22,7 @@ from brainlm.cohort.index import update_index
 from brainlm.config import Preprocess, parse_config
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.chunk import run_stage
-from brainlm.preprocess.context import Context
 from brainlm.preprocess.denoise.aroma import high_frequency_content
-from brainlm.preprocess.denoise.denoise_step import run_denoise
 from brainlm.preprocess.fsl import commands as fsl_commands
 from brainlm.preprocess.fsl import engine as fsl
 from brainlm.preprocess.fsl import fix as fsl_fix
@@ -39,6 +37,8 @@ from brainlm.preprocess.io.derivatives import (
 from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.warp import WarpField, load_normalisation
+from brainlm.preprocess.stages.context import Context
+from brainlm.preprocess.stages.denoise_stage import run_denoise
 from brainlm.report.methods_text import describe_methods
 from brainlm.report.recording import _describe_components
 from brainlm.steps import STEPS, load

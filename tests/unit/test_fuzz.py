@@ -15,7 +15,7 @@ from brainlm.errors import RecordingError
 from brainlm.preprocess.delivered.movement import read_movement
 from brainlm.preprocess.delivered.series_checks import count_censored
 from brainlm.preprocess.io.read import open_bold
-from brainlm.preprocess.io.voxels import shift_slices
+from brainlm.preprocess.stages.voxels import shift_slices
 
 FILE = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 NUMBER = st.one_of(

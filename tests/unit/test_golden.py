@@ -17,7 +17,7 @@ from brainlm.cohort.recordings import Entry
 from brainlm.config import Config, parse_config
 from brainlm.evaluation.tasks import load_tasks
 from brainlm.preprocess.chunk import make_task
-from brainlm.preprocess.context import Context
+from brainlm.preprocess.stages.context import Context
 from brainlm.steps import stages_of
 from brainlm.workflow import Triggers
 

@@ -14,13 +14,13 @@ from scipy.spatial.transform import Rotation
 from brainlm.atlas import Atlas
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess.context import Context
 from brainlm.preprocess.io.derivatives import write_volume
 from brainlm.preprocess.motion.brain_mask import brain_mask
-from brainlm.preprocess.normalise.normalise_step import run_normalise
 from brainlm.preprocess.normalise.registration import Normalisation, normalise
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.warp import load_normalisation
+from brainlm.preprocess.stages.context import Context
+from brainlm.preprocess.stages.normalise_stage import run_normalise
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from phantom import make_head, make_phantom

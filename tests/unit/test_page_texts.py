@@ -19,8 +19,8 @@ from brainlm.evaluation.tasks import KINDS
 from brainlm.files import write_json
 from brainlm.page_text import PageText
 from brainlm.preprocess.io.derivatives import Derivatives, sidecar
-from brainlm.preprocess.io.products import write_filtered
 from brainlm.preprocess.motion import motion_text
+from brainlm.preprocess.stages.products import write_filtered
 from brainlm.report import findings, methods_text
 from brainlm.report.findings import TEXTS
 

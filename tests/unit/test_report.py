@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brainlm.preprocess.context import Context
 from brainlm.preprocess.io.derivatives import Derivatives
 from brainlm.preprocess.normalise.normalise_text import TEXT as NORMALISE
+from brainlm.preprocess.stages.context import Context
 from brainlm.report import build_report
 from brainlm.report.blocks import show, show_interval
 from brainlm.report.cautions import list_cautions

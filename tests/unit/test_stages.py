@@ -33,8 +33,7 @@ from brainlm.preprocess.io.derivatives import (
     write_transforms,
 )
 from brainlm.preprocess.io.read import read_bold
-from brainlm.preprocess.io.voxels import read_parcels, shift_slices
-from brainlm.preprocess.motion.quality import (
+from brainlm.preprocess.quality import (
     QUALITY_POINTS,
     choose_lattice,
     count_non_steady,
@@ -42,6 +41,7 @@ from brainlm.preprocess.motion.quality import (
     measure_dvars,
     measure_tsnr,
 )
+from brainlm.preprocess.stages.voxels import read_parcels, shift_slices
 
 CONFIG = Preprocess()
 

@@ -20,7 +20,7 @@ from brainlm.errors import BrainLMError
 from brainlm.files import is_whole
 from brainlm.preprocess.chunk import run_stage
 from brainlm.preprocess.collect import write_chunk_shard
-from brainlm.preprocess.context import Context
+from brainlm.preprocess.stages.context import Context
 from brainlm.shards import read_shard
 from brainlm.steps import STEPS, load, outcome_recipe, stages_of, trigger
 from brainlm.workflow import prepare

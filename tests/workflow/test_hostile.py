@@ -23,7 +23,7 @@ from brainlm.errors import BrainLMError
 from brainlm.files import atomic_path, is_disk_error, remove_leftovers, write_text
 from brainlm.paths import Results
 from brainlm.preprocess.chunk import run_stage
-from brainlm.preprocess.context import Context
+from brainlm.preprocess.stages.context import Context
 from brainlm.workflow import prepare
 
 ATLAS = Atlas("demo424", "toyspace", 424, None, "ab", None, tuple(map(str, range(424))), "", "")

@@ -13,7 +13,7 @@ from brainlm.atlas import load_atlas
 from brainlm.cohort.index import read_entries
 from brainlm.config import load_config
 from brainlm.preprocess.chunk import make_task
-from brainlm.preprocess.context import Context
+from brainlm.preprocess.stages.context import Context
 from brainlm.steps import stages_of
 
 #: Path -> time of change in ns, and text: as d613416 left them, with Snakemake's own records.

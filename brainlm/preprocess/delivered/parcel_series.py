@@ -12,9 +12,9 @@ from ...cohort.layouts import LAYOUTS, Companions, parse_name, plain_label
 from ...cohort.recordings import Entry
 from ...config import Cohort, Preprocess
 from ...errors import RecordingError
-from ..context import Context, Figures
-from ..io.products import save_series
 from ..io.read import read_series
+from ..stages.context import Context, Figures
+from ..stages.products import save_series
 from .movement import read_movement
 from .series_checks import check_series, count_censored
 

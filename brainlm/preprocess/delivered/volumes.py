@@ -19,14 +19,14 @@ from ...cohort.recordings import Entry
 from ...config import Cohort
 from ...errors import RecordingError
 from ...files import read_json, write_json
-from ..context import Context, Figures, reproducible, timed
 from ..io.derivatives import describe_dataset, sidecar
-from ..io.products import write_coverage, write_filtered, write_series
 from ..io.read import OpenBold, open_bold
-from ..io.voxels import EMPTY_SHARE
-from ..motion.quality import QUALITY_POINTS, check_duration
 from ..normalise.template import space_of
 from ..parcellate.series import make_filter, make_series
+from ..quality import QUALITY_POINTS, check_duration
+from ..stages.context import Context, Figures, reproducible, timed
+from ..stages.products import write_coverage, write_filtered, write_series
+from ..stages.voxels import EMPTY_SHARE
 from .movement import Movement, read_movement
 
 
@@ -250,7 +250,7 @@ def _reader(block: np.ndarray, affine: np.ndarray, world, labels, atlas: Atlas):
 def _quality(voxels: np.ndarray, tr_s: float, movement: Movement | None) -> tuple[int, Figures]:
     """Leading volumes to drop, and figures of the rest."""
     from ..denoise.filter import filter_basis
-    from ..motion.quality import count_non_steady, measure_dvars, measure_tsnr
+    from ..quality import count_non_steady, measure_dvars, measure_tsnr
 
     marked = movement.non_steady if movement else 0
     dropped = max(marked, count_non_steady(voxels[:, None, None, :]))

@@ -18,9 +18,9 @@ import numpy as np
 
 from ...errors import RecordingError
 from ...files import describe_absent
-from ..delivered.series_table import check_names, load_table
 from .metadata import check_sidecar, read_affine
 from .nifti_header import Header, read_header
+from .series_table import check_names, load_table
 from .sidecars import Sidecar, read_sidecar
 from .timing import agree_repetition_time, read_statements
 

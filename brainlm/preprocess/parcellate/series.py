@@ -11,7 +11,7 @@ import numpy as np
 
 from ...config import Preprocess
 from ..denoise.filter import clean
-from ..motion.quality import compare_series
+from ..quality import compare_series
 from .parcel_means import to_percent
 from .resample import resample
 

@@ -12,9 +12,9 @@ from ...cohort.recordings import Entry
 from ...config import Preprocess
 from ...errors import BrainLMError, RecordingError
 from ...files import read_json
-from .derivatives import Derivatives, read_transforms, read_volume, sidecar
-from .read import Bold, read_bold
-from .sidecars import read_field
+from ..io.derivatives import Derivatives, read_transforms, read_volume, sidecar
+from ..io.read import Bold, read_bold
+from ..io.sidecars import read_field
 
 if TYPE_CHECKING:
     from ..denoise.ica_grid import ComponentGrid

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import RecordingError
+from ..errors import RecordingError
 
 if TYPE_CHECKING:
-    from ..io.read import Bold
-    from .rigid import Motion
+    from .io.read import Bold
+    from .motion.rigid import Motion
 
 #: DVARS and tSNR are measured on a lattice of at most this many voxels of the brain mask.
 QUALITY_POINTS = 20_000
@@ -81,7 +81,7 @@ def measure_dvars(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def measure_tsnr(series: np.ndarray, drift: np.ndarray | None = None) -> np.ndarray:
     """Temporal mean / SD of each voxel [N], after `drift` columns [T, C] are removed; or NaN."""
-    from ..denoise.filter import clean_columns
+    from .denoise.filter import clean_columns
 
     mean = series.mean(0, dtype=np.float64)
     residual = clean_columns(series, drift) if drift is not None else series - mean
@@ -165,10 +165,10 @@ def measure_run(
     bold: Bold, estimate: Motion, mask: np.ndarray
 ) -> tuple[dict, dict[str, Any], tuple]:
     """Confound columns, figures and the tSNR map with its affine that motion correction yields."""
-    from ..denoise.confounds import motion_columns
-    from ..denoise.filter import filter_basis
-    from ..kernels.sampling import sample
-    from .rigid import framewise_displacement_jenkinson, framewise_displacement_power
+    from .denoise.confounds import motion_columns
+    from .denoise.filter import filter_basis
+    from .kernels.sampling import sample
+    from .motion.rigid import framewise_displacement_jenkinson, framewise_displacement_power
 
     steps = choose_lattice(mask, bold.affine, QUALITY_POINTS)
     lattice = mask[:: steps[0], :: steps[1], :: steps[2]].copy()

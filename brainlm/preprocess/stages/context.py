@@ -15,11 +15,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from ..atlas import Atlas
-from ..cohort.recordings import Entry
-from ..config import Cohort, Config, Preprocess
-from ..steps import sidecar_parameters
-from .io.derivatives import Derivatives, sidecar
+from ...atlas import Atlas
+from ...cohort.recordings import Entry
+from ...config import Cohort, Config, Preprocess
+from ...steps import sidecar_parameters
+from ..io.derivatives import Derivatives, sidecar
 
 Figures = dict[str, Any]
 
@@ -71,7 +71,7 @@ class Context:
         """
         if self.options.engine == "builtin":
             return builtin
-        from .fsl import commands, engine
+        from ..fsl import commands, engine
 
         commands.require_commands(self.options)
         return engine
@@ -81,7 +81,7 @@ class Context:
         """For the sidecars: what fitted, and FSL's version where it is known."""
         if self.options.engine == "builtin":
             return "brainlm-pipeline"
-        from .fsl.commands import read_version
+        from ..fsl.commands import read_version
 
         return f"FSL {read_version()}"
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from ...cohort.recordings import Entry
 from ...files import plain_values
-from ..context import Context, Figures, reproducible, timed
 from ..io.derivatives import describe_dataset
-from ..io.products import write_motion
 from ..io.read import read_bold
-from ..io.voxels import corrects_slices, settle
-from .quality import check_brain, check_duration, count_non_steady, measure_run
+from ..quality import check_brain, check_duration, count_non_steady, measure_run
+from .context import Context, Figures, reproducible, timed
+from .products import write_motion
+from .voxels import corrects_slices, settle
 
 
 def prepare(context: Context) -> None:
     from ..kernels import sampling  # noqa: F401
-    from . import brain_mask, rigid  # noqa: F401
+    from ..motion import brain_mask, rigid  # noqa: F401
 
     context.engine(rigid)
 
@@ -28,8 +28,8 @@ def run_motion(entry: Entry, context: Context) -> Figures:
     RecordingError
         ``unreadable``, ``bad_metadata``, ``bad_data``, ``too_short`` or ``motion_failed``.
     """
-    from . import rigid
-    from .brain_mask import brain_mask
+    from ..motion import rigid
+    from ..motion.brain_mask import brain_mask
 
     options, out = context.options, context.derivatives
     engine = context.engine(rigid)

@@ -12,7 +12,7 @@ from ...cohort.recordings import Entry
 from ...config import Preprocess
 from ...files import atomic_path, sha256, write_json
 from ..denoise.confounds import describe_confounds
-from .derivatives import (
+from ..io.derivatives import (
     Derivatives,
     bids_uri,
     sidecar,

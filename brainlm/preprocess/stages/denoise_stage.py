@@ -10,18 +10,18 @@ from ...cohort.recordings import Entry
 from ...config import Preprocess
 from ...errors import RecordingError
 from ...files import write_json
-from ..context import Context, Figures, reproducible, timed
+from ..denoise.confounds import MOTION_NAMES, describe_confounds, motion_part, tissue_columns
 from ..io.derivatives import read_table, read_transforms, read_volume, sidecar, write_table
-from ..io.products import write_components
 from ..io.read import read_image
-from ..io.voxels import read_grid, read_prepared, smooth_for_ica
 from ..normalise.template import space_of
-from .confounds import MOTION_NAMES, describe_confounds, motion_part, tissue_columns
+from .context import Context, Figures, reproducible, timed
+from .products import write_components
+from .voxels import read_grid, read_prepared, smooth_for_ica
 
 
 def prepare(context: Context) -> None:
-    from . import ica
-    from .ica_grid import load_grid
+    from ..denoise import ica
+    from ..denoise.ica_grid import load_grid
 
     context.engine(ica)
     load_grid(space_of(context.atlas))
@@ -36,9 +36,9 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
     RecordingError
         ``denoise_failed``.
     """
-    from . import ica
-    from .filter import cosine_basis, filter_basis
-    from .ica_grid import load_grid
+    from ..denoise import ica
+    from ..denoise.filter import cosine_basis, filter_basis
+    from ..denoise.ica_grid import load_grid
 
     options = context.options
     engine = context.engine(ica)

@@ -6,15 +6,15 @@ import numpy as np
 
 from ...cohort.recordings import Entry
 from ...files import plain_values, write_json
-from ..context import Context, Figures, reproducible, timed
 from ..io.derivatives import bids_uri, read_volume, sidecar
 from ..io.read import read_image
-from .agreement import RefusedFit
-from .template import load_template, space_of
+from ..normalise.agreement import RefusedFit
+from ..normalise.template import load_template, space_of
+from .context import Context, Figures, reproducible, timed
 
 
 def prepare(context: Context) -> None:
-    from . import registration
+    from ..normalise import registration
 
     context.engine(registration)
     load_template(space_of(context.atlas))
@@ -29,7 +29,7 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
     RecordingError
         ``registration_failed``.
     """
-    from . import registration
+    from ..normalise import registration
 
     engine = context.engine(registration)
     figures: Figures = {}

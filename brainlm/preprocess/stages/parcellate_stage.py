@@ -8,17 +8,17 @@ import numpy as np
 
 from ...cohort.recordings import Entry
 from ...files import read_json
-from ..context import Context, Figures, reproducible, timed
 from ..denoise.confounds import read_nuisance
 from ..io.derivatives import read_table, sidecar
-from ..io.products import write_coverage, write_filtered, write_series
-from ..io.voxels import read_parcels, read_prepared
-from .outputs import write_outputs
-from .series import make_filter, make_series
+from ..parcellate.outputs import write_outputs
+from ..parcellate.series import make_filter, make_series
+from .context import Context, Figures, reproducible, timed
+from .products import write_coverage, write_filtered, write_series
+from .voxels import read_parcels, read_prepared
 
 
 def prepare(context: Context) -> None:
-    from .parcel_means import parcel_points
+    from ..parcellate.parcel_means import parcel_points
 
     parcel_points(context.atlas)
 
