@@ -190,14 +190,17 @@ def test_confounds_are_matched_by_entities(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["bids", "fmriprep"])
-def test_every_image_of_a_func_folder_is_found_or_left_out(tmp_path, layout):
+def test_every_image_is_found_or_left_out(tmp_path, layout):
     run = "sub-01/func/sub-01_task-rest"
     names = [f"{run}_{end}" for end in (
         "bold.nii.gz", "sbref.nii.gz", "desc-brain_mask.nii.gz", FMRIPREP, "phase.nii.gz",
         "desc-smoothAROMAnonaggr_bold.nii.gz", "space-fsLR_den-91k_bold.dtseries.nii",
     )]  # fmt: skip
     stray = ["sub-01_task-rest_bold.nii.gz", "sub-01/sub-01_task-rest_bold.nii.gz",
-             "sub-01/ses-1/sub-01_ses-1_task-rest_bold.nii.gz"]  # fmt: skip
+             "sub-01/ses-1/sub-01_ses-1_task-rest_bold.nii.gz",
+             "sub-02/Func/sub-02_task-rest_bold.nii.gz",
+             "sub-03/ses-1/functional/sub-03_ses-1_task-rest_bold.nii.gz",
+             "sub-01/func/discarded/sub-01_task-rest_bold.nii.gz"]  # fmt: skip
     plant(tmp_path, *names, *stray)
     found, left = examine(Cohort(name="c", folder=tmp_path, layout=layout))
     assert len(found) == 1

@@ -37,6 +37,11 @@ _ABOUT = (
     "_outliers.tsv",
 )  # fmt: skip
 NO_CONTENT = "a link without content; get its content (datalad get or git annex get)"
+NOT_IN_FUNC = "not in a func folder"
+#: Folders of a subject that hold no BOLD images: the other datatypes of BIDS, and fMRIPrep's.
+_OTHER_FOLDERS = set(
+    "beh dwi eeg figures fmap ieeg log meg micr motion mrs nirs perf pet xfm".split()  # noqa: SIM905
+)
 _PART = re.compile(r"[a-zA-Z0-9]+-[a-zA-Z0-9+-]+")
 #: The variant of images in the recording's own space: never used, but the recording is counted.
 OWN = "own"
@@ -193,32 +198,41 @@ def is_folder(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
     if item.is_symlink() and not os.path.exists(item.path):
         left.append(leave(folder, item, NO_CONTENT, refused=True))
     elif is_image(item.name):
-        left.append(leave(folder, item, "not in a func folder"))
+        left.append(leave(folder, item, NOT_IN_FUNC))
     return False
 
 
-def sessions(
+def datatypes(
     folder: Path, subject: str, left: list[Found]
-) -> Iterator[tuple[str, os.DirEntry, list[os.DirEntry]]]:
-    """(session or "", a datatype folder, sidecars above it) of one subject of a BIDS tree.
+) -> Iterator[tuple[str, str, list[os.DirEntry], list[os.DirEntry]]]:
+    """(session or "", "func" or "anat", its files, tables about them) of a subject of a BIDS tree.
 
-    Links without content, and images outside the folders of a datatype, go to `left`.
+    Links without content, and images where none should be, go to `left`.
     """
     items = files(f"{folder}/{subject}")
-    above = tables(items)
-    for item in items:
-        if item.name.startswith("ses-"):
+    places = [("", item, tables(items)) for item in items if not item.name.startswith("ses-")]
+    for session in items:
+        if session.name.startswith("ses-") and is_folder(folder, session, left):
+            inner = files(session.path)
+            near = tables(items) + tables(inner)
+            places += [(session.name, item, near) for item in inner]
+    for session_name, item, near in places:
+        if item.name in ("func", "anat"):
             if is_folder(folder, item, left):
                 inner = files(item.path)
-                near = above + tables(inner)
-                yield from ((item.name, i, near) for i in inner if _is_datatype(folder, i, left))
-        elif _is_datatype(folder, item, left):
-            yield "", item, above
+                left += [found for i in inner if i.is_dir() for found in _misplaced(folder, i)]
+                yield session_name, item.name, inner, near + tables(inner)
+        elif is_image(item.name):
+            is_folder(folder, item, left)
+        elif item.name not in _OTHER_FOLDERS and item.is_dir():
+            left += _misplaced(folder, item)
 
 
-def _is_datatype(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
-    known = item.name in ("func", "anat") or is_image(item.name)
-    return known and is_folder(folder, item, left)
+def _misplaced(folder: Path, directory: os.DirEntry) -> list[Found]:
+    """BOLD images in a folder where no layout looks for them."""
+    images = [item for item in files(directory.path) if is_image(item.name)]
+    bold = [image for image in images if parse_name(image.name)[1] == "bold"]
+    return [leave(folder, image, NOT_IN_FUNC) for image in bold]
 
 
 def files(directory: str) -> list[os.DirEntry]:
@@ -231,11 +245,9 @@ def functional(
     folder: Path, subject: str, left: list[Found]
 ) -> Iterator[tuple[os.DirEntry, list[os.DirEntry]]]:
     """Files of all func folders of one subject of a BIDS tree, each with those that may belong to
-    it; `left` as in :func:`sessions`."""
-    for _, directory, above in sessions(folder, subject, left):
-        if directory.name == "func":
-            items = files(directory.path)
-            near = above + tables(items)
+    it; `left` as in :func:`datatypes`."""
+    for _, datatype, items, near in datatypes(folder, subject, left):
+        if datatype == "func":
             yield from ((item, near) for item in items)
 
 

@@ -11,15 +11,13 @@ from .base import (
     Found,
     Layout,
     belonging,
-    files,
+    datatypes,
     found_bids,
     is_image,
     leave,
     parse_name,
     per_subject,
     relative,
-    sessions,
-    tables,
 )
 
 
@@ -32,23 +30,21 @@ def _subject(folder: Path, subject: str) -> list[Found]:
     left: list[Found] = []
     runs: list[tuple[str, os.DirEntry, list[os.DirEntry]]] = []
     anatomies: dict[str, os.DirEntry] = {}
-    for session, directory, above in sessions(folder, subject, left):
-        items = files(directory.path)
-        near = above + tables(items)
+    for session, datatype, items, near in datatypes(folder, subject, left):
         for item in items:
             entities, suffix = parse_name(item.name)
             if not is_image(item.name):
                 continue
-            if directory.name == "anat" and suffix == "T1w":
+            if datatype == "anat" and suffix == "T1w":
                 if f"sub-{entities.get('sub')}" != subject:
                     left.append(leave(folder, item, "a T1w image of another participant"))
                 elif session not in anatomies or item.name < anatomies[session].name:
                     anatomies[session] = item
-            elif directory.name == "func" and suffix != "bold":
+            elif datatype == "func" and suffix != "bold":
                 left.append(leave(folder, item, "no BOLD image by its suffix"))
-            elif directory.name == "func" and entities.keys() & DERIVED:
+            elif datatype == "func" and entities.keys() & DERIVED:
                 left.append(leave(folder, item, "a derivative by its name (desc-, space-, ...)"))
-            elif directory.name == "func":
+            elif datatype == "func":
                 runs.append((session, item, near))
     for session, item, near in runs:
         anatomy = anatomies.get(session) or next(
