@@ -9,7 +9,7 @@ model's folder. A model that does not beat those knows less than a covariance ma
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..model.gaussian import Gaussian
 
 _BATCH = 8  # windows per forward pass
+_FITTED = 1000  # training recordings that a VAR is fitted on, at most
 _EXAMPLES = 3  # recordings kept for the figure
 
 
@@ -89,6 +90,7 @@ def evaluate_reconstruction(
     corpus = open_corpus(shards, roles)
     model = open_model(model_folder, corpus)
     gaussian, missing = Gaussian.load(model_folder), ModelFolder(Path(model_folder)).gaussian
+    var = _fit_var(corpus, model)
     rows: list[dict] = []
     examples: dict[str, np.ndarray] = {}
     for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):
@@ -97,13 +99,14 @@ def evaluate_reconstruction(
         notes = [
             describe_left_out(why),
             "" if gaussian else f"no {missing}",
+            "" if var else "no training recording here to fit a VAR on",
         ]
         where |= {"left_out": int(sum(why.values())), "note": "; ".join(filter(None, notes))}
         if not len(indices):
             rows.append(where | {"method": "model", "level": "pooled", "n": 0})
         for mask, ratio in _maskings(options, model) if len(indices) else ():
             sums, traces = evaluate_masking(
-                model, gaussian, corpus, indices, mask, ratio, options.seed
+                model, gaussian, corpus, indices, mask, ratio, options.seed, var
             )
             name = f"{mask} {ratio:.0%}"
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
@@ -117,9 +120,29 @@ def _maskings(options: Evaluate, model) -> Iterator[tuple[str, float]]:
     yield "future", model.config.patch / model.config.window  # the last patch, from the others
 
 
+def _fit_var(corpus: Corpus, model) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The forecasting task's VAR [B, R, T] -> [B, R, P] of the last patch from the others; None
+    without training recordings in this corpus (a model from elsewhere)."""
+    from .forecasting.autoregression import fit_linear
+
+    window, ahead = model.config.window, model.config.patch
+    train, check = (corpus.usable(split=split, min_timepoints=window)
+                    for split in ("train", "validation"))  # fmt: skip
+    if not len(train):
+        return None
+
+    def some(rows: np.ndarray, most: int) -> list[int]:
+        return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)].tolist()
+
+    some_train, some_check = some(train, _FITTED), some(check, _FITTED // 4)
+    fit = fit_linear(corpus, model.scaling, some_train, some_check, window - ahead, ahead)["VAR"]
+    return lambda signal: np.stack([fit.forecast(one[:, :-ahead]) for one in signal])
+
+
 def evaluate_masking(
-    model, gaussian: Gaussian | None, corpus: Corpus, indices, mask: str, ratio: float, seed: int
-):
+    model, gaussian: Gaussian | None, corpus: Corpus, indices, mask: str, ratio: float, seed: int,
+    var: Callable[[np.ndarray], np.ndarray] | None = None,
+):  # fmt: skip
     """Sums per method, of recordings [N, 8] and of parcels [R, 8], and a few example traces.
 
     Windows are cut one after another from the start, so that every run sees the same ones.
@@ -148,6 +171,10 @@ def evaluate_masking(
         hidden = output.pixel_mask.cpu().numpy() & np.isfinite(signal)
         predictions = {"model": output.prediction.float(), **others}
         predictions = {name: values.cpu().numpy() for name, values in predictions.items()}
+        if var is not None and mask == "future":
+            ahead = var(signal)
+            predictions["var"] = np.zeros_like(signal)
+            predictions["var"][..., -ahead.shape[2] :] = ahead
         for k, (row, start, _) in enumerate(batch):
             for name, prediction in predictions.items():
                 part = _sum_parcels(np.where(hidden[k], signal[k], np.nan), prediction[k])

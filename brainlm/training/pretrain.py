@@ -48,7 +48,7 @@ EXIT_SAVED = 75
 #: spread of CLS over subjects, relative to its size, below which the encoder has collapsed
 COLLAPSED = 1e-3
 #: predictors that the evaluation has and the journal does without
-_SLOW = ("gaussian_time",)
+_LEFT_OUT = ("gaussian_time", "var")
 
 
 def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Model,
@@ -358,7 +358,7 @@ class Run:
         if not len(rows):
             return
         self.wrapped.eval()
-        others = [name for name in PREDICTORS if name not in _SLOW and not self.others]
+        others = [name for name in PREDICTORS if name not in _LEFT_OUT and not self.others]
         meter = MaskedR2(("r2", *(f"r2_{name}" for name in others)))
         summaries, error_sum, known_sum = [], 0.0, 0.0
         units = torch.zeros(len(rows), 4, dtype=torch.float64, device=self.ranks.device)

@@ -123,6 +123,31 @@ def test_the_future_mask_scores_equal_a_direct_computation(study):
     assert row["value"] == pytest.approx(r2_score(truth[keep], guess[keep]), abs=1e-4)
 
 
+def test_of_the_future_a_var_of_the_training_recordings_is_asked_too(study):
+    from brainlm.evaluation.forecasting.autoregression import fit_linear
+    from brainlm.shards import Corpus
+
+    table, corpus = _run(study), Corpus([study.shard])
+    assert "var" not in set(table[table["target"] == "random 50%"]["method"])
+    train = corpus.usable(split="train", min_timepoints=WINDOW)
+    var = fit_linear(corpus, study.scaling, train, [], WINDOW - PATCH, PATCH)["VAR"].forecast
+    truth, guess = [], []
+    for index in corpus.usable(split="test", min_timepoints=WINDOW):
+        if corpus.table["cohort"][index] != "home":
+            continue
+        scaled = corpus.scaled(index, study.scaling).T
+        for start in (0, WINDOW):
+            truth.append(scaled[:, start + WINDOW - PATCH : start + WINDOW])
+            guess.append(var(scaled[:, start : start + WINDOW - PATCH]))
+    truth, guess = np.concatenate(truth).ravel(), np.concatenate(guess).ravel()
+    keep = np.isfinite(truth)
+    row = _pooled(table, cohort="home", target="future 25%", method="var", metric="r2")
+    assert row["value"] == pytest.approx(r2_score(truth[keep], guess[keep]), abs=1e-4)
+    with_others = _pooled(table, cohort="home", target="future 25%", method="model minus var",
+                          metric="r2")  # fmt: skip
+    assert with_others["n"] == 4
+
+
 def test_external_cohorts_are_evaluated_whole(study):
     table = _run(study, roles={"away": "external"})
     assert set(table[table["cohort"] == "away"]["split"]) == {"all"}
