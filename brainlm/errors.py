@@ -43,6 +43,7 @@ STATUSES = {
     "denoise_failed": "ICA or confound regression could not be fitted",
     "parcellation_failed": "too few parcels lie inside the field of view",
     "timeout": "took longer than preprocess.time_limit_min",
+    "missing_input": "a file of an earlier step, of the atlas or a program is missing or damaged",
     "excluded": "named in the cohort's exclusion table",
     "crashed": "an unexpected error; the log has the traceback",
 }

@@ -77,6 +77,8 @@ class BoundStep:
         if kept.get("key") != self.key(entry) or kept.get("after") != self._after(entry):
             return None
         outcome = kept["outcome"]
+        if outcome["status"] == "missing_input":  # not the recording's fault: it may be there now
+            return None
         names = self.step.makes(self.context.options) if outcome["status"] == "ok" else ()
         return outcome if all(map(is_whole, self.context.made(entry, names))) else None
 
@@ -334,7 +336,7 @@ def _child(task: BoundStep, entry: Entry, sender) -> None:
         traceback.print_exc()
         sender.send(("crashed", "out of memory; give the job more, or exclude the recording", {}))
     except BrainLMError as error:
-        sender.send(("crashed", str(error), {}))
+        sender.send(("missing_input", str(error), {}))
     except Exception as error:
         traceback.print_exc()
         sender.send(("crashed", f"{type(error).__name__}: {error}", {}))

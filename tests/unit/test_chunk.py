@@ -199,7 +199,7 @@ def test_shards_of_before_the_column_of_warnings_are_read(study, tmp_path):
     ("word", "status", "start", "end"),
     [
         ("wordy", "bad_metadata", "sub-0/func/sub-0_bold.nii.gz: much", "expected; correct it"),
-        ("broken", "crashed", "x.json: not found", "that writes it first"),
+        ("broken", "missing_input", "x.json: not found", "that writes it first"),
         ("large", "crashed", "out of memory", "exclude the recording"),
     ],
 )
@@ -208,6 +208,17 @@ def test_a_reason_is_one_short_line_that_says_what_to_do(study, word, status, st
     row = run(study)[0]
     assert row["status"] == status and len(row["reason"]) <= 300
     assert row["reason"].startswith(start) and row["reason"].endswith(end)
+
+
+def test_what_a_step_lacked_is_looked_for_again(study):
+    file = Path(study.cohorts[0].folder) / "sub-0/func/sub-0_bold.nii.gz"
+    file.write_text("broken")
+    before = file.stat()
+    assert run(study)[0]["status"] == "missing_input"
+    file.write_text("ok    ")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(study)[0]["status"] == "ok"  # the same recording: nothing of it is in the cache
+    assert len(calls_of(study.results / "derivatives/c", "sub-0")) == 2
 
 
 def test_excluded_recordings_are_listed_with_their_reason(study, tmp_path):

@@ -215,6 +215,9 @@ def test_a_warp_is_followed_to_the_image(tmp_path, atlas, truth):
         ("elsewhere", {}, "bad_data", "no image content"),
         ("nan", {}, "bad_data", "index 7"),
         ("empty", {}, "bad_data", "index 5"),
+        ("held", {}, "bad_data", "3 of 80 time points repeat the one before in every parcel"),
+        ("burst", {}, "bad_data", "explode: at time point 30"),
+        ("units", {}, "bad_data", "percent (median), expected"),
         ("cut", {}, "unreadable", "ends early"),
         ("no tr", {}, "bad_metadata", "no repetition time"),
         ("short", {"config": Preprocess(min_duration_s=200)}, "too_short", "160.0 s usable"),
@@ -235,6 +238,12 @@ def test_bad_images_say_why(tmp_path, atlas, truth, motion, change, options, sta
         volumes[7, 20:23, 20:23, 20:23] = np.nan
     elif change == "empty":
         volumes[5] = 0
+    elif change == "held":
+        volumes[41:44] = volumes[40]
+    elif change == "burst":
+        volumes[30] *= 40
+    elif change == "units":
+        volumes = volumes.mean(0) + 1e-3 * (volumes - volumes.mean(0))
     path = fmriprep(folder, name)
     save(path, volumes, affine, 0.0 if change == "no tr" else TR)
     table = folder / f"{RUN}_desc-confounds_timeseries.tsv"

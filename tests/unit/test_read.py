@@ -10,7 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brainlm.errors import RecordingError
+from brainlm.errors import BrainLMError, RecordingError
+from brainlm.preprocess.io.derivatives import read_transforms, read_volume
 from brainlm.preprocess.io.read import read_bold, read_image, read_series
 from brainlm.preprocess.io.sidecars import read_sidecar
 
@@ -276,6 +277,26 @@ def test_constant_volumes_and_runs(tmp_path):
     fails(write(tmp_path, np.zeros_like(data)), "bad_data", "same value")
     still = np.repeat(make_data((16, 14, 12, 1)), 8, axis=3)
     fails(write(tmp_path, still), "bad_data", "do not vary")
+
+
+def test_volumes_that_repeat_are_named(tmp_path):
+    data = make_data()
+    data[..., 3:5] = data[..., 2:3]
+    fails(write(tmp_path, data), "bad_data", "2 of 8 volumes repeat the one before (index 3, 4)")
+
+
+@pytest.mark.parametrize("damage", ["cut", "words"])
+def test_a_damaged_derivative_is_named_with_what_to_do(tmp_path, damage):
+    path = tmp_path / "sub-01_desc-hmc_boldref.nii.gz"
+    nib.save(nib.Nifti1Image(make_data()[..., 0], AFFINE), path)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"no image")
+    with pytest.raises(BrainLMError, match=r"boldref.nii.gz: damaged; delete it and run"):
+        read_volume(path)
+    text = tmp_path / "x_xfm.txt"
+    text.write_text("Parameters: 1 2 3\n")
+    with pytest.raises(BrainLMError, match=r"x_xfm.txt: damaged; delete it and run"):
+        read_transforms(text)
 
 
 def test_file_that_changes_while_it_is_read(tmp_path, monkeypatch):

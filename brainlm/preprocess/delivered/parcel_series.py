@@ -34,7 +34,6 @@ def take_series(entry: Entry, context: Context) -> Figures:
     """
     cohort, config, atlas = context.cohort, context.options, context.atlas
     accepted = agree_atlas(entry.path, cohort, atlas)
-    warnings: list[str] = []
     raw, tr_s = read_series(
         entry.path,
         repetition_time_s=cohort.repetition_time_s,
@@ -53,6 +52,7 @@ def take_series(entry: Entry, context: Context) -> Figures:
     companions = LAYOUTS[cohort.layout].companions(entry.path)
     moved = _displacement(entry, companions, len(raw))
     censored = count_censored(companions.outliers, len(raw)) if companions.outliers else 0
+    warnings: list[str] = []
     if censored:
         warnings.append(f"censored: {censored} of {len(raw)} time points were interpolated")
     series, dead = settled.series, settled.dead

@@ -1,4 +1,4 @@
-"""What cannot be true of parcel series, whoever made them.
+"""What cannot be true of parcel series, whoever made them, or the image that they are read from.
 
 Nobody looks at 77,000 series. Frames that were filled with the one before, a parcel that runs
 away, a table that lies on its side: each has the right shape and finite numbers.
@@ -37,13 +37,18 @@ def check_series(live: np.ndarray, settled: np.ndarray, units: str) -> None:
     RecordingError
         ``bad_data``.
     """
+    _check_orientation(live)
+    check_values(live)
+    if units == "percent":
+        check_percent(settled)
+
+
+def check_values(live: np.ndarray) -> None:
+    """Refuse series [T, R] with time points that repeat, or that run away; as `check_series`."""
     values = live[:, np.isfinite(live).all(0)].astype(np.float64)
     if values.shape[1] > 1:
         _check_repeats(values)
-    _check_orientation(live)
     _check_amplitudes(values)
-    if units == "percent":
-        _check_percent(settled)
 
 
 def _check_repeats(values: np.ndarray) -> None:
@@ -104,7 +109,8 @@ def _check_amplitudes(values: np.ndarray) -> None:
         )
 
 
-def _check_percent(series: np.ndarray) -> None:
+def check_percent(series: np.ndarray) -> None:
+    """Refuse what cannot be percent of a parcel's mean [T, R]; as `check_series`."""
     typical = float(np.nanmedian(series.std(0)))
     low, high = _SPREAD_PERCENT
     if not low <= typical <= high:

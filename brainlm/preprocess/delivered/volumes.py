@@ -28,6 +28,7 @@ from ..stages.context import Context, Figures, reproducible, timed
 from ..stages.products import write_coverage, write_filtered, write_series
 from ..stages.voxels import EMPTY_SHARE
 from .movement import Movement, read_movement
+from .series_checks import check_percent, check_values
 
 
 def prepare(context: Context) -> None:
@@ -60,6 +61,7 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     figures: Figures = {}
     with timed(figures, "sample"):
         raw, coverage, voxels = _sample(run, _world(companions, run, atlas), atlas)
+    check_values(raw)
     dropped, quality = _quality(voxels, tr_s, movement)
     check_duration(count - dropped, tr_s, config.min_duration_s, acquired)
     with timed(figures, "clean"):
@@ -68,6 +70,7 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
         kept = None if nuisance is None else nuisance[dropped:]
         cleaner = partial(make_filter(tr_s, config), nuisance=kept)
         made = make_series(raw[dropped:], coverage, tr_s, config, moved[dropped:], cleaner)
+    check_percent(made.before)
     figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | quality
     paths = context.files(entry)
     describe_dataset(context.derivatives, entry.cohort_folder)

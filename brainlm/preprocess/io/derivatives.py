@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ...errors import BrainLMError
 from ...files import atomic_path, read_json, write_json, write_text
 from ...tables import read_tsv, write_tsv
 
+_AGAIN = "run the stage that writes it again"
 #: Entities that say what was done, in the order in which BIDS names carry them.
 _ORDER = ("from", "to", "mode", "space", "res", "atlas", "stat", "desc")
 #: Names that the standard does not know yet; they follow fMRIPrep and the BEP012/BEP017 drafts.
@@ -187,12 +189,15 @@ def write_volume(
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read back a 3-D derivative as float32 [Z, Y, X] with its affine."""
     import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
 
     try:
         image: Any = nib.load(path)
+        return np.ascontiguousarray(np.asarray(image.dataobj, np.float32).T), image.affine
     except FileNotFoundError:
-        raise BrainLMError(f"{path}: not found; run the stage that writes it first") from None
-    return np.ascontiguousarray(np.asarray(image.dataobj, np.float32).T), image.affine
+        raise BrainLMError(f"{path}: not found; {_AGAIN}") from None
+    except (ImageFileError, OSError, EOFError, ValueError, zlib.error):
+        raise BrainLMError(f"{path}: damaged; delete it and {_AGAIN}") from None
 
 
 def write_table(path: Path, columns: Mapping[str, Any], digits: int = 9) -> None:
@@ -211,7 +216,7 @@ def _cell(value: Any, digits: int) -> str:
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
     """Read a TSV written by :func:`write_table`: numbers as float64, the rest as text."""
-    table = read_tsv(path, hint="run the stage that writes it first")
+    table = read_tsv(path, hint=_AGAIN)
     cells = np.array(table.rows, dtype=object).reshape(-1, len(table.columns))
     return {name: _as_numbers(cells[:, i]) for i, name in enumerate(table.columns)}
 
@@ -246,9 +251,12 @@ def read_transforms(path: Path) -> np.ndarray:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise BrainLMError(f"{path}: not found; run the stage that writes it first") from None
+        raise BrainLMError(f"{path}: not found; {_AGAIN}") from None
     rows = re.findall(r"^Parameters: (.*)$", text, re.MULTILINE)
-    numbers = np.array([row.split() for row in rows], np.float64)
+    try:
+        numbers = np.array([row.split() for row in rows], np.float64).reshape(-1, 12)
+    except ValueError:
+        raise BrainLMError(f"{path}: damaged; delete it and {_AGAIN}") from None
     lps = np.tile(np.eye(4), (len(numbers), 1, 1))
     lps[:, :3, :3] = numbers[:, :9].reshape(-1, 3, 3)
     lps[:, :3, 3] = numbers[:, 9:]

@@ -365,6 +365,14 @@ def _check_volumes(
             f"{path}: {len(flat)} of {len(volumes)} volumes are empty or constant "
             f"({_indices(flat)}); cut them off or repair the file",
         )
+    alike = np.flatnonzero((ranges[1:] == ranges[:-1]).all(1)) + 1  # few are left to compare
+    same = [int(t) for t in alike if (volumes[t] == volumes[t - 1]).all()]
+    if 0 < len(same) < len(volumes) - 1:
+        raise RecordingError(
+            "bad_data",
+            f"{path}: {len(same)} of {len(volumes)} volumes repeat the one before "
+            f"({_indices(same)}): lost volumes were filled; exclude the recording",
+        )
     if (volumes[0] == volumes[-1]).all() and (volumes[0] == volumes[len(volumes) // 2]).all():
         raise RecordingError("bad_data", f"{path}: the volumes do not vary in time")
 

@@ -63,7 +63,7 @@ def shift_slices(volumes: np.ndarray, tr_s: float, metadata: Mapping) -> np.ndar
 
 def read_prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
     if not sidecar(paths.boldref).exists():
-        raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage first")
+        raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage again")
     made = read_json(sidecar(paths.boldref))
     bold = read_bold(entry.path, repetition_time_s=made["RepetitionTime"])
     return settle(bold, made["NumberOfVolumesDiscardedByPipeline"], config)
