@@ -167,7 +167,7 @@ def _build(entry: dict, folder: Path) -> None:
         return
     if entry["built_by"] != "demo":
         raise BrainLMError(f"atlas entry: built_by {entry['built_by']!r} is not known")
-    from .simulate.atlas import build_demo_atlas  # opens images: only when it is needed
+    from .simulate.demo_atlas import build_demo_atlas  # opens images: only when it is needed
 
     build_demo_atlas(folder)
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the BIDS App's command line, write its configuration, become Snakemake."""
     args = build_parser().parse_args(arguments)
     try:
-        prepare(args.bids_dir, args.output_dir, args.participant_label)
+        prepare_folder(args.bids_dir, args.output_dir, args.participant_label)
     except BrainLMError as error:
         print(f"brainlm-bids: {error}", file=sys.stderr)
         return 1
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(bids: Path, out: Path, labels: Sequence[str]) -> None:
+def prepare_folder(bids: Path, out: Path, labels: Sequence[str]) -> None:
     """Write OUT_DIR/config.yaml, and OUT_DIR/bids with links to the participants to process.
 
     Raises

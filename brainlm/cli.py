@@ -326,10 +326,10 @@ def _release(args) -> None:
 
 
 def _summary(args) -> int:
-    from .preprocess.summary import summarise
+    from .preprocess.summary import summarise_outcomes
 
     config = _load(args)
-    summary = summarise(config)
+    summary = summarise_outcomes(config)
     print(summary.text())
     if not args.check or summary.failed_fraction <= config.max_failed_fraction:
         return 0
@@ -367,12 +367,12 @@ def _run(args) -> None:
 
 
 def _doctor(args) -> int:
-    from .doctor import examine
+    from .doctor import examine_setup
 
     config, findings = _load(args), []
     if args.fetch:
         _atlas(config)
-    for finding in examine(config):
+    for finding in examine_setup(config):
         print(finding, flush=True)
         findings.append(finding)
     return int(any(finding.ok is False for finding in findings))
@@ -457,7 +457,7 @@ def _predict(args) -> None:
         table = predict(folder, _shards(config, "external"), out)
         print(f"{out}: {len(table)} recordings")
     elif args.model is None:
-        from .inference.study import predict_cohort
+        from .inference.cohort_predictions import predict_cohort
 
         config = _load(args)
         choose_device(config.pretrain.gpus)
@@ -519,11 +519,11 @@ def _print_results(table) -> None:
 
 
 def _report(args) -> None:
-    from .preprocess.summary import summarise
+    from .preprocess.summary import summarise_outcomes
     from .report import build_report
 
     config = _load(args)
-    summarise(config)  # the pages name every failure
+    summarise_outcomes(config)  # the pages name every failure
     build_report(config)
     page = config.paths.report_page.absolute()
     print(page)

@@ -35,7 +35,7 @@ class Finding:
         return f"{mark} {self.name}: {self.found}" + (f"; {self.advice}" if self.advice else "")
 
 
-def examine(config: Config, folder: Path = Path()) -> Iterator[Finding]:
+def examine_setup(config: Config, folder: Path = Path()) -> Iterator[Finding]:
     """Check everything that this configuration needs; `folder` is where Snakemake runs."""
     checks: tuple[Callable[..., Iterator[Finding]], ...] = (
         _environment, _cohorts, _atlas, _results, _fsl, _gpu, _slurm, _deployment,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
 
-def prepare(values: dict[str, Any], *, is_main_process: bool) -> Config:
+def prepare_run(values: dict[str, Any], *, is_main_process: bool) -> Config:
     """Validate Snakemake's merged configuration and, in the main process, bring the index up to
     date and store the resolved configuration next to the results. Jobs read what was stored: a
     config.yaml that is edited during a run counts for the next one.
@@ -206,11 +206,11 @@ def shard_files(
 
 
 def _check_finished(config: Config, cohort: Cohort) -> None:
-    from .cohort.finished import check_finished
+    from .cohort.finished import strike_changed
     from .cohort.seal import is_sealed
 
     if not is_sealed(config.results, cohort.name):
-        check_finished(config.results, cohort.name, *_chunk_work(config, cohort))
+        strike_changed(config.results, cohort.name, *_chunk_work(config, cohort))
 
 
 def _note_finished(config: Config, dag: Any) -> None:
@@ -260,7 +260,7 @@ def sweep_models(config: Config, task: Task) -> list[Path]:
 _progress: Progress | None = None  # of this process's run
 
 
-def start(config: Config, unlock: Callable[[], None]) -> None:
+def start_run(config: Config, unlock: Callable[[], None]) -> None:
     """The start of a run: end what a killed one left behind, and say how it goes from now on.
 
     A job that is cancelled takes away what it had made, also what this run's plan found there:
@@ -288,14 +288,14 @@ def finish(config: Config, logs: Iterable[str] = (), dag: Any = None) -> None:
     `logs` are Snakemake's; where they tell of a job that did not end well, temporary files of
     killed processes are looked for. Chunks in which `dag` has nothing left to do leave the graph.
     """
-    from .preprocess.summary import summarise
+    from .preprocess.summary import summarise_outcomes
 
     if _progress:
         _progress.stop()
     try:
         if dag is not None:
             _note_finished(config, dag)
-        print(summarise(config).text(), file=sys.stderr)
+        print(summarise_outcomes(config).text(), file=sys.stderr)
         if any(_FAILED_JOB in Path(log).read_text(errors="replace") for log in logs):
             _remove_leftovers(config)
         config.paths.running.unlink(missing_ok=True)
@@ -387,9 +387,9 @@ __all__ = [
     "is_clinical",
     "open_chunks",
     "predicting_fits",
-    "prepare",
+    "prepare_run",
     "shard_files",
-    "start",
+    "start_run",
     "sweep_models",
     "tasks_of",
 ]

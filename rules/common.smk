@@ -28,15 +28,15 @@ from brainlm.workflow import (
     tasks_of,
     open_chunks,
     predicting_fits,
-    prepare,
+    prepare_run,
     shard_files,
-    start,
+    start_run,
     sweep_models,
 )
 
 # The main process validates, scans the cohorts once and keeps the resolved configuration for
 # the jobs; jobs only read what it wrote.
-CONFIG = prepare(config, is_main_process=workflow.is_main_process)
+CONFIG = prepare_run(config, is_main_process=workflow.is_main_process)
 PATHS = CONFIG.paths
 CHUNK = ("{cohort}", "{chunk}")  # the wildcards of all rules that work on a chunk
 

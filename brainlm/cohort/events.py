@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import BrainLMError
 from ..tables import MISSING, read_tsv
-from .layouts.base import identify, parse_name
+from .layouts.base import identify_run, parse_name
 
 #: Events of one condition with shorter gaps between them are one block, s: stimuli of a block
 #: follow each other within a second or two, blocks rest for longer.
@@ -71,7 +71,7 @@ class EventFiles:
         """
         named, _ = parse_name(Path(source).name)
         own, _ = parse_name(recording_id)
-        run = {**named, **own} | identify(own)
+        run = {**named, **own} | identify_run(own)
         for folder in self._folders(source, own):
             found = [name for name in self._list(folder) if _applies(name, run)]
             if found:
@@ -95,7 +95,7 @@ class EventFiles:
 
 def _applies(name: str, run: dict[str, str]) -> bool:
     entities, suffix = parse_name(name)
-    return suffix == _SUFFIX and (entities | identify(entities)).items() <= run.items()
+    return suffix == _SUFFIX and (entities | identify_run(entities)).items() <= run.items()
 
 
 def read_events(path: Path, column: str = "trial_type", conditions: Iterable[str] = ()) -> Events:

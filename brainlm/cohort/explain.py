@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import Cohort
 from .labels import participants_path
-from .layouts import Found, belongs, examine
+from .layouts import Found, belongs, examine_folder
 
 
 def explain_files(cohort: Cohort) -> Iterator[tuple[str, str]]:
@@ -17,9 +17,9 @@ def explain_files(cohort: Cohort) -> Iterator[tuple[str, str]]:
     Raises
     ------
     BrainLMError
-        As :func:`~brainlm.cohort.layouts.examine`.
+        As :func:`~brainlm.cohort.layouts.examine_folder`.
     """
-    found, left_out = examine(cohort)
+    found, left_out = examine_folder(cohort)
     words = {item.source: _describe(item) for item in found}
     words |= {item.source: _why(item) for item in left_out}
     readers: dict[str, list[str]] = {}

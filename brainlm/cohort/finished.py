@@ -28,7 +28,7 @@ def read_finished(results: Path, cohort: str) -> set[str]:
     return {row[0] for row in _read(Results(results).finished(cohort))[1]}
 
 
-def check_finished(results: Path, cohort: str, stages: Sequence[str], settings: str) -> None:
+def strike_changed(results: Path, cohort: str, stages: Sequence[str], settings: str) -> None:
     """Strike out the chunks of which a file has changed; all of them if the settings have.
 
     Parameters

@@ -25,7 +25,7 @@ from ..files import read_json, write_json, write_text
 from ..paths import Results
 from ..tables import format_tsv, read_tsv
 from .exclusions import read_exclusions
-from .layouts import Found, belongs, describe_left_out, examine, find_file
+from .layouts import Found, belongs, describe_skipped, examine_folder, find_file
 from .recordings import Entry
 from .watch import entries_to_check, entries_to_skip, today
 
@@ -157,7 +157,7 @@ def update_index(
         changed=sum(row != known.get(row[0], row) for row in rows),
         removed=len(gone),
         chunks=len(chunks),
-        left_out=tuple(describe_left_out(left_out)),
+        left_out=tuple(describe_skipped(left_out)),
     )
 
 
@@ -172,7 +172,7 @@ def _look(
     kept = [row for row, entry in zip(rows, entries, strict=True) if entry in skip]
     if skip:
         try:
-            found, left_out = examine(cohort, skip)
+            found, left_out = examine_folder(cohort, skip)
         except BrainLMError:  # maybe of this share only: see the whole
             skip = set()
         else:
@@ -180,7 +180,7 @@ def _look(
             if any(row[0] in ids for row in kept):  # a recording has moved, or is there twice
                 skip = set()
     if not skip:
-        found, left_out = examine(cohort)
+        found, left_out = examine_folder(cohort)
         kept = []
     return found, kept, left_out, skip
 

@@ -51,7 +51,7 @@ def score_fingerprint(
         yield where | {"note": note}
         return
     sample = Sample(count, options)
-    found = {name: identify(values) for name, values in ends.items()}
+    found = {name: identify_participants(values) for name, values in ends.items()}
     share: dict[str, Statistic] = {name: _mean(hits) for name, hits in found.items()}
     yield from compare(sample, share, where | {"metric": "identified"})
     yield where | {"method": "chance", "metric": "identified", "value": 1 / count}
@@ -66,7 +66,7 @@ def score_fingerprint(
             yield of_known | {"method": name, "value": value}
 
 
-def identify(ends: np.ndarray) -> np.ndarray:
+def identify_participants(ends: np.ndarray) -> np.ndarray:
     """[S] share of the two directions in which a participant is found, of summaries [S, 2, F]."""
     values = ends[..., np.isfinite(ends).all((0, 1))].astype(np.float64)
     spread = values.std((0, 1))

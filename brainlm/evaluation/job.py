@@ -85,7 +85,7 @@ class Job:
         return [self.config.paths.fit(start, self.task.name, seed) for seed in self.task.seeds]
 
 
-def open_model(folder: Path, corpus: Corpus) -> BrainLM:
+def open_pretrained(folder: Path, corpus: Corpus) -> BrainLM:
     """A pretrained model, on the process's device, checked against the shards.
 
     Raises

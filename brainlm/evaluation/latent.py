@@ -20,7 +20,7 @@ from ..files import atomic_path
 from ..paths import side_table
 from .clinical.views import correlate_parcels
 from .fingerprint import first_recordings, score_fingerprint
-from .job import Job, open_model
+from .job import Job, open_pretrained
 from .metrics import pearson_r, r2, sum_values
 from .people import KEY, cohort_parts, count_absent, long_enough, names_of
 from .rows import compare, describe_left_out, write_results
@@ -128,7 +128,7 @@ def _embed(model_folder: Path, shards, splits, roles):
     from ..training.windows import Windows
 
     corpus = open_corpus(shards, roles)
-    model = open_model(model_folder, corpus)
+    model = open_pretrained(model_folder, corpus)
     assert model.scaling is not None
     points, left_out = [], {}
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):

@@ -15,7 +15,7 @@ import pandas as pd
 from ..cohort.splits import in_share
 from ..config import Evaluate
 from ..files import read_json
-from .job import Job, open_model
+from .job import Job, open_pretrained
 from .metrics import POOLED, of_sums
 from .people import cohort_parts, long_enough
 from .reconstruction import evaluate_masking
@@ -70,7 +70,7 @@ def evaluate_scaling(
         are every point less the first preset on its smallest share, on the same resamples.
     """
     corpus, roles = open_corpus(shards, roles), roles or {}
-    opened = {point: open_model(folder, corpus) for point, folder in models.items()}
+    opened = {point: open_pretrained(folder, corpus) for point, folder in models.items()}
     window = next(iter(opened.values())).config.window
     rows: list[dict] = []
     for cohort, split, part in cohort_parts(corpus.table, splits, roles):

@@ -21,7 +21,7 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from ..paths import ModelFolder, side_table
 from ..shards import Corpus
-from .job import Job, open_model
+from .job import Job, open_pretrained
 from .metrics import POOLED, of_sums
 from .people import cohort_parts, long_enough
 from .rows import compare, describe_left_out, rows_of_units, write_results
@@ -88,7 +88,7 @@ def evaluate_reconstruction(
     from ..model.gaussian import Gaussian
 
     corpus = open_corpus(shards, roles)
-    model = open_model(model_folder, corpus)
+    model = open_pretrained(model_folder, corpus)
     gaussian, missing = Gaussian.load(model_folder), ModelFolder(Path(model_folder)).gaussian
     var = _fit_var(corpus, model)
     rows: list[dict] = []

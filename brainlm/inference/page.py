@@ -9,9 +9,9 @@ import pandas as pd
 
 from ..config import Config
 from ..evaluation.rows import current_command
-from ..report.blocks import Cards, Cautions, Section, Table, Text, count
-from ..report.cohort import link_pages, make_cohort_page, read_measured
+from ..report.cohort_pages import link_pages, make_cohort_page, read_measured
 from ..report.facts import read_facts
+from ..report.page_blocks import Cards, Cautions, Section, Table, Text, count
 from ..report.site import Page, write_site
 from .vectors import IDENTITY
 

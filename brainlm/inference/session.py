@@ -17,7 +17,7 @@ from ..errors import BrainLMError
 from ..shards import Corpus, Scaling
 from .page import write_session_page
 from .scans import dataset_root, guess_layout, open_cohort, open_scans, preprocess
-from .vectors import write_table
+from .vectors import write_vectors
 
 if TYPE_CHECKING:
     from ..model import BrainLM
@@ -80,7 +80,7 @@ class Session:
             page = write_session_page(table, model, self.model_name, self.source, config)
             self._check_any(table, page)
             log(f"{page}: what came out, and how good the recordings are")
-        for path in write_table(table, out, form):
+        for path in write_vectors(table, out, form):
             failed = int(table["status"].ne("ok").sum())
             log(f"{path}: {len(table)} rows, {failed} without a result")
         return table

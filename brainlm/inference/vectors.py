@@ -210,7 +210,7 @@ def _batched(windows: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor])
         return torch.cat([run(part).cpu() for part in windows.split(_BATCH)])
 
 
-def write_table(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
+def write_vectors(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
     """Write a table of embeddings; returns the files.
 
     ``parquet``: as it is. ``tsv``: a column per dimension. ``npy``: the vectors [rows, F] of the

@@ -1,6 +1,6 @@
 """The model: two families, four sizes, published weights in and trained models out."""
 
-from .attention import BACKENDS, attend, kernel_name
+from .attention_kernels import BACKENDS, attend, kernel_name
 from .blocks import PredictionHead, set_attention
 from .hub import push_to_hub
 from .mae import BrainLM, MaskedReconstruction

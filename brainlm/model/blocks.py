@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attend
+from .attention_kernels import attend
 
 
 class SelfAttention(nn.Module):

@@ -61,7 +61,7 @@ class Summary:
         return "\n".join([*lines, f"what failed and why: {self.failures}"])
 
 
-def summarise(config: Config) -> Summary:
+def summarise_outcomes(config: Config) -> Summary:
     """Read the stage tables of all chunks; write ``failures.tsv`` and ``summary.tsv``."""
     counts, failures, people = {}, [], {}
     warned: dict[str, dict[str, Counter]] = {}

@@ -8,10 +8,10 @@ import pandas as pd
 
 from ..page_text import TaskText
 from ..training.predictors import PREDICTORS
-from .blocks import count, join_words, show, show_interval
 from .facts import Facts, count_warnings
 from .findings import TEXTS
 from .outcomes import pooled
+from .page_blocks import count, join_words, show, show_interval
 
 _FEW_PARTICIPANTS = 30
 _NOT_FAILED = ("ok", "too_short", "excluded", "pending")

@@ -19,7 +19,6 @@ from ..evaluation.states.states_text import TEXT as STATES
 from ..page_text import TaskText
 from ..training.predictors import PREDICTORS
 from . import drawings, figures
-from .blocks import Choice, Figure, Section, Table, Text, count, show, show_interval
 from .facts import Facts
 from .outcomes import (
     METRICS,
@@ -32,6 +31,7 @@ from .outcomes import (
     slug,
     source_of,
 )
+from .page_blocks import Choice, Figure, Section, Table, Text, count, show, show_interval
 from .site import list_downloads
 
 _EXAMPLES = 3

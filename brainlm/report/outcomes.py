@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from .blocks import Table, Text, show, show_interval
+from .page_blocks import Table, Text, show, show_interval
 
 METRICS = {
     "r2": "R²", "r": "r", "mse": "MSE", "mae": "MAE", "auc": "AUC",

@@ -9,8 +9,8 @@ import pandas as pd
 from ..training.predictors import PREDICTORS
 from ..training.pretraining_text import TEXT
 from . import figures
-from .blocks import Figure, Table, Text, show
 from .facts import Facts
+from .page_blocks import Figure, Table, Text, show
 
 #: Board power limit of a GPU (W): an upper bound where the energy was not measured.
 _POWER_W = {"H200": 700, "H100": 700, "A100": 400, "V100": 300, "L40": 300, "A40": 300, "T4": 70}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .blocks import Details, Table, Text
 from .facts import Facts, code_commit, software_versions
+from .page_blocks import Details, Table, Text
 
 
 def describe_provenance(facts: Facts) -> list[Any]:

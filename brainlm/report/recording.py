@@ -17,15 +17,15 @@ from ..config import Config
 from ..errors import STATUSES
 from ..files import read_json
 from ..preprocess.denoise.denoise_text import TEXT as DENOISE
-from ..preprocess.io.derivatives import Derivatives, read_sidecar, sidecar
+from ..preprocess.io.derivatives import Derivatives, read_own_sidecar, sidecar
 from ..preprocess.motion.motion_text import IMAGE
 from ..preprocess.motion.motion_text import TEXT as MOTION
 from ..preprocess.normalise.normalise_text import TEXT as NORMALISE
 from ..preprocess.parcellate.parcellate_text import TEXT as PARCELLATE
 from ..shards import Corpus
 from . import pictures
-from .blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
 from .methods_text import describe_methods
+from .page_blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
 from .site import Page
 
 _SHOWN = {
@@ -200,7 +200,7 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
     if "rule" in table:
         shown["decided by"] = [_name_rule(rule) for rule in table["rule"]]
     there = [path for path in (files.metrics, files.mixing, files.maps) if path.exists()]
-    made = read_sidecar(files.metrics)
+    made = read_own_sidecar(files.metrics)
     warning = []
     if not made.get("Converged", True):
         warning = _missing(DENOISE.caption("stopped", iterations=made["Iterations"]))

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..files import atomic_path, write_text
-from .blocks import Choice, Figure, PagedTable, Section, Table
+from .page_blocks import Choice, Figure, PagedTable, Section, Table
 
 _HERE = Path(__file__).resolve().parent
 

@@ -11,7 +11,12 @@ from ..errors import STATUSES
 from ..shards import Scaling
 from ..training.predictors import PREDICTORS
 from . import figures
-from .blocks import (
+from .cautions import list_cautions
+from .cohort_pages import PENDING, link_pages, make_cohort_page, read_measured
+from .facts import Facts, read_facts, stage_seconds
+from .findings import TEXTS, describe_tasks
+from .outcomes import METRICS, cell, model_first, pooled
+from .page_blocks import (
     Cards,
     Cautions,
     Figure,
@@ -22,11 +27,6 @@ from .blocks import (
     join_words,
     show,
 )  # fmt: skip
-from .cautions import list_cautions
-from .cohort import PENDING, link_pages, make_cohort_page, read_measured
-from .facts import Facts, read_facts, stage_seconds
-from .findings import TEXTS, describe_tasks
-from .outcomes import METRICS, cell, model_first, pooled
 from .pretraining import describe_pretraining
 from .provenance import count_cohort, describe_card, describe_provenance
 from .site import Page, write_figures, write_site
@@ -58,7 +58,7 @@ def build_report(config: Config) -> None:
         subtitle=f"Release {config.release}, model {config.model.preset}, "
         f"atlas {config.atlas.name}",
         sections=[
-            Section("summary", "Summary", summarise(facts)),
+            Section("summary", "Summary", summarise_study(facts)),
             Section("recordings", "Recordings", describe_recordings(facts)),
             Section("pretraining", "Pretraining", describe_pretraining(facts)),
             *describe_tasks(facts),
@@ -80,7 +80,7 @@ def build_report(config: Config) -> None:
 # ---- summary ------------------------------------------------------------------------------------
 
 
-def summarise(facts: Facts) -> list[Any]:
+def summarise_study(facts: Facts) -> list[Any]:
     """The data and the model in a sentence each, headline results, limitations."""
     return [
         Text([_describe_recordings(facts), _describe_model(facts)]),

@@ -3,8 +3,8 @@
 Imports only what lies at the bottom of the package, and nilearn for the template.
 """
 
-from .bids import simulate_cohort
 from .damage import DAMAGE_KINDS, damage_file
+from .dataset import simulate_cohort
 from .truth import Truth, load_truth
 
 __all__ = ["DAMAGE_KINDS", "Truth", "damage_file", "load_truth", "simulate_cohort"]

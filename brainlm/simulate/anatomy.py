@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .atlas import load_template, parcellate_template
+from .demo_atlas import load_symmetric_map, parcellate_template
 
 GRID = (40, 48, 38)  # voxels x, y, z at 4 mm: 160 × 192 × 152 mm
 _MARGIN = 4  # fine voxels beyond the field of view, so that what moves in exists
@@ -129,8 +129,8 @@ def _make_tissues() -> tuple[dict[str, np.ndarray], np.ndarray]:
     """
     from scipy import ndimage
 
-    grey, white, t1 = (load_template(kind)[0] / (255 * 128) for kind in ("gm", "wm", "t1"))
-    affine = load_template("gm")[1]
+    grey, white, t1 = (load_symmetric_map(kind)[0] / (255 * 128) for kind in ("gm", "wm", "t1"))
+    affine = load_symmetric_map("gm")[1]
     brain = ndimage.binary_fill_holes(ndimage.binary_opening(t1 > 0.12, iterations=2))
     fluid = np.clip(1 - grey - white, 0, 1) * ndimage.gaussian_filter(brain.astype(float), 0.7)
     parts = [grey**2, white**2, fluid**2]

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from .anatomy import Head
-from .atlas import NUM_PARCELS
+from .demo_atlas import NUM_PARCELS
 
 _BRIGHTNESS = 1000  # of grey matter, arbitrary units
 _ARTEFACT_SD = {"pulsation": 0.04, "spin_history": 0.03, "speckle": 0.012, "drift": 0.008}

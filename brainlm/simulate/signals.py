@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .anatomy import rotation
-from .atlas import NETWORKS, NUM_PARCELS
+from .demo_atlas import NETWORKS, NUM_PARCELS
 
 BAND_HZ = (0.01, 0.1)
 NEURAL_SD = 0.008  # of the signal: standard deviation of a parcel's course
@@ -52,7 +52,7 @@ def draw_person(rng: np.random.Generator, age: float) -> tuple[np.ndarray, np.nd
     return strength, coupling / np.outer(scale, scale)
 
 
-def make_series(
+def make_parcel_series(
     rng: np.random.Generator,
     times_s: np.ndarray,
     networks: np.ndarray,

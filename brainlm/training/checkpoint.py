@@ -36,12 +36,12 @@ def save(folder: Path, step: int, model: nn.Module, optimizers: list[torch.optim
         path = folder / f"step-{step:08d}.pt"
         with atomic_path(path) as temporary:
             torch.save({**facts, "step": step, "model": weights, "optimizer": moments}, temporary)
-        for old in found(folder)[2:]:
+        for old in list_checkpoints(folder)[2:]:
             old.unlink(missing_ok=True)
     ranks.wait()
 
 
-def found(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints in `folder`, newest first."""
     return sorted(folder.glob("step-????????.pt"), key=lambda path: path.name, reverse=True)
 
@@ -52,7 +52,7 @@ def exchange(folder: Path, theirs: str, ours: str) -> None:
         (folder, folder / f"other-{digest(theirs)}"),
         (folder / f"other-{digest(ours)}", folder),
     ):
-        for path in found(source):
+        for path in list_checkpoints(source):
             target.mkdir(exist_ok=True)
             path.replace(target / path.name)
 
@@ -65,7 +65,7 @@ def drop_others(folder: Path) -> None:
 
 def newest(folder: Path, say) -> dict[str, Any] | None:
     """Contents of the newest checkpoint that can be read; a damaged one is named and skipped."""
-    paths = found(folder)
+    paths = list_checkpoints(folder)
     for path in paths:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

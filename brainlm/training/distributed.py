@@ -53,7 +53,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def start(gpus: int, cpus: int) -> Iterator[Ranks]:
+def join_processes(gpus: int, cpus: int) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be the only one.
 
     On the CPU the processes of a machine share `cpus` threads (never more than PyTorch took).
@@ -93,7 +93,7 @@ class TrainingStep(nn.Module):
         return out.error_sum, out.count, out.prediction, out.pixel_mask, out.latent[:, 0]
 
 
-def prepare(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
+def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
     """The model on its device, ready to train; the order of the steps matters."""
     set_attention(model, options.attention)
     step = TrainingStep(model.to(ranks.device))

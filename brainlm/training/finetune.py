@@ -31,10 +31,10 @@ from ..model.pooling import check_pool, summary_width
 from ..model.ranges import describe_range
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
-from .card import finetuned_card
 from .device import get_device, place
 from .journal import Journal, figure
 from .learner import Learner
+from .model_cards import finetuned_card
 from .predict import (
     WINDOWS_PER_RECORDING,
     decode_table,

@@ -30,13 +30,13 @@ from ..model.masking import Masker
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
 from . import checkpoint
-from .card import pretrained_card
 from .covariance import fit_gaussian
-from .distributed import Ranks, gradient_sync, prepare, start
+from .distributed import Ranks, gradient_sync, join_processes, prepare_training
 from .given_model import open_given
 from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
 from .meter import Meter, Rates, device_name
+from .model_cards import pretrained_card
 from .predictors import PREDICTORS
 from .schedule import learning_rate_at, make_optimizers, rescale_gradients
 from .settings import ADVICE, describe_change, describe_settings, read_settings
@@ -71,7 +71,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     SystemExit
         Code 75 after SIGTERM.
     """
-    with start(options.gpus, options.cpus) as ranks:
+    with join_processes(options.gpus, options.cpus) as ranks:
         run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
         if run.finished():
             return
@@ -118,7 +118,7 @@ class Run:
         self.validate_every = epoch_steps * options.validate_every_epochs
         self.step, self.seconds = 0, 0.0
         self.loader = self._loader()
-        self.wrapped = prepare(self.model, options, ranks)
+        self.wrapped = prepare_training(self.model, options, ranks)
         self.optimizers = make_optimizers(self.wrapped, options)
         self.half = options.precision == "bf16" or (
             options.precision == "auto" and ranks.device.type == "cuda"

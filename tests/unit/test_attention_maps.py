@@ -13,7 +13,7 @@ from brainlm.errors import BrainLMError
 from brainlm.evaluation.attention import maps as module
 from brainlm.evaluation.attention.maps import evaluate_attention, split_in_two
 from brainlm.model import BrainLM, BrainLMConfig, preset
-from brainlm.model.rows import cls_attention, parcel_attention
+from brainlm.model.attention_rows import cls_attention, parcel_attention
 from brainlm.shards import Scaling
 
 WINDOW, PATCH = 40, 10
@@ -49,7 +49,7 @@ def _full(model: BrainLM, signal: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("family", ["parcel", "image"])
 def test_rows_equal_those_of_the_full_matrix(family, monkeypatch):
-    monkeypatch.setattr("brainlm.model.rows.BLOCK", 7)  # several uneven blocks
+    monkeypatch.setattr("brainlm.model.attention_rows.BLOCK", 7)  # several uneven blocks
     model, signal = _model(family), torch.randn(2, R, WINDOW)
     with torch.no_grad():
         full = _full(model, signal)

@@ -19,7 +19,7 @@ from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.chunk import read_stage_table, run_stage
 from brainlm.preprocess.collect import write_chunk_shard
 from brainlm.preprocess.stages.context import Context
-from brainlm.preprocess.summary import summarise
+from brainlm.preprocess.summary import summarise_outcomes
 from brainlm.shards import Corpus, read_shard
 from brainlm.steps import STEPS
 
@@ -156,13 +156,13 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     assert [r.status for r in rows] == ["ok", "too_short", "crashed", "crashed", "ok"]
     assert rows[1].duration_s == 20.0
     assert rows[0].series.shape == (4, 3)
-    summary = summarise(study)
+    summary = summarise_outcomes(study)
     assert summary.counts["c"] == {"ok": 2, "crashed": 2, "too_short": 1}
     assert summary.failed_fraction == pytest.approx(2 / 5)
     assert "c: 5 recordings: 2 ok" in summary.text()  # without a participants table
     assert "c: 2 of the ok recordings have fewer than 200 time points" in summary.text()
     (study.cohorts[0].folder / "participants.tsv").write_text("participant_id\nsub-0\nsub-9\n")
-    assert "c: 1 of 5 people with recordings are in" in summarise(study).text()
+    assert "c: 1 of 5 people with recordings are in" in summarise_outcomes(study).text()
     reason = "sub-1/func/sub-1_bold.nii.gz: 20.0 s found, 120 s needed"  # not where it lies
     assert f"sub-1\ttoo_short\t{reason}" in summary.failures.read_text()
 
@@ -179,7 +179,7 @@ def test_warnings_of_all_stages_reach_the_shard_and_the_summary(study):
     odd = ["orientation: the qform is used", "ICA: not converged"]
     assert [row.warnings for row in read_shard(path)] == [odd, None, odd, None, None]
     assert Corpus([path]).table["warnings"][0].tolist() == odd
-    summary = summarise(study)
+    summary = summarise_outcomes(study)
     assert "recordings with warnings: orientation: 2; ICA: 2" in summary.text()
     table = study.paths.summary.read_text()
     assert "c\tok\t4\torientation: 2; ICA: 2\n" in table and "c\tcrashed\t1\tn/a\n" in table

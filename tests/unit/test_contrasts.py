@@ -11,7 +11,7 @@ from brainlm.evaluation.attention.contrasts import (
     _test_labels,
     _test_residuals,
     coefficient,
-    compare,
+    compare_groups,
 )
 
 OPTIONS = Evaluate(bootstrap=400)
@@ -60,7 +60,7 @@ def test_differences_are_the_coefficients_of_a_multiple_regression():
     rest = np.setdiff1d(np.arange(20), [5, 6])
     np.testing.assert_allclose(gap[rest], expected[rest])
     assert np.isnan(gap[5:7]).all() and draws.shape == (400, 20)
-    _, rows = compare(people, {}, 100, OPTIONS)
+    _, rows = compare_groups(people, {}, 100, OPTIONS)
     unknown = [row for row in rows if row.get("unit") in ("6", "7")]
     assert all(np.isnan(row["value"]) and np.isnan(row["p"]) for row in unknown)
 
@@ -77,14 +77,14 @@ def test_with_nothing_held_constant_it_is_welchs_t_and_the_difference_of_means()
     assert np.abs(p - close).max() < 0.1  # other permutations of the same kind
     gap = people.maps[second].mean(0) - people.maps[~second].mean(0)
     np.testing.assert_allclose(coefficient(people, OPTIONS)[0], gap)
-    _, rows = compare(people, {}, 100, OPTIONS)
+    _, rows = compare_groups(people, {}, 100, OPTIONS)
     np.testing.assert_allclose([row["value"] for row in rows[2:]], gap)
 
 
 def test_a_site_is_not_taken_for_a_group_and_hides_none():
     found, covered, gaps = 0, 0, []
     for seed in range(20):
-        _, rows = compare(_two_sites(seed, effect=1.6), {}, 200, OPTIONS)
+        _, rows = compare_groups(_two_sites(seed, effect=1.6), {}, 200, OPTIONS)
         first, second, third = (row for row in rows if row.get("unit") in ("1", "2", "3"))
         found += int(first["p"] < 0.05) + int(third["p"] < 0.05)
         covered += second["low"] < 0 < second["high"]
@@ -101,7 +101,7 @@ def test_what_a_covariate_shares_with_the_group_is_not_taken_from_the_difference
         motion = 2 * second + rng.normal(size=80)  # r = .7
         maps = rng.normal(size=(80, 5)) + motion[:, None]
         maps[:, 0] += 1.5 * second
-        _, rows = compare(_people(maps, second, None, motion[:, None]), {}, 200, OPTIONS)
+        _, rows = compare_groups(_people(maps, second, None, motion[:, None]), {}, 200, OPTIONS)
         gaps.append([row["value"] for row in rows[2:]])
         found += rows[2]["p"] < 0.05
         assert rows[2]["low"] < rows[2]["value"] < rows[2]["high"]

@@ -9,7 +9,7 @@ import pytest
 
 from brainlm.atlas import load_atlas
 from brainlm.errors import BrainLMError
-from brainlm.simulate.atlas import NETWORKS, build_demo_atlas, parcellate_template
+from brainlm.simulate.demo_atlas import NETWORKS, build_demo_atlas, parcellate_template
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from brainlm.errors import RecordingError
 from brainlm.preprocess.denoise import ica as denoise
 from brainlm.preprocess.denoise.aroma import (
-    classify,
+    classify_components,
     correlate_motion,
     expand_motion,
     high_frequency_content,
@@ -272,7 +272,7 @@ def test_published_rule(rp, edge, hfc, csf, rule):
 
     names = ("max_rp_corr", "edge_fraction", "high_frequency_content", "csf_fraction")
     table = pd.DataFrame([dict(zip(names, (rp, edge, hfc, csf), strict=True))], index=[1])
-    classify(table)
+    classify_components(table)
     assert table["rule"][1] == rule
     assert table["classification"][1] == ("accepted" if rule == "none" else "rejected")
 

@@ -10,7 +10,7 @@ from brainlm.config import Evaluate
 from brainlm.evaluation.fingerprint import (
     _reliability,
     first_recordings,
-    identify,
+    identify_participants,
     median_correlation,
     score_fingerprint,
 )
@@ -67,7 +67,7 @@ def test_reliability_is_icc_1_1():
 
 def test_scale_and_offset_of_a_feature_identify_nobody():
     values = np.random.default_rng(2).normal(size=(S, 2, 5)) * [1, 1e6, 1, 1, 1] + 100
-    assert identify(values).mean() < 0.2
+    assert identify_participants(values).mean() < 0.2
 
 
 def test_few_participants_say_so_and_each_counts_once():

@@ -13,7 +13,7 @@ from synthetic import R, make_study, of_others, toy_atlas
 
 from brainlm.config import Evaluate
 from brainlm.errors import BrainLMError
-from brainlm.evaluation.forecasting.autoregression import fit_linear
+from brainlm.evaluation.forecasting.autoregression import fit_autoregressions
 from brainlm.evaluation.forecasting.comparison import MODEL, evaluate_forecasting, trivial
 from brainlm.evaluation.forecasting.forecasters import (
     LatentODEForecaster,
@@ -174,7 +174,7 @@ def test_linear_methods_reach_the_best_that_is_possible():
             x[t, 1:] += 0.5 * x[t - 1, :1]  # the others follow the first
         series.append(x)
     corpus = _Series(series)
-    fits = fit_linear(corpus, None, range(30), range(30, 35), 30, 3)
+    fits = fit_autoregressions(corpus, None, range(30), range(30, 35), 30, 3)
     error = {name: np.zeros((3, parcels)) for name in fits}
     for x in series[35:]:
         for start in range(0, 165, 3):

@@ -260,7 +260,7 @@ def test_melodic_folder_is_read(tmp_path):
     np.testing.assert_allclose(found.mixing, mixing, atol=1e-6)
     np.testing.assert_array_equal(found.maps, maps.T)
     assert found.converged and found.steps == 30
-    content = formats.high_frequency_content(found.spectrum, 0.8)
+    content = formats.read_high_frequency(found.spectrum, 0.8)
     np.testing.assert_allclose(content, (middle - 0.01) / (0.625 - 0.01), atol=1e-3)
     np.testing.assert_allclose(content, high_frequency_content(mixing, 0.8), atol=0.01)
 
@@ -681,13 +681,13 @@ def test_fix_command_lines(tmp_path, weights):
     feat.mkdir()
     for name in ("filtered_func_data.nii.gz", "mask.nii.gz"):
         (feat / name).touch()
-    built = fsl_fix.melodic(feat, 0.735)
+    built = fsl_fix.melodic_for_fix(feat, 0.735)
     assert built.cmdline == (
         f"melodic -i {feat}/filtered_func_data.nii.gz -m {feat}/mask.nii.gz --nobet --Oall "
         f"-o {feat}/filtered_func_data.ica --report --tr=0.735000"
     )
     assert fsl_fix.extract_features(feat).cmdline == f"fix -f {feat}"
-    judged = fsl_fix.classify(feat, weights, 20)
+    judged = fsl_fix.classify_by_fix(feat, weights, 20)
     assert judged.cmdline == f"fix -c {feat} {weights} 20"
     for interface in (built, judged):
         assert interface.inputs.environ["FSLOUTPUTTYPE"] == "NIFTI_GZ"

@@ -13,8 +13,8 @@ import torch
 from brainlm.atlas import load_atlas
 from brainlm.cli import main
 from brainlm.errors import BrainLMError
+from brainlm.inference.cohort_predictions import combine_seeds
 from brainlm.inference.scans import dataset_root, guess_layout
-from brainlm.inference.study import combine_seeds
 from brainlm.model import PRESETS, BrainLM, BrainLMConfig, from_pretrained, make_windows
 from brainlm.model.hub import split_name
 from brainlm.shards import Scaling

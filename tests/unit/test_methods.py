@@ -12,7 +12,7 @@ from brainlm.cohort.labels import Labels, LabelTransform
 from brainlm.config import Evaluate, Finetune, parse_config
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.clinical import methods
-from brainlm.evaluation.clinical.baselines import fit_linear, fit_neighbours
+from brainlm.evaluation.clinical.baselines import fit_neighbours, fit_ridge
 from brainlm.evaluation.clinical.deep_networks import fit_network
 from brainlm.evaluation.clinical.methods import Fold, Method
 from brainlm.evaluation.clinical.scores import score
@@ -52,7 +52,7 @@ def test_connectivity_without_known_confounds_is_no_method_of_its_own():
     everybody = people(30, y=rng.normal(size=30), mean_fd_mm=np.nan)
     cache = {("connectivity", key): rng.normal(size=10) for key in everybody.index}
     fold = Fold(None, everybody, everybody.iloc[:0], cache=cache)
-    tried = [Method(name, name, fit_linear) for name in ("connectivity", "cleaned")]
+    tried = [Method(name, name, fit_ridge) for name in ("connectivity", "cleaned")]
     assert list(fold.predict(tried, everybody, 0, (1,))) == ["connectivity"]
 
 

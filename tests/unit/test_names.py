@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brainlm.cohort.index import read_refused, update_index
-from brainlm.cohort.layouts import LAYOUTS, examine
+from brainlm.cohort.layouts import LAYOUTS, examine_folder
 from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
 from brainlm.paths import Results
@@ -30,7 +30,7 @@ def plant(folder: Path, *paths: str) -> None:
 
 def sort(folder: Path, layout: str = "bids", **more):
     """Ids found without sub-99's, and reasons by source; every planted file is one of the two."""
-    found, left = examine(Cohort(name="c", folder=folder, layout=layout, **more))
+    found, left = examine_folder(Cohort(name="c", folder=folder, layout=layout, **more))
     ids = [item.recording_id for item in found if item.entities["sub"] != "99"]
     return ids, {item.source: (item.refused, item.left_out) for item in left}
 
@@ -83,7 +83,7 @@ def test_a_session_that_only_the_folder_has_is_taken_from_it(tmp_path):
 
 def test_a_t1w_image_of_somebody_else_is_not_used(tmp_path):
     plant(tmp_path, "sub-01/func/sub-01_task-rest_bold.nii.gz", "sub-01/anat/sub-02_T1w.nii.gz")
-    found, left = examine(Cohort(name="c", folder=tmp_path))
+    found, left = examine_folder(Cohort(name="c", folder=tmp_path))
     assert found[0].t1w is None and "another participant" in left[0].left_out
 
 
@@ -162,7 +162,7 @@ def test_the_only_image_in_template_space_is_a_recording_though_it_has_an_echo(t
     plant(tmp_path, f"sub-01/func/sub-01_task-rest_echo-2_{FMRIPREP}", GOOD["fmriprep"])
     table = "sub-01/func/sub-01_task-rest_desc-confounds_timeseries.tsv"
     plant(tmp_path, table)
-    found, _ = examine(Cohort(name="c", folder=tmp_path, layout="fmriprep"))
+    found, _ = examine_folder(Cohort(name="c", folder=tmp_path, layout="fmriprep"))
     assert found[0].recording_id == "sub-01_task-rest_echo-2"
     assert LAYOUTS["fmriprep"].companions(tmp_path / found[0].source).motion == tmp_path / table
 
@@ -202,7 +202,7 @@ def test_every_image_is_found_or_left_out(tmp_path, layout):
              "sub-03/ses-1/functional/sub-03_ses-1_task-rest_bold.nii.gz",
              "sub-01/func/discarded/sub-01_task-rest_bold.nii.gz"]  # fmt: skip
     plant(tmp_path, *names, *stray)
-    found, left = examine(Cohort(name="c", folder=tmp_path, layout=layout))
+    found, left = examine_folder(Cohort(name="c", folder=tmp_path, layout=layout))
     assert len(found) == 1
     assert sorted([*(i.source for i in found), *(i.source for i in left)]) == sorted(names + stray)
 

@@ -22,7 +22,7 @@ from brainlm.evaluation.parcel_networks.readout import (
     MODEL,
     SHUFFLED,
     _trained,
-    classify,
+    classify_parcels,
     divide_parcels,
     evaluate_networks,
     run,
@@ -78,7 +78,9 @@ def test_raw_series_of_a_real_recording_give_the_known_accuracy(shared):
     for seed in range(20):
         train, test = divide_parcels(labels, seed)
         assert len(test) == 72 and not set(train) & set(test)
-        accuracy.append(np.mean(classify(series[known], labels, train, test) == labels[test]))
+        accuracy.append(
+            np.mean(classify_parcels(series[known], labels, train, test) == labels[test])
+        )
     assert np.mean(accuracy) == pytest.approx(0.575, abs=0.03)
     assert np.bincount(labels).max() / len(labels) == pytest.approx(0.228, abs=0.001)
 

@@ -16,10 +16,10 @@ from brainlm.preprocess.io.derivatives import Derivatives
 from brainlm.preprocess.normalise.normalise_text import TEXT as NORMALISE
 from brainlm.preprocess.stages.context import Context
 from brainlm.report import build_report
-from brainlm.report.blocks import show, show_interval
 from brainlm.report.cautions import list_cautions
-from brainlm.report.cohort import _count_statuses, find_outliers
+from brainlm.report.cohort_pages import _count_statuses, find_outliers
 from brainlm.report.facts import read_facts
+from brainlm.report.page_blocks import show, show_interval
 from brainlm.report.pages import write_chunk_pages
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))

@@ -17,9 +17,15 @@ from brainlm.errors import BrainLMError
 from brainlm.simulate import DAMAGE_KINDS, damage_file, load_truth, simulate_cohort
 from brainlm.simulate.activity import draw_patterns
 from brainlm.simulate.anatomy import make_head, rotation, transform
-from brainlm.simulate.atlas import parcellate_template
-from brainlm.simulate.bids import draw_participant
-from brainlm.simulate.signals import BAND_HZ, NEURAL_SD, draw_person, make_motion, make_series
+from brainlm.simulate.dataset import draw_participant
+from brainlm.simulate.demo_atlas import parcellate_template
+from brainlm.simulate.signals import (
+    BAND_HZ,
+    NEURAL_SD,
+    draw_person,
+    make_motion,
+    make_parcel_series,
+)
 
 SHORT = {"duration_s": 60.0, "voxel_mm": 6.0}
 
@@ -285,7 +291,7 @@ def make_people(count, age=None):
         person = draw_participant(0, number)
         rng = np.random.default_rng([0, number])
         strength, coupling = draw_person(rng, person.age if age is None else age)
-        yield person, coupling, *make_series(rng, times, networks, strength, coupling)
+        yield person, coupling, *make_parcel_series(rng, times, networks, strength, coupling)
 
 
 def test_series_stay_in_their_band_and_networks_are_coupled_as_stated():

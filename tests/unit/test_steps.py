@@ -23,7 +23,7 @@ from brainlm.preprocess.collect import write_chunk_shard
 from brainlm.preprocess.stages.context import Context
 from brainlm.shards import read_shard
 from brainlm.steps import STEPS, load, outcome_recipe, stages_of, trigger
-from brainlm.workflow import prepare
+from brainlm.workflow import prepare_run
 
 COHORT = {
     "role": ["reference", "external"],
@@ -151,13 +151,13 @@ def test_the_first_atlas_is_kept_and_an_older_study_s_is_what_made_it(tmp_path, 
     values = {"cohorts": [{"name": "c", "folder": "bids"}], "atlas": {"name": "demo424"}}
     values["tasks"] = []
     other = values | {"atlas": {"name": "a424"}}
-    config = prepare(values, is_main_process=True)
+    config = prepare_run(values, is_main_process=True)
     kept = config.paths.first_atlas
     assert '"demo424"' in kept.read_text()
-    prepare(other, is_main_process=True)
+    prepare_run(other, is_main_process=True)
     assert '"demo424"' in kept.read_text()
     kept.unlink()  # as a study of before, whose stored configuration names a424 now
-    prepare(values, is_main_process=True)
+    prepare_run(values, is_main_process=True)
     assert '"a424"' in kept.read_text()
 
 

@@ -225,10 +225,10 @@ def test_checkpoints_of_other_settings_are_set_aside(study, finished, tmp_path, 
 def test_what_was_set_aside_is_taken_up_again(tmp_path):
     (tmp_path / "step-00000001.pt").write_bytes(b"a")
     checkpoint.exchange(tmp_path, "a", "b")
-    assert checkpoint.found(tmp_path) == []
+    assert checkpoint.list_checkpoints(tmp_path) == []
     (tmp_path / "step-00000002.pt").write_bytes(b"b")
     checkpoint.exchange(tmp_path, "b", "a")
-    assert [path.read_bytes() for path in checkpoint.found(tmp_path)] == [b"a"]
+    assert [path.read_bytes() for path in checkpoint.list_checkpoints(tmp_path)] == [b"a"]
     checkpoint.drop_others(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
 

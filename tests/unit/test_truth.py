@@ -19,7 +19,7 @@ from brainlm.preprocess.io.derivatives import read_transforms, read_volume
 from brainlm.preprocess.normalise.registration import Normalisation
 from brainlm.simulate import DAMAGE_KINDS, Truth, simulate_cohort
 from brainlm.simulate.anatomy import transform
-from brainlm.simulate.atlas import parcellate_template
+from brainlm.simulate.demo_atlas import parcellate_template
 from brainlm.simulate.signals import ARTEFACTS
 
 

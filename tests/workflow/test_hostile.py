@@ -24,7 +24,7 @@ from brainlm.files import atomic_path, is_disk_error, remove_leftovers, write_te
 from brainlm.paths import Results
 from brainlm.preprocess.chunk import run_stage
 from brainlm.preprocess.stages.context import Context
-from brainlm.workflow import prepare
+from brainlm.workflow import prepare_run
 
 ATLAS = Atlas("demo424", "toyspace", 424, None, "ab", None, tuple(map(str, range(424))), "", "")
 
@@ -123,7 +123,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch,
     values = {"results": str(tmp_path / "results"), "cohorts": [cohort], "tasks": []}
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
-        prepare(values, is_main_process=True)
+        prepare_run(values, is_main_process=True)
     said = capsys.readouterr().err
     assert said.startswith("brainlm: ") and "results" in said and said.count("\n") == 1
 
@@ -144,10 +144,10 @@ def test_a_label_that_cannot_be_learnt_is_refused_before_anything_is_done(
     cohort = {"name": "c", "folder": "series", "layout": "parcels"}
     values = {"cohorts": [cohort], "tasks": ["age"]}
     if not words:
-        prepare(values, is_main_process=True)
+        prepare_run(values, is_main_process=True)
         return
     with pytest.raises(SystemExit):
-        prepare(values, is_main_process=True)
+        prepare_run(values, is_main_process=True)
     assert words in capsys.readouterr().err
 
 
@@ -183,10 +183,10 @@ def test_a_release_of_other_cohorts_is_refused_before_anything_is_done(
     values["cohorts"] = [{"name": name} | cohort for name in names]
     values["cohorts"][0]["role"] = values.pop("role", "reference")
     if not words:
-        prepare(values, is_main_process=True)
+        prepare_run(values, is_main_process=True)
         return
     with pytest.raises(SystemExit):
-        prepare(values, is_main_process=True)
+        prepare_run(values, is_main_process=True)
     said = capsys.readouterr().err
     assert words in said and "release: r2" in said and said.count("\n") == 1
     assert not (tmp_path / "results/index").exists()
@@ -198,9 +198,11 @@ def test_jobs_read_the_configuration_that_the_run_began_with(tmp_path, monkeypat
     make_series(tmp_path / "series", 2)
     cohort = {"name": "c", "folder": "series", "layout": "parcels"}
     values = {"cohorts": [cohort], "tasks": []}
-    began = prepare(values, is_main_process=True)
+    began = prepare_run(values, is_main_process=True)
     edited = values | {"results": "elsewhere", "preprocess": {"min_duration_s": 7}}
-    assert prepare(edited, is_main_process=False) == began == load_config("results/config.json")
+    assert (
+        prepare_run(edited, is_main_process=False) == began == load_config("results/config.json")
+    )
 
 
 def test_a_changed_file_of_equal_size_and_a_broken_link_are_seen(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from runs import make_clone, make_series, snakemake
 
 from brainlm.config import load_config, parse_config
-from brainlm.doctor import examine
+from brainlm.doctor import examine_setup
 from brainlm.paths import ModelFolder, Results
 from brainlm.progress import Record, read_record, write_record
 from brainlm.status import read_status
@@ -210,7 +210,7 @@ def test_doctor_says_what_is_missing_and_what_to_do(clone, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     config = load_config(clone / "config.yaml")
     results = config.model_copy(update={"results": clone / "results"})
-    found = {finding.name: finding for finding in examine(results, clone)}
+    found = {finding.name: finding for finding in examine_setup(results, clone)}
     assert found["environment"].ok
     assert found["results"].ok
     assert found["cohort c"].ok is False
@@ -224,6 +224,8 @@ def test_doctor_says_that_a_gpu_partition_is_named_and_no_gpu_asked_for(
     monkeypatch.setenv("BRAINLM_GPU_PARTITION", partition)
     cohort = {"name": "c", "folder": str(tmp_path), "layout": "parcels"}
     values = {"results": str(tmp_path), "cohorts": [cohort]}
-    found = {f.name: f for f in examine(parse_config(values, "config.yaml"), tmp_path)}["GPU"]
+    found = {f.name: f for f in examine_setup(parse_config(values, "config.yaml"), tmp_path)}[
+        "GPU"
+    ]
     assert found.ok is ok
     assert ("set pretrain.gpus: 1" in str(found)) == (ok is None)

@@ -23,7 +23,7 @@ from .base import (
     Layout,
     belongs,
     choose_variant,
-    describe_left_out,
+    describe_skipped,
     find_file,
     parse_name,
     plain_label,
@@ -58,16 +58,18 @@ def find_recordings(cohort: Cohort, skip: Set[str] = frozenset()) -> list[Found]
         The folder is missing, unreadable, a derivative under a layout of raw images, or has no
         recording of this layout; or recordings come in several forms and none is chosen.
     """
-    return examine(cohort, skip)[0]
+    return examine_folder(cohort, skip)[0]
 
 
 def look(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], list[str]]:
     """As :func:`find_recordings`, and lines that say which files are left out and why."""
-    found, left_out = examine(cohort, skip)
-    return found, describe_left_out(left_out)
+    found, left_out = examine_folder(cohort, skip)
+    return found, describe_skipped(left_out)
 
 
-def examine(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], list[Found]]:
+def examine_folder(
+    cohort: Cohort, skip: Set[str] = frozenset()
+) -> tuple[list[Found], list[Found]]:
     """As :func:`find_recordings`, and the files that look like recordings and are left out."""
     folder, layout = cohort.folder, LAYOUTS[cohort.layout]
     listed = _list(cohort, skip)
@@ -91,7 +93,7 @@ def examine(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], 
             f"{folder}: no recording found; layout {layout.name!r} expects {layout.tree}"
             + (f" with task-{cohort.task}" if cohort.task else "")
             + " (is the disk mounted?)"
-            + "".join(f"; {line}" for line in describe_left_out(left_out))
+            + "".join(f"; {line}" for line in describe_skipped(left_out))
         )
     found.sort(key=lambda item: item.recording_id)
     return found, left_out
@@ -162,7 +164,7 @@ __all__ = [
     "Found",
     "Layout",
     "belongs",
-    "describe_left_out",
+    "describe_skipped",
     "find_file",
     "find_recordings",
     "look",

@@ -145,7 +145,7 @@ def parse_name(name: str) -> tuple[dict[str, str], str]:
     return entities, parts[-1]
 
 
-def identify(entities: dict[str, str]) -> dict[str, str]:
+def identify_run(entities: dict[str, str]) -> dict[str, str]:
     """Which run it is, whatever version of its data: ``run-1`` is ``run-01``."""
     own = {key: entities[key] for key in IDENTIFYING if key in entities}
     if own.get("run", "").isdigit():
@@ -155,7 +155,7 @@ def identify(entities: dict[str, str]) -> dict[str, str]:
 
 def same_run(first: dict[str, str], second: dict[str, str]) -> bool:
     """Whether the entities of two names are of one run."""
-    return identify(first) == identify(second)
+    return identify_run(first) == identify_run(second)
 
 
 def per_subject(
@@ -305,7 +305,7 @@ def relative(path: str | Path, folder: Path) -> str:
     return str(path).removeprefix(f"{folder}/")
 
 
-def found(folder: Path, path: str | Path, entities: dict[str, str], **more) -> Found:
+def make_found(folder: Path, path: str | Path, entities: dict[str, str], **more) -> Found:
     """A recording at `path`; one that cannot be read is listed too, and fails when it is read."""
     try:
         status = os.stat(path)
@@ -346,7 +346,7 @@ def found_bids(
     else:
         versions = {key: value for key, value in entities.items() if key not in IDENTIFYING}
         own = {key: value for key, value in entities.items() if key not in drop}
-        return found(folder, item.path, own, versions=versions, **more)
+        return make_found(folder, item.path, own, versions=versions, **more)
     return leave(folder, item, problem, refused=True)
 
 
@@ -369,10 +369,10 @@ def find_file(folder: Path, file: Path) -> Found:
     entities = {key: value for key, value in entities.items() if key not in DERIVED}
     if "sub" not in entities:
         entities = {"sub": plain_label(file.name.split(".")[0]) or "scan"}
-    return found(folder.absolute(), file.absolute(), entities)
+    return make_found(folder.absolute(), file.absolute(), entities)
 
 
-def describe_left_out(items: Iterable[Found]) -> list[str]:
+def describe_skipped(items: Iterable[Found]) -> list[str]:
     """One line per reason: how many files, and the first of them."""
     by_reason: dict[tuple[bool, str], list[str]] = {}
     for item in items:
@@ -434,7 +434,7 @@ def choose_variant(
 
 
 def _run(item: Found) -> tuple[tuple[str, str], ...]:
-    return tuple(identify(item.entities).items())
+    return tuple(identify_run(item.entities).items())
 
 
 def select(

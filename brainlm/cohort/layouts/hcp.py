@@ -17,10 +17,10 @@ from .base import (
     Found,
     Layout,
     files,
-    found,
     is_folder,
     is_image,
     leave,
+    make_found,
     per_subject,
     present,
     relative,
@@ -68,7 +68,7 @@ def _subject(folder: Path, clean: bool, subject: str) -> list[Found]:
         if not paths and match[4] and (run.name[0] == "r" or not clean):
             paths = [os.path.join(run.path, f"{run.name}{'_hp2000_clean' * clean}.nii.gz")]
         entities = _entities(subject, match)
-        recordings += [found(folder, path, entities, companions=about) for path in paths]
+        recordings += [make_found(folder, path, entities, companions=about) for path in paths]
     return recordings
 
 

@@ -17,9 +17,9 @@ from .base import (
     Layout,
     belonging,
     files,
-    found,
     found_bids,
     leave,
+    make_found,
     name_variant,
     parse_name,
     per_subject,
@@ -121,7 +121,7 @@ def _flat(folder: Path, skip: Set[str]) -> list[Found]:
                 form = _variant(entities)
                 recordings.append(found_bids(folder, item, DERIVED, variant=form, companions=near))
             else:
-                recordings.append(found(folder, item.path, entities, companions=near))
+                recordings.append(make_found(folder, item.path, entities, companions=near))
     return recordings
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Set
 from pathlib import Path
 
-from .base import Companions, Found, Layout, files, found, present, relative
+from .base import Companions, Found, Layout, files, make_found, present, relative
 
 _NAME = re.compile(r"(\d+)_(20227|20249)_(\d+)_(\d+)(\.zip)?")
 _IMAGES = {
@@ -43,7 +43,7 @@ def find(folder: Path, skip: Set[str]) -> list[Found]:
             near = [] if packed else [Path(path).parent / end for end in (_MOTION, _WARP)]
             about = tuple(relative(path, folder) for path in near)
             who = entities(eid, field, instance, array)
-            recordings.append(found(folder, path, who, companions=about))
+            recordings.append(make_found(folder, path, who, companions=about))
     return recordings
 
 

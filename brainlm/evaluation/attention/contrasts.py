@@ -65,7 +65,7 @@ def can_compare(people: People) -> bool:
     return bool((left**2).sum() > _FLAT * len(label))
 
 
-def compare(people: People, where: dict, permutations: int, options: Evaluate):
+def compare_groups(people: People, where: dict, permutations: int, options: Evaluate):
     """The table of maps, and rows of results.
 
     Means and their intervals are those of the groups as they are; the difference, its interval

@@ -21,12 +21,12 @@ from ...errors import BrainLMError
 from ...files import atomic_path
 from ...paths import side_table
 from ...shards import Corpus
-from ..job import Job, open_model
+from ..job import Job, open_pretrained
 from ..people import KEY, count_absent, long_enough, names_of
 from ..rows import describe_left_out, write_results
 from ..statistics import MIN_PARTICIPANTS
 from ..tasks import refuse_held
-from .contrasts import People, can_compare, compare
+from .contrasts import People, can_compare, compare_groups
 
 #: name of the contrast between conditions: the BIDS entity of a recording
 TASK = "task"
@@ -122,7 +122,7 @@ def evaluate_attention(
             rows.append(where | {"n": 0, "left_out": everybody, "note": people})
             continue
         people = replace(people, left_out=why | people.left_out)
-        table, found = compare(people, where, permutations, options)
+        table, found = compare_groups(people, where, permutations, options)
         tables.append(table.assign(cohort=cohort.name, target=contrast))
         rows += found
     if contrast and not tables:
@@ -142,12 +142,12 @@ def attention_maps(
     """One row per recording that holds a window: its metadata and ``map``, an array [R]; by cohort
     how many people have none, and why; and (cohort, participant_id) of all who have a recording,
     usable or not."""
-    from ...model.rows import cls_attention
+    from ...model.attention_rows import cls_attention
     from ...training.device import device_of
     from ...training.windows import Windows
 
     corpus = Corpus(shards)
-    model = open_model(model_folder, corpus)
+    model = open_pretrained(model_folder, corpus)
     assert model.scaling is not None
     device = device_of(model)
     parts = corpus.table.groupby("cohort", sort=False)

@@ -114,7 +114,7 @@ def inner_folds(
     return [fold for fold in folds if all(set(labels[p]) == set(labels) for p in fold)]
 
 
-def fit_linear(known: Known) -> Predictor:
+def fit_ridge(known: Known) -> Predictor:
     """Ridge; for classes on an indicator of each (a least-squares classifier)."""
     if not known.classes:
         ridge = Ridge.fit(known.train, known.y[:, None])

@@ -66,14 +66,14 @@ def list_methods(
     svm = "SVR" if kind == "regression" else "SVC"
     methods = [
         Method("mean" if kind == "regression" else "chance", "people", fit_constant),
-        Method("mean FD", "mean FD", baselines.fit_linear),
-        Method("site", "site", baselines.fit_linear),
-        Method("demographics", "demographics", baselines.fit_linear),
-        Method("connectivity + ridge", "connectivity", baselines.fit_linear),
+        Method("mean FD", "mean FD", baselines.fit_ridge),
+        Method("site", "site", baselines.fit_ridge),
+        Method("demographics", "demographics", baselines.fit_ridge),
+        Method("connectivity + ridge", "connectivity", baselines.fit_ridge),
         *(logistic if kind == "classification" else []),
         Method(f"connectivity + {svm}", "connectivity", baselines.fit_svm),
-        Method("tangent connectivity + ridge", "tangent", baselines.fit_linear),
-        Method("connectivity less confounds + ridge", "cleaned", baselines.fit_linear),
+        Method("tangent connectivity + ridge", "tangent", baselines.fit_ridge),
+        Method("connectivity less confounds + ridge", "cleaned", baselines.fit_ridge),
     ]
     if windows is None:
         return methods
@@ -83,15 +83,15 @@ def list_methods(
         *(Method(name, "rows", partial(deep, name), random=True) for name in networks),
         Method("k-NN on CLS, zero-shot", "CLS", baselines.fit_neighbours),
         Method("k-NN on mean token, zero-shot", "mean token", baselines.fit_neighbours),
-        Method("linear probe on CLS", "CLS", baselines.fit_linear),
-        Method("linear probe on mean token", "mean token", baselines.fit_linear),
-        Method("linear probe on latent connectivity", "latent connectivity", baselines.fit_linear),
+        Method("linear probe on CLS", "CLS", baselines.fit_ridge),
+        Method("linear probe on mean token", "mean token", baselines.fit_ridge),
+        Method("linear probe on latent connectivity", "latent connectivity", baselines.fit_ridge),
         Method(
             "linear probe on latent connectivity, untrained",
             f"{UNTRAINED}latent connectivity",
-            baselines.fit_linear,
+            baselines.fit_ridge,
         ),
-        Method("connectivity and latent connectivity + ridge", "both", baselines.fit_linear),
+        Method("connectivity and latent connectivity + ridge", "both", baselines.fit_ridge),
     ]
     return methods
 

@@ -22,7 +22,7 @@ from ...files import atomic_path
 from ...model import BrainLM
 from ...paths import ModelFolder, side_table
 from ...shards import Corpus
-from ..job import Job, open_model
+from ..job import Job, open_pretrained
 from ..people import (
     KEY,
     Population,
@@ -55,7 +55,7 @@ def run(job: Job) -> pd.DataFrame:
     labels = read_labels(
         job.config.cohorts, task.target, task.kind, task.transform, task.spellings
     )
-    study = Study(job, corpus, labels, open_model(job.pretrained, corpus))
+    study = Study(job, corpus, labels, open_pretrained(job.pretrained, corpus))
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
         row |= {"left_out": len(study.people), "note": f"not evaluated: {study.shortage}"}

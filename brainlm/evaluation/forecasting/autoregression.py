@@ -34,7 +34,7 @@ class Linear:
     choice: str
 
 
-def fit_linear(
+def fit_autoregressions(
     corpus: Corpus, scaling: Scaling, train: Sequence[int], check: Sequence[int], given: int,
     horizon: int,
 ) -> dict[str, Linear]:  # fmt: skip

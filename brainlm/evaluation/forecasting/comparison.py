@@ -22,13 +22,13 @@ from ...errors import BrainLMError
 from ...files import atomic_path
 from ...paths import side_table
 from ...shards import Corpus, Scaling
-from ..job import Job, open_model
+from ..job import Job, open_pretrained
 from ..metrics import POOLED, of_sums, sum_values
 from ..people import cohort_parts, long_enough
 from ..rows import compare, describe_left_out, rows_of_units, write_results
 from ..seen import open_corpus
 from ..statistics import Sample, add_by_participant
-from .autoregression import fit_linear
+from .autoregression import fit_autoregressions
 
 MODEL = "fine-tuned"
 _EXAMPLES = 3  # recordings per cohort, and parcels of each
@@ -139,7 +139,7 @@ def evaluate_forecasting(
     from ...training.loop import Budget
 
     corpus, roles = open_corpus(shards, roles), roles or {}
-    base = open_model(model_folder, corpus)
+    base = open_pretrained(model_folder, corpus)
     assert base.scaling is not None
     setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, ahead))
     train, check = setting.rows("train", roles), setting.rows("validation", roles)
@@ -201,7 +201,7 @@ def trivial(ahead: int) -> dict[str, Forecast]:
 def _fit_linear(setting: Setting, train, check) -> dict[str, FittedForecaster]:
     """AR and VAR, and what needs no training."""
     given = setting.window - setting.ahead
-    fits = fit_linear(setting.corpus, setting.scaling, train, check, given, setting.ahead)
+    fits = fit_autoregressions(setting.corpus, setting.scaling, train, check, given, setting.ahead)
 
     def each(forecast: Callable[[np.ndarray], np.ndarray]) -> Forecast:
         return lambda past: np.stack([forecast(window) for window in past])

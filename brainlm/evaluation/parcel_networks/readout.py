@@ -20,7 +20,7 @@ import pandas as pd
 from ...config import Evaluate
 from ...errors import BrainLMError
 from ...shards import Corpus
-from ..job import Job, open_model
+from ..job import Job, open_pretrained
 from ..people import cohort_parts, long_enough
 from ..rows import compare, describe_left_out, rows_of_units, write_results
 from ..seen import open_corpus
@@ -101,7 +101,7 @@ def evaluate_networks(
         The table is for another number of parcels, or has one network only.
     """
     corpus, roles = open_corpus(shards, roles), roles or {}
-    model = open_model(model_folder, corpus)
+    model = open_pretrained(model_folder, corpus)
     labels = _check(networks, corpus.info.num_parcels)
     missing = describe_left_out({"parcels without a network": int((labels < 0).sum())})
     kinds = [_trained(model, corpus, roles, epochs, batch_size, seed) for seed in seeds]
@@ -182,7 +182,7 @@ def connectivity_rows(series: np.ndarray) -> np.ndarray:
 
 def _features(model, signal: Tensor, series: np.ndarray) -> dict[str, np.ndarray]:
     """{method: [R, F]} of one recording, of the methods without training here."""
-    from ...model.rows import parcel_attention
+    from ...model.attention_rows import parcel_attention
 
     rows = parcel_attention(model, signal).cpu().numpy()
     return {
@@ -228,7 +228,7 @@ def divide_parcels(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarra
     return train, test
 
 
-def classify(features: np.ndarray, labels: np.ndarray, train, test, metric="correlation"):
+def classify_parcels(features: np.ndarray, labels: np.ndarray, train, test, metric="correlation"):
     """Labels of the test parcels by their nearest training parcels.
 
     Rows are standardised first, so that neighbours are those of highest correlation, for every
@@ -259,11 +259,15 @@ def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, se
         for seed, trained in zip(seeds, kinds, strict=True):
             features = own | {name: _codes(network, signal) for name, network in trained.items()}
             train, test = divide_parcels(truth, _mix(seed, row))
-            guesses = {n: classify(f[known], truth, train, test) for n, f in features.items()}
+            guesses = {
+                n: classify_parcels(f[known], truth, train, test) for n, f in features.items()
+            }
             if coordinates is not None:
-                guesses["places"] = classify(coordinates[known], truth, train, test, "euclidean")
+                guesses["places"] = classify_parcels(
+                    coordinates[known], truth, train, test, "euclidean"
+                )
             mixed = np.random.default_rng([seed, row]).permutation(truth)
-            guesses[SHUFFLED] = classify(features[MODEL][known], mixed, train, test)
+            guesses[SHUFFLED] = classify_parcels(features[MODEL][known], mixed, train, test)
             guesses[MAJORITY] = np.full(len(test), np.bincount(truth[train]).argmax())
             for name, guess in guesses.items():
                 aim = mixed[test] if name == SHUFFLED else truth[test]

@@ -22,7 +22,7 @@ from ...files import atomic_path
 from ...paths import side_table
 from ...shards import Corpus
 from ..clinical.baselines import Known, balance, fit_logistic
-from ..job import Job, make_untrained, open_model
+from ..job import Job, make_untrained, open_pretrained
 from ..people import cohort_parts
 from ..rows import compare, describe_left_out, rows_of_units, write_results
 from ..statistics import Sample, Statistic
@@ -87,7 +87,7 @@ def evaluate_states(
         a folder, that is not there.
     """
     corpus, roles = Corpus(shards), roles or {}
-    model = open_model(model_folder, corpus)
+    model = open_pretrained(model_folder, corpus)
     shape = model.config
     points = clip_points(task, shape.patch, shape.window, corpus.info.sample_period_s)
     clips = list_clips(corpus, task, points, _folders(task, cohorts))

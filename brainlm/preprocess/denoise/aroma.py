@@ -98,7 +98,7 @@ def _subset_correlations(x: np.ndarray, y: np.ndarray, subset: np.ndarray) -> np
     return best
 
 
-def classify(features: pd.DataFrame) -> None:
+def classify_components(features: pd.DataFrame) -> None:
     """Add ``classification`` and ``rule`` (what decided) by the published thresholds."""
     offset, by_motion, by_edge = HYPERPLANE
     plane = offset + by_motion * features["max_rp_corr"] + by_edge * features["edge_fraction"]

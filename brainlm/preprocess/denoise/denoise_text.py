@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
-from ..io.derivatives import Derivatives, read_sidecar
+from ..io.derivatives import Derivatives, read_own_sidecar
 
 FRISTON = "Friston et al. 1996, Magnetic Resonance in Medicine 35:346"
 BEHZADI = "Behzadi et al. 2007, NeuroImage 37:90"
@@ -50,13 +50,13 @@ CONFOUNDS: dict[str, Sentence] = {
 
 def describe_denoising(files: Derivatives, atlas: Atlas) -> Sentence:
     """The methods sentence, from the sidecars of the filtered series and of the components."""
-    if not (written := read_sidecar(files.filtered)):
+    if not (written := read_own_sidecar(files.filtered)):
         return Sentence()
     steps = written["Parameters"]["denoise"]
     regressed = [CONFOUNDS[step] for step in steps if step in CONFOUNDS]
     words = " and ".join(confound.text for confound in regressed)
     cites = tuple(work for confound in regressed for work in confound.cites)
-    made = read_sidecar(files.metrics)
+    made = read_own_sidecar(files.metrics)
     if not made:
         if not words:
             return Sentence("No confounds were regressed out.")

@@ -29,7 +29,7 @@ from .aroma import (
     HIGH_FREQUENCY,
     HYPERPLANE,
     NUM_SPLITS,
-    classify,
+    classify_components,
     measure_features,
 )
 from .filter import clean_columns, filter_basis
@@ -122,7 +122,7 @@ def fit_ica(
         mixing, thresholded, clean_columns(parameters, basis), tr_s, grid, seed=seed
     )
     features.insert(0, "variance_explained", share)
-    classify(features)
+    classify_components(features)
     noise = (features["classification"] == "rejected").to_numpy()
     return Components(mixing, thresholded, features, noise, converged, iterations)
 

@@ -86,7 +86,7 @@ def command(name: str, *, images: str = "NIFTI", **inputs: Any) -> Any:
     return getattr(fsl, name)(environ=one, terminal_output="allatonce", **inputs)
 
 
-def run(interface: Any, folder: Path) -> Any:
+def run_program(interface: Any, folder: Path) -> Any:
     """Outputs of a program; RuntimeError with the program's own words where it fails."""
     result = interface.run(cwd=str(folder), ignore_exception=True)  # else its words are lost
     made = result.runtime

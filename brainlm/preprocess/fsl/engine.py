@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ..denoise.aroma import classify, measure_features
+from ..denoise.aroma import classify_components, measure_features
 from ..denoise.filter import clean_columns, filter_basis
 from ..denoise.ica import Components, threshold_map, usable_points
 from ..denoise.ica_grid import ComponentGrid
@@ -44,7 +44,7 @@ from .commands import (
     fnirt,
     mcflirt,
     melodic,
-    run,
+    run_program,
     workspace,
 )
 
@@ -81,7 +81,7 @@ def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
     start = int(nearest[own_motion.most_typical(filled)])
     with workspace("motion_failed") as folder:
         write_volume(folder / "bold.nii", filled, affine, space="scanner")
-        made = run(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)
+        made = run_program(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)
         mats = formats.read_mats(made.mat_file)
         formats.check_par(mats, formats.read_par(made.par_file))
         scaled = formats.world_to_scaled_mm(affine, volumes.shape)
@@ -167,7 +167,7 @@ def _match_epi(folder: Path, moving: Any, template: Template) -> WarpField:
     from scipy import ndimage
 
     boldref, reference = folder / "boldref.nii", folder / "template.nii"
-    mat = run(flirt(boldref, reference, 12), folder).out_matrix_file
+    mat = run_program(flirt(boldref, reference, 12), folder).out_matrix_file
     bold = formats.world_to_scaled_mm(moving.affine, moving.data.shape)
     target = formats.world_to_scaled_mm(template.affine, template.t1w.shape)
     affine = formats.to_world(formats.read_matrix(mat), bold, target)
@@ -176,8 +176,8 @@ def _match_epi(folder: Path, moving: Any, template: Template) -> WarpField:
     rim = ndimage.distance_transform_edt(~template.mask) * template.affine[0, 0] <= RIM_MM
     write_volume(folder / "refmask.nii", rim, template.affine, space="template")
     bend = fnirt(boldref, folder / "contrast.nii", Path(mat), folder / "refmask.nii", EPI_LEVELS)
-    coefficients = Path(run(bend, folder).fieldcoeff_file)
-    field = run(convertwarp(reference, coefficients, None), folder).out_file
+    coefficients = Path(run_program(bend, folder).fieldcoeff_file)
+    field = run_program(convertwarp(reference, coefficients, None), folder).out_file
     return _to_field(field, template, bold, affine, "direct")
 
 
@@ -187,12 +187,12 @@ def _match_t1w(
     boldref, head, reference = (folder / f"{n}.nii" for n in ("boldref", "t1w", "template"))
     write_volume(head, t1w.astype(np.float32), t1w_affine, space="scanner")
     write_volume(folder / "refmask.nii", template.mask, template.affine, space="template")
-    brain = Path(run(bet(head), folder).out_file)
-    rigid = Path(run(flirt(boldref, brain, 6), folder).out_matrix_file)
-    mat = Path(run(flirt(brain, reference, 12), folder).out_matrix_file)
+    brain = Path(run_program(bet(head), folder).out_file)
+    rigid = Path(run_program(flirt(boldref, brain, 6), folder).out_matrix_file)
+    mat = Path(run_program(flirt(brain, reference, 12), folder).out_matrix_file)
     bend = fnirt(head, reference, mat, folder / "refmask.nii", len(SUBSAMPLING))
-    coefficients = Path(run(bend, folder).fieldcoeff_file)
-    field = run(convertwarp(reference, coefficients, rigid), folder).out_file
+    coefficients = Path(run_program(bend, folder).fieldcoeff_file)
+    field = run_program(convertwarp(reference, coefficients, rigid), folder).out_file
     bold = formats.world_to_scaled_mm(moving.affine, moving.data.shape)
     anatomy = formats.world_to_scaled_mm(t1w_affine, t1w.shape)
     target = formats.world_to_scaled_mm(template.affine, template.t1w.shape)
@@ -267,7 +267,7 @@ def fit_ica(
         write_volume(folder / "samples.nii", volumes, grid.affine, space="template")
         write_volume(folder / "mask.nii", inside, grid.affine, space="template")
         interface = melodic(folder / "samples.nii", folder / "mask.nii", folder / "ica", tr_s)
-        found = formats.read_melodic(run(interface, folder).out_dir)
+        found = formats.read_melodic(run_program(interface, folder).out_dir)
         if len(found.mixing) != len(samples) or found.maps.shape[1:] != inside.shape:
             raise ValueError("MELODIC's files are not of this recording's shape")
     return judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed)
@@ -292,9 +292,9 @@ def judge(
     clean_parameters = clean_columns(parameters, basis)
     features = measure_features(mixing[:, order], maps, clean_parameters, tr_s, grid, seed=seed)
     spectrum = found.spectrum[:, order]
-    features["high_frequency_content"] = formats.high_frequency_content(spectrum, tr_s)
+    features["high_frequency_content"] = formats.read_high_frequency(spectrum, tr_s)
     features.insert(0, "variance_explained", share[order])
-    classify(features)
+    classify_components(features)
     if verdicts is not None:
         features["classification"] = np.where(verdicts[order], "rejected", "accepted")
         features["rule"] = "fix"

@@ -28,7 +28,7 @@ from ..io.derivatives import write_volume
 from ..io.read import Bold
 from ..kernels.sampling import sample, sample_smooth
 from . import formats
-from .commands import bet, command, flirt, run, workspace
+from .commands import bet, command, flirt, run_program, workspace
 from .engine import judge
 
 #: Median of the brain that FEAT scales a run to.
@@ -62,7 +62,7 @@ class Native:
     t1w_affine: np.ndarray
 
 
-def fit_ica(
+def fit_native_ica(
     samples: np.ndarray,
     parameters: np.ndarray,
     grid: ComponentGrid,
@@ -92,8 +92,8 @@ def fit_ica(
     with workspace("denoise_failed") as folder:
         feat = folder / "run.ica"
         write_feat(feat, native, basis, config.high_pass_hz)
-        register(folder, feat, native)
-        found = formats.read_melodic(run(melodic(feat, tr_s), folder).out_dir)
+        register_anatomy(folder, feat, native)
+        found = formats.read_melodic(run_program(melodic_for_fix(feat, tr_s), folder).out_dir)
         if len(found.mixing) != len(samples) or found.maps.shape[1:] != shape:
             raise ValueError("MELODIC's files are not of this recording's shape")
         noise = find_noise(feat, config, len(found.maps))
@@ -117,8 +117,8 @@ def find_noise(feat: Path, config: Preprocess, count: int) -> np.ndarray:
     """
     assert config.fix_weights is not None  # who calls has looked
     weights, threshold = config.fix_weights.absolute(), config.fix_threshold
-    run(extract_features(feat), feat)
-    run(classify(feat, weights, threshold), feat)
+    run_program(extract_features(feat), feat)
+    run_program(classify_by_fix(feat, weights, threshold), feat)
     # named by the weights, each version of FIX in its own way
     found = sorted(feat.glob(f"fix4melview_*_thr{threshold}.txt"))
     if len(found) != 1:
@@ -191,7 +191,7 @@ def _axes(image: np.ndarray) -> list[tuple[tuple[int, int], int]]:
     return [((0, 1), width), ((0, 2), height), ((1, 2), depth)]
 
 
-def register(folder: Path, feat: Path, native: Native) -> None:
+def register_anatomy(folder: Path, feat: Path, native: Native) -> None:
     """``reg/highres`` (by BET) and its matrix to the run, as FEAT makes them.
 
     FLIRT moves the reference to the T1w (6 parameters, correlation ratio, no boundaries); FIX's
@@ -204,8 +204,8 @@ def register(folder: Path, feat: Path, native: Native) -> None:
     write_volume(boldref, brain_only, native.bold.affine, space="scanner")
     t1w = np.nan_to_num(native.t1w).astype(np.float32)
     write_volume(head, t1w, native.t1w_affine, space="scanner")
-    brain = Path(run(bet(head), folder).out_file)
-    matrix = formats.read_matrix(run(flirt(boldref, brain, 6), folder).out_matrix_file)
+    brain = Path(run_program(bet(head), folder).out_file)
+    matrix = formats.read_matrix(run_program(flirt(boldref, brain, 6), folder).out_matrix_file)
     nib.save(nib.load(brain), feat / "reg" / "highres.nii.gz")
     formats.write_rows(feat / "reg" / "example_func2highres.mat", matrix)
     formats.write_rows(feat / "reg" / "highres2example_func.mat", np.linalg.inv(matrix))
@@ -214,7 +214,7 @@ def register(folder: Path, feat: Path, native: Native) -> None:
 # ---- programs
 
 
-def melodic(feat: Path, tr_s: float) -> Any:
+def melodic_for_fix(feat: Path, tr_s: float) -> Any:
     """MELODIC with all that it can write, as FIX reads more than maps and time courses."""
     return command(
         "MELODIC", images="NIFTI_GZ", in_files=[str(feat / "filtered_func_data.nii.gz")],
@@ -231,7 +231,7 @@ def extract_features(feat: Path) -> Any:
     return command("FeatureExtractor", command="fix -f", images="NIFTI_GZ", mel_ica=feat)
 
 
-def classify(feat: Path, weights: Path, threshold: int) -> Any:
+def classify_by_fix(feat: Path, weights: Path, threshold: int) -> Any:
     """FIX's verdicts, without its cleaning."""
     return command(
         "Classifier", command="fix -c", images="NIFTI_GZ", mel_ica=feat, trained_wts_file=weights,

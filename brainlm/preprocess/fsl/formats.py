@@ -269,7 +269,7 @@ def read_melodic(folder: str | Path) -> Melodic:
     return Melodic(mixing, maps, spectrum, word == "Convergence", int(steps))
 
 
-def high_frequency_content(spectrum: np.ndarray, tr_s: float) -> np.ndarray:
+def read_high_frequency(spectrum: np.ndarray, tr_s: float) -> np.ndarray:
     """Where the power above 0.01 Hz is halved, between 0.01 Hz (0) and Nyquist (1): [C].
 
     From MELODIC's spectra, as in the published ICA-AROMA (Pruim et al. 2015).

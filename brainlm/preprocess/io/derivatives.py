@@ -97,7 +97,7 @@ def sidecar(path: Path) -> Path:
     return path.with_name(name[: name.rindex(".")] + ".json")
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def read_own_sidecar(path: Path) -> dict[str, Any]:
     """What the JSON file of a derivative says; empty if there is none."""
     known = sidecar(path)
     return read_json(known) if known.exists() else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
-from ..io.derivatives import Derivatives, read_sidecar
+from ..io.derivatives import Derivatives, read_own_sidecar
 
 POWER = "Power et al. 2012, NeuroImage 59:2142"
 NICHOLS = "Nichols 2013, Notes on creating a standardized version of DVARS"
@@ -34,7 +34,7 @@ IMAGE = PageText(
 
 def describe_motion(files: Derivatives, atlas: Atlas) -> Sentence:
     """The methods sentence, from the reference image's sidecar."""
-    made = read_sidecar(files.boldref)
+    made = read_own_sidecar(files.boldref)
     if not made:
         return Sentence()
     dropped = made["NumberOfVolumesDiscardedByPipeline"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
-from ..io.derivatives import Derivatives, read_sidecar
+from ..io.derivatives import Derivatives, read_own_sidecar
 from ..motion.motion_text import JENKINSON
 
 ASHBURNER = "Ashburner & Friston 1999, Human Brain Mapping 7:254"
@@ -27,7 +27,7 @@ TEXT = PageText(
 
 def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
     """The methods sentence, from the transform's sidecar."""
-    made = read_sidecar(files.normalisation)
+    made = read_own_sidecar(files.normalisation)
     if not made:
         return Sentence()
     through = "through the T1-weighted image" if made["Method"] == "t1w" else "directly"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
-from ..io.derivatives import Derivatives, read_sidecar
+from ..io.derivatives import Derivatives, read_own_sidecar
 
 LINDQUIST = "Lindquist et al. 2019, Human Brain Mapping 40:2358"
 
@@ -23,7 +23,7 @@ TEXT = PageText(
 
 def describe_parcellation(files: Derivatives, atlas: Atlas) -> Sentence:
     """The methods sentence, from the sidecar of the filtered series."""
-    if not (written := read_sidecar(files.filtered)):
+    if not (written := read_own_sidecar(files.filtered)):
         return Sentence()
     made = written["Parameters"]
     low = f", low-pass {made['low_pass_hz']:g} Hz" if made["low_pass_hz"] else ""

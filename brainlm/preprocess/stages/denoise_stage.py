@@ -97,7 +97,7 @@ def _fit_ica(engine, entry, bold, paths, samples, parameters, grid, options) -> 
         return engine.fit_ica(
             samples, bold.tr_s, parameters, grid, high_pass_hz=options.high_pass_hz
         )
-    from ..fsl.fix import Native, fit_ica
+    from ..fsl.fix import Native, fit_native_ica
     from ..normalise.warp import load_normalisation
 
     t1w, t1w_affine = read_image(entry.t1w)
@@ -106,4 +106,4 @@ def _fit_ica(engine, entry, bold, paths, samples, parameters, grid, options) -> 
         read_volume(paths.mask)[0] > 0, load_normalisation(paths.normalisation)(grid.points),
         t1w, t1w_affine,
     )  # fmt: skip
-    return fit_ica(samples, parameters, grid, native, options)
+    return fit_native_ica(samples, parameters, grid, native, options)

@@ -14,8 +14,8 @@ from ..errors import STATUSES
 from ..paths import Results
 from ..preprocess.chunk import read_stage_table
 from . import figures
-from .blocks import Figure, PagedTable, Section, Table, Text, count, show
 from .facts import Facts, count_warnings
+from .page_blocks import Figure, PagedTable, Section, Table, Text, count, show
 from .site import Page
 
 #: Figures on the page: column -> (label, which side is bad).

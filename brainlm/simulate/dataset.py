@@ -15,9 +15,16 @@ from ..files import write_json, write_text
 from ..tables import write_tsv
 from .activity import draw_patterns, make_activity
 from .anatomy import Head, make_head
-from .atlas import NUM_PARCELS, parcellate_template
 from .damage import DAMAGE_KINDS, damage_file, sidecar_path, write_image
-from .signals import NEURAL_SD, draw_person, make_artefacts, make_breath, make_motion, make_series
+from .demo_atlas import NUM_PARCELS, parcellate_template
+from .signals import (
+    NEURAL_SD,
+    draw_person,
+    make_artefacts,
+    make_breath,
+    make_motion,
+    make_parcel_series,
+)
 from .truth import Truth, save_truth
 
 _NECK = np.array([[0.0, -20.0, -60.0]])  # template mm: what the head turns about
@@ -196,7 +203,9 @@ def _record(
     from .scanner import make_scene, scan  # compiles: only where a scan is made
 
     times = protocol.times_s
-    courses, series = make_series(rng, times, parcellate_template().networks, strength, coupling)
+    courses, series = make_parcel_series(
+        rng, times, parcellate_template().networks, strength, coupling
+    )
     if protocol.conditions:
         series = series + NEURAL_SD * _show(path, protocol, rng.spawn(1)[0])
     pivot = head.placement.to_head(_NECK)[0]

@@ -67,7 +67,7 @@ class DemoAtlas:
 
 
 @functools.cache
-def load_template(kind: str) -> tuple[np.ndarray, np.ndarray]:
+def load_symmetric_map(kind: str) -> tuple[np.ndarray, np.ndarray]:
     """One of nilearn's MNI152 2009a symmetric maps, at 2 mm and made left-right symmetric.
 
     Parameters
@@ -103,7 +103,7 @@ def load_template(kind: str) -> tuple[np.ndarray, np.ndarray]:
 @functools.cache
 def parcellate_template() -> DemoAtlas:
     """Cut each hemisphere's grey matter into 212 parcels of equal size."""
-    grey, affine = load_template("gm")
+    grey, affine = load_symmetric_map("gm")
     middle = grey.shape[0] // 2
     inside = 2 * grey > 255 * 128
     inside[middle:] = False  # the left; the midline itself belongs to neither
