@@ -123,7 +123,7 @@ def _maskings(options: Evaluate, model) -> Iterator[tuple[str, float]]:
 def _fit_var(corpus: Corpus, model) -> Callable[[np.ndarray], np.ndarray] | None:
     """The forecasting task's VAR [B, R, T] -> [B, R, P] of the last patch from the others; None
     without training recordings in this corpus (a model from elsewhere)."""
-    from .forecasting.autoregression import fit_linear
+    from .forecasting.autoregression import fit_autoregressions
 
     window, ahead = model.config.window, model.config.patch
     train, check = (corpus.usable(split=split, min_timepoints=window)
@@ -135,7 +135,9 @@ def _fit_var(corpus: Corpus, model) -> Callable[[np.ndarray], np.ndarray] | None
         return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)].tolist()
 
     some_train, some_check = some(train, _FITTED), some(check, _FITTED // 4)
-    fit = fit_linear(corpus, model.scaling, some_train, some_check, window - ahead, ahead)["VAR"]
+    fit = fit_autoregressions(
+        corpus, model.scaling, some_train, some_check, window - ahead, ahead
+    )["VAR"]
     return lambda signal: np.stack([fit.forecast(one[:, :-ahead]) for one in signal])
 
 

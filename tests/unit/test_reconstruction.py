@@ -124,13 +124,15 @@ def test_the_future_mask_scores_equal_a_direct_computation(study):
 
 
 def test_of_the_future_a_var_of_the_training_recordings_is_asked_too(study):
-    from brainlm.evaluation.forecasting.autoregression import fit_linear
+    from brainlm.evaluation.forecasting.autoregression import fit_autoregressions
     from brainlm.shards import Corpus
 
     table, corpus = _run(study), Corpus([study.shard])
     assert "var" not in set(table[table["target"] == "random 50%"]["method"])
     train = corpus.usable(split="train", min_timepoints=WINDOW)
-    var = fit_linear(corpus, study.scaling, train, [], WINDOW - PATCH, PATCH)["VAR"].forecast
+    var = fit_autoregressions(corpus, study.scaling, train, [], WINDOW - PATCH, PATCH)[
+        "VAR"
+    ].forecast
     truth, guess = [], []
     for index in corpus.usable(split="test", min_timepoints=WINDOW):
         if corpus.table["cohort"][index] != "home":
