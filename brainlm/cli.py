@@ -19,6 +19,7 @@ from . import __version__
 from .config import Config, LayoutName, load_config, sweep_point
 from .errors import BrainLMError
 from .files import describe_disk_error, is_disk_error
+from .output import logged
 from .paths import ModelFolder
 from .steps import STEPS, load
 
@@ -35,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.others = others
     if others and args.verb != "run":
         parser.error(f"unrecognized arguments: {' '.join(others)}")
+    with logged(getattr(args, "log", None)):
+        return _run_verb(args)
+
+
+def _run_verb(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args) or 0)
     except BrainLMError as error:
@@ -48,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.debug or not is_disk_error(error):
             raise
         print(f"brainlm {args.verb}: {describe_disk_error(error)}", file=sys.stderr)
+        return 1
+    except Exception:
+        if getattr(args, "log", None) is None:
+            raise
+        traceback.print_exc()  # into the log too
         return 1
 
 
@@ -144,14 +155,16 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub = verb("config", _config, "check the configuration and print it in full",
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
-    sub = step_verb("pretrain", _pretrain)
+    log = argparse.ArgumentParser(add_help=False)
+    log.add_argument("--log", type=Path, help="a file to append to what is printed")
+    sub = step_verb("pretrain", _pretrain, log)
     sub.add_argument("--sweep", nargs=3, metavar=("PRESET", "SHARE", "SEED"),
                      help="a point of a scaling task instead of the model")  # fmt: skip
     fit = argparse.ArgumentParser(add_help=False)
     fit.add_argument("--task", help="a regression or classification task")
     fit.add_argument("--seed", type=int, default=1, help="one of the task's seeds")
     fit.add_argument("--from-scratch", action="store_true", help="the network not pretrained")
-    step_verb("finetune", _finetune, fit)
+    step_verb("finetune", _finetune, fit, log)
     scans = _scan_arguments()
     sub = step_verb("embed", _embed, scans)
     sub.add_argument("source", metavar="INPUT", help="a file, a folder, or a cohort's name")

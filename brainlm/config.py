@@ -249,7 +249,7 @@ class Pretrain(Section):
     FREE: ClassVar[frozenset[str]] = frozenset({
         "nodes", "gpus", "cpus", "attention", "compile", "activation_checkpointing", "sharding",
         "precision", "micro_batch_size", "checkpoint_every_min", "validate_every_epochs",
-        "trackers",
+        "trackers", "hours",
     })  # fmt: skip
 
     epochs: Annotated[int, Field(ge=1)] = 100
@@ -285,7 +285,27 @@ class Pretrain(Section):
     validate_every_epochs: Annotated[int, Field(ge=1)] = 1
     nodes: Annotated[int, Field(ge=1)] = 1
     gpus: Annotated[int, Field(ge=0)] = Field(0, description="per node; 0 trains on the CPU")
-    cpus: Annotated[int, Field(ge=1)] = Field(8, description="per node")
+    cpus: Annotated[int, Field(ge=1)] = Field(
+        8, description="per node; default 12 for each GPU, 8 without"
+    )
+    hours: Positive = Field(
+        24.0,
+        description="of a training or evaluation job on a cluster; one that is ended by the "
+        "clock resumes",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_cpus(cls, given: Any) -> Any:
+        """The CPUs that a GPU's loader keeps busy, where they are not stated."""
+        if isinstance(given, dict) and "cpus" not in given and isinstance(given.get("gpus"), int):
+            return given | {"cpus": 12 * given["gpus"] or 8}
+        return given
+
+    @property
+    def loader_threads(self) -> int:
+        """Threads that make batches, of each process: half of its share of the CPUs."""
+        return max(1, self.cpus // max(1, self.gpus) // 2) if self.gpus else 1
 
 
 class Finetune(Section):

@@ -38,7 +38,7 @@ class Finding:
 def examine_setup(config: Config, folder: Path = Path()) -> Iterator[Finding]:
     """Check everything that this configuration needs; `folder` is where Snakemake runs."""
     checks: tuple[Callable[..., Iterator[Finding]], ...] = (
-        _environment, _cohorts, _atlas, _results, _fsl, _gpu, _slurm, _deployment,
+        _environment, _cohorts, _atlas, _results, _fsl, _gpu, _loader, _slurm, _deployment,
     )  # fmt: skip
     for check in checks:
         yield from check(config)
@@ -142,6 +142,24 @@ def _gpu(config: Config) -> Iterator[Finding]:
     else:
         advice = "right for a login node; else set pretrain.gpus: 0"
         yield Finding("GPU", None, f"{here}, pretrain.gpus is {wanted}", advice)
+
+
+def _loader(config: Config) -> Iterator[Finding]:
+    options = config.pretrain
+    if not options.gpus:
+        return
+    threads, cores = options.gpus * options.loader_threads, len(os.sched_getaffinity(0))
+    text = (
+        f"{threads} threads read windows for {options.gpus} GPUs, on {options.cpus} CPUs of a job"
+    )
+    if threads + options.gpus > options.cpus:
+        advice = f"set pretrain.cpus to {12 * options.gpus} (12 for each GPU), or leave it out"
+        yield Finding("loader", None, text, advice)
+    elif options.cpus > cores:
+        advice = "right for a login node; else set pretrain.cpus to what a node has"
+        yield Finding("loader", None, f"{text}; this machine has {cores}", advice)
+    else:
+        yield Finding("loader", True, text)
 
 
 def _slurm(config: Config) -> Iterator[Finding]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 #: What a fit begins with: the pretrained model, or the same network untrained.
 STARTS = ("finetune", "scratch")
+#: in a release's folder, see :func:`brainlm.shards.release.read_places`
+PLACES = "places.parquet"
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,11 @@ class Results:
     def release_shards(self) -> Path:
         """The frozen list of shards."""
         return self.release_folder / "shards.tsv"
+
+    @property
+    def release_places(self) -> Path:
+        """Where in their files the series of the release's shards begin."""
+        return self.release_folder / PLACES
 
     @property
     def scaling(self) -> Path:

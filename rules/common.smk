@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from brainlm.paths import STARTS, ModelFolder
 from brainlm.resources import (
     chunk_resources,
+    growing,
     launch_line,
     site_commands,
     training_resources,
@@ -110,11 +111,6 @@ def all_models(wildcards):
     """The pretrained model, and what each task is evaluated from besides."""
     of_tasks = [fit for task in TASKS for fit in fits_of(TASKS[task])]
     return [ModelFolder(PATHS.pretrained).weights] + of_tasks
-
-
-def more(amount):
-    """A resource that doubles on every retry (out of memory, out of time)."""
-    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
 
 
 def settings(step):

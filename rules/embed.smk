@@ -13,7 +13,7 @@ rule embed:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING, nodes=1),
+        **training_resources("embed", TRAINING, nodes=1),
     params:
         settings("embed"),
     shell:
@@ -32,7 +32,7 @@ rule predict_cohort:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING, nodes=1),
+        **training_resources("predict_cohort", TRAINING, nodes=1),
     params:
         settings("embed"),
     shell:

@@ -12,7 +12,7 @@ rule evaluate:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING, nodes=1),
+        **training_resources("evaluate", TRAINING, nodes=1),
     params:
         settings("evaluate"),
     shell:

@@ -1,5 +1,5 @@
 # Encoder and 3-layer head on a clinical task's column, and the same network untrained; a job per seed.
-# Fine-tuning sees the release only; external cohorts are predicted by the finished model.
+# It saves and resumes as pretraining does. Fine-tuning sees the release only; external cohorts are predicted by the finished model.
 FIT = ModelFolder(PATHS.fit("{start}", "{task}", "{seed}"))
 
 
@@ -14,15 +14,15 @@ rule finetune:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING, nodes=1),
+        **training_resources("finetune", TRAINING, nodes=1),
     params:
         settings("finetune"),
         scratch=lambda wildcards: (
             "--from-scratch" if wildcards.start == "scratch" else ""
         ),
     shell:
-        "brainlm finetune --task {wildcards.task} --seed {wildcards.seed} {params.scratch}"
-        " 2>&1 | tee {log:q}"
+        "exec brainlm finetune --task {wildcards.task} --seed {wildcards.seed} {params.scratch}"
+        " --log {log:q}"
 
 
 rule predict:
@@ -37,7 +37,7 @@ rule predict:
         "../envs/training-cuda.yaml"
     threads: max(1, TRAINING.cpus // 2)  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING, nodes=1),
+        **training_resources("predict", TRAINING, nodes=1),
     params:
         settings("predict"),
         scratch=lambda wildcards: (

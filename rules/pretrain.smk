@@ -1,6 +1,7 @@
 # Masked-autoencoder pretraining on the frozen release. It checkpoints and resumes by itself, so
 # a preempted or killed job is simply run again (exit code 75 means: saved, run me again). Its
 # checkpoints and metrics are no outputs: Snakemake would remove them before a second try.
+# At a SIGTERM to all processes of the job, no shell (`exec`) and no `tee` ends before it has saved.
 TRAINING = CONFIG.pretrain
 START = launch_line(TRAINING, shlex.quote(str(ROOT / "slurm")))
 START = START.replace("{", "{{").replace("}", "}}")  # a shell command is a format
@@ -23,12 +24,12 @@ rule pretrain:
         "../envs/training-cuda.yaml"
     threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING),
+        **training_resources("pretrain", TRAINING),
     params:
         settings("pretrain"),
-        launch="brainlm" if CONFIG.takes_model else launch_line(TRAINING),
+        launch="brainlm",  # of before, when a change of machines trained anew
     shell:
-        f"{START} pretrain 2>&1 | tee -a {{log:q}}"
+        f"exec {START} pretrain --log {{log:q}}"
 
 
 # One point of a scaling task: another size, a share of the training people, as many updates.
@@ -43,10 +44,10 @@ rule sweep:
         "../envs/training-cuda.yaml"
     threads: TRAINING.cpus  # of this machine; on a cluster cpus_per_task counts
     resources:
-        **training_resources(TRAINING),
+        **training_resources("sweep", TRAINING),
     params:
         settings("sweep"),
-        launch=launch_line(TRAINING),
+        launch="brainlm",
     shell:
-        f"{START} pretrain --sweep {{wildcards.preset}} {{wildcards.share}} {{wildcards.seed}}"
-        " 2>&1 | tee -a {log:q}"
+        f"exec {START} pretrain --log {{log:q}}"
+        " --sweep {wildcards.preset} {wildcards.share} {wildcards.seed}"

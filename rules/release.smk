@@ -13,9 +13,8 @@ rule release:
     conda:
         "../envs/pipeline.yaml"
     resources:
+        **growing("release", lambda wildcards: 4000, lambda wildcards: 60),
         cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(60),
     shell:
         "brainlm release 2>&1 | tee {log:q}"
 

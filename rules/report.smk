@@ -19,8 +19,7 @@ rule report:
     conda:
         "../envs/pipeline.yaml"
     resources:
+        **growing("report", lambda wildcards: 4000, lambda wildcards: 30),
         cpus_per_task=1,
-        mem_mb=more(4000),
-        runtime=more(30),
     shell:
         "brainlm report 2>&1 | tee {log:q}"

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import BrainLMError
+from .release import read_places
 from .scaling import Scaling
 from .schema import COLUMNS
 from .store import ShardInfo, read_info
@@ -30,13 +31,17 @@ class Corpus:
     info : ShardInfo
         Of the first shard; all must agree on atlas and sample period.
 
+    places : dict
+        Where in their files the series of some shards begin (by number of the shard), as the
+        release in the folder `release` knows it.
+
     Raises
     ------
     BrainLMError
         No shard, or shards of different atlases or sample periods.
     """
 
-    def __init__(self, paths: Iterable[str | os.PathLike]):
+    def __init__(self, paths: Iterable[str | os.PathLike], release: Path | None = None):
         self.paths = [Path(path) for path in paths]
         if not self.paths:
             raise BrainLMError("no shards: the list is empty; did any cohort produce one?")
@@ -54,6 +59,7 @@ class Corpus:
             columns = [name for name in _META if name in there]
             part = pq.read_table(path, columns=columns).to_pandas().reindex(columns=_META)
             tables.append(part.assign(shard=number, row=np.arange(len(part))))
+        self.places = read_places(release, self.paths) if release else {}
         self.table: pd.DataFrame = pd.concat(tables, ignore_index=True)
         self._open: dict[int, tuple[pq.ParquetFile, np.ndarray]] = {}
         self._groups: dict[tuple[int, int], pa.ChunkedArray] = {}

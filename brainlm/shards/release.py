@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import BrainLMError
-from ..files import read_json, sha256
-from ..paths import Results
+from ..files import atomic_path, read_json, sha256
+from ..paths import PLACES, Results
 from ..tables import read_tsv, write_tsv
 from .scaling import ParcelQuantiles, Scaling
-from .store import read_info
+from .store import locate_series, read_info
 
 _COLUMNS = ("shard", "size", "mtime_ns", "sha256")
 
@@ -64,6 +66,10 @@ def freeze_release(shards: Sequence[Path], quantiles: Sequence[Path], paths: Res
         own = path == paths.shard(path.parent.name, path.stem)
         place = path.relative_to(paths.folder) if own else path.absolute()
         rows.append((place, status.st_size, status.st_mtime_ns, sha256(path)))
+    places = [locate_series(path) for path in shards]
+    with atomic_path(paths.release_places) as temporary:
+        table = {"shard": [str(row[0]) for row in rows], "first_byte": places}
+        pq.write_table(pa.table(table), temporary)
     scaling.save(paths.scaling)
     write_tsv(paths.release_shards, _COLUMNS, rows)
     return scaling
@@ -85,6 +91,22 @@ def _agree_units(shards: Sequence[Path]) -> str:
                     "role: external, or a release of their own"
                 )
     return first[0] if first else "percent"
+
+
+def read_places(release: Path, shards: Sequence[Path]) -> dict[int, np.ndarray]:
+    """Where in their files the series of a release's shards begin, by number of the shard.
+
+    As :func:`~brainlm.shards.store.locate_series` finds it; a release of before this was kept
+    leaves that to its readers.
+    """
+    path = release / PLACES
+    if not path.exists():
+        return {}
+    kept = pq.read_table(path).to_pydict()
+    there = {tuple(Path(s).parts[-2:]): np.asarray(p, np.int64)
+             for s, p in zip(kept["shard"], kept["first_byte"], strict=True)}  # fmt: skip
+    names = [tuple(Path(shard).parts[-2:]) for shard in shards]
+    return {number: there[name] for number, name in enumerate(names) if name in there}
 
 
 def read_release(paths: Results) -> list[Path]:

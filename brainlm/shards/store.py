@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -139,6 +140,30 @@ def write_shard(
             f"{path}: the shard could not be written ({error.strerror or error}); nothing was "
             "kept; free some space and run again"
         ) from None
+
+
+def locate_series(path: str | os.PathLike) -> np.ndarray:
+    """Where in a shard's file each row's series begins: bytes [rows], -1 where there is none.
+
+    The series column is stored plain, so a series is a run of bytes: found by its length prefix
+    and first bytes, then compared in full. All are -1 in a shard that another program compressed.
+    """
+    file = pq.ParquetFile(path, memory_map=True)
+    places = np.full(file.metadata.num_rows, -1, np.int64)
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as raw:
+        row = position = 0
+        for group in range(file.num_row_groups):
+            for value in file.read_row_group(group, columns=["series"]).column(0):
+                if value.is_valid:
+                    data = memoryview(value.as_buffer()).cast("B")
+                    head = len(data).to_bytes(4, "little") + data[:64].tobytes()
+                    position = raw.find(head, position)
+                    if position < 0 or raw[position + 4 : position + 4 + len(data)] != data:
+                        return np.full(len(places), -1, np.int64)
+                    places[row] = position + 4
+                    position += 4 + len(data)
+                row += 1
+    return places
 
 
 def read_info(path: str | os.PathLike) -> ShardInfo:

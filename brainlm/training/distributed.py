@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -47,9 +48,20 @@ class Ranks:
         value = torch.tensor(float(flag), device=self.device)
         return bool(self.sum(value) > 0)
 
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, on all; also its error. The others wait for it."""
+        if self.world == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.main:
+            try:
+                box[0] = make()
+            except Exception as error:
+                box[1] = error
+        dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
 
 
 @contextlib.contextmanager
@@ -73,7 +85,9 @@ def join_processes(gpus: int, cpus: int) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group("nccl" if gpus else "gloo", device_id=device if gpus else None)
+    # gloo too: checkpoints are written from the host, and so is what the first process decides
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo",
+                            device_id=device if gpus else None)  # fmt: skip
     try:
         yield Ranks(dist.get_rank(), world, device)
     finally:

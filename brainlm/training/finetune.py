@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,14 +26,17 @@ from .. import __version__, config
 from ..atlas import Atlas
 from ..cohort.labels import LabelTransform
 from ..errors import BrainLMError
-from ..files import atomic_path, write_json
+from ..files import atomic_path, digest, read_json, sha256, write_json
 from ..model import BrainLM, from_pretrained, preset
 from ..model.card import Metric
 from ..model.pooling import check_pool, summary_width
 from ..model.ranges import describe_range
+from ..output import tell
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
+from .checkpoint import Saver, exchange, list_checkpoints, read_facts
 from .device import get_device, place
+from .distributed import Ranks
 from .journal import Journal, figure
 from .learner import Learner
 from .model_cards import finetuned_card
@@ -41,8 +46,10 @@ from .predict import (
     predict_recordings,
     summarise_recordings,
 )
+from .preemption import EXIT_SAVED, on_sigterm
 from .ridge import linear_readout
 from .schedule import make_optimizer
+from .settings import describe_release
 from .windows import Batch, Prefetch, Windows, training_ranges
 
 #: share of tokens left out while the encoder learns: it regularises, as in the published head, and
@@ -59,6 +66,8 @@ SCALED_BY = 512
 FITTED_ON = 2000
 #: validation summaries up to this size are made once for all epochs of the heads alone
 KEPT_BYTES = 2**30
+#: minutes between checkpoints
+SAVED_EVERY_MIN = 10.0
 #: bootstrap of the card's figures
 DRAWS = 1000
 
@@ -96,9 +105,13 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
     BrainLMError
         No labelled training subject with a long enough recording, one class only, or a model
         of another atlas, sample period or window.
+    SystemExit
+        Code 75 after SIGTERM: saved, the same call goes on.
     """
     task = FineTuning(pretrained, shards, scaling, labels, Path(out), target, kind, options, model,
                 atlas, seed, transform, class_names)  # fmt: skip
+    if (before := task.find_finished()) is not None:
+        return before
     task.train()
     return task.finish()
 
@@ -114,7 +127,7 @@ class FineTuning:
         self.pretrained, self.seed = pretrained, seed
         self.device = get_device()
         torch.manual_seed(seed)
-        corpus = Corpus(shards)
+        corpus = Corpus(shards, Path(scaling).parent)
         released = Scaling.load(scaling)
         base = _base(pretrained, corpus, model, atlas, released)
         self.scaling = base.scaling or released
@@ -138,7 +151,14 @@ class FineTuning:
                                       pool=options.pool, ranges=ranges))  # fmt: skip
         #: summaries of validation windows, while the encoder stays as it is and they fit in memory
         self.kept: list[Tensor] | None = None
-        self.journal = Journal(ModelFolder(out).metrics, "", quiet=False, stage="finetune")
+        self.settings = json.dumps({
+            "target": target, "kind": kind, "transform": transform, "classes": names, "seed": seed,
+            "options": options.model_dump(), "model": dataclasses.asdict(base.config),
+            "start": pretrained and sha256(ModelFolder(Path(pretrained)).weights),
+            "labels": digest(labels.dropna().to_csv()), **describe_release(shards, scaling),
+        }, sort_keys=True)  # fmt: skip
+        self.saver = Saver(ModelFolder(out).checkpoints, Ranks(0, 1, self.device))
+        self.stop, self.saved_s = False, time.monotonic()
         self.start = f"`{Path(pretrained).name}`" if pretrained else "random weights"
         self.began_s = time.monotonic()
 
@@ -185,32 +205,113 @@ class FineTuning:
         heads that learn alone, one that starts at random and one that starts as ridge regression
         on the encodings, validation people choose.
         """
-        self.journal.say(
+        tell(
             f"{self.target}: {len(self.fit_rows)} training and {len(self.check_rows)} validation "
             f"recordings with a label, from {self.start}"
         )
         if not len(self.check_rows):
-            self.journal.say("no labelled validation subject: all epochs are run")
-        self._fit_scale()
-        width = summary_width(self.model.config, self.model.config.pool)
-        if 4 * width * len(self.check_rows) <= KEPT_BYTES:
-            self.kept = list(self._summaries(self.check_rows, 1))
+            tell("no labelled validation subject: all epochs are run")
         half = self.options.epochs // 2
-        heads = self._begin_heads()
-        self._run(range(half), heads, whole=False)
-        # without validation people, the one that knows most
-        best = min(heads, key=lambda head: head.loss) if len(self.check_rows) else heads[-1]
-        self.model.head.load_state_dict(best.weights)
-        self.kept = None
-        learner = Learner(best.start, self.model.head, self.model, self._optimizer(self.model),
-                          best.loss, best.epoch)  # fmt: skip
-        self._run(range(half, self.options.epochs), [learner], whole=True)
+        with on_sigterm(self.ask_to_stop):
+            state, learners = self._take_up()
+            self.journal = Journal(ModelFolder(self.out).metrics, state.get("metrics", ""),
+                                   quiet=False, stage="finetune")  # fmt: skip
+            if not state.get("whole"):
+                best = self._train_heads(range(half), learners, state)
+                optimizer = self._optimizer(self.model)
+                learners, state = [Learner(best.start, self.model.head, self.model, optimizer,
+                                           best.loss, best.epoch)], {}  # fmt: skip
+            self._run(range(half, self.options.epochs), learners, state, whole=True)
+        (learner,) = learners
         self.model.load_state_dict(learner.weights)
         self.head_start = learner.start
         self.journal.say(
             f"best epoch: {learner.epoch or 'none'} of {self.options.epochs}; "
             f"the head began {learner.start}"
         )
+
+    def _train_heads(self, epochs: range, heads: list[Learner], state: dict) -> Learner:
+        """The best of the heads, with its best weights, in the model."""
+        if not heads:
+            self._fit_scale()
+        width = summary_width(self.model.config, self.model.config.pool)
+        if 4 * width * len(self.check_rows) <= KEPT_BYTES:
+            self.kept = list(self._summaries(self.check_rows, 1))
+        heads = heads or self._begin_heads()
+        self._run(epochs, heads, state, whole=False)
+        # without validation people, the one that knows most
+        best = min(heads, key=lambda head: head.loss) if len(self.check_rows) else heads[-1]
+        self.model.head.load_state_dict(best.weights)
+        self.kept = None
+        return best
+
+    # ---- interrupted ------------------------------------------------------------------------
+
+    def find_finished(self) -> pd.DataFrame | None:
+        """The table of a fit of these settings that is there: a fold of an interrupted job."""
+        there = ModelFolder(self.out)
+        if not (there.done.exists() and there.predictions.exists()):
+            return None
+        if read_json(there.done).get("settings") != self.settings:
+            return None
+        tell(f"{self.out}: already fitted with these settings")
+        return pd.read_parquet(there.predictions)
+
+    def ask_to_stop(self) -> None:
+        """Save after the batch at hand, and exit."""
+        self.stop = True
+
+    def _take_up(self) -> tuple[dict, list[Learner]]:
+        """Facts and learners of the newest checkpoint of these settings, or nothing of either."""
+        folder = ModelFolder(self.out).checkpoints
+        newest = next(iter(list_checkpoints(folder)), None)
+        before = read_facts(newest)["settings"] if newest else ""
+        if before != self.settings:
+            if newest:
+                tell(f"checkpoints are of other settings: they are set aside in {folder}")
+            exchange(folder, before, self.settings)
+        head = self.model.head
+        learners: list[Learner] = []
+
+        def collect(facts: dict) -> dict[str, Tensor]:
+            heads = [head, copy.deepcopy(head)][: len(facts["learners"])]
+            learners[:] = [Learner("", h, learns := self.model if facts["whole"] else h,
+                                   self._optimizer(learns)) for h in heads]  # fmt: skip
+            return _collect(learners)
+
+        read = self.saver.read_newest(collect, tell)
+        if read is None:
+            return {}, []
+        state, tensors = read
+        for k, (learner, facts) in enumerate(zip(learners, state["learners"], strict=True)):
+            mine = f"{k}."
+            learner.put({name.removeprefix(mine): value for name, value in tensors.items()
+                         if name.startswith(mine)}, facts)  # fmt: skip
+        self.began_s -= state["seconds"]
+        tell(f"going on from batch {state['batches']} of epoch {state['epoch'] + 1}")
+        return state, learners
+
+    def _save_in_time(self, epoch: int, done: int, learners: list[Learner], totals: Tensor,
+                      whole: bool) -> None:  # fmt: skip
+        """Save after `done` batches of an epoch if it is time to; exit if that was asked for."""
+        late = time.monotonic() - self.saved_s > 60 * SAVED_EVERY_MIN
+        if not (late or self.stop):
+            return
+        facts = {
+            "settings": self.settings, "whole": whole, "epoch": epoch, "batches": done,
+            "totals": totals.tolist(), "metrics": self.journal.lines,
+            "seconds": time.monotonic() - self.began_s,
+            "learners": [learner.facts() for learner in learners],
+        }  # fmt: skip
+        batches = math.ceil(len(self.fit_rows) / self.options.batch_size)
+        self.saver.save(epoch * batches + done, _collect(learners), facts)
+        self.saved_s = time.monotonic()
+        if self.stop:
+            self.saver.settle()
+            self.journal.say(f"SIGTERM: saved in epoch {epoch + 1}; run again to go on")
+            raise SystemExit(EXIT_SAVED)
+
+    # ---- epochs -----------------------------------------------------------------------------
 
     def _begin_heads(self) -> list[Learner]:
         random, linear = self.model.head, copy.deepcopy(self.model.head)
@@ -222,13 +323,14 @@ class FineTuning:
             for (start, head), loss in zip(heads.items(), losses, strict=True)
         ]
 
-    def _run(self, epochs: range, learners: list[Learner], *, whole: bool) -> None:
-        """Epochs until nobody's validation loss falls any more."""
-        for epoch in epochs:
+    def _run(self, epochs: range, learners: list[Learner], state: dict, *, whole: bool) -> None:
+        """Epochs until nobody's validation loss falls any more; from `state` on if it is given."""
+        for epoch in epochs[state["epoch"] - epochs.start if state else 0 :]:
             at_work = [learner for learner in learners if not learner.is_over]
             if not at_work:
                 return
-            losses = self._epoch(epoch, at_work, whole)
+            losses = self._epoch(epoch, learners, state, whole)
+            state = {}
             held_out = self._held_out_losses([learner.head for learner in at_work])
             for learner, loss, check in zip(at_work, losses, held_out, strict=True):
                 self._tell(epoch + 1, learner, loss, check, whole)
@@ -292,16 +394,20 @@ class FineTuning:
                                "lr": rate * self.options.learning_rate})  # fmt: skip
         return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
 
-    def _epoch(self, epoch: int, learners: list[Learner], whole: bool) -> list[float]:
-        """Mean loss of each learner; all get the same encodings."""
+    def _epoch(self, epoch: int, all_learners: list[Learner], state: dict,
+               whole: bool) -> list[float]:  # fmt: skip
+        """Mean loss of each learner at work; all get the same encodings."""
+        learners = [learner for learner in all_learners if not learner.is_over]
         self.model.train(whole)
         for learner in learners:
             learner.head.train()
         drop = STEP_DROP if self.model.config.pool == "connectivity" else TOKEN_DROP
         drop = drop if whole else 0.0
-        totals = torch.zeros(len(learners), device=self.device)
-        torch.manual_seed(hash((self.seed, epoch)))
-        for batch in Prefetch(self.windows.batch, self._picks(epoch)):
+        done = state.get("batches", 0)
+        totals = torch.tensor(state.get("totals", [0.0] * len(learners)), device=self.device)
+        picks = itertools.islice(self._picks(epoch), done, None)
+        for number, batch in enumerate(Prefetch(self.windows.batch, picks), done + 1):
+            torch.manual_seed(hash((self.seed, epoch, number)))  # nothing random to save
             with torch.set_grad_enabled(whole):
                 summary = self._summary(batch, drop)
             targets = self._targets(batch.rows).to(self.device)
@@ -310,6 +416,7 @@ class FineTuning:
                 norm = learner.step(loss)
                 # a norm that is not finite must not pass: the head reads NaN as "missing"
                 totals[k] += loss.detach() * len(batch.rows) + 0.0 * norm
+            self._save_in_time(epoch, number, all_learners, totals, whole)
         if not bool(totals.isfinite().all()):
             raise BrainLMError(
                 f"{self.target}: training diverged in epoch {epoch + 1}: its loss or gradients "
@@ -360,7 +467,13 @@ class FineTuning:
         with atomic_path(ModelFolder(self.out).predictions) as temporary:
             result.to_parquet(temporary)
         write_json(ModelFolder(self.out).run, facts)
-        write_json(ModelFolder(self.out).done, {"target": self.target, "kind": self.kind})
+        done = {"target": self.target, "kind": self.kind, "settings": self.settings}
+        write_json(ModelFolder(self.out).done, done)
+        self.saver.settle()
+        for path in list_checkpoints(
+            ModelFolder(self.out).checkpoints
+        ):  # nothing goes on from a fit
+            shutil.rmtree(path)
         return result
 
     def _facts(self, result: pd.DataFrame, metrics: list[Metric]) -> dict:
@@ -394,6 +507,12 @@ class FineTuning:
                 metrics.append(Metric(name, kind, _measure(name, label, guess), float(low),
                                       float(high), str(split)))  # fmt: skip
         return metrics
+
+
+def _collect(learners: list[Learner]) -> dict[str, Tensor]:
+    """Tensors of all learners, for a checkpoint."""
+    return {f"{k}.{name}": value for k, learner in enumerate(learners)
+            for name, value in learner.collect_tensors().items()}  # fmt: skip
 
 
 def _measure(name: str, label: np.ndarray, guess: np.ndarray) -> float:

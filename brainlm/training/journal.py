@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from ..files import write_text
+from ..output import tell
 from ..paths import ModelFolder
 from ..progress import Record, write_record
 
@@ -63,7 +64,7 @@ class Journal:
     def say(self, text: str) -> None:
         """Print a line at once."""
         if not self.quiet:
-            print(text, flush=True)
+            tell(text)
 
     def progress(self, step: int, total: int, text: str, *, force: bool = False) -> None:
         """A bar on a terminal, a line every few seconds elsewhere."""
@@ -78,9 +79,9 @@ class Journal:
         if sys.stdout.isatty():
             done = round(20 * step / max(1, total))
             end = "\n" if step >= total else ""
-            print(f"\r\033[K[{'#' * done}{'.' * (20 - done)}] {text}", end=end, flush=True)
+            tell(f"\r\033[K[{'#' * done}{'.' * (20 - done)}] {text}", end)
         else:
-            print(text, flush=True)
+            tell(text)
 
 
 def _short(value):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .checkpoint import collect_tensors, put_tensors
 
 #: epochs without a better validation loss before training stops
 PATIENCE = 8
@@ -50,6 +53,23 @@ class Trainee:
             self.weights, self.epoch, self._waited = _copy(self.learns), epoch, 0
             self.loss = self.loss if held_out is None else held_out
 
+    def collect_tensors(self) -> dict[str, Tensor]:
+        """What it needs to go on: weights, moments, the best weights."""
+        best = {f"best.{name}": value for name, value in self.weights.items()}
+        return collect_tensors(self.learns, [self.optimizer]) | best
+
+    def facts(self) -> dict[str, Any]:
+        """The rest of what it needs, as plain values."""
+        loss = None if math.isinf(self.loss) else self.loss
+        return {"loss": loss, "epoch": self.epoch, "waited": self._waited}
+
+    def put(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Go on from what :meth:`collect_tensors` and :meth:`facts` gave."""
+        put_tensors(tensors, self.learns, [self.optimizer])
+        self.weights = {name: tensors[f"best.{name}"] for name in self.weights}
+        self.loss = math.inf if facts["loss"] is None else facts["loss"]
+        self.epoch, self._waited = facts["epoch"], facts["waited"]
+
     @property
     def is_over(self) -> bool:
         return self._waited >= self.patience
@@ -75,6 +95,13 @@ class Learner(Trainee):
     ):
         super().__init__(learns, optimizer, loss, epoch)
         self.start, self.head = start, head
+
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"start": self.start}
+
+    def put(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        super().put(tensors, facts)
+        self.start = facts["start"]
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

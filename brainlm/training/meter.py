@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,8 +26,9 @@ class Rates(NamedTuple):
     r2 : float or None
         Of the same values.
     windows_per_s : float
+        While it trained: validation and saving are apart, see :class:`Spent`.
     data_wait : float
-        Share of the time that was spent waiting for data.
+        Share of the training's time that was spent waiting for data.
     mfu : float or None
         Share of the device's peak; None where that is not known.
     """
@@ -37,6 +40,51 @@ class Rates(NamedTuple):
     mfu: float | None
 
 
+class Spent:
+    """The wall clock of a run, from its start, by what it was spent on.
+
+    Parameters
+    ----------
+    before : dict of float
+        Seconds by kind of the same run before it was interrupted.
+    """
+
+    KINDS = ("starting", "training", "validation", "data", "saving")
+
+    def __init__(self, device: torch.device, before: dict[str, float] | None = None):
+        self._device, self._began = device, time.monotonic()
+        self.seconds = dict.fromkeys(self.KINDS, 0.0) | (before or {})
+        self._others = sum(self.seconds.values())
+
+    def add(self, kind: str, seconds: float) -> None:
+        self.seconds[kind] += seconds
+
+    @contextlib.contextmanager
+    def on(self, kind: str) -> Iterator[None]:
+        """Count what is done here as `kind`."""
+        if self._device.type == "cuda":  # what was asked of it before belongs to the training
+            torch.cuda.synchronize(self._device)
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(kind, time.monotonic() - start)
+
+    def total(self) -> float:
+        """Seconds since the start, all interruptions left out."""
+        return self._others + time.monotonic() - self._began
+
+    def by_kind(self) -> dict[str, float]:
+        """Seconds by kind: the training's are what is left of the wall clock."""
+        others = sum(s for kind, s in self.seconds.items() if kind != "training")
+        return self.seconds | {"training": self.total() - others}
+
+    def shares(self) -> str:
+        """For a line of text: ``training 93% validation 4% ...``."""
+        total = max(self.total(), 1e-9)
+        return " ".join(f"{kind} {100 * s / total:.1f}%" for kind, s in self.by_kind().items())
+
+
 class Meter:
     """Sums over updates; reads the device only where a line is due.
 
@@ -44,15 +92,13 @@ class Meter:
     ----------
     norm : Tensor []
         Of the last update's gradients.
-    took : float
-        Seconds of the last update.
     """
 
     def __init__(self, ranks: Ranks, windows_per_update: int, flops_per_window: float):
         self.ranks, self.windows_per_update = ranks, windows_per_update
         peak = peak_flops(device_name(ranks))
         self._flops_share = 3 * flops_per_window / peak / ranks.world if peak else None
-        self.norm, self.took = torch.zeros(()), 0.0
+        self.norm = torch.zeros(())
         self._reset()
 
     def _reset(self) -> None:
@@ -69,8 +115,7 @@ class Meter:
     def end(self, waited_s: float, due: bool) -> Rates | None:
         """After each update; rates where a line is `due`."""
         sums = self.ranks.sum(self.sums).tolist() if due else []  # a GPU has caught up after this
-        self.took = time.perf_counter() - self._start
-        self.busy += self.took
+        self.busy += time.perf_counter() - self._start
         self.windows += self.windows_per_update
         self.waited += waited_s
         if not due:

@@ -20,6 +20,11 @@ def _figure(value, digits: int = 3) -> str:
     return "not measured" if value is None else f"{value:.{digits}f}"
 
 
+def _shares(spent_s: dict[str, float]) -> str:
+    total = max(sum(spent_s.values()), 1e-9)
+    return ", ".join(f"{kind} {s / total:.1%}" for kind, s in spent_s.items())
+
+
 def pretrained_card(model: BrainLM, facts: dict) -> str:
     """Card of a pretrained model."""
     c, recordings = model.config, facts["recordings"]
@@ -34,7 +39,7 @@ def pretrained_card(model: BrainLM, facts: dict) -> str:
         "", "## Training", "",
         f"* {facts['updates']} updates, {facts['epochs']:g} epochs, mask {facts['mask']} "
         f"{facts['mask_ratio']:.0%}, {facts['precision']}, {facts['processes']} process(es), "
-        f"{facts['seconds']:.0f} s on {facts['device']}.",
+        f"{facts['seconds']:.0f} s on {facts['device']} ({_shares(facts['spent_s'])}).",
     ]  # fmt: skip
     scores = facts["validation"]
     if scores:

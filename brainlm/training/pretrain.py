@@ -6,12 +6,11 @@ SIGTERM (preemption) it saves and exits with :data:`EXIT_SAVED`, which means: ru
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import json
 import math
 import platform
-import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -27,24 +26,38 @@ from ..files import write_json
 from ..model import BrainLM, kernel_name, preset
 from ..model.grids import token_grid
 from ..model.masking import Masker
+from ..output import tell
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
-from . import checkpoint
+from .checkpoint import (
+    Saver,
+    collect_tensors,
+    collect_weights,
+    exchange,
+    list_checkpoints,
+    put_tensors,
+    read_facts,
+)
 from .covariance import fit_gaussian
 from .distributed import Ranks, gradient_sync, join_processes, prepare_training
 from .given_model import open_given
 from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
-from .meter import Meter, Rates, device_name
+from .meter import Meter, Rates, Spent, device_name
 from .model_cards import pretrained_card
 from .predictors import PREDICTORS
+from .preemption import EXIT_SAVED, on_sigterm
 from .schedule import learning_rate_at, make_optimizers, rescale_gradients
-from .settings import ADVICE, describe_change, describe_settings, read_settings
+from .settings import (
+    ADVICE,
+    describe_change,
+    describe_settings,
+    is_prolonged,
+    read_settings,
+)
 from .trackers import open_trackers
-from .windows import Batch, Loader, Windows, choose_rows, training_ranges
+from .windows import Batch, Loader, Prefetch, Windows, choose_rows, training_ranges
 
-#: exit code after SIGTERM: everything is saved, start the same command again
-EXIT_SAVED = 75
 #: spread of CLS over subjects, relative to its size, below which the encoder has collapsed
 COLLAPSED = 1e-3
 #: predictors that the evaluation has and the journal does without
@@ -75,8 +88,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
         run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
         if run.finished():
             return
-        state = run.resume()
-        run.open_journal(state)
+        run.open_journal(run.resume())
         try:
             run.train()
             run.finish()
@@ -89,8 +101,10 @@ class Run:
 
     def __init__(self, shards, scaling, out: Path, model: config.Model, options, atlas, ranks):
         self.out, self.options, self.ranks = out, options, ranks
+        self.spent = Spent(ranks.device)
         self.settings = describe_settings(shards, scaling, model, options)
-        corpus, self.scaling = Corpus(shards), Scaling.load(scaling)
+        corpus = Corpus(shards, Path(scaling).parent)
+        self.scaling = Scaling.load(scaling)
         _check_atlas(corpus, atlas)
         train, self.left_out = choose_rows(corpus, model.window, "train")
         if len(train) == 0:
@@ -116,10 +130,11 @@ class Run:
         self.steps = math.ceil(options.epochs * len(train) / options.batch_size)
         epoch_steps = max(1, round(len(train) / options.batch_size))
         self.validate_every = epoch_steps * options.validate_every_epochs
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
         self.loader = self._loader()
         self.wrapped = prepare_training(self.model, options, ranks)
         self.optimizers = make_optimizers(self.wrapped, options)
+        self.saver = Saver(ModelFolder(out).checkpoints, ranks)
         self.half = options.precision == "bf16" or (
             options.precision == "auto" and ranks.device.type == "cuda"
         )
@@ -151,21 +166,25 @@ class Run:
         on_gpu = ranks.device.type == "cuda"
         return Loader(
             self.train_set, options.batch_size, self.micro, ranks.rank, ranks.world,
-            pin=on_gpu, threads=max(1, options.cpus // 2) if on_gpu else 1,
+            pin=on_gpu, threads=options.loader_threads,
         )  # fmt: skip
 
     # ---- start and end ----------------------------------------------------------------------
 
     def finished(self) -> bool:
         """True if `out` already holds the model of exactly these settings."""
-        there = ModelFolder(self.out)
-        before = read_settings(there) if there.done.exists() else None
-        if before is None or not there.weights.exists():
+
+        def read() -> str | None:
+            there = ModelFolder(self.out)
+            whole = there.done.exists() and there.weights.exists()
+            return read_settings(there) if whole else None
+
+        before = self.ranks.from_first(read)
+        if before is None:
             return False
         if changed := describe_change(before, self.settings):
             raise BrainLMError(f"{self.out}: finished with other settings ({changed}). {ADVICE}")
-        if self.ranks.main:
-            print(f"{self.out}: already trained with these settings; nothing to do", flush=True)
+        self.say(f"{self.out}: already trained with these settings; nothing to do")
         return True
 
     def resume(self) -> dict | None:
@@ -179,26 +198,43 @@ class Run:
             say(f"left out: {count} training recordings: {reason}")
         if not len(self.validation_set):
             say("no validation recording holds a window: training goes on without validation")
-        folder = ModelFolder(self.out).checkpoints
-        state = checkpoint.newest(folder, say)
-        if state and (changed := describe_change(state["settings"], self.settings)):
-            say(f"checkpoints are of other settings ({changed}): they are set aside until this "
-                "model is finished")  # fmt: skip
-            self.ranks.wait()
-            if self.ranks.main:
-                checkpoint.exchange(folder, state["settings"], self.settings)
-            self.ranks.wait()
-            state = checkpoint.newest(folder, say)
-        if state is None:
+        self.ranks.from_first(self._set_others_aside)
+        read = self.saver.read_newest(
+            lambda _: collect_tensors(self.wrapped, self.optimizers), say
+        )
+        for optimizer in self.optimizers:  # what it took to ask for its tensors
+            optimizer.state.clear()
+        if read is None:
             return None
-        checkpoint.restore(state, self.wrapped, self.optimizers)
+        state, tensors = read
+        put_tensors(tensors, self.wrapped, self.optimizers)
         self.loader.load_state_dict(state["loader"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.spent = state["step"], Spent(self.ranks.device, state["spent"])
         say(f"going on from update {self.step} of {self.steps}")
         if state["world"] != self.ranks.world:
             say(f"with {self.ranks.world} processes instead of {state['world']}: the same "
                 "windows in the same order, sums in another order")  # fmt: skip
         return state
+
+    def _set_others_aside(self) -> None:
+        """Checkpoints of other settings; those of fewer epochs are gone on from."""
+        folder = ModelFolder(self.out).checkpoints
+        newest = next(iter(list_checkpoints(folder)), None)
+        if old := sorted(folder.glob("step-*.pt")):
+            self.say(f"{old[-1]}: a checkpoint of an earlier version, which is not read; finish "
+                     "that training with its version, or let it begin anew here")  # fmt: skip
+        if newest is None:
+            exchange(folder, "", self.settings)
+            return
+        before = read_facts(newest)["settings"]
+        changed = describe_change(before, self.settings)
+        if changed and is_prolonged(before, self.settings):
+            self.say(f"{changed}: the training is prolonged; its learning rate follows the "
+                     "longer schedule from here")  # fmt: skip
+        elif changed:
+            self.say(f"checkpoints are of other settings ({changed}): they are set aside in "
+                     f"{folder}")  # fmt: skip
+            exchange(folder, before, self.settings)
 
     def open_journal(self, state: dict | None) -> None:
         """metrics.jsonl up to the checkpoint, and the trackers that were asked for."""
@@ -211,18 +247,20 @@ class Run:
     def say(self, text: str) -> None:
         """A line of text, from one process."""
         if self.ranks.main:
-            print(text, flush=True)
+            tell(text)
 
-    def _save(self) -> None:
-        facts = {"settings": self.settings, "seconds": self.seconds,
-                 "world": self.ranks.world, "metrics": self.journal.lines,
-                 "loader": self.loader.state_dict()}  # fmt: skip
-        folder = ModelFolder(self.out).checkpoints
-        checkpoint.save(folder, self.step, self.wrapped, self.optimizers, facts, self.ranks)
+    def _save(self, *, wait: bool) -> None:
+        with self.spent.on("saving"):
+            facts = {"settings": self.settings, "spent": self.spent.by_kind(),
+                     "world": self.ranks.world, "metrics": self.journal.lines,
+                     "loader": self.loader.state_dict()}  # fmt: skip
+            self.saver.save(self.step, collect_tensors(self.wrapped, self.optimizers), facts)
+            if wait:
+                self.saver.settle()
 
     def finish(self) -> None:
         """Write the model folder; done.json comes last."""
-        weights = checkpoint.get_model_state_dict(self.wrapped, options=checkpoint._FULL)
+        weights = collect_weights(self.wrapped)
         if self.ranks.main:
             ranges = training_ranges(self.train_set, self.table)
             shape = dataclasses.replace(self.model.config, ranges=ranges)
@@ -234,8 +272,7 @@ class Run:
             self.gaussian.save(self.out)
             write_json(ModelFolder(self.out).run, facts)
             write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})
-            checkpoint.drop_others(ModelFolder(self.out).checkpoints)
-        self.ranks.wait()
+        self.ranks.from_first(lambda: None)
 
     def _facts(self) -> dict:
         last = [json.loads(line) for line in self.journal.lines.splitlines()]
@@ -255,8 +292,9 @@ class Run:
             "updates": self.step, "epochs": float(f"{self.passes():.4g}"),
             "share": self.options.share,
             "mask": self.options.mask, "mask_ratio": self.options.mask_ratio,
-            "seconds": round(self.seconds, 1),
-            "windows_per_s": round(self.step * self.options.batch_size / (self.seconds + 1e-9), 2),
+            "seconds": round(self.spent.total(), 1),
+            "spent_s": {kind: round(s, 1) for kind, s in self.spent.by_kind().items()},
+            "windows_per_s": round(self.step * self.options.batch_size / self.spent.total(), 2),
             "validation": validation[-1] if validation else None,
             "r2_interval": self.interval,
         }  # fmt: skip
@@ -271,29 +309,37 @@ class Run:
         """All updates that are left."""
         self.gaussian = fit_gaussian(self.train_set, self.validation_set, self.ranks)
         meter, log_every = self.meter(), max(1, self.steps // 200)
-        saved = time.monotonic()
-        with _on_sigterm(self):
+        with on_sigterm(self.ask_to_stop):
             batches = iter(self.loader)
+            self.spent.add("starting", self.spent.total() - sum(self.spent.seconds.values()))
+            self._began = saved = time.monotonic()
+            self._first = self.step
             while self.step < self.steps:
                 meter.begin()
                 self._update(batches, meter)
                 self.step += 1
                 last = self.step == self.steps
-                rates = meter.end(self.loader.waited_s(), last or self.step % log_every == 0)
-                self.seconds += meter.took
+                waited = self.loader.waited_s()
+                self.spent.add("data", waited)
+                rates = meter.end(waited, last or self.step % log_every == 0)
                 if rates:
                     self._log(rates)
                 if last or self.step % self.validate_every == 0:
-                    self._validate()
+                    with self.spent.on("validation"):
+                        self._validate()
                 late = time.monotonic() - saved > 60 * self.options.checkpoint_every_min
                 poll = self.ranks.world == 1 or self.step % 10 == 0 or last
                 stop = poll and self.ranks.any(self.stop)
                 if last or stop or (poll and self.ranks.any(late)):
-                    self._save()
+                    self._save(wait=last or stop)
                     saved = time.monotonic()
                 if stop and not last:
                     self.say(f"SIGTERM: saved at update {self.step}; run again to go on")
                     raise SystemExit(EXIT_SAVED)
+
+    def ask_to_stop(self) -> None:
+        """Save after the update at hand, and exit."""
+        self.stop = True
 
     def meter(self) -> Meter:
         """Of this run's updates."""
@@ -307,15 +353,22 @@ class Run:
         epoch = self.passes()
         self.journal.record(step=self.step, epoch=epoch, split="train", **rates._asdict(),
                             lr=self.optimizers[0].param_groups[0]["lr"],
-                            seconds=self.seconds)  # fmt: skip
-        left = (self.steps - self.step) * self.options.batch_size / rates.windows_per_s
+                            **self._seconds())  # fmt: skip
+        per_update = (time.monotonic() - self._began) / (self.step - self._first)
         self.journal.progress(
             self.step, self.steps,
             f"update {self.step}/{self.steps} epoch {epoch:.1f} loss {rates.loss:.4f} "
             f"R² {figure(rates.r2)} {rates.windows_per_s:.3g} windows/s "
             f"MFU {figure(rates.mfu, 2)} data-wait {100 * rates.data_wait:.1f}% "
-            f"ETA {clock(left)}", force=self.step == self.steps,
+            f"ETA {clock((self.steps - self.step) * per_update)} ({self.spent.shares()})",
+            force=self.step == self.steps,
         )  # fmt: skip
+
+    def _seconds(self) -> dict[str, float]:
+        """Of the wall clock, for a line of metrics: all of them and by kind."""
+        return {"seconds": self.spent.total()} | {
+            f"{kind}_s": seconds for kind, seconds in self.spent.by_kind().items()
+        }
 
     def _update(self, batches, meter: Meter) -> None:
         """One optimiser step on one global batch."""
@@ -363,10 +416,14 @@ class Run:
         summaries, error_sum, known_sum = [], 0.0, 0.0
         units = torch.zeros(len(rows), 4, dtype=torch.float64, device=self.ranks.device)
         batches = [rows[i : i + self.micro] for i in range(0, len(rows), self.micro)]
-        for number in range(math.ceil(len(batches) / self.ranks.world)):
-            mine = number * self.ranks.world + self.ranks.rank
-            real = mine < len(batches)  # every process runs as many passes (FSDP needs it)
-            batch = self.validation_set.batch([(0, int(r)) for r in batches[mine if real else 0]])
+        # every process runs as many passes (FSDP needs it)
+        passes = math.ceil(len(batches) / self.ranks.world)
+        turns = [number * self.ranks.world + self.ranks.rank for number in range(passes)]
+        picks = ([(0, int(r)) for r in batches[k if k < len(batches) else 0]] for k in turns)
+        make = functools.partial(self.validation_set.batch, pin=self.ranks.device.type == "cuda")
+        ahead = Prefetch(make, picks, threads=self.options.loader_threads)
+        for mine, batch in zip(turns, ahead, strict=True):
+            real = mine < len(batches)
             error, known, prediction, hidden, cls = self._forward(batch)
             weight = float(real)
             error_sum, known_sum = error_sum + error.double() * weight, known_sum + known * weight
@@ -388,7 +445,7 @@ class Run:
 
     def _note_validation(self, loss: float, scores: dict, spread: float) -> None:
         self.journal.record(step=self.step, epoch=self.passes(), split="validation", loss=loss,
-                            **scores, cls_spread=spread, seconds=self.seconds)  # fmt: skip
+                            **scores, cls_spread=spread, **self._seconds())  # fmt: skip
         others = ", ".join(f"{name.removeprefix('r2_')} {figure(value)}"
                            for name, value in scores.items() if name != "r2")  # fmt: skip
         text = (f"validation at update {self.step}: loss {loss:.4f}, masked R² "
@@ -443,21 +500,3 @@ def _spread(summaries: list, count: int, ranks: Ranks) -> float:
     squares = ranks.sum(cls.square().sum(0))
     variance = (squares / count - (total / count).square()).clamp(min=0).mean()
     return float((variance / (squares / count).mean().clamp(min=1e-30)).sqrt())
-
-
-@contextlib.contextmanager
-def _on_sigterm(run: Run):
-    """Set ``run.stop`` on SIGTERM; the update at hand is finished first."""
-
-    def note(*_):
-        run.stop = True
-
-    try:
-        before = signal.signal(signal.SIGTERM, note)
-    except ValueError:  # not in the main thread: nothing to catch
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

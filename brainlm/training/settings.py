@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from ..files import read_json, sha256
 from ..paths import ModelFolder
 
 ADVICE = (
-    "A finished model is not trained over: set a new release name in config.yaml (release: r2), "
-    "put the setting back, or move the folder away"
+    "A finished model is not trained over: set a new release name in config.yaml (release: r2; "
+    "with model.start and continue_training it goes on from this model), put the setting back, or "
+    "move the folder away"
 )
 
 
@@ -23,16 +25,29 @@ def describe_settings(
     shards: Iterable[Path], scaling: Path, model: config.Model, options: config.Pretrain
 ) -> str:
     """What decides the final weights, as JSON; machines and rhythm do not."""
+    return json.dumps(
+        _of_config(model, options) | describe_release(shards, scaling), sort_keys=True
+    )
+
+
+def describe_release(shards: Iterable[Path], scaling: Path) -> dict[str, str]:
+    """Digests of what is read of a release."""
     parts = sorted(f"{Path(path).name}:{Path(path).stat().st_size}" for path in shards)
     shards_sha256 = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    files = {"scaling": sha256(scaling), "shards": shards_sha256}
-    return json.dumps(_of_config(model, options) | files, sort_keys=True)
+    return {"scaling": sha256(scaling), "shards": shards_sha256}
 
 
 def describe_change(before: str, after: str) -> str:
     """What two settings differ in; a key that one of them does not know is null there, so that a
     new optional key repeats no finished run."""
     return _compare(json.loads(before), json.loads(after))
+
+
+def is_prolonged(before: str, after: str) -> bool:
+    """Whether nothing but ``epochs`` differs, and they are more."""
+    old, new = json.loads(before), json.loads(after)
+    more = new.pop("epochs") > old.pop("epochs", math.inf)
+    return more and not _compare(old, new)
 
 
 def check_finished(study: config.Config) -> None:
@@ -48,7 +63,7 @@ def check_finished(study: config.Config) -> None:
     if not (there.weights.exists() and there.config.exists()):
         return
     if not there.done.exists():
-        if any(there.checkpoints.glob("*.pt")):  # it is not finished
+        if any(there.checkpoints.glob("step-*")):  # it is not finished
             return
         raise BrainLMError(f"{folder}: holds a model that this study did not train. {ADVICE}")
     before = read_settings(there)
@@ -64,10 +79,7 @@ def check_finished(study: config.Config) -> None:
     if changed.startswith("scaling"):
         raise BrainLMError(f"{folder}: holds a model of another study or release. {ADVICE}")
     if changed:
-        raise BrainLMError(
-            f"{folder}: finished with other settings ({changed}); its learning rate has come down "
-            f"to zero, so it cannot be prolonged either. {ADVICE}"
-        )
+        raise BrainLMError(f"{folder}: finished with other settings ({changed}). {ADVICE}")
 
 
 def read_settings(folder: ModelFolder) -> str | None:

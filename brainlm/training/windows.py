@@ -14,12 +14,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -27,6 +24,7 @@ from ..errors import BrainLMError
 from ..model.masking import Masker, Masking
 from ..model.ranges import describe_range
 from ..shards import Corpus, Scaling
+from ..shards.store import locate_series
 
 #: recordings that are opened to say what share of the parcels they have
 RANGED = 2000
@@ -60,9 +58,9 @@ class MappedSeries:
     """Series of a corpus as views of the mapped files: one window costs one window.
 
     A shard's series column is stored plain, so a series is a run of bytes in the file. Where it
-    starts is found on the first touch of its row group (by its length prefix and first bytes,
-    then compared in full); pages live in the system's file cache, not in this process. A shard
-    that another program wrote compressed is read through :class:`Corpus` instead.
+    starts the release knows; of other shards it is found on their first touch. Pages live in the
+    system's file cache, not in this process. A shard that another program wrote compressed is
+    read through :class:`Corpus` instead.
     """
 
     def __init__(self, corpus: Corpus):
@@ -72,45 +70,26 @@ class MappedSeries:
         self._dtype = [np.dtype(name if isinstance(name, str) else "f4")
                        for name in table["series_dtype"]]  # fmt: skip
         self.num_timepoints = table["num_timepoints"].to_numpy()
-        self._views: dict[int, np.ndarray] = {}
-        self._maps: dict[int, tuple[pq.ParquetFile, mmap.mmap, np.ndarray]] = {}
+        self._places = dict(corpus.places)
+        self._maps: dict[int, mmap.mmap] = {}
 
     def __getitem__(self, index: int) -> np.ndarray:
         """[T, R], stored dtype, read-only."""
-        if index not in self._views:
-            self._locate_group(index)
-        return self._views[index] if index in self._views else self.corpus.series(index)
-
-    def _open(self, shard: int):
+        shard = int(self._shard[index])
         if shard not in self._maps:
-            path: Path = self.corpus.paths[shard]
-            file = pq.ParquetFile(path, memory_map=True)
-            with open(path, "rb") as handle:
-                mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
-            self._maps[shard] = (file, mapped, np.cumsum([0, *sizes]))
-        return self._maps[shard]
-
-    def _locate_group(self, index: int) -> None:
-        shard, row = int(self._shard[index]), int(self._row[index])
-        file, mapped, starts = self._open(shard)
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        values: pa.ChunkedArray = file.read_row_group(group, columns=["series"]).column(0)
-        position = 0
-        for offset, value in enumerate(values):
-            if not value.is_valid:
-                continue
-            data = memoryview(value.as_buffer()).cast("B")
-            head = len(data).to_bytes(4, "little") + data[:64].tobytes()
-            position = mapped.find(head, position)
-            if position < 0 or mapped[position + 4 : position + 4 + len(data)] != data:
-                return
-            number = index - row + int(starts[group]) + offset
-            dtype = self._dtype[number]
-            view = np.frombuffer(mapped, dtype, len(data) // dtype.itemsize,
-                                 position + 4)  # fmt: skip
-            self._views[number] = view.reshape(-1, self.num_parcels)
-            position += 4 + len(data)
+            with open(self.corpus.paths[shard], "rb") as handle:
+                self._maps[shard] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        if shard not in self._places:
+            self._places[shard] = locate_series(self.corpus.paths[shard])
+        place, dtype = int(self._places[shard][self._row[index]]), self._dtype[index]
+        if place < 0:
+            return self.corpus.series(index)
+        count = int(self.num_timepoints[index]) * self.num_parcels
+        size, mapped = count * dtype.itemsize, self._maps[shard]
+        if mapped[place - 4 : place] != size.to_bytes(4, "little"):
+            raise BrainLMError(f"{self.corpus.paths[shard]}: not the shard that its release was "
+                               "frozen with; set a new release name in config.yaml")  # fmt: skip
+        return np.frombuffer(mapped, dtype, count, place).reshape(-1, self.num_parcels)
 
 
 class Windows:
@@ -139,6 +118,7 @@ class Windows:
         self.window, self.seed, self.masker = window, seed, masker
         self.num_tokens = masker.grid.num_tokens if masker else num_tokens
         self.series = MappedSeries(corpus)
+        self._order = (-1, self.rows)
         table = corpus.table
         names = table["cohort"].str.cat(table["recording_id"], sep="/")
         self._keys = np.array([zlib.crc32(name.encode()) for name in names], np.int64)
@@ -150,8 +130,12 @@ class Windows:
         return len(self.rows)
 
     def order(self, epoch: int) -> np.ndarray:
-        """The recordings' rows in this epoch's order."""
-        return self.rows[np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))]
+        """The recordings' rows in this epoch's order; the last one is kept, an update asks for
+        a piece of it."""
+        if self._order[0] != epoch:
+            dice = np.random.default_rng([self.seed, epoch])
+            self._order = (epoch, self.rows[dice.permutation(len(self.rows))])
+        return self._order[1]
 
     def stream(self, first: int, count: int) -> list[tuple[int, int]]:
         """(epoch, row) of windows `first` .. `first + count` of the endless run of epochs."""

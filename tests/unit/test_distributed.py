@@ -108,7 +108,7 @@ def test_preemption_of_two_processes_saves(study, tmp_path):
     text, _ = process.communicate(timeout=240)
     assert process.returncode != 0
     saved = int(re.search(r"SIGTERM: saved at update (\d+)", text)[1])
-    assert (out / "checkpoints" / f"step-{saved:08d}.pt").exists()
+    assert (out / "checkpoints" / f"step-{saved:08d}" / "facts.json").exists()
 
 
 def test_a_batch_that_cannot_be_shared():

@@ -34,7 +34,7 @@ first_atlas.json
     releases/r1
     releases/r1/shards.tsv
     releases/r1/labels.json
-    releases/r1/scaling.json
+    releases/r1/places.parquet releases/r1/scaling.json
     models/r1/pretrain
     models/r1/sweep/PRESET-SHARE-SEED
     models/r1/START-TASK/seed-SEED

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import shutil
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -25,6 +26,7 @@ from brainlm.shards import (
 )
 from brainlm.shards.release import freeze_release, read_release
 from brainlm.shards.scaling import RELATIVE_TOLERANCE
+from brainlm.shards.store import locate_series
 
 INFO = ShardInfo(atlas="toy", atlas_sha256="00ff", num_parcels=5, sample_period_s=1.0)
 
@@ -201,6 +203,10 @@ def test_release_freezes_and_notices_a_changed_shard(tmp_path, shard):
     scaling = freeze_release([path], [quantiles], Results(tmp_path, "r1"))
     assert scaling.num_recordings == 1
     assert read_release(Results(tmp_path, "r1")) == [path]
+    other = Path(shutil.copy(path, tmp_path / "other.parquet"))
+    corpus = Corpus([other, path], Results(tmp_path, "r1").release_folder)
+    np.testing.assert_array_equal(corpus.places[1], locate_series(path))
+    assert list(corpus.places) == [1]  # where the other's series are nobody has found yet
     write_shard(path, [recording(1, noise(8))], INFO)
     with pytest.raises(BrainLMError, match="changed since"):
         read_release(Results(tmp_path, "r1"))

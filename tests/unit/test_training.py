@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -26,7 +27,7 @@ from brainlm.errors import BrainLMError
 from brainlm.model import from_pretrained, preset
 from brainlm.model.gaussian import Gaussian
 from brainlm.shards import Corpus, Scaling
-from brainlm.training import checkpoint, device
+from brainlm.training import device
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
 from brainlm.training.finetune import FineTuning, finetune
@@ -87,14 +88,14 @@ def slow(self, *args):
     update(self, *args)
     time.sleep(pause)
 pretraining.Run._update = slow
-run(study, Path({out!r}), checkpoint_every_min=1e-6)
+run(study, Path({out!r}), checkpoint_every_min={every_min})
 """
 
 
-def start(tmp_path: Path, out: Path, pause: float) -> subprocess.Popen:
+def start(tmp_path: Path, out: Path, pause: float, every_min: float = 1e-6) -> subprocess.Popen:
     (tmp_path / "study").mkdir(exist_ok=True)
     text = SCRIPT.format(here=str(Path(__file__).parent), folder=str(tmp_path / "study"),
-                         out=str(out), pause=pause)  # fmt: skip
+                         out=str(out), pause=pause, every_min=every_min)  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
 
@@ -117,15 +118,19 @@ def test_pretraining_writes_a_model_that_beats_zero(tmp_path, capsys):
     every = np.concatenate(series)  # parcel 2 lacks data in some
     wanted = np.nanmean(every[:, :1] * every, 0)
     np.testing.assert_allclose(Gaussian.load(out).covariance[0], wanted, rtol=1e-3)
+    kinds = ("starting", "training", "validation", "data", "saving")
     assert {"step", "epoch", "split", "loss", "r2", "windows_per_s", "data_wait", "lr",
-            "seconds"} <= set(lines[0])  # fmt: skip
+            "seconds", *(f"{kind}_s" for kind in kinds)} <= set(lines[0])  # fmt: skip
+    for line in lines:  # the wall clock, and nothing left out of it
+        assert line["seconds"] == pytest.approx(sum(line[f"{k}_s"] for k in kinds), rel=1e-3)
     facts = json.loads((out / "run.json").read_text())
     assert facts["recordings"] == {"train": 42, "validation": 12}
     assert facts["left_out"] == {"bad_data": 1}
     text = capsys.readouterr().out
     assert text.count(f"attention {facts['attention']}") == 1
     assert re.search(r"update 210/210 epoch 40\.0 loss [\d.]+ R² [-\d.]+ [\d.e+]+ windows/s MFU – "
-                     r"data-wait [\d.]+% ETA 0:00", text)  # fmt: skip
+                     r"data-wait [\d.]+% ETA 0:00 \(starting [\d.]+% training [\d.]+% "
+                     r"validation [\d.]+% data [\d.]+% saving [\d.]+%\)", text)  # fmt: skip
     assert facts["attention"].startswith("auto: ")
     model = from_pretrained(out)
     assert model.scaling.atlas == "toy"
@@ -156,7 +161,7 @@ def test_killed_at_any_moment_and_resumed_bitwise(finished, tmp_path):
     out = tmp_path / "killed"
     for wanted in (3, 11):
         process = start(tmp_path, out, 0.1)
-        while not any(int(p.stem[5:]) >= wanted for p in out.glob("checkpoints/step-*.pt")):
+        while not any(int(path.parent.name[5:]) >= wanted for path in saved(out)):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
@@ -174,7 +179,7 @@ def test_killed_at_any_moment_and_resumed_bitwise(finished, tmp_path):
 def test_preemption_saves_and_says_so(finished, tmp_path):
     out = tmp_path / "preempted"
     process = start(tmp_path, out, 0.1)
-    while not list(out.glob("checkpoints/step-*.pt")):
+    while not saved(out):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -186,24 +191,63 @@ def test_preemption_saves_and_says_so(finished, tmp_path):
     assert weights(out) == weights(finished)
 
 
+def saved(out: Path) -> list[Path]:
+    """The last file of each whole checkpoint, oldest first."""
+    return sorted(out.glob("checkpoints/step-*/facts.json"))
+
+
+@pytest.mark.parametrize("lines", [1, 4, 9])
+def test_sigterm_to_all_processes_of_a_job_saves(finished, tmp_path, lines):
+    """The reader of what is printed dies first, as `tee` in a pipe does."""
+    out, reader = tmp_path / "out", [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    process = start(tmp_path, out, 0.1, every_min=60)
+    reading = subprocess.Popen(reader, stdin=process.stdout)
+    process.stdout.close()
+    journal = out / "metrics.jsonl"
+    while not (journal.exists() and journal.read_text().count("\n") >= lines):
+        assert process.poll() is None
+        time.sleep(0.01)
+    for one in (reading, process):
+        one.send_signal(signal.SIGTERM)
+        reading.wait()
+    assert process.wait(240) == EXIT_SAVED
+    assert len(saved(out)) == 1
+    process = start(tmp_path, out, 0.0)
+    text, _ = process.communicate(timeout=240)
+    assert "going on from update" in text
+    assert weights(out) == weights(finished)
+
+
 def test_damaged_checkpoint_falls_back_to_the_one_before(study, finished, tmp_path, capsys):
     out = run(study, tmp_path / "out", checkpoint_every_min=1e-6)
     (out / "model.safetensors").unlink()
-    newest = max(out.glob("checkpoints/step-*.pt"))
-    assert len(list(out.glob("checkpoints/step-*.pt"))) == 2
-    assert all(path.match("step-*.pt") for path in (out / "checkpoints").iterdir())
+    assert len(saved(out)) == 2
+    assert len(list((out / "checkpoints").iterdir())) == 2
+    (newest,) = saved(out)[-1].parent.glob("*.safetensors")
     newest.write_bytes(newest.read_bytes()[:-2000])
     capsys.readouterr()
     run(study, out, checkpoint_every_min=1e-6)
     assert "going back to the one before" in capsys.readouterr().out
     assert weights(out) == weights(finished)
     (out / "model.safetensors").unlink()
-    for path in out.glob("checkpoints/step-*.pt"):
+    for path in out.glob("checkpoints/step-*/*.safetensors"):
         path.write_bytes(path.read_bytes()[:1000])
     run(study, out)
     assert "damaged checkpoint" in (text := capsys.readouterr().out)
     assert "starting anew" in text
     assert weights(out) == weights(finished)
+
+
+def test_what_a_kill_left_of_a_checkpoint_does_not_count(study, finished, tmp_path):
+    """Also parts of more processes than there are now, which nobody writes over."""
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "model.safetensors").unlink()
+    torn = saved(out)[-1].parent
+    saved(out)[-1].unlink()
+    shutil.copy(next(torn.glob("*.safetensors")), torn / "shard-00009-x.safetensors")
+    run(study, out)
+    assert weights(out) == weights(finished)
+    assert len(list(torn.glob("*.safetensors"))) == 1
 
 
 def test_a_finished_model_is_not_trained_over(study, finished, tmp_path):
@@ -214,23 +258,34 @@ def test_a_finished_model_is_not_trained_over(study, finished, tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_checkpoints_of_other_settings_are_set_aside(study, finished, tmp_path, capsys):
+def test_checkpoints_of_other_settings_are_set_aside_and_taken_up_again(
+    study, finished, tmp_path, capsys
+):
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     (out / "done.json").unlink()  # as if it had been stopped
     run(study, out, epochs=2)
     assert "epochs: 6 → 2): they are set aside" in capsys.readouterr().out
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000007.pt"]
+    assert [path.parent.name for path in saved(out)] == ["step-00000007"]
+    assert len(list(out.glob("checkpoints/other-*/step-00000021/facts.json"))) == 1
+    (out / "done.json").unlink()
+    run(study, out, learning_rate=1e-3, epochs=1)
+    (out / "done.json").unlink()
+    capsys.readouterr()
+    run(study, out)
+    assert "going on from update 21 of 21" in capsys.readouterr().out
+    assert weights(out) == weights(finished)
 
 
-def test_what_was_set_aside_is_taken_up_again(tmp_path):
-    (tmp_path / "step-00000001.pt").write_bytes(b"a")
-    checkpoint.exchange(tmp_path, "a", "b")
-    assert checkpoint.list_checkpoints(tmp_path) == []
-    (tmp_path / "step-00000002.pt").write_bytes(b"b")
-    checkpoint.exchange(tmp_path, "b", "a")
-    assert [path.read_bytes() for path in checkpoint.list_checkpoints(tmp_path)] == [b"a"]
-    checkpoint.drop_others(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
+def test_an_unfinished_training_is_prolonged(study, finished, tmp_path, capsys):
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    (out / "done.json").unlink()  # as if it had been stopped
+    run(study, out, epochs=8)
+    text = capsys.readouterr().out
+    assert "epochs: 6 → 8: the training is prolonged" in text
+    assert "going on from update 21 of 28" in text
+    lines = metrics(out)
+    assert lines[: len(metrics(finished))] == metrics(finished)
+    assert lines[-1]["step"] == 28
 
 
 def test_the_decoder_that_was_asked_for_is_trained_and_saved(study, tmp_path):
@@ -497,6 +552,38 @@ def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
         assert not torch.equal(before["skip"], after["skip"])
     assert from_pretrained(tmp_path / "a").config.pool == "connectivity"
     assert "correlations between" in (tmp_path / "a" / "README.md").read_text()
+
+
+def test_interrupted_fine_tuning_resumes_bitwise(study, finished, tmp_path, monkeypatch, capsys):
+    """SIGTERM after every fifth batch: while the heads learn alone, and while all learns."""
+    whole = tmp_path / "whole"
+    tune(study, whole, finished, study.labels)
+    summary, count = FineTuning._summary, 0
+
+    def stop_soon(self, *arguments):
+        nonlocal count
+        count += 1
+        if count % 5 == 0 and hasattr(self, "journal"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return summary(self, *arguments)
+
+    monkeypatch.setattr(FineTuning, "_summary", stop_soon)
+    out, times = tmp_path / "out", 0
+    while not (out / "done.json").exists():
+        with contextlib.suppress(SystemExit):
+            tune(study, out, finished, study.labels)
+        times += 1
+    assert times >= 4
+    text = capsys.readouterr().out
+    assert "going on from batch" in text and "SIGTERM: saved in epoch 4" in text
+    assert weights(out) == weights(whole)
+    for name in ("predictions.parquet",):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    losses = [[(x["epoch"], x["split"], x["loss"]) for x in metrics(f)] for f in (out, whole)]
+    assert losses[0] == losses[1]
+    assert not saved(out)
+    tune(study, out, finished, study.labels)
+    assert "already fitted with these settings" in capsys.readouterr().out
 
 
 def test_training_that_diverges_says_so(study, finished, tmp_path):

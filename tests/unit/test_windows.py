@@ -13,6 +13,7 @@ from synthetic import make_study
 
 from brainlm.errors import BrainLMError
 from brainlm.shards import Corpus, Scaling
+from brainlm.shards.store import locate_series
 from brainlm.training.masked_r2 import (
     MaskedR2,
     average_visible,
@@ -39,7 +40,20 @@ def test_mapped_series_equal_the_corpus(study):
     mapped = MappedSeries(corpus)
     for row in corpus.usable():
         assert np.array_equal(mapped[row], corpus.series(row), equal_nan=True)
-    assert len(mapped._views) == len(corpus.usable())  # found in the files, every one
+    found = np.concatenate(list(mapped._places.values()))
+    assert (found >= 0).sum() == len(corpus.usable())  # found in the files, every one
+
+
+def test_nobody_looks_for_what_the_release_has_found(study, monkeypatch):
+    corpus = Corpus(study.shards)
+    corpus.places = {k: locate_series(path) for k, path in enumerate(study.shards)}
+    monkeypatch.setattr("brainlm.training.windows.locate_series", None)
+    mapped = MappedSeries(corpus)
+    for row in corpus.usable():
+        assert np.array_equal(mapped[row], corpus.series(row), equal_nan=True)
+    corpus.places[0] += 2
+    with pytest.raises(BrainLMError, match="not the shard that its release was frozen with"):
+        MappedSeries(corpus)[corpus.usable()[0]]
 
 
 def test_compressed_shards_are_read_all_the_same(study, tmp_path):
@@ -201,6 +215,7 @@ STREAM = """
 import sys
 from pathlib import Path
 from brainlm.shards import Corpus, Scaling
+from brainlm.shards.store import locate_series
 from brainlm.training.windows import Windows, Loader, choose_rows
 def kept():
     lines = Path("/proc/self/status").read_text().splitlines()

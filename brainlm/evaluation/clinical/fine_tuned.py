@@ -29,6 +29,9 @@ def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool
     task's table. ``done.json`` keeps a digest of what was learnt from the participants tables.
     """
     labels = digest_columns(job.config, job.task.learns(), trained=True)
+    if ModelFolder(out).done.exists():  # a new fit: finished folds count only if it is interrupted
+        for done in [ModelFolder(out).done, *out.glob("fold-*/done.json")]:
+            done.unlink(missing_ok=True)
     _fit_all(job, out, atlas, seed, from_scratch)
     done = ModelFolder(out).done
     write_json(done, read_json(done) | {"labels": labels})
