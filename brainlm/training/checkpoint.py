@@ -48,8 +48,9 @@ def collect_tensors(model: nn.Module, optimizers: Optimizers) -> dict[str, Tenso
 
     Numbers of the optimisers' groups (learning rates, decay) are of the configuration.
     """
+    weights = get_model_state_dict(model)  # first: it gives FSDP its sharded parameters back
     moments = get_optimizer_state_dict(model, list(optimizers), options=_FLAT)
-    return {f"model.{k}": v for k, v in get_model_state_dict(model).items()} | {
+    return {f"model.{k}": v for k, v in weights.items()} | {
         f"optimizer.{k}": v for k, v in moments.items() if isinstance(v, Tensor)
     }
 
