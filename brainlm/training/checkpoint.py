@@ -133,7 +133,7 @@ class Saver:
         paths = self.ranks.from_first(lambda: list_checkpoints(self.folder))
         for path in paths:
             try:
-                facts = self.ranks.from_first(functools.partial(read_facts, path))
+                facts = self.ranks.from_first(functools.partial(read_checkpoint, path))
                 return facts, self.load(path, make(facts))
             except (Exception, CheckpointException) as error:  # damaged in any way
                 then = "starting anew" if path == paths[-1] else "going back to the one before"
@@ -157,7 +157,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path.parent for path in folder.glob(f"step-????????/{_FACTS}")), reverse=True)
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """What a checkpoint holds besides tensors."""
     return read_json(path / _FACTS)
 

@@ -34,7 +34,7 @@ from ..model.ranges import describe_range
 from ..output import tell
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
-from .checkpoint import Saver, exchange, list_checkpoints, read_facts
+from .checkpoint import Saver, exchange, list_checkpoints, read_checkpoint
 from .device import get_device, place
 from .distributed import Ranks
 from .journal import Journal, figure
@@ -265,7 +265,7 @@ class FineTuning:
         """Facts and learners of the newest checkpoint of these settings, or nothing of either."""
         folder = ModelFolder(self.out).checkpoints
         newest = next(iter(list_checkpoints(folder)), None)
-        before = read_facts(newest)["settings"] if newest else ""
+        before = read_checkpoint(newest)["settings"] if newest else ""
         if before != self.settings:
             if newest:
                 tell(f"checkpoints are of other settings: they are set aside in {folder}")

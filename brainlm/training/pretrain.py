@@ -36,7 +36,7 @@ from .checkpoint import (
     exchange,
     list_checkpoints,
     put_tensors,
-    read_facts,
+    read_checkpoint,
 )
 from .covariance import fit_gaussian
 from .distributed import Ranks, gradient_sync, join_processes, prepare_training
@@ -226,7 +226,7 @@ class Run:
         if newest is None:
             exchange(folder, "", self.settings)
             return
-        before = read_facts(newest)["settings"]
+        before = read_checkpoint(newest)["settings"]
         changed = describe_change(before, self.settings)
         if changed and is_prolonged(before, self.settings):
             self.say(f"{changed}: the training is prolonged; its learning rate follows the "
