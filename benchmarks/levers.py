@@ -108,6 +108,7 @@ class Contestant(nn.Module):
 def train(contestant: Contestant, windows: Windows, levers: set[str], updates: int) -> None:
     """As brainlm.training.pretrain does."""
     options = Pretrain(learning_rate=3e-3, optimizer="muon" if "muon" in levers else "adamw")
+    options = options.of_preset("tiny")
     optimizers = make_optimizers(contestant, options)
     for step in range(updates):
         batch = windows.batch(windows.stream(step * BATCH, BATCH))

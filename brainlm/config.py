@@ -254,12 +254,23 @@ class Pretrain(Section):
 
     epochs: Annotated[int, Field(ge=1)] = 100
     batch_size: Annotated[int, Field(ge=1)] = Field(512, description="windows per update, global")
-    micro_batch_size: Annotated[int, Field(ge=1)] = Field(
-        16, description="windows per forward pass and process"
+    micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="windows per forward pass and process; auto: as many as the GPU's memory "
+        "holds, 16 on the CPU",
     )
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive | None = Field(
+        None,
+        description="peak; default 1e-3, of presets 111m and 650m 1.5e-4 for each 256 windows of "
+        "the batch (masked autoencoders of images)",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of all updates")
+    beta2: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="of AdamW's second moment; default .999, of presets 111m and 650m .95 as in "
+        "masked autoencoders of images",
+    )
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="of the blocks' matrices; the rest is AdamW's; adamw: as the paper"
     )
@@ -274,7 +285,7 @@ class Pretrain(Section):
     )
     attention: Literal["auto", "flash", "flash-attn", "math"] = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    compile: bool = False
+    compile: bool | Literal["auto"] = Field("auto", description="the blocks; auto: on CUDA")
     activation_checkpointing: bool = Field(
         False, description="keep less for the backward pass: a third more work"
     )
@@ -293,6 +304,15 @@ class Pretrain(Section):
         description="of a training or evaluation job on a cluster; one that is ended by the "
         "clock resumes",
     )
+
+    def of_preset(self, name: str) -> Pretrain:
+        """With the learning rate and β₂ of a preset where none are stated."""
+        large = name.endswith(("111m", "650m", "111M", "650M"))
+        rate = 1.5e-4 * self.batch_size / 256 if large else 1e-3
+        return self.model_copy(update={
+            "learning_rate": self.learning_rate or rate,
+            "beta2": self.beta2 or (0.95 if large else 0.999),
+        })  # fmt: skip
 
     @model_validator(mode="before")
     @classmethod

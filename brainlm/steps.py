@@ -190,7 +190,10 @@ def _model(config: Config) -> dict[str, Any]:
 
 
 def _pretrain(config, cohort, atlas, task) -> Dependencies:
-    options = config.pretrain.model_dump(exclude=set(Pretrain.FREE))
+    of_preset = config.pretrain.of_preset(config.model.preset)
+    options = of_preset.model_dump(exclude=set(Pretrain.FREE))
+    if config.pretrain.beta2 is None:  # the key is younger than finished models, which stay
+        del options["beta2"]
     if options["optimizer"] == "muon":  # the key is younger than finished models, which stay
         del options["optimizer"]
     return Dependencies({"model": _model(config), "pretrain": options})

@@ -108,6 +108,8 @@ class BrainLM(Shared):
         if config.fourier_places and config.family == "parcel":
             for block in [*self.encoder, *(self.decoder.blocks if self.decoder else [])]:
                 block.attention.start_alike()
+        if config.zero_last and self.decoder is not None:
+            nn.init.zeros_(self.decoder.predict.weight)
         nn.init.normal_(self.cls_token, std=config.init_std)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -335,14 +337,16 @@ class BrainLM(Shared):
         return model.to(self.coordinates.device).train(self.training)
 
     def flops_per_window(self, mask_ratio: float) -> float:
-        """Multiply-adds × 2 of one forward pass on one window (matrix products only)."""
+        """Multiply-adds × 2 of a forward pass on a window in training (matrix products only)."""
         c, N = self.config, self.num_tokens
         K = int(N * (1 - mask_ratio)) + 1
-        total = _flops(c.depth, K, K, c.width, c.ffn)
+        total, decoded = _flops(c.depth, K, K, c.width, c.ffn), N
         if c.decoder_depth:
-            seen = N + 1 if c.decoder_context == "all" else K
-            total += _flops(c.decoder_depth, N + 1, seen, c.decoder_width, c.decoder_ffn)
-        return total + 2 * self.grid.values * (K * c.width + N * c.decoder_width)
+            seen = N + 1
+            if c.decoder_context == "visible":
+                seen, decoded = K, int(K + c.decode_share * (N + 1 - K)) - 1
+            total += _flops(c.decoder_depth, decoded + 1, seen, c.decoder_width, c.decoder_ffn)
+        return total + 2 * self.grid.values * (K * c.width + decoded * c.decoder_width)
 
 
 def _flops(depth: int, tokens: int, context: int, width: int, ffn: int) -> float:

@@ -19,25 +19,27 @@ PRESETS: dict[str, dict] = {
     "13m": {
         "family": "parcel", "gain": True, "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
         "decoder_width": 512, "decoder_depth": 2, "decoder_heads": 4, "decoder_ffn": 1024,
-        "decoder_context": "visible",
+        "decoder_context": "visible", "decode_share": 0.25,
     },
     # image family: ViT-MAE base and huge on a rectangular grid without padding in time
     "111m": {
-        "family": "image", "gain": True, "width": 768, "depth": 12, "heads": 12, "ffn": 3072,
+        "family": "image", "gain": True, "zero_last": True,
+        "width": 768, "depth": 12, "heads": 12, "ffn": 3072,
         "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
     },
     "650m": {
-        "family": "image", "gain": True, "width": 1280, "depth": 32, "heads": 16, "ffn": 5120,
+        "family": "image", "gain": True, "zero_last": True,
+        "width": 1280, "depth": 32, "heads": 16, "ffn": 5120,
         "decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16, "decoder_ffn": 2048,
     },
 }  # fmt: skip
 #: The published forms under their published names, to be trained anew next to ours.
 PRESETS |= {
-    "old_13M": PRESETS["13m"] | PARCEL | {"decoder_context": "all"},
-    "vitmae_111M": PRESETS["111m"] | IMAGE | {"image_size": (432, 432)},
+    "old_13M": PRESETS["13m"] | PARCEL | {"decoder_context": "all", "decode_share": 1.0},
+    "vitmae_111M": PRESETS["111m"] | IMAGE | {"image_size": (432, 432), "zero_last": False},
     "vitmae_650M": PRESETS["650m"]
     | IMAGE
-    | {"image_size": (434, 434), "patch": 14, "patch_parcels": 14},
+    | {"image_size": (434, 434), "patch": 14, "patch_parcels": 14, "zero_last": False},
 }
 
 #: Time points per token where the user names none: the paper's 20, and the image family's square

@@ -37,6 +37,9 @@ class BrainLMConfig:
         Each window is divided by the root mean square of the values that the encoder sees, and
         predictions are multiplied by it; the loss is in divided units. Recordings differ in
         size, and else the largest are nearly all that is learnt.
+    zero_last : bool
+        A new model's last layer is zero, so that the first predictions are the mean: half
+        precision is least stable there (MedARC's CortexMAE).
     pre_norm, convolution, learned_parcels, position_dropout, image_size, pad_value, loss
         Where the published layouts differ from ours.
     head_outputs, pool, label_mean, label_std, label_log
@@ -75,6 +78,7 @@ class BrainLMConfig:
     pad_value: float = 0.0
     divisor: float = 1.0
     gain: bool = False
+    zero_last: bool = False
     loss: str = "mse"
     mask_ratio: float = 0.75
     eps: float = 1e-6

@@ -32,6 +32,7 @@ def choose_device(gpus: int, local: int = 0) -> torch.device:
     _chosen = torch.device("cuda", local) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(_chosen)
+        torch.set_float32_matmul_precision("high")  # TF32 in what is not half precision
     return _chosen
 
 

@@ -48,6 +48,14 @@ class Ranks:
         value = torch.tensor(float(flag), device=self.device)
         return bool(self.sum(value) > 0)
 
+    def least(self, value: int) -> int:
+        """The smallest over processes."""
+        if self.world == 1:
+            return value
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What the first process makes, on all; also its error. The others wait for it."""
         if self.world == 1:
@@ -80,8 +88,6 @@ def join_processes(gpus: int, cpus: int) -> Iterator[Ranks]:
     if not gpus:
         share = cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
-    else:
-        torch.set_float32_matmul_precision("high")
     if world == 1:
         yield Ranks(0, 1, device)
         return
@@ -107,22 +113,51 @@ class TrainingStep(nn.Module):
         return out.error_sum, out.count, out.prediction, out.pixel_mask, out.latent[:, 0]
 
 
-def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks) -> nn.Module:
+def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks, *, half: bool = False,
+            say: Callable[[str], None] = print) -> nn.Module:  # fmt: skip
     """The model on its device, ready to train; the order of the steps matters."""
     set_attention(model, options.attention)
     step = TrainingStep(model.to(ranks.device))
     blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
-    for block in blocks:
-        if options.activation_checkpointing:
+    on_gpu = ranks.device.type == "cuda"
+    if options.activation_checkpointing:
+        for block in blocks:
             block.forward = _keep_the_input_only(block.forward)
-        if options.compile:
-            block.compile()
+    if options.compile is True or (options.compile == "auto" and on_gpu):
+        compile_blocks(model, blocks, half, say)
     if ranks.world == 1:
         return step
     if options.sharding == "fsdp":
-        return _shard(step, blocks, ranks)
-    on_gpu = ranks.device.type == "cuda"
-    return nn.parallel.DistributedDataParallel(step, [ranks.device] if on_gpu else None)
+        return _shard(step, blocks, ranks, half)
+    # buffers are the same everywhere; gradients live in the buckets that are sent
+    return nn.parallel.DistributedDataParallel(
+        step, [ranks.device] if on_gpu else None,
+        broadcast_buffers=False, gradient_as_bucket_view=True,
+    )  # fmt: skip
+
+
+def compile_blocks(model: BrainLM, blocks: list[nn.Module], half: bool,
+                   say: Callable[[str], None]) -> bool:  # fmt: skip
+    """Compile each block; where that fails (no compiler on the node) say so, and go on without.
+
+    The first block is tried at once: forward and backward, on two tokens.
+    """
+    for block in blocks:
+        block.compile()
+    weight = next(blocks[0].parameters())
+    tokens = torch.zeros(1, 2, model.config.width, device=weight.device, requires_grad=True)
+    try:
+        with torch.autocast(weight.device.type, torch.bfloat16, enabled=half):
+            blocks[0](tokens).float().sum().backward()
+    except Exception as error:
+        for block in blocks:
+            block._compiled_call_impl = None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        say(f"the blocks are not compiled, training is slower: {type(error).__name__}: {reason}")
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+    return True
 
 
 def _keep_the_input_only(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -138,14 +173,31 @@ def _keep_the_input_only(forward: Callable[..., Tensor]) -> Callable[..., Tensor
     return run
 
 
-def _shard(step: nn.Module, blocks: list[nn.Module], ranks: Ranks) -> nn.Module:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+def _shard(step: nn.Module, blocks: list[nn.Module], ranks: Ranks, half: bool) -> nn.Module:
+    """FSDP2; over several nodes the state is divided within a node and the same in each (HSDP).
 
-    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    In half precision the blocks work, and are sent, in bf16: the weights that are updated are
+    float32, gradients are summed in float32, and so is everything outside the blocks.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh, exact = _mesh(ranks), MixedPrecisionPolicy(cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for block in blocks:
-        fully_shard(block, mesh=mesh)
-    return fully_shard(step, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    return fully_shard(step, mesh=mesh, mp_policy=exact)
+
+
+def _mesh(ranks: Ranks):
+    from torch.distributed.device_mesh import init_device_mesh
+
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world))
+    if of_node in (1, ranks.world):
+        return init_device_mesh(ranks.device.type, (ranks.world,))
+    return init_device_mesh(ranks.device.type, (ranks.world // of_node, of_node),
+                            mesh_dim_names=("replicate", "shard"))  # fmt: skip
 
 
 @contextlib.contextmanager

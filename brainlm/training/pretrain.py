@@ -23,7 +23,7 @@ from ..atlas import Atlas
 from ..cohort.splits import in_share
 from ..errors import BrainLMError
 from ..files import write_json
-from ..model import BrainLM, kernel_name, preset
+from ..model import BrainLM, kernel_name, preset, set_attention
 from ..model.grids import token_grid
 from ..model.masking import Masker
 from ..output import tell
@@ -43,11 +43,12 @@ from .distributed import Ranks, gradient_sync, join_processes, prepare_training
 from .given_model import open_given
 from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
+from .memory import TrainingTrial, largest_micro_batch, total_memory
 from .meter import Meter, Rates, Spent, device_name
 from .model_cards import pretrained_card
 from .predictors import PREDICTORS
 from .preemption import EXIT_SAVED, on_sigterm
-from .schedule import learning_rate_at, make_optimizers, rescale_gradients
+from .schedule import learning_rate_at, make_optimizers, scale_gradients
 from .settings import (
     ADVICE,
     describe_change,
@@ -58,6 +59,8 @@ from .settings import (
 from .trackers import open_trackers
 from .windows import Batch, Loader, Prefetch, Windows, choose_rows, training_ranges
 
+#: windows per forward pass where none are stated and there is no GPU to fill
+ON_CPU = 16
 #: spread of CLS over subjects, relative to its size, below which the encoder has collapsed
 COLLAPSED = 1e-3
 #: predictors that the evaluation has and the journal does without
@@ -100,7 +103,8 @@ class Run:
     """One pretraining run; see :func:`pretrain`."""
 
     def __init__(self, shards, scaling, out: Path, model: config.Model, options, atlas, ranks):
-        self.out, self.options, self.ranks = out, options, ranks
+        self.out, self.ranks = out, ranks
+        self.options = options = options.of_preset(model.preset)
         self.spent = Spent(ranks.device)
         self.settings = describe_settings(shards, scaling, model, options)
         corpus = Corpus(shards, Path(scaling).parent)
@@ -124,7 +128,10 @@ class Run:
         self.train_set = self._windows(corpus, _choose_share(corpus, train, options.share))
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
         self.validation_set = self._windows(corpus, held_out)
-        self.micro = _micro_batch(options, ranks.world)
+        self.half = options.precision == "bf16" or (
+            options.precision == "auto" and ranks.device.type == "cuda"
+        )
+        self.micro = self._choose_micro_batch()
         # of all training recordings: training on a share of the people takes as many updates, on
         # the same schedule, in more passes over fewer recordings
         self.steps = math.ceil(options.epochs * len(train) / options.batch_size)
@@ -132,12 +139,9 @@ class Run:
         self.validate_every = epoch_steps * options.validate_every_epochs
         self.step = 0
         self.loader = self._loader()
-        self.wrapped = prepare_training(self.model, options, ranks)
+        self.wrapped = prepare_training(self.model, options, ranks, half=self.half, say=self.say)
         self.optimizers = make_optimizers(self.wrapped, options)
         self.saver = Saver(ModelFolder(out).checkpoints, ranks)
-        self.half = options.precision == "bf16" or (
-            options.precision == "auto" and ranks.device.type == "cuda"
-        )
         self.kernel = kernel_name(
             options.attention, ranks.device, torch.bfloat16 if self.half else torch.float32,
             self.model.config.width // self.model.config.heads,
@@ -149,8 +153,10 @@ class Run:
     def _go_on_from(self, name: str, atlas: Atlas, sample_period_s: float, scaling) -> None:
         """Begin with a finished model's weights and keep its own scaling."""
         given = open_given(name, atlas, sample_period_s, Path(scaling))
-        if given.config != self.model.config:
-            ours, theirs = asdict(self.model.config), asdict(given.config)
+        ours, theirs = (asdict(model.config) for model in (self.model, given))
+        for shape in (ours, theirs):  # how a training goes is no part of it
+            del shape["decode_share"], shape["zero_last"], shape["ranges"]
+        if ours != theirs:
             other = [f"{k} {theirs[k]} (here {v})" for k, v in ours.items() if theirs[k] != v]
             raise BrainLMError(f"model.start: {name} is of another shape: {', '.join(other)}; set "
                                "model.preset, window and patch to that model's")  # fmt: skip
@@ -160,6 +166,20 @@ class Run:
     def _windows(self, corpus: Corpus, rows) -> Windows:
         return Windows(corpus, self.scaling, self.model.config.window, rows,
                        seed=self.options.seed, masker=self.masker)  # fmt: skip
+
+    def _choose_micro_batch(self) -> int:
+        """Windows per forward pass: as stated, or on a GPU what its memory holds, the same on
+        all."""
+        options, ranks = self.options, self.ranks
+        if options.micro_batch_size != "auto":
+            return _micro_batch(options.micro_batch_size, options.batch_size, ranks.world)
+        if ranks.device.type != "cuda":
+            return _micro_batch(ON_CPU, options.batch_size, ranks.world)
+        set_attention(self.model, options.attention)
+        train = TrainingTrial(self.model.to(ranks.device), self.masker, self.half)
+        share = _micro_batch(options.batch_size, options.batch_size, ranks.world)
+        found = largest_micro_batch(train, share, total_memory(ranks.device))
+        return int(ranks.least(found))
 
     def _loader(self) -> Loader:
         options, ranks = self.options, self.ranks
@@ -282,6 +302,8 @@ class Run:
                          "python": platform.python_version(), "numpy": np.__version__},
             "attention": self.kernel,
             "precision": "bf16" if self.half else "float32",
+            "micro_batch_size": self.micro,
+            "compiled": getattr(self.model, "is_compiled", False),
             "processes": self.ranks.world,
             "sharding": self.options.sharding if self.ranks.world > 1 else "none",
             "device": device_name(self.ranks),
@@ -385,9 +407,7 @@ class Run:
             meter.add(batch, error.detach(), known, rest)
         # Sums over the global batch, divided once: the same whatever shares the processes have.
         total = self.ranks.sum(seen).clamp(min=1)
-        rescale_gradients(self.wrapped, unit * self.ranks.world / total)
-        norm = torch.nn.utils.clip_grad_norm_(self.wrapped.parameters(), 1.0)
-        meter.norm = norm
+        meter.norm = scale_gradients(self.wrapped, unit * self.ranks.world / total)
         rate = learning_rate_at(self.step, self.steps, self.options)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -478,13 +498,13 @@ def _check_atlas(corpus: Corpus, atlas: Atlas) -> None:
         )
 
 
-def _micro_batch(options: config.Pretrain, world: int) -> int:
+def _micro_batch(wanted: int, batch_size: int, world: int) -> int:
     """Windows per forward pass and process; the global batch must share out evenly."""
-    micro = min(options.micro_batch_size, options.batch_size // world)
-    if micro == 0 or options.batch_size % (micro * world):
+    micro = min(wanted, batch_size // world)
+    if micro == 0 or batch_size % (micro * world):
         raise BrainLMError(
-            f"pretrain.batch_size ({options.batch_size}) must be a multiple of micro_batch_size "
-            f"× processes ({options.micro_batch_size} × {world}); change one of them"
+            f"pretrain.batch_size ({batch_size}) must be a multiple of micro_batch_size "
+            f"× processes ({wanted} × {world}); change one of them"
         )
     return micro
 

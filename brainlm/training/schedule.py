@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..config import Pretrain
 
@@ -16,10 +17,11 @@ _BLOCK_MATRIX = re.compile(r"(^|\.)(encoder|decoder\.blocks)\.\d+\..*weight$")
 
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float):
     """AdamW (betas 0.9, 0.999); matrices decay, biases, norms, tokens and places do not."""
-    return _adamw(model.named_parameters(), learning_rate, weight_decay)
+    return _adamw(model.named_parameters(), learning_rate, weight_decay, 0.999)
 
 
-def _adamw(named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float):
+def _adamw(named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float,
+           beta2: float):  # fmt: skip
     decayed: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in named:
@@ -27,7 +29,7 @@ def _adamw(named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weig
         (decayed if matrix else rest).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay},
               {"params": rest, "weight_decay": 0.0}]  # fmt: skip
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.999), fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, beta2), fused=True)
 
 
 def make_optimizers(model: nn.Module, options: Pretrain) -> list[torch.optim.Optimizer]:
@@ -37,19 +39,21 @@ def make_optimizers(model: nn.Module, options: Pretrain) -> list[torch.optim.Opt
     made as large as AdamW's (Liu et al. 2025) so that one learning rate serves both; all other
     parameters by AdamW. ``adamw``: as published.
     """
-    rate, decay = options.learning_rate, options.weight_decay
+    assert options.learning_rate and options.beta2, "options.of_preset(...) fills them in"
+    rate, decay, beta2 = options.learning_rate, options.weight_decay, options.beta2
     if options.optimizer == "adamw":
-        return [make_optimizer(model, rate, decay)]
+        return [_adamw(model.named_parameters(), rate, decay, beta2)]
     rest = dict(model.named_parameters())
     matrices = [rest.pop(name) for name, value in list(rest.items())
                 if _BLOCK_MATRIX.search(name) and value.ndim == 2]  # fmt: skip
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay,
                             adjust_lr_fn="match_rms_adamw")  # fmt: skip
-    return [muon, _adamw(rest.items(), rate, decay)]
+    return [muon, _adamw(rest.items(), rate, decay, beta2)]
 
 
 def learning_rate_at(step: int, total: int, options: Pretrain) -> float:
     """Linear warm-up over the first updates, then half a cosine down to zero."""
+    assert options.learning_rate is not None
     warm = max(1, math.ceil(options.warmup * total))
     if step < warm:
         return options.learning_rate * (step + 1) / warm
@@ -58,9 +62,19 @@ def learning_rate_at(step: int, total: int, options: Pretrain) -> float:
 
 
 @torch.no_grad()
-def rescale_gradients(model: nn.Module, factor: Tensor) -> None:
-    """Multiply all gradients by `factor` (a tensor: nothing is read back from the device)."""
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            local = getattr(parameter.grad, "to_local", lambda grad=parameter.grad: grad)()
-            local.mul_(factor)
+def scale_gradients(model: nn.Module, factor: Tensor, most: float = 1.0) -> Tensor:
+    """Multiply all gradients by `factor`, and clip them to a norm of `most`, in one pass.
+
+    Returns
+    -------
+    Tensor []
+        The norm before clipping. All are tensors: nothing is read back from the device.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(grads)
+    if isinstance(norm, DTensor):  # of sharded gradients
+        norm = norm.full_tensor()
+    norm = factor * norm
+    local = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in grads]
+    torch._foreach_mul_(local, factor * (most / (norm + 1e-6)).clamp(max=1))
+    return norm

@@ -90,8 +90,10 @@ def read_settings(folder: ModelFolder) -> str | None:
 
 def _of_config(model: config.Model, options: config.Pretrain) -> dict[str, Any]:
     given = {"start", "continue_training"} if model.start is None else set()
-    return model.model_dump(mode="json", exclude=given) | options.model_dump(
-        mode="json", exclude=set(options.FREE)
+    chosen = options.of_preset(model.preset)
+    younger = {"beta2"} if options.beta2 is None else set()  # than finished models
+    return model.model_dump(mode="json", exclude=given) | chosen.model_dump(
+        mode="json", exclude=set(options.FREE) | younger
     )
 
 

@@ -14,13 +14,13 @@ import pytest
 from synthetic import make_study
 from test_training import metrics, run
 
-from brainlm import config
 from brainlm.errors import BrainLMError
 from brainlm.training import pretrain as pretraining
 
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, {here!r})
+{before}
 from pathlib import Path
 from test_training import MODEL, options
 from synthetic import toy_atlas
@@ -43,14 +43,15 @@ def alone(study, tmp_path_factory):
     return run(study, tmp_path_factory.mktemp("alone"))
 
 
-def start(study, out: Path, sharding: str, **changes) -> subprocess.Popen:
+def start(study, out: Path, sharding: str, *, processes: int = 2, before: str = "",
+          **changes) -> subprocess.Popen:  # fmt: skip
     script = out.parent / f"{out.name}.py"
     script.write_text(SCRIPT.format(
         here=str(Path(__file__).parent), study=str(study.scaling.parent),
-        out=str(out), sharding=sharding, changes=changes,
+        out=str(out), sharding=sharding, changes=changes, before=before,
     ))  # fmt: skip
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node", "2", str(script)]  # fmt: skip
+               "--nproc-per-node", str(processes), str(script)]  # fmt: skip
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -76,6 +77,32 @@ def test_same_losses_as_one_process(study, alone, tmp_path, sharding, changes):
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-3)
     for a, b in zip(one[:3], two[:3], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+#: run before training: two "nodes" of two processes each, and what they made of the mesh
+TWO_NODES = """
+import os
+os.environ["LOCAL_WORLD_SIZE"] = "2"
+from brainlm.training import distributed
+mesh = distributed._mesh
+def show(ranks):
+    made = mesh(ranks)
+    if ranks.main:
+        print("mesh", made.mesh_dim_names, made.mesh.tolist(), flush=True)
+    return made
+distributed._mesh = show
+"""
+
+
+def test_state_is_divided_within_a_node_and_the_same_in_each(study, alone, tmp_path):
+    """Hybrid sharding: four processes as two by two, in bf16 within the blocks."""
+    text = two_processes(study, tmp_path / "out", "fsdp", processes=4, before=TWO_NODES,
+                         micro_batch_size=1, epochs=1, precision="bf16")  # fmt: skip
+    assert "mesh ('replicate', 'shard') [[0, 1], [2, 3]]" in text
+    two = metrics(tmp_path / "out")
+    assert two[0]["loss"] == pytest.approx(metrics(alone)[0]["loss"], rel=2e-2)
+    (saved,) = (tmp_path / "out").glob("checkpoints/step-*")
+    assert len(list(saved.glob("*.safetensors"))) >= 2
 
 
 def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypatch):
@@ -112,10 +139,9 @@ def test_preemption_of_two_processes_saves(study, tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared():
-    given = config.Pretrain(batch_size=8, micro_batch_size=4)
-    assert pretraining._micro_batch(given, 2) == 4
-    assert pretraining._micro_batch(given, 8) == 1
+    assert pretraining._micro_batch(4, 8, 2) == 4
+    assert pretraining._micro_batch(4, 8, 8) == 1
     with pytest.raises(BrainLMError, match=r"\(4 × 3\)"):
-        pretraining._micro_batch(given, 3)
+        pretraining._micro_batch(4, 8, 3)
     with pytest.raises(BrainLMError, match="must be a multiple"):
-        pretraining._micro_batch(given, 16)
+        pretraining._micro_batch(4, 8, 16)

@@ -428,7 +428,7 @@ def test_a_window_without_any_visible_signal_stays_finite():
 
 def test_muon_learns_the_matrices_of_the_blocks_and_adamw_all_else():
     model = small()
-    muon, adamw = make_optimizers(model, Pretrain())
+    muon, adamw = make_optimizers(model, Pretrain().of_preset("tiny"))
     names = {id(p): name for name, p in model.named_parameters()}
     learnt = [names[id(p)] for o in (muon, adamw) for g in o.param_groups for p in g["params"]]
     assert sorted(learnt) == sorted(names.values())
@@ -436,4 +436,4 @@ def test_muon_learns_the_matrices_of_the_blocks_and_adamw_all_else():
     assert of_muon == {name for name, p in model.named_parameters()
                        if p.ndim == 2 and ".weight" in name
                        and name.startswith(("encoder.", "decoder.blocks."))}  # fmt: skip
-    assert len(make_optimizers(model, Pretrain(optimizer="adamw"))) == 1
+    assert len(make_optimizers(model, Pretrain(optimizer="adamw").of_preset("tiny"))) == 1
