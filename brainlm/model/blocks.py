@@ -57,6 +57,14 @@ class SelfAttention(nn.Module):
         key.copy_(query)
 
 
+class Norm(nn.LayerNorm):
+    """Layer norm with float32 weights, also where a sharded block works on bf16 copies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class Block(nn.Module):
     """Attention and feed-forward, each with a residual; layer norm before or after."""
 
@@ -64,9 +72,9 @@ class Block(nn.Module):
                  eps: float):  # fmt: skip
         super().__init__()
         self.pre_norm = pre_norm
-        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm1 = Norm(width, eps=eps)
         self.attention = SelfAttention(width, heads, convolution)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.norm2 = Norm(width, eps=eps)
         self.mlp = nn.Sequential(nn.Linear(width, ffn), nn.GELU(), nn.Linear(ffn, width))
 
     def forward(self, x: Tensor, context: int | None = None) -> Tensor:
