@@ -151,7 +151,7 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub = verb("doctor", _doctor, "check what this configuration needs of this machine",
                "brainlm doctor --config config.yaml")  # fmt: skip
     sub.add_argument("--fetch", action="store_true",
-                     help="download the atlas first; jobs then need no network")  # fmt: skip
+                     help="download atlas and template ahead of jobs")  # fmt: skip
     sub = verb("config", _config, "check the configuration and print it in full",
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
@@ -381,10 +381,13 @@ def _run(args) -> None:
 
 def _doctor(args) -> int:
     from .doctor import examine_setup
+    from .preprocess.normalise import templateflow
 
     config, findings = _load(args), []
     if args.fetch:
-        _atlas(config)
+        atlas = _atlas(config)
+        if config.preprocess.template == "templateflow" and atlas.space == templateflow.SPACE:
+            templateflow.fetch_files()
     for finding in examine_setup(config):
         print(finding, flush=True)
         findings.append(finding)

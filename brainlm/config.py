@@ -50,6 +50,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _check_orientation(letters: str) -> str:
+    pairs = ["LR", "AP", "IS"]
+    found = sorted(next((p for p in pairs if letter in p), "") for letter in letters)
+    if found != sorted(pairs):
+        raise ValueError(
+            f"orientation: {letters!r}: expected three letters, one each of L or R, A or P, I or S"
+        )
+    return letters
+
+
 class Cohort(Section):
     """One folder of recordings. Nothing about a cohort is code."""
 
@@ -80,6 +90,11 @@ class Cohort(Section):
     repetition_time_s: Positive | None = Field(
         None,
         description="s; where neither sidecar nor header states it; refused where one differs",
+    )
+    orientation: Annotated[str, AfterValidator(_check_orientation)] | None = Field(
+        None,
+        description="of images whose headers have none: where the voxels' axes lead, LAS: to "
+        "left, anterior, superior; refused where a header says otherwise",
     )
     task: str | None = Field(None, description="use only this BIDS task; default all")
     select: dict[str, Annotated[str, BeforeValidator(str)] | None] = Field(
@@ -159,6 +174,12 @@ class Preprocess(Section):
         False,
         description="normalise through the T1w image where there is one: twice as accurate for "
         "unwarped runs, worse for distorted ones",
+    )
+    template: Literal["bundled", "templateflow"] = Field(
+        "bundled",
+        description="the image of MNI152NLin6Asym that raw runs are fitted to; bundled: a "
+        "stand-in 1.3 mm away on average (docs/measured.md); templateflow: the template itself, "
+        "from TEMPLATEFLOW_HOME (brainlm doctor --fetch downloads it)",
     )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="share of a parcel inside the field of view, below which it is NaN"

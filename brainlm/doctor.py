@@ -76,6 +76,7 @@ def _cohorts(config: Config) -> Iterator[Finding]:
 
 def _atlas(config: Config) -> Iterator[Finding]:
     from .atlas import load_atlas
+    from .preprocess.normalise import templateflow
 
     try:
         atlas = load_atlas(config.atlas.name, config.atlas.folder, download=False)
@@ -85,6 +86,13 @@ def _atlas(config: Config) -> Iterator[Finding]:
     else:
         text = f"{atlas.name}: {atlas.num_parcels} parcels, space {atlas.space}, checksums right"
         yield Finding("atlas", True, text)
+    if config.preprocess.template == "templateflow":
+        try:
+            paths = templateflow.find_files()
+        except BrainLMError as error:
+            yield Finding("template", False, str(error))
+        else:
+            yield Finding("template", True, f"{templateflow.SPACE}: {paths[0].parent}")
 
 
 def _results(config: Config) -> Iterator[Finding]:

@@ -136,20 +136,21 @@ def pick_set(section: Section, *names: str) -> dict[str, Any]:
 
 
 def _motion(config, cohort, atlas, task) -> Dependencies:
-    said = pick(cohort, "repetition_time_s") if cohort else {}
+    said = pick(cohort, "repetition_time_s", "orientation") if cohort else {}
     return Dependencies(pick(config.preprocess, "engine", "min_duration_s", "slice_timing"), said)
 
 
 def _normalise(config, cohort, atlas, task) -> Dependencies:
     settings = pick(config.preprocess, "engine", "use_t1w")
+    settings |= pick_set(config.preprocess, "template")
     if config.preprocess.use_t1w:
-        settings["t1w_version"] = 2  # its code changed once; what was fitted directly stays
+        settings["t1w_version"] = 3  # its code changed twice; what was fitted directly stays
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 
 def _denoise(config, cohort, atlas, task) -> Dependencies:
     options = config.preprocess
-    settings = pick(options, "engine", "denoise", "high_pass_hz")
+    settings = pick(options, "engine", "denoise", "high_pass_hz") | pick_set(options, "template")
     if options.fix_weights is not None:  # what was not judged by FIX stays as it is
         settings |= {"fix_weights": str(options.fix_weights)} | pick(options, "fix_threshold")
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
@@ -162,7 +163,7 @@ def _parcellate(config, cohort, atlas, task) -> Dependencies:
 
 def _volumes(config, cohort, atlas, task) -> Dependencies:
     names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage")
-    said = pick(cohort, "repetition_time_s", "space", "confounds") if cohort else {}
+    said = pick(cohort, "repetition_time_s", "orientation", "space", "confounds") if cohort else {}
     return Dependencies(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
 
 
@@ -262,7 +263,7 @@ STEPS: dict[str, Step] = {
             of="recording",
             run="brainlm.preprocess.stages.normalise_stage:run_normalise",
             prepare="brainlm.preprocess.stages.normalise_stage:prepare",
-            version=3,
+            version=4,
             depends=_normalise,
             enters="motion",
             makes=lambda options: ("normalisation",),
@@ -275,7 +276,7 @@ STEPS: dict[str, Step] = {
             of="recording",
             run="brainlm.preprocess.stages.denoise_stage:run_denoise",
             prepare="brainlm.preprocess.stages.denoise_stage:prepare",
-            version=3,
+            version=4,
             depends=_denoise,
             enters="motion",
             makes=_made_by_denoise,

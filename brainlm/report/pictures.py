@@ -189,7 +189,9 @@ def _read_upright(path: Path) -> tuple[np.ndarray, float, float]:
 # ---- template space
 
 
-def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
+def draw_registration(
+    boldref: Path, normalisation: Path, space: str, source: str = "bundled"
+) -> str:
     """The template under the reference image (group ``over``) under the template's outlines."""
     from ..preprocess.io.derivatives import read_volume
     from ..preprocess.normalise.warp import load_normalisation
@@ -197,7 +199,7 @@ def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
     image, affine = read_volume(boldref)
     fit = load_normalisation(normalisation)
     bright = np.percentile(image[image > image.mean()], 99) if image.any() else 1.0
-    t1w, brain, white = _template_slices(space)
+    t1w, brain, white = _template_slices(space, source)
     cuts = [
         np.round(_sample(image, affine, fit(points)).reshape(shape) / bright * 64)
         for points, shape in _cut_points()
@@ -246,11 +248,11 @@ def load_slices(atlas: Atlas) -> None:
 
 
 @lru_cache(maxsize=2)
-def _template_slices(space: str) -> tuple[list[np.ndarray], ...]:
+def _template_slices(space: str, source: str = "bundled") -> tuple[list[np.ndarray], ...]:
     """T1-weighted image, brain and white matter on the eight slices."""
     from ..preprocess.normalise.template import load_template
 
-    template = load_template(space)
+    template = load_template(space, source)
     return tuple(
         [np.round(_sample(np.asarray(part, np.float32), template.affine, points), 2)
          .reshape(shape) for points, shape in _cut_points()]

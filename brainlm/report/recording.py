@@ -70,8 +70,8 @@ def make_recording_page(
         Section("files", "Files", _describe_files(files, row, link)),
     ]
     trail = [("Study report", link(paths.report_page)), (cohort, link(paths.cohort_page(cohort)))]
-    external = config.cohort(cohort).role == "external"
-    subtitle = f"{cohort}, {'external' if external else row['split']}"
+    role = config.cohort(cohort).role
+    subtitle = f"{cohort}, {row['split'] if role == 'reference' else role}"
     path = page.relative_to(paths.recording_pages).as_posix()
     return Page(path, row["recording_id"], subtitle, sections, trail)
 
@@ -166,7 +166,9 @@ def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
     fit = files.normalisation if files.normalisation.exists() else files.refused
     if not (files.boldref.exists() and fit.exists() and atlas.space):
         return _missing(NORMALISE.missing)
-    svg = pictures.draw_registration(files.boldref, fit, atlas.space)
+    fitted_to = read_own_sidecar(files.normalisation).get("TemplateImage")
+    source = "templateflow" if fitted_to == "MNI152NLin6Asym" else "bundled"
+    svg = pictures.draw_registration(files.boldref, fit, atlas.space, source)
     caption = NORMALISE.caption("registration", space=atlas.space)
     if fit == files.refused:
         caption = f"{NORMALISE.caption('refused')} {caption}"

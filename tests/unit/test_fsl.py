@@ -560,7 +560,7 @@ def test_outputs_are_named_as_those_of_the_builtin_engine(fitted, tmp_path, monk
         fit = load_normalisation(fitted.paths().normalisation)
         return replace(state, affine=fit.affine)
 
-    monkeypatch.setattr(own, "find_pose", lambda *_: (np.eye(4), {"upright": 1.0}))
+    monkeypatch.setattr(own, "find_pose", lambda *_: (np.eye(4), 1.0, None))
     monkeypatch.setattr(own, "_descend", stop_early)
     for stage in ("motion", "normalise"):
         figures = fitted.run(stage, replace_config(engine="builtin"), tmp_path / "out")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -16,6 +18,8 @@ from brainlm.config import parse_config
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.io.derivatives import write_volume
 from brainlm.preprocess.motion.brain_mask import brain_mask
+from brainlm.preprocess.normalise import templateflow
+from brainlm.preprocess.normalise.pose import axis_turns
 from brainlm.preprocess.normalise.registration import Normalisation, normalise
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.warp import load_normalisation
@@ -26,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from phantom import make_head, make_phantom
 
 SEED, BEND_MM = 1, 2.5
+SIX = Atlas("six", "MNI152NLin6Asym", 6, None, "ab" * 32, None, (), "", "")
 
 
 @pytest.fixture(scope="module")
@@ -108,19 +113,47 @@ def test_a_file_of_something_else_is_an_error(tmp_path):
         Normalisation.load(tmp_path / "xfm.npz")
 
 
-@pytest.mark.parametrize("flip", [(slice(None, None, -1),), (slice(None), slice(None, None, -1))])
-def test_a_flipped_image_fails(flip, phantom, reference, template):
-    with pytest.raises(RecordingError, match="orientation is wrong") as error:
-        normalise(reference[flip], phantom.affine, template)
+def _turned(turn, image, affine):
+    """The affine of a header that is wrong by a turn about the middle of the image."""
+    middle = affine[:3, :3] @ ((np.array(image.shape)[::-1] - 1) / 2) + affine[:3, 3]
+    out = np.eye(4)
+    out[:3, :3] = turn @ affine[:3, :3]
+    out[:3, 3] = turn @ (affine[:3, 3] - middle) + middle
+    return out
+
+
+@pytest.mark.parametrize("turn", [(180, "x"), (90, "z"), (-90, "y"), (120, "xyz")])
+def test_a_turned_image_fails_and_the_reason_says_how(turn, phantom, reference, template):
+    degrees, axes = turn
+    vector = np.array([axis in axes for axis in "xyz"]) * np.deg2rad(degrees) / len(axes) ** 0.5
+    wrong = Rotation.from_rotvec(vector).as_matrix().round()
+    with pytest.raises(RecordingError, match="orientation is wrong in the header") as error:
+        normalise(reference, _turned(wrong, reference, phantom.affine), template)
     assert error.value.status == "registration_failed"
+    words = f"fits turned by {degrees}° about {axes}"
+    words = words if len(axes) == 1 else "with the head's right, front and top along its"
+    assert words in error.value.reason
+
+
+@pytest.mark.parametrize("order", [(slice(None, None, -1),), (slice(None), slice(None, None, -1))])
+def test_a_mirrored_image_fails(order, phantom, reference, template):
+    with pytest.raises(RecordingError, match=r"or mirrored in [yz]: .*orientation is wrong"):
+        normalise(reference[order], phantom.affine, template)
+
+
+def test_the_24_turns():
+    turns = axis_turns()
+    assert len({tuple(turn.ravel()) for turn in turns}) == 24
+    np.testing.assert_array_equal(turns[0], np.eye(3))
+    assert all(np.allclose(turn @ turn.T, np.eye(3)) for turn in turns)
+    assert all(np.linalg.det(turn) > 0 for turn in turns)
 
 
 def test_a_refused_fit_is_kept_to_look_at_and_replaces_an_older_one(tmp_path, phantom, reference):
-    atlas = Atlas("six", "MNI152NLin6Asym", 6, None, "ab" * 32, None, (), "", "")
     config = parse_config(
         {"results": str(tmp_path), "cohorts": [{"name": "a", "folder": str(tmp_path)}]}
     )
-    context = Context(config, config.cohorts[0], atlas)
+    context = Context(config, config.cohorts[0], SIX)
     entry = SimpleNamespace(recording_id="sub-01_task-rest", t1w=None)
     files = context.files(entry)
     write_volume(files.boldref, reference[::-1], phantom.affine, space="scanner")
@@ -133,7 +166,9 @@ def test_a_refused_fit_is_kept_to_look_at_and_replaces_an_older_one(tmp_path, ph
     assert np.isfinite(upright(np.zeros((1, 3)))).all()
 
 
-@pytest.mark.parametrize("what", ["empty", "nan", "noise", "ball", "box"])
+@pytest.mark.parametrize(
+    "what", ["empty", "nan", "noise", "ball", "box", "noise in a head", "half", "thick"]
+)
 def test_what_is_not_a_brain_fails(what, phantom, reference, template):
     rng = np.random.default_rng(0)
     noise = rng.normal(size=reference.shape)
@@ -144,10 +179,39 @@ def test_what_is_not_a_brain_fails(what, phantom, reference, template):
         "noise": noise**2,
         "ball": 1000 * (np.linalg.norm(place, axis=-1).T < 65) + 10 * noise,
         "box": 1000 * (np.abs(place).max(axis=-1).T < 60) + 10 * noise,
+        "noise in a head": phantom.brain * (800 + 500 * ndimage.gaussian_filter(noise, 1.5)),
+        "half": reference
+        * (np.arange(reference.shape[0]) > reference.shape[0] // 2)[:, None, None],
+        "thick": reference,
     }[what]
+    affine = phantom.affine @ np.diag([1, 1, 1.5 if what == "thick" else 1, 1])
     with pytest.raises(RecordingError) as error:
-        normalise(image, phantom.affine, template)
+        normalise(image, affine, template)
     assert error.value.status == "registration_failed"
+
+
+def test_a_t1w_that_does_not_help_costs_no_recording(tmp_path, phantom, reference, fitted):
+    """Of another head on its side; empty; unreadable: the fit is direct, with a warning."""
+    image, _, affine = make_head(SEED + 1, BEND_MM, "t1w")
+    config = parse_config({
+        "results": str(tmp_path), "preprocess": {"use_t1w": True},
+        "cohorts": [{"name": "a", "folder": str(tmp_path)}],
+    })  # fmt: skip
+    context = Context(config, config.cohorts[0], SIX)
+    files = context.files(SimpleNamespace(recording_id="sub-01_task-rest"))
+    write_volume(files.boldref, reference, phantom.affine, space="scanner")
+    write_volume(files.mask, phantom.brain, phantom.affine, space="scanner")
+    side = Rotation.from_euler("y", 90, degrees=True).as_matrix()
+    for name, data, place in [
+        ("side", image, _turned(side, image, affine)), ("empty", image * 0 + 1, affine),
+    ]:  # fmt: skip
+        nib.save(nib.Nifti1Image(data.T, place), tmp_path / f"{name}.nii")
+    (tmp_path / "cut.nii").write_bytes((tmp_path / "side.nii").read_bytes()[:5000])
+    for name in ("side", "empty", "cut"):
+        entry = SimpleNamespace(recording_id="sub-01_task-rest", t1w=tmp_path / f"{name}.nii")
+        made = run_normalise(entry, context)
+        assert made["method"] == "direct" and made["mask_dice"] > 0.95
+        assert made["warnings"][0].startswith("T1w: not used, the fit is direct:")
 
 
 def test_brain_mask_overlaps_the_truth(phantom, reference):
@@ -163,3 +227,63 @@ def test_template_spaces():
     assert not load_template("MNI152NLin2009aSym").note
     with pytest.raises(BrainLMError, match="not known"):
         load_template("MNI305")
+
+
+# ---- MNI152NLin6Asym itself
+
+
+@pytest.fixture
+def flow(shared, tmp_path, monkeypatch):
+    """A folder that is laid out as TemplateFlow's."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    for name in (templateflow.T1W, templateflow.MASK):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(shared / "templates" / Path(name).name, tmp_path / name)
+    load_template.cache_clear()
+    yield tmp_path
+    load_template.cache_clear()
+
+
+def test_the_template_itself_and_its_tissues(flow, shared):
+    found = load_template("MNI152NLin6Asym", "templateflow")
+    assert found.image_space == found.space == "MNI152NLin6Asym" and not found.note
+    assert found.affine[0, 0] > 0 and found.mask.sum() == 228483
+    fast = nib.load(shared / "templates/MNI152_T1_2mm_Brain_FAST_seg.nii.gz")
+    labels = np.asarray(nib.as_closest_canonical(fast).dataobj).T
+    for share, label, least in (
+        (found.csf, 1, 0.75),
+        (found.grey, 2, 0.8),
+        (found.white, 3, 0.85),
+    ):
+        mine, theirs = (share > 0.5) & found.mask, (labels == label) & found.mask
+        assert 2 * (mine & theirs).sum() / (mine.sum() + theirs.sum()) > least
+    assert load_template("MNI152NLin2009aSym", "templateflow").image_space == "MNI152NLin2009aSym"
+
+
+def test_absent_and_damaged_templates_say_what_to_run(flow):
+    mask = flow / templateflow.MASK
+    mask.write_bytes(b"")  # as in the client's skeleton
+    with pytest.raises(BrainLMError, match=r"placeholder.*brainlm doctor --fetch"):
+        load_template("MNI152NLin6Asym", "templateflow")
+    mask.write_bytes(b"no image")
+    with pytest.raises(BrainLMError, match=r"brain_mask.nii.gz: damaged"):
+        load_template("MNI152NLin6Asym", "templateflow")
+    shutil.copy(flow / templateflow.T1W, mask)
+    with pytest.raises(BrainLMError, match="a brain of"):
+        load_template("MNI152NLin6Asym", "templateflow")
+
+
+def test_the_template_is_fetched_once(flow, monkeypatch):
+    data = {name: (flow / name).read_bytes() for name in (templateflow.T1W, templateflow.MASK)}
+    served = flow / "server"
+    for name, content in data.items():
+        (served / name).parent.mkdir(parents=True, exist_ok=True)
+        (served / name).write_bytes(content)
+        (flow / name).unlink()
+    monkeypatch.setattr(templateflow, "SOURCE", served.as_uri())
+    assert len(templateflow.fetch_files()) == 2 and templateflow.fetch_files() == []
+    assert (flow / templateflow.T1W).read_bytes() == data[templateflow.T1W]
+    (flow / templateflow.T1W).unlink()
+    monkeypatch.setattr(templateflow, "SOURCE", (flow / "nowhere").as_uri())
+    with pytest.raises(BrainLMError, match="cannot be reached"):
+        templateflow.fetch_files()

@@ -171,6 +171,23 @@ def test_orientation(tmp_path):
     fails(write(tmp_path, affine=flat, codes=(1, 0)), "bad_metadata", "singular")
 
 
+@pytest.mark.parametrize("letters", ["LAS", "RAS", "PIR", "AIL"])
+def test_the_cohort_s_orientation_is_for_headers_without_one(tmp_path, letters):
+    path = write(tmp_path, codes=(0, 0))
+    bold = read_bold(path, orientation=letters)
+    assert "".join(nib.aff2axcodes(bold.affine)) == letters
+    middle = bold.affine @ [*((np.array(bold.volumes.shape[:0:-1]) - 1) / 2), 1]
+    np.testing.assert_allclose(middle[:3], 0, atol=1e-9)
+    assert any("by the cohort's entry" in words for words in bold.warnings)
+
+
+def test_the_cohort_s_orientation_does_not_overrule_a_header(tmp_path):
+    path = write(tmp_path)
+    assert (read_bold(path, orientation="LAS").affine == read_bold(path).affine).all()
+    with pytest.raises(RecordingError, match="the header says LAS, orientation of the cohort RAS"):
+        read_bold(path, orientation="RAS")
+
+
 def test_contradictory_orientation_is_a_warning_with_the_distance(tmp_path):
     path = write(tmp_path)
     image = nib.load(path)

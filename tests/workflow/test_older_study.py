@@ -16,7 +16,8 @@ from brainlm.preprocess.chunk import make_task
 from brainlm.preprocess.stages.context import Context
 from brainlm.steps import stages_of
 
-#: Path -> time of change in ns, and text: as d613416 left them, with Snakemake's own records.
+#: Path -> time of change in ns, and text: as d613416 left them, with Snakemake's own records, but
+#: for the versions of normalise and denoise, which have other results since.
 #: Three cohorts: raw images, images in template space, parcel series; all outputs are empty.
 STUDY = Path(__file__).with_name("finished_study.json")
 

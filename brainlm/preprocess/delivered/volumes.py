@@ -53,7 +53,9 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     if entry.path.suffix == ".zip":
         raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it in its folder")
     space = agree_space(companions.space, cohort, atlas)
-    run = open_bold(entry.path, repetition_time_s=cohort.repetition_time_s)
+    run = open_bold(
+        entry.path, repetition_time_s=cohort.repetition_time_s, orientation=cohort.orientation
+    )
     movement = _movement(companions, cohort, run)
     count, tr_s = run.shape[3], run.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_COMPONENTS = 60
-MAX_ITERATIONS = 200
+MAX_ITERATIONS = 600
 TOLERANCE = 1e-4
 #: For the sidecar.
 SETTINGS = {

@@ -32,7 +32,8 @@ from ..motion.brain_mask import brain_mask
 from ..motion.rigid import Motion
 from ..normalise import tissue_fit as fit_model
 from ..normalise.agreement import check_image, check_pose, check_quality
-from ..normalise.registration import as_normalisation, find_pose
+from ..normalise.pose import find_pose
+from ..normalise.registration import as_normalisation
 from ..normalise.template import Template
 from ..normalise.warp import WarpField, assess_field
 from . import formats
@@ -146,9 +147,9 @@ def normalise(
     """
     affine = np.asarray(affine, np.float64)
     image, mask = check_image(reference, affine, mask)
-    pose, scores = find_pose(image, mask, affine, template)
+    pose, agreement, turned = find_pose(image, mask, affine, template)
     upright = fit_model.State(pose, np.zeros((3, *fit_model.COSINES[::-1])))
-    check_pose(scores, as_normalisation(template, upright, "direct"))
+    check_pose(agreement, turned, as_normalisation(template, upright, "direct"))
     moving = fit_model.Image(image * mask, affine)
     brain = template.t1w * template.mask
     with workspace("registration_failed") as folder:

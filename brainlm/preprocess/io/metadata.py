@@ -14,10 +14,19 @@ from .sidecars import Sidecar
 #: mm; voxel sizes and field of view that a whole-brain BOLD image can have
 VOXEL_RANGE_MM = (0.5, 8.0)
 MIN_FIELD_OF_VIEW_MM = 40.0
+_ENDS = ("LR", "PA", "IS")  # of the axes x, y, z
 
 
-def read_affine(path: Path, header: Header, warnings: list[str]) -> np.ndarray:
+def read_affine(
+    path: Path, header: Header, warnings: list[str], orientation: str | None = None
+) -> np.ndarray:
     """Voxels to mm: the sform if it is whole, else the qform; checked for plausibility.
+
+    Parameters
+    ----------
+    orientation : str, optional
+        Of the cohort's entry, ``LAS``: where the voxel axes lead. Used where the header has none,
+        refused where it has another.
 
     Raises
     ------
@@ -26,11 +35,48 @@ def read_affine(path: Path, header: Header, warnings: list[str]) -> np.ndarray:
     """
     sform, qform = header.sform, header.qform
     if sform is None and qform is None:
+        if orientation is None:
+            raise RecordingError(
+                "bad_metadata",
+                f"{path}: sform and qform codes are both 0, so left and right are unknown; write "
+                "the orientation into the header, or set orientation for the cohort (LAS: the "
+                "voxels' axes lead to left, anterior, superior)",
+            )
+        affine = _affine_of(orientation, header)
+        _check_geometry(path, _sizes(affine), np.asarray(header.shape[:3]))
+        warnings.append(f"orientation: {orientation} by the cohort's entry; the header has none")
+        return affine
+    affine = _choose_affine(path, header, warnings)
+    found = _letters(affine)
+    if orientation is not None and found != orientation:
         raise RecordingError(
             "bad_metadata",
-            f"{path}: sform and qform codes are both 0, so left and right are unknown; write the "
-            "orientation into the header",
+            f"{path}: the header says {found}, orientation of the cohort {orientation}; correct "
+            "one of them",
         )
+    return affine
+
+
+def _affine_of(orientation: str, header: Header) -> np.ndarray:
+    """Axes that lead where the letters say, the middle of the image at 0 mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for axis, letter in enumerate(orientation):
+        pair = next(i for i, pair in enumerate(_ENDS) if letter in pair)
+        affine[pair, axis] = np.abs(header.sizes[axis]) * (1 if letter == _ENDS[pair][1] else -1)
+    affine[:3, 3] = -affine[:3, :3] @ ((np.asarray(header.shape[:3]) - 1) / 2)
+    return affine
+
+
+def _letters(affine: np.ndarray) -> str:
+    """Where the voxels' axes lead: ``RAS`` and the like, as nibabel names them."""
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(letter or "?" for letter in aff2axcodes(affine))
+
+
+def _choose_affine(path: Path, header: Header, warnings: list[str]) -> np.ndarray:
+    sform, qform = header.sform, header.qform
     flaws = {"sform": _flaw(sform, header.sizes), "qform": _flaw(qform, header.sizes)}
     if sform is not None and not flaws["sform"]:
         affine, used, other = sform, "sform", "qform"

@@ -51,7 +51,9 @@ class Bold:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bold:
+def read_bold(
+    path: str | Path, *, repetition_time_s: float | None = None, orientation: str | None = None
+) -> Bold:
     """Read and check one 4-D NIfTI recording.
 
     Parameters
@@ -60,6 +62,8 @@ def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bo
         ``.nii`` or ``.nii.gz``, any numeric type, byte order and scale slope.
     repetition_time_s : float, optional
         Of the cohort's entry: used where the data do not state it, refused where they differ.
+    orientation : str, optional
+        ``LAS`` and the like, of the cohort's entry; likewise.
 
     Raises
     ------
@@ -67,7 +71,7 @@ def read_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Bo
         ``unreadable`` (truncated, corrupt, not 4-D), ``bad_metadata`` (repetition time,
         orientation, sidecar), ``too_short`` (one volume) or ``bad_data`` (NaN, constant volumes).
     """
-    run = open_bold(path, repetition_time_s=repetition_time_s)
+    run = open_bold(path, repetition_time_s=repetition_time_s, orientation=orientation)
     volumes, ranges = _read_volumes(run.path, run.header, run.shape, run.warnings)
     run.check_unchanged()
     _check_volumes(run.path, volumes, ranges, run.warnings)
@@ -133,7 +137,9 @@ class OpenBold:
             )
 
 
-def open_bold(path: str | Path, *, repetition_time_s: float | None = None) -> OpenBold:
+def open_bold(
+    path: str | Path, *, repetition_time_s: float | None = None, orientation: str | None = None
+) -> OpenBold:
     """Check everything of a recording but its voxels; parameters and errors as `read_bold`."""
     path = Path(path)
     warnings: list[str] = []
@@ -141,7 +147,7 @@ def open_bold(path: str | Path, *, repetition_time_s: float | None = None) -> Op
     header = read_header(path)
     warnings += header.warnings
     shape = _series_shape(path, header.shape)
-    affine = read_affine(path, header, warnings)
+    affine = read_affine(path, header, warnings, orientation)
     sidecar = read_sidecar(path)
     check_sidecar(path, sidecar)
     stated = read_statements(path, sidecar, shape[3])

@@ -9,14 +9,16 @@ import numpy as np
 
 from ...errors import RecordingError
 from ..motion.brain_mask import brain_mask
+from .pose import MIN_INTERIOR, Turned
 from .template import Template
 from .tissue_fit import Image, Problem, State, grid_of, smooth_tissues
 
 ASSESSED_FWHM_MM = 8.0  # smoothing of image and maps under `correlate`
 MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
-MIN_DICE = 0.8  # of the two brain masks, inside the field of view
+MIN_DICE = 0.9  # of the two brain masks, inside the field of view
 MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
-ZOOM_RANGE = (0.65, 1.5)  # of the affine part along any direction
+ZOOM_RANGE = (0.7, 1.3)  # of the affine part along any direction
+ZOOM_RATIO = 1.3  # of its largest to its smallest
 MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
 
 
@@ -55,13 +57,27 @@ def check_image(
     return np.clip(image, 0, high) / high, mask
 
 
-def check_pose(scores: dict[str, float], upright: Any) -> None:
-    """Raise unless the image correlates best with the upright template; `upright` is that fit."""
-    best = max(scores, key=lambda pose: scores[pose])
-    if best != "upright":
+def check_pose(agreement: float, turned: Turned | None, upright: Any) -> None:
+    """Raise unless the inside of the brain agrees, and in no other pose better.
+
+    Parameters
+    ----------
+    agreement : float
+        Inside the brain, as the header has it; `upright` is that fit.
+    turned : (str, float) or None
+        The best of the other poses, where they were tried.
+    """
+    if turned is not None and turned[1] >= MIN_INTERIOR and turned[1] > agreement:
         raise RefusedFit(
-            f"the image fits the template better {best} (correlation {scores[best]:.2f}) than "
-            f"upright ({scores['upright']:.2f}): its orientation is wrong in the header",
+            f"the image fits {turned[0]} (inside the brain r = {turned[1]:.2f}, as its header "
+            f"says {agreement:.2f}): its orientation is wrong in the header; correct it, or "
+            "convert the image anew",
+            upright,
+        )
+    if agreement < MIN_INTERIOR:
+        raise RefusedFit(
+            f"inside the outline there is no brain as the template has it (r = {agreement:.2f}, "
+            f"of a head at least {MIN_INTERIOR}): look at the image, and exclude it",
             upright,
         )
 
@@ -113,6 +129,11 @@ def check_quality(fit: Any) -> None:
     if figures["zoom_min"] < ZOOM_RANGE[0] or figures["zoom_max"] > ZOOM_RANGE[1]:
         problems.append(
             f"zooms of {figures['zoom_min']:.2f} to {figures['zoom_max']:.2f} outside {ZOOM_RANGE}"
+        )
+    elif figures["zoom_max"] > ZOOM_RATIO * figures["zoom_min"]:
+        problems.append(
+            f"zooms of {figures['zoom_min']:.2f} to {figures['zoom_max']:.2f} differ by more than "
+            f"{ZOOM_RATIO}: the voxels have other sizes than the header says"
         )
     if figures["bend_rms_mm"] > MAX_BEND_MM:
         problems.append(f"bent by {figures['bend_rms_mm']:.1f} mm (RMS) > {MAX_BEND_MM:g}")

@@ -25,6 +25,7 @@ from .agreement import (
     MIN_CORRELATION,
     MIN_DICE,
     ZOOM_RANGE,
+    ZOOM_RATIO,
     RefusedFit,
     check_image,
     check_pose,
@@ -32,6 +33,7 @@ from .agreement import (
     correlate,
     overlap,
 )
+from .pose import INTERIOR_DEPTH_MM, MIN_INTERIOR, SURE_INTERIOR, find_pose, interior_of
 from .template import Template
 from .tissue_fit import (
     BEND_SD_MM,
@@ -49,6 +51,9 @@ from .tissue_fit import (
 
 AFFINE_FWHM_MM = (12.0, 8.0)  # smoothing of image and maps, level by level
 BEND_FWHM_MM = (8.0, 5.0)
+#: A rigid fit to the own T1w is nearer to the truth than an affine one to the template even where
+#: it correlates a little less: the affine one is free to follow noise.
+T1W_MARGIN = 0.02
 
 #: For the sidecar.
 SETTINGS = {
@@ -60,6 +65,10 @@ SETTINGS = {
     "LeastDice": MIN_DICE,
     "LargestBendMm": MAX_BEND_MM,
     "Zooms": ZOOM_RANGE,
+    "LargestZoomRatio": ZOOM_RATIO,
+    "LeastInterior": MIN_INTERIOR,
+    "SureInterior": SURE_INTERIOR,
+    "InteriorDepthMm": INTERIOR_DEPTH_MM,
 }
 
 
@@ -77,6 +86,7 @@ class Normalisation:
         Box of the cosines in template mm (its low corner, its edges).
     quality : dict of str to float
         ``correlation`` (image with tissue mixture, in the brain), ``correlation_affine``,
+        ``interior`` (the same deep in the brain, less what is smooth; before the bend),
         ``mask_dice``, ``coverage`` (share of the template's brain inside the field of view),
         ``bend_rms_mm``, ``jacobian_min``, ``jacobian_max``, ``zoom_min``, ``zoom_max``.
     method : str
@@ -146,8 +156,9 @@ def normalise(
     """Find the template in a reference image, affine first and then bent.
 
     Every step is checked: one that does not lower the cost, or that folds space, is halved until
-    it does, or not taken, so that the fit cannot diverge. Several starting poses are
-    tried, upside-down ones too: where one of those fits best, the header is not to be trusted.
+    it does, or not taken, so that the fit cannot diverge. Where the inside of the brain does not
+    clearly agree, the 23 other poses are tried: where one of those fits best, the header is not to
+    be trusted.
 
     With a T1w image of the same session the bend is found there, where the detail is, and the
     reference is brought to it rigidly.
@@ -179,12 +190,17 @@ def normalise(
 def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisation:
     affine = np.asarray(affine, np.float64)
     image, mask = check_image(reference, affine, mask)
-    pose, scores = find_pose(image, mask, affine, template)
+    pose, _, turned = find_pose(image, mask, affine, template)
     start = State(pose, np.zeros((3, *COSINES[::-1])))
-    check_pose(scores, as_normalisation(template, start, "direct"))
     moving = Image(image * mask, affine)
     direct = _descend(moving, template, start, AFFINE_FWHM_MM[1:], bend=False)
-    figures = {"correlation_affine": correlate(Problem, moving, template, direct)}
+    straight = as_normalisation(template, direct, "direct")
+    inside = interior_of(template)
+    agreement = inside.agree(inside.of(moving), straight)
+    check_pose(agreement, turned, straight)
+    figures = _assess(straight, moving, mask, affine, template, direct)
+    check_quality(replace(straight, quality=figures))  # before the bend, which costs the most
+    figures = {"correlation_affine": figures["correlation"], "interior": agreement}
     if t1w is None:
         method, state = "direct", _descend(moving, template, direct, BEND_FWHM_MM, bend=True)
     else:
@@ -193,10 +209,10 @@ def _normalise(reference, affine, template, mask, t1w, t1w_affine) -> Normalisat
     result = as_normalisation(template, state, method)
     figures.update(_assess(result, moving, mask, affine, template, state))
     result = replace(result, quality=figures)
-    if method == "t1w" and figures["correlation"] < figures["correlation_affine"]:
+    if method == "t1w" and figures["correlation"] < figures["correlation_affine"] - T1W_MARGIN:
         raise RefusedFit(
             f"through the T1w image the fit is worse (correlation {figures['correlation']:.2f}) "
-            f"than without it ({figures['correlation_affine']:.2f}): leave the T1w image out",
+            f"than without it ({figures['correlation_affine']:.2f})",
             result,
         )
     check_quality(result)
@@ -216,52 +232,6 @@ def _descend(
         problem = Problem(image, fwhm, grid, columns, bend=bend, rigid=rigid)
         state, _ = minimise(problem, state, steps if bend else 30)
     return state
-
-
-def find_pose(image, mask, affine, template):
-    """Affine [4, 4] of the best of several starts, and the correlation reached by each pose."""
-    index = np.argwhere(mask)[:, ::-1]
-    centre = index.mean(axis=0) @ affine[:3, :3].T + affine[:3, 3]
-    grid = grid_of(template, 8.0, 8.0)
-    middle = grid.points[grid.brain].mean(axis=0)
-    fwhm = AFFINE_FWHM_MM[0]
-    problem = Problem(
-        Image(image * mask, affine), fwhm, grid, smooth_tissues(template, grid, fwhm)
-    )
-    found, scores = {}, {}
-    for name, turn, shift in _poses():  # a few steps from each start ...
-        start = np.eye(4)
-        start[:3, :3] = turn
-        start[:3, 3] = centre + shift - turn @ middle
-        state = State(start, np.zeros((3, *COSINES[::-1])))
-        state, match = minimise(problem, state, 5)
-        if match.correlation > scores.get(name, -1.0):
-            scores[name], found[name] = match.correlation, state
-    for name, state in found.items():  # ... and more from the best of each pose
-        found[name], match = minimise(problem, state, 20)
-        scores[name] = match.correlation
-    return found["upright"].affine, scores
-
-
-def _poses():
-    """Starting rotations and shifts (mm); upside-down ones by 180 degrees about each axis.
-
-    The template is left-right symmetric: a mirrored head is a turned one to it.
-    """
-    from scipy.spatial.transform import Rotation
-
-    def turn(x, z=0.0):
-        return Rotation.from_euler("xz", [x, z], degrees=True).as_matrix()
-
-    for pitch in (0, -20, 20):
-        yield "upright", turn(pitch), np.zeros(3)
-    for shift in (-20.0, 20.0):
-        yield "upright", turn(0), np.array([0, 0, shift])
-    for pitch in (0, -20, 20):
-        flip = turn(pitch)
-        yield "upside-down", flip @ np.diag([-1, 1, -1]), np.zeros(3)
-        yield "back to front", flip @ np.diag([-1, -1, 1]), np.zeros(3)
-        yield "upside-down and back to front", flip @ np.diag([1, -1, -1]), np.zeros(3)
 
 
 def fit_anatomy(

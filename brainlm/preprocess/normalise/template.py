@@ -9,6 +9,7 @@ import numpy as np
 
 from ...atlas import Atlas
 from ...errors import BrainLMError
+from . import templateflow
 
 #: Spaces that can be asked for, and what differs from the image that is used for them.
 SPACES = {
@@ -55,8 +56,14 @@ class Template:
 
 
 @lru_cache(maxsize=4)
-def load_template(space: str, resolution_mm: int = 2) -> Template:
+def load_template(space: str, source: str = "bundled") -> Template:
     """Load the template for a space (kept in memory; do not write to its arrays).
+
+    Parameters
+    ----------
+    source : str
+        ``bundled``: nilearn's, which stands in for MNI152NLin6Asym. ``templateflow``: that
+        template itself; the space that nilearn carries stays nilearn's.
 
     CSF is what of the brain mask is neither grey nor white matter: sulci and ventricles, where
     the T1-weighted image is dark; bright remainders (dura, venous sinus) are left out.
@@ -64,19 +71,23 @@ def load_template(space: str, resolution_mm: int = 2) -> Template:
     Raises
     ------
     BrainLMError
-        A space that is not known.
+        A space that is not known, or files of TemplateFlow that are not there.
     """
     if space not in SPACES:
         raise BrainLMError(
             f"template space {space!r} is not known; expected one of {', '.join(SPACES)}"
         )
+    if source == "templateflow" and space == templateflow.SPACE:
+        t1w, mask, affine = templateflow.read_files()
+        tissues = templateflow.segment(t1w, mask)
+        return _freeze(space, space, affine, t1w, *tissues, mask, note="")
     from nilearn import datasets
 
     images = [
-        datasets.load_mni152_template(resolution=resolution_mm),
-        datasets.load_mni152_gm_template(resolution=resolution_mm),
-        datasets.load_mni152_wm_template(resolution=resolution_mm),
-        datasets.load_mni152_brain_mask(resolution=resolution_mm),
+        datasets.load_mni152_template(resolution=2),
+        datasets.load_mni152_gm_template(resolution=2),
+        datasets.load_mni152_wm_template(resolution=2),
+        datasets.load_mni152_brain_mask(resolution=2),
     ]
     t1w, grey, white, mask = (
         np.ascontiguousarray(image.get_fdata(dtype=np.float32).T) for image in images
@@ -85,19 +96,14 @@ def load_template(space: str, resolution_mm: int = 2) -> Template:
     grey, white = np.clip(grey, 0, 1), np.clip(white, 0, 1)
     csf = np.where(mask, np.clip(1 - grey - white, 0, 1), 0).astype(np.float32)
     csf[t1w > np.median(t1w[grey > 0.8])] = 0
+    affine = images[0].affine.astype(np.float64)
+    return _freeze(space, "MNI152NLin2009aSym", affine, t1w, grey, white, csf, mask, SPACES[space])
+
+
+def _freeze(space, image_space, affine, t1w, grey, white, csf, mask, note) -> Template:
     for array in (t1w, grey, white, csf, mask):
         array.flags.writeable = False
-    return Template(
-        space=space,
-        image_space="MNI152NLin2009aSym",
-        affine=images[0].affine.astype(np.float64),
-        t1w=t1w,
-        grey=grey,
-        white=white,
-        csf=csf,
-        mask=mask,
-        note=SPACES[space],
-    )
+    return Template(space, image_space, affine, t1w, grey, white, csf, mask, note)
 
 
 def space_of(atlas: Atlas) -> str:

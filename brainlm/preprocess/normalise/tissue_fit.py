@@ -319,6 +319,7 @@ def minimise(problem: Problem, state: State, max_steps: int) -> tuple[State, Mat
     return state, here
 
 
+@lru_cache(maxsize=16)
 def smooth_tissues(template: Template, grid: TissueGrid, fwhm_mm: float) -> np.ndarray:
     """Smoothed tissue maps at the grid's points, and times x, y, z: [N, 12]."""
     maps = [

@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import BrainLMError
 from ...files import atomic_path
 from .agreement import correlate, overlap
+from .pose import interior_of
 from .registration import Normalisation
 from .template import Template
 from .tissue_fit import Image, Problem, State
@@ -123,6 +124,7 @@ def assess_field(
     fit: WarpField, moving: Image, mask: np.ndarray, template: Template
 ) -> dict[str, float]:
     """Figures of quality, see :class:`brainlm.preprocess.normalise.registration.Normalisation`."""
+    inside = interior_of(template)
     still = replace(fit, displacement=np.zeros_like(fit.displacement))
     jacobian = fit.jacobian()[template.mask]
     zooms = np.linalg.svd(fit.affine[:3, :3], compute_uv=False)
@@ -130,6 +132,7 @@ def assess_field(
     return {
         "correlation": correlate(_Placed, moving, template, fit),  # type: ignore[arg-type]
         "correlation_affine": correlate(_Placed, moving, template, still),  # type: ignore[arg-type]
+        "interior": inside.agree(inside.of(moving), still),
         **overlap(fit, moving.affine, mask, template),
         "bend_rms_mm": float(np.sqrt((bend**2).sum(axis=0).mean())),
         "jacobian_min": float(jacobian.min()),

@@ -39,7 +39,7 @@ def write_outputs(
         names, period_s = list(atlas.names), config.sample_period_s
         write_timeseries(paths.timeseries, series, names, period_s, sources)
     if "volumes" in config.outputs:
-        template = load_template(space_of(atlas))
+        template = load_template(space_of(atlas), config.template)
         write_denoised_volumes(paths, bold, template, cleaner, sources)
     if "fsl-matrices" in config.outputs:
         transforms, shape = read_transforms(paths.transforms), bold.volumes.shape

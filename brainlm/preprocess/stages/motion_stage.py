@@ -35,7 +35,12 @@ def run_motion(entry: Entry, context: Context) -> Figures:
     engine = context.engine(rigid)
     figures: Figures = {}
     with timed(figures, "read"):
-        bold = read_bold(entry.path, repetition_time_s=context.cohort.repetition_time_s)
+        cohort = context.cohort
+        bold = read_bold(
+            entry.path,
+            repetition_time_s=cohort.repetition_time_s,
+            orientation=cohort.orientation,
+        )
     count, tr_s = len(bold.volumes), bold.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
     dropped = count_non_steady(bold.volumes)
@@ -58,5 +63,6 @@ def run_motion(entry: Entry, context: Context) -> Figures:
         "Warnings": bold.warnings,
         "Figures": plain_values(stated),
     }
+    about |= {"Orientation": cohort.orientation} if cohort.orientation else {}
     write_motion(out, entry, context.atlas, bold.affine, estimate, mask, tsnr, columns, about)
     return figures | stated | {"warnings": bold.warnings}

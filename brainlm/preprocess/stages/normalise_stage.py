@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ...cohort.recordings import Entry
+from ...errors import RecordingError
 from ...files import plain_values, write_json
 from ..io.derivatives import bids_uri, read_volume, sidecar
 from ..io.read import read_image
@@ -17,7 +20,7 @@ def prepare(context: Context) -> None:
     from ..normalise import registration
 
     context.engine(registration)
-    load_template(space_of(context.atlas))
+    load_template(space_of(context.atlas), context.options.template)
 
 
 @reproducible
@@ -34,20 +37,14 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
     engine = context.engine(registration)
     figures: Figures = {}
     paths = context.files(entry)
-    template = load_template(space_of(context.atlas))
+    template = load_template(space_of(context.atlas), context.options.template)
     reference, affine = read_volume(paths.boldref)
     mask = read_volume(paths.mask)[0] > 0
-    t1w = t1w_affine = None
-    if context.options.use_t1w and entry.t1w is not None:
-        with timed(figures, "read"):
-            t1w, t1w_affine = read_image(entry.t1w)
     for stale in (paths.normalisation, sidecar(paths.normalisation), paths.refused):
         stale.unlink(missing_ok=True)
     try:
         with timed(figures, "normalise"):
-            fit = engine.normalise(
-                reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
-            )
+            fit, notes = _fit(engine, entry, context, reference, affine, template, mask)
     except RefusedFit as error:
         error.fit.save(paths.refused)
         raise
@@ -67,5 +64,20 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
             "Quality": plain_values(quality),
         },
     )
-    notes = [f"template: {template.note}"] if template.note else []
+    notes += [f"template: {template.note}"] if template.note else []
     return figures | {"method": fit.method, **quality, "warnings": notes}
+
+
+def _fit(engine, entry, context, reference, affine, template, mask) -> tuple[Any, list[str]]:
+    """The fit and its warnings. A T1w image that does not help never costs the recording."""
+    notes: list[str] = []
+    if context.options.use_t1w and entry.t1w is not None:
+        try:
+            t1w, t1w_affine = read_image(entry.t1w)
+            made = engine.normalise(
+                reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
+            )
+            return made, notes
+        except RecordingError as error:
+            notes.append(f"T1w: not used, the fit is direct: {error.reason}")
+    return engine.normalise(reference, affine, template, mask=mask), notes

@@ -65,7 +65,11 @@ def read_prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
     if not sidecar(paths.boldref).exists():
         raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage again")
     made = read_json(sidecar(paths.boldref))
-    bold = read_bold(entry.path, repetition_time_s=made["RepetitionTime"])
+    bold = read_bold(
+        entry.path,
+        repetition_time_s=made["RepetitionTime"],
+        orientation=made.get("Orientation"),
+    )
     return settle(bold, made["NumberOfVolumesDiscardedByPipeline"], config)
 
 
