@@ -5,17 +5,18 @@
 ROOT is what Brainmarks calls BRAINMARKS_DATA_ROOT: its arrow datasets and target maps. Each row is
 one run of `python -m brainmarks.main_logistic`, unmodified (a frozen encoder, logistic regression
 on its summary): the connectome, and the model trained and as it was initialised, for the mean
-token, the connectivity pool and the tokens. Needs `pip install --no-deps brainmarks` and what it
+token, the connectivity pool and the tokens (which this protocol averages). Runs that --out holds
+are not repeated. Needs `pip install --no-deps brainmarks` and what it
 imports (docs/evaluation.md).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -27,12 +28,14 @@ SUMMARIES = {"mean token": ("cls", "mean"), "connectivity pool": ("cls", "connec
 
 
 def run(model: str, representation: str, dataset: str, options: list[str], args) -> pd.DataFrame:
-    """The table of one run: a row per split and trial."""
-    with tempfile.TemporaryDirectory() as out:
+    """The table of one run, a row per split and trial; read where it was made already."""
+    digest = hashlib.sha256(repr((model, representation, dataset, options, args.trials)).encode())
+    out = args.out / digest.hexdigest()[:12]
+    if not list(out.rglob("eval_table.csv")):
         command = [
             sys.executable, "-m", "brainmarks.main_logistic", model, representation, dataset,
             "--overrides", f"output_root={out}", "device=cpu", "num_workers=1", "amp=false",
-            f"n_trials={args.trials}", *options,
+            "metrics=[acc,bacc]", f"n_trials={args.trials}", *options,
         ]  # fmt: skip
         environment = os.environ | {
             "BRAINMARKS_DATA_ROOT": str(args.data),
@@ -41,8 +44,8 @@ def run(model: str, representation: str, dataset: str, options: list[str], args)
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stderr[-2000:])
-        (table,) = Path(out).rglob("eval_table.csv")
-        return pd.read_csv(table)
+    (table,) = out.rglob("eval_table.csv")
+    return pd.read_csv(table)
 
 
 def summarise(table: pd.DataFrame, name: str, dataset: str) -> dict:
@@ -61,24 +64,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("results/brainmarks-runs"))
     parser.add_argument("--space", default="a424")
     parser.add_argument("--datasets", nargs="+", default=["abide_dx", "abide_sex", "abide_age"])
     parser.add_argument("--trials", type=int, default=8, help="random splits")
     args = parser.parse_args()
+    args.out = args.out.absolute()
     rows = []
+
+    def add(model: str, representation: str, dataset: str, name: str, **kwargs) -> None:
+        options = [f"model_kwargs.{key}={value}" for key, value in kwargs.items()]
+        found = run(model, representation, dataset, options, args)
+        rows.append(summarise(found, name, dataset))
+        print(rows[-1], flush=True)
+
+    for summary, (representation, pool) in SUMMARIES.items():
+        for state, untrained in STATES.items():
+            kept = args.out / f"tokens-{state}"
+            kept.mkdir(parents=True, exist_ok=True)
+            for dataset in args.datasets:
+                add("brainlm_pipeline", representation, dataset, f"{summary}, {state}",
+                    space=args.space, model=args.model.absolute(), pool=pool,
+                    untrained=str(untrained).lower(), kept=kept)  # fmt: skip
     for dataset in args.datasets:
-        space = [f"model_kwargs.space={args.space}"]
-        found = run("connectome_pipeline", "cls", dataset, space, args)
-        rows.append(summarise(found, "connectome", dataset))
-        for summary, (representation, pool) in SUMMARIES.items():
-            for state, untrained in STATES.items():
-                options = [*space, f"model_kwargs.model={args.model.absolute()}",
-                           f"model_kwargs.pool={pool}",
-                           f"model_kwargs.untrained={str(untrained).lower()}"]  # fmt: skip
-                found = run("brainlm_pipeline", representation, dataset, options, args)
-                rows.append(summarise(found, f"{summary}, {state}", dataset))
-                print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).to_markdown(index=False))
+        add("connectome_pipeline", "cls", dataset, "connectome", space=args.space)
+    print(pd.DataFrame(rows).sort_values("dataset", kind="stable").to_markdown(index=False))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,23 @@ Without ``model`` the folder is taken from the environment's ``BRAINLM_MODEL``.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from brainmarks.models.base import Embeddings
 from brainmarks.models.registry import register_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from brainlm.errors import BrainLMError
 from brainlm.model import BrainLM, from_pretrained, make_windows
+from brainlm.model.pooling import Tokens, check_pool, summarise_tokens
 from brainlm.shards import ParcelQuantiles, Scaling
 
 
@@ -55,16 +60,18 @@ class Windows:
     def __call__(self, sample: dict) -> dict:
         """``bold`` [T, R] (z scores), ``mean`` and ``std`` [1, R], ``tr`` s -> windows [K, R, T].
 
-        A clip that is shorter than a window is padded with missing values.
+        As few as cover the whole clip, evenly spread, so that they may overlap. A clip that is
+        shorter than a window is padded with missing values.
         """
         values, scaling = _series(sample), self.model.scaling
         assert scaling is not None
-        raw_means = bool(
-            (sample["mean"] > sample["std"]).all()
-        )  # no image is as dark as its noise
+        # no image is as dark as its noise
+        raw_means = bool((sample["mean"] > sample["std"]).all())
         units = "scanner" if scaling.units == "percent" and raw_means else None
+        tr_s, lasts_s = float(sample["tr"]), self.model.config.window * scaling.sample_period_s
+        count = max(1, math.ceil(len(values) * tr_s / lasts_s - 1e-6))
         windows = make_windows(
-            self.model, values, tr_s=float(sample["tr"]), units=units, short="pad"
+            self.model, values, tr_s=tr_s, units=units, short="pad", count=count
         )
         kept = {k: v for k, v in sample.items() if k not in ("bold", "mean", "std", "tr")}
         return {**kept, "windows": windows}
@@ -78,19 +85,31 @@ class Encoder(nn.Module):
     """The frozen encoder as Brainmarks calls it.
 
     ``cls`` is the model's pooled window (`pool`), the mean over a recording's windows; ``patch``
-    are its tokens, those without data as zeros.
+    are its tokens, those without data as zeros. With `kept`, a folder, tokens that were made once
+    are read from there: the benchmark encodes the same recordings for each of its tasks.
     """
 
-    def __init__(self, model: BrainLM, pool: str, space: str):
+    def __init__(self, model: BrainLM, pool: str, space: str, kept: Path | None = None):
         super().__init__()
-        self.model, self.pool, self.__space__ = model, pool, space
+        self.model, self.pool, self.__space__, self.kept = model, pool, space, kept
 
     def forward(self, batch: dict[str, Tensor]) -> Embeddings:
         windows: Tensor = batch["windows"]  # [B, K, R, T]
         B, K = windows.shape[:2]
-        pooled = self.model.embed(windows.flatten(0, 1), self.pool).unflatten(0, (B, K))
-        tokens = self.model.tokens(windows.flatten(0, 1)).values.unflatten(0, (B, K))
-        return Embeddings(pooled.nan_to_num().mean(1, keepdim=True), None, tokens.flatten(1, 2))
+        tokens = self._encode(windows.flatten(0, 1))
+        pooled = summarise_tokens(tokens, self.pool, self.model.config.num_parcels)
+        pooled = pooled.unflatten(0, (B, K)).nan_to_num().mean(1, keepdim=True)
+        return Embeddings(pooled, None, tokens.values.unflatten(0, (B, K)).flatten(1, 2))
+
+    def _encode(self, windows: Tensor) -> Tokens:
+        if self.kept is None:
+            return self.model.tokens(windows)
+        digest = hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest()
+        path = self.kept / f"{digest}.safetensors"
+        if not path.exists():
+            made = self.model.tokens(windows)._asdict()
+            save_file({name: value.contiguous() for name, value in made.items()}, path)
+        return Tokens(**load_file(path))
 
 
 @register_model
@@ -101,6 +120,7 @@ def brainlm_pipeline(
     untrained: bool = False,
     refit_scaling: bool = False,
     seed: int = 0,
+    kept: str | None = None,
 ) -> tuple[Windows, Encoder]:
     """A model folder of ours, or with `untrained` the same network as it was initialised.
 
@@ -119,7 +139,9 @@ def brainlm_pipeline(
         fresh = BrainLM(replace(opened.config), places).eval()
         fresh.scaling = opened.scaling
         opened = fresh
-    return Windows(opened, refit_scaling), Encoder(opened, pool, space or _space(opened))
+    check_pool(opened.config, pool)
+    encoder = Encoder(opened, pool, space or _space(opened), Path(kept) if kept else None)
+    return Windows(opened, refit_scaling), encoder
 
 
 @register_model
