@@ -24,7 +24,7 @@ env: $(VENV)/.ready-user
 dev: $(VENV)/.ready-dev
 
 # an installation of the first kind is editable too: what is edited here is what runs
-$(VENV)/.ready-%: requirements.lock requirements-dev.lock pyproject.toml setup.py envs/install.sh
+$(VENV)/.ready-%: requirements.lock requirements-dev.lock envs/brainmarks.lock pyproject.toml setup.py envs/install.sh
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, $(PYTHON) is {v.major}.{v.minor}; set PYTHON=/path/to/python3.11")'
 	@mkdir -p $(TMPDIR)
 	@echo "making the environment in .venv (a few minutes, once)"

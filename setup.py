@@ -9,9 +9,15 @@ SHIPPED = {
     "slurm": ["*"],
     "workflow": ["*", "*/*", "*/*/*"],
 }
+# A file in a package of others, which has no __init__: Brainmarks finds its models by their place.
+PLUGIN = "brainmarks.models"
+SHARED = [f"brainlm.share.{name}" for name in SHIPPED]
 setup(
-    packages=[*find_packages(include=["brainlm*"]), *(f"brainlm.share.{n}" for n in SHIPPED)],
-    package_dir={f"brainlm.share.{name}": name for name in SHIPPED},
+    packages=[*find_packages(include=["brainlm*"]), *SHARED, PLUGIN],
+    package_dir={
+        PLUGIN: "plugins/brainmarks/models",
+        **{f"brainlm.share.{name}": name for name in SHIPPED},
+    },
     package_data={
         "brainlm": ["report/templates/*", "report/static/*"],
         **{f"brainlm.share.{name}": patterns for name, patterns in SHIPPED.items()},

@@ -21,7 +21,7 @@ from .errors import BrainLMError
 from .files import describe_disk_error, is_disk_error
 from .output import logged
 from .paths import ModelFolder
-from .steps import STEPS, load
+from .steps import STEPS, describe_series, load
 
 if TYPE_CHECKING:
     from .atlas import Atlas
@@ -421,6 +421,7 @@ def _pretrain(args) -> None:
         return
     if args.sweep:
         config, out = sweep_point(config, *args.sweep), config.paths.sweep(*args.sweep)
+    trained_on = [cohort for cohort in config.cohorts if cohort.role == "reference"]
     pretrain(
         read_release(config.paths),
         config.paths.scaling,
@@ -428,6 +429,7 @@ def _pretrain(args) -> None:
         model=config.model,
         options=config.pretrain,
         atlas=_atlas(config),
+        preprocess=describe_series(config, trained_on),
     )
 
 

@@ -12,7 +12,7 @@ run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Literal
@@ -445,6 +445,46 @@ def sidecar_parameters(name: str, config: Config, engine: Any = None) -> dict[st
     settings = dict(STEPS[name].depends(config, None, None, None).settings)
     settings.pop("outputs", None)
     return settings | getattr(engine, "SETTINGS", {})
+
+
+#: Settings that decide which recordings are used or what else is written, no value of a series.
+_NOT_OF_SERIES = {"min_duration_s", "outputs", "t1w_version"}
+#: What comes in, by the stage at which it does.
+_ENTERS = {
+    "motion": "raw images",
+    "volumes": "images in a template's space",
+    "series": "parcel series",
+}
+
+
+def describe_series(config: Config, cohorts: Iterable[Cohort]) -> dict[str, Any]:
+    """What decides the values of the cohorts' series, as JSON holds it: the settings of their
+    steps, and under ``enters`` what came in. It goes into a model's config.json.
+    """
+    layouts = {cohort.layout for cohort in cohorts}
+    enters = {_ENTERS[LAYOUTS[layout].enters] for layout in layouts}
+    found: dict[str, Any] = {"enters": sorted(enters)}
+    for layout in layouts:
+        for stage in stages_of(layout):
+            found |= STEPS[stage].depends(config, None, None, None).settings
+    return {
+        key: value for key, value in json.loads(_as_json(found)).items()
+        if key not in _NOT_OF_SERIES
+    }  # fmt: skip
+
+
+def list_other_settings(trained: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """A sentence for each setting of :func:`describe_series` that both know and that differs."""
+    out = []
+    if trained and not set(here["enters"]) <= set(trained["enters"]):
+        came, before = (", ".join(of["enters"]) for of in (here, trained))
+        out.append(f"made from {came}, the model's training data from {before}")
+    shared = (key for key in sorted({*trained, *here} - {"enters"}) if key in trained)
+    return out + [
+        f"preprocess.{key} is {here[key]}, of the model's training data {trained[key]}"
+        for key in shared
+        if key in here and here[key] != trained[key]
+    ]
 
 
 def read_first_atlas(config: Config) -> Identity | None:

@@ -17,7 +17,14 @@ from .atlas import check_registered, identify_atlas, registered
 from .cohort.exclusions import exclusions_by_chunk
 from .config import Cohort, Config, load_config, parse_config
 from .errors import BrainLMError
-from .evaluation.tasks import CLINICAL, ScalingTask, Task, predicting_fits, tasks_of
+from .evaluation.tasks import (
+    CLINICAL,
+    ScalingTask,
+    StatesTask,
+    Task,
+    predicting_fits,
+    tasks_of,
+)
 from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
@@ -52,7 +59,9 @@ def prepare_run(values: dict[str, Any], *, is_main_process: bool) -> Config:
             _check_release(config)
             news = not _locked() and _update(config)
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
-            edited = not _locked() and note_digests(config, _columns(tasks))
+            edited = not _locked() and note_digests(
+                config, _columns(tasks), _event_folders(config, tasks)
+            )
             if news or edited:
                 _check_labels(config, tasks)
             os.environ["BRAINLM_CONFIG"] = str(config.paths.config.absolute())
@@ -70,6 +79,15 @@ def _columns(tasks: dict[str, Task]) -> dict[str, dict[str, list[str]]]:
         name: {"evaluate": task.reads()} | ({"finetune": fitted[name]} if name in fitted else {})
         for name, task in tasks.items()
         if task.reads()
+    }
+
+
+def _event_folders(config: Config, tasks: dict[str, Task]) -> dict[str, dict[str, Path]]:
+    """For each task that reads events.tsv, where each cohort's are."""
+    return {
+        name: {c.name: c.folder for c in config.cohorts} | task.events
+        for name, task in tasks.items()
+        if isinstance(task, StatesTask) and task.label != "task"
     }
 
 
@@ -346,7 +364,8 @@ class Triggers:
     def _rows(
         self, step: str, cohort: str | None, task: str | None, chunk: str | None
     ) -> dict[str, str]:
-        """Digests of tables: who is left out of a chunk, what is known of participants."""
+        """Digests of tables: who is left out of a chunk, what is known of participants or was
+        shown to them."""
         if cohort:
             excluded = self._excluded(cohort, step)
             found = excluded.get(chunk) if chunk else excluded or None

@@ -7,7 +7,10 @@ cd "$(dirname "$0")/.."
 python=$1 kind=${2:-user}
 pip="$python -m pip install --quiet --progress-bar off --no-compile --no-cache-dir"
 $pip --requirement requirements.lock
-if [ "$kind" = dev ]; then $pip --requirement requirements-dev.lock; fi
+if [ "$kind" = dev ]; then
+    $pip --requirement requirements-dev.lock
+    $pip --no-deps --requirement envs/brainmarks.lock
+fi
 # on all cores, pip would take one; a few files are templates
 "$python" -m compileall -q -j 0 -x '/tests/' "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
 $pip --no-deps --no-build-isolation ${3:-} .

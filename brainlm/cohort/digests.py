@@ -1,9 +1,10 @@
-"""What tasks read of the participants tables, as digests: a corrected table repeats what used it.
+"""What tasks read of participants tables and of events, as digests: what used a corrected table is
+repeated.
 
-A digest is of the columns that a step uses and of the participants whose recordings it uses, no
-more: a table that grows with its cohort repeats nothing of a frozen release. The digests that a
-release's first plan found are kept; they count in a trigger only where today's differ, so a study
-that is older than this file stays finished.
+A digest is of the columns that a step uses and of the participants whose recordings it uses, or of
+the events of those recordings, no more: a table that grows with its cohort repeats nothing of a
+frozen release. The digests that a release's first plan found are kept; they count in a trigger
+only where today's differ, so a study that is older than this file stays finished.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Cohort, Config
-from ..files import digest, read_json, write_json
+from ..files import digest, read_json, sha256, write_json
 from ..tables import read_tsv
-from .index import read_people
+from .events import EventFiles
+from .index import read_entries, read_people
 from .labels import participants_path, read_column, read_columns
 
 #: task -> step -> columns of the participants tables
 Columns = Mapping[str, Mapping[str, Collection[str]]]
+#: task -> cohort -> folder of the dataset that has its events
+EventFolders = Mapping[str, Mapping[str, Path]]
 #: Steps that see the release alone; others see external cohorts too.
 _TRAINED = ("finetune",)
 
@@ -40,13 +44,16 @@ def digest_columns(config: Config, columns: Collection[str], *, trained: bool) -
     return digest(parts)
 
 
-def note_digests(config: Config, columns: Columns) -> bool:
+def note_digests(config: Config, columns: Columns, events: EventFolders) -> bool:
     """Keep today's digests for this run's jobs; whether a table or what is read of it changed."""
-    if not columns:
+    if not columns and not events:
         return False
+    found = {task: list(_find_events(config, folders)) for task, folders in events.items()}
     path = config.paths.label_digests
     kept: dict[str, Any] = read_json(path) if path.exists() else {"seen": "", "first": {}}
-    seen = digest([_look(config), columns])
+    shown = sorted({file for of in found.values() for *_, file in of})
+    looks = [[str(file), _look_at(file)] for file in shown]
+    seen = digest([_look(config), columns, *([looks] if events else [])])
     if kept["seen"] == seen:
         return False
     now = {
@@ -56,8 +63,23 @@ def note_digests(config: Config, columns: Columns) -> bool:
         }
         for task, of in columns.items()
     }
+    contents = {file: sha256(file) for file in shown if file.is_file()}
+    for task, of in found.items():
+        said = [[cohort, recording, contents.get(file)] for cohort, recording, file in of]
+        now[task] = {"evaluate": digest(said)}
     write_json(path, {"seen": seen, "first": now | kept["first"], "now": now})
     return True
+
+
+def _find_events(config: Config, folders: Mapping[str, Path]) -> Iterator[tuple[str, str, Path]]:
+    """(cohort, recording, its events.tsv) of what the evaluation sees."""
+    for cohort, chunks in _cohorts_that_count(config, trained=False):
+        index, files = config.paths.index(cohort.name), EventFiles(folders[cohort.name])
+        for entry in read_entries(index, cohort.folder) if index.exists() else ():
+            if chunks is None or entry.chunk in chunks:
+                file = files.find(entry.recording_id, entry.source)
+                if file is not None:
+                    yield cohort.name, entry.recording_id, file
 
 
 def changed_digest(config: Config, task: str, step: str) -> str | None:
@@ -103,12 +125,13 @@ def _look(config: Config) -> list[Any]:
     for cohort in config.cohorts:
         files += [config.paths.index(cohort.name), participants_path(cohort) or Path("-")]
     return [[cohort.name, cohort.role] for cohort in config.cohorts] + [
-        [status.st_size, status.st_mtime_ns] if (status := _stat(path)) else None for path in files
+        _look_at(path) for path in files
     ]
 
 
-def _stat(path: Path) -> os.stat_result | None:
+def _look_at(path: Path) -> list[int] | None:
     try:
-        return os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
+    return [status.st_size, status.st_mtime_ns]

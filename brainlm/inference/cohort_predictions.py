@@ -11,6 +11,7 @@ import pandas as pd
 from ..config import Config
 from ..files import atomic_path
 from .scans import open_cohort
+from .session import list_differences
 from .vectors import IDENTITY, predict_corpus
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ def predict_cohort(config: Config, cohort: str, out: Path) -> pd.DataFrame:
     """
     corpus = open_cohort(config, cohort)
     tables = [
-        combine_seeds([predict_corpus(model, corpus) for model in models])
+        combine_seeds(
+            [
+                predict_corpus(model, corpus, list_differences(model, config, cohort))
+                for model in models
+            ]
+        )
         for models in _list_models(config)
     ]
     columns = [*IDENTITY, "target", "prediction", "seeds", "seed_sd", "warnings"]

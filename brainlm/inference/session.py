@@ -12,9 +12,10 @@ import pandas as pd
 
 from ..atlas import load_atlas
 from ..config import Atlas as AtlasOptions
-from ..config import Config, parse_config
+from ..config import Config, Preprocess, parse_config
 from ..errors import BrainLMError
 from ..shards import Corpus, Scaling
+from ..steps import describe_series, list_other_settings
 from .page import write_session_page
 from .scans import dataset_root, guess_layout, open_cohort, open_scans, preprocess
 from .vectors import write_vectors
@@ -22,8 +23,11 @@ from .vectors import write_vectors
 if TYPE_CHECKING:
     from ..model import BrainLM
 
-#: What is made of a corpus by a model: a table with a row per window and per recording.
-Inference = Callable[["BrainLM", Corpus], pd.DataFrame]
+#: What is made of a corpus by a model, with notes for each row: a table with a row per window and
+#: per recording.
+Inference = Callable[["BrainLM", Corpus, list[str]], pd.DataFrame]
+#: Settings of programs and files that another machine need not have: said where they differ.
+_LOCAL = {"engine", "fix_weights", "fix_threshold"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,14 @@ class Session:
         of_study = self._of_study()
         model = self.open_model()
         if of_study and self.study:
-            table = method(model, open_cohort(self.study, self.source))
+            corpus = open_cohort(self.study, self.source)
+            table = method(model, corpus, list_differences(model, self.study, self.source))
         else:
             config = self._configure(model, out.with_name(f"{out.stem}_files"))
-            table = method(model, self._preprocess(model, config, log))
+            notes = list_differences(model, config)
+            for note in notes:
+                log(f"note: {note}")
+            table = method(model, self._preprocess(model, config, log), notes)
             page = write_session_page(table, model, self.model_name, self.source, config)
             self._check_any(table, page)
             log(f"{page}: what came out, and how good the recordings are")
@@ -167,15 +175,19 @@ class Session:
         return preprocess(open_scans(source, config), atlas, workers=self.workers, log=log)
 
     def _configure(self, model: BrainLM, files: Path) -> Config:
-        """The configuration of a study of one cohort, the source, for this model."""
+        """The configuration of a study of one cohort, the source, for this model: the series are
+        made as its training data were, except for what a given configuration sets itself."""
         assert model.scaling is not None
         source = Path(self.source).absolute()
         base = self.study.model_dump(mode="json") if self.study else {}
-        values: dict[str, Any] = {
-            key: base[key] for key in ("atlas", "preprocess", "chunks") if key in base
-        }
+        values: dict[str, Any] = {key: base[key] for key in ("atlas", "chunks") if key in base}
         period, window = model.scaling.sample_period_s, model.config.window
-        preprocess = values.setdefault("preprocess", {}) | {"sample_period_s": period}
+        stored = set(model.config.preprocess) & set(Preprocess.model_fields) - _LOCAL
+        preprocess = {key: model.config.preprocess[key] for key in stored}
+        if self.study:
+            said = self.study.preprocess.model_fields_set
+            preprocess |= {k: v for k, v in base["preprocess"].items() if k in said}
+        preprocess["sample_period_s"] = period
         if self.short == "pad":
             preprocess["min_duration_s"] = min(30.0, window * period)
         cohort = {
@@ -191,3 +203,10 @@ class Session:
         values |= {"results": str(files), "cohorts": [cohort], "preprocess": preprocess}
         values["model"] = {"start": self.model_name}
         return parse_config(values, self.source)
+
+
+def list_differences(model: BrainLM, config: Config, cohort: str = "") -> list[str]:
+    """What decides the series of a cohort (the only one, if none is named) otherwise than those
+    that the model was trained on; nothing where the model does not know."""
+    own = config.cohort(cohort) if cohort else config.cohorts[0]
+    return list_other_settings(model.config.preprocess, describe_series(config, [own]))

@@ -5,7 +5,7 @@ Nothing is dropped: a recording without a usable series is a row too, with its s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ Made = tuple[list[dict], dict]
 def embed_corpus(
     model: BrainLM,
     corpus: Corpus,
+    notes: Sequence[str] = (),
     *,
     pool: str = "auto",
     short: str = "refuse",
@@ -47,6 +48,8 @@ def embed_corpus(
     ----------
     model : BrainLM
         With its scaling, which the corpus must fit (atlas, sample period, units).
+    notes : sequence of str
+        What is true of all recordings; goes into every ``warnings``.
     pool : str
         One of :data:`brainlm.model.pooling.POOLS`; ``auto``: that of the model's head, else the
         mean of the tokens.
@@ -73,7 +76,7 @@ def embed_corpus(
         mean = np.nanmean(vectors, 0).astype(np.float32)  # NaN: a parcel no window has
         return [{"vector": vector} for vector in vectors], {"vector": mean}
 
-    rows = list(_rows(model, corpus, run, short))
+    rows = list(_rows(model, corpus, run, short, notes))
     table = pd.DataFrame(rows, columns=[*IDENTITY, "vector", "warnings"])
     table.insert(len(IDENTITY), "pool", pool)
     return table
@@ -82,6 +85,7 @@ def embed_corpus(
 def predict_corpus(
     model: BrainLM,
     corpus: Corpus,
+    notes: Sequence[str] = (),
     *,
     short: str = "refuse",
 ) -> pd.DataFrame:
@@ -116,7 +120,7 @@ def predict_corpus(
         named = {f"probability_{name}": share for name, share in shares.items()}
         return {"predicted_class": max(shares, key=lambda name: shares[name]), **named}
 
-    table = pd.DataFrame(list(_rows(model, corpus, run, short)))
+    table = pd.DataFrame(list(_rows(model, corpus, run, short, notes)))
     table.insert(len(IDENTITY), "target", model.config.target)
     probabilities = [f"probability_{name}" for name in model.config.classes]
     made = ["predicted_class", *probabilities] if probabilities else ["prediction"]
@@ -149,13 +153,13 @@ def check_units(corpus: Corpus, units: str) -> None:
         )
 
 
-def _rows(model, corpus: Corpus, run, short: str) -> Iterator[dict]:
+def _rows(model, corpus: Corpus, run, short: str, notes: Sequence[str]) -> Iterator[dict]:
     corpus.check(model.scaling)
     check_units(corpus, model.scaling.units)
     for index in range(len(corpus)):
         about = _identity(corpus, index)
         if about["status"] == "ok":
-            yield from _recording_rows(model, corpus, index, about, run, short)
+            yield from _recording_rows(model, corpus, index, about, run, short, notes)
         else:
             yield {"level": "recording", **about, "warnings": ""}
 
@@ -168,7 +172,7 @@ def _identity(corpus: Corpus, index: int) -> dict:
     return {**{k: row[k] for k in IDENTITY if k in row}, "coverage": coverage, "start_s": None}
 
 
-def _recording_rows(model, corpus: Corpus, index: int, about: dict, run, short: str):
+def _recording_rows(model, corpus: Corpus, index: int, about: dict, run, short: str, common):
     from ..model.own_series import cut_windows
 
     try:
@@ -181,7 +185,8 @@ def _recording_rows(model, corpus: Corpus, index: int, about: dict, run, short: 
         return
     each, together = run(windows)
     units = corpus.table["units"][index]
-    notes = "; ".join(_warn(model, about | together.pop("outside", {}), windows, units))
+    own = _warn(model, about | together.pop("outside", {}), windows, units)
+    notes = "; ".join([*common, *own])
     for start, values in zip(starts, each, strict=True):
         at = {"start_s": start * model.scaling.sample_period_s}
         yield {"level": "window", **about, **at, **values, "warnings": notes}

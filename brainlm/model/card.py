@@ -71,6 +71,25 @@ def write_card(
     return "\n\n".join([*parts, _license(), _limits(model), _usage(model)]) + "\n"
 
 
+def wrap_card(model: Described, theirs: str, source: str) -> str:
+    """The card `theirs` of a model that was taken from `source`, whole, and ours around it.
+
+    A card that this package wrote says already what input must be and how the model is used.
+    """
+    scaling = model.scaling
+    taken = f"Taken as it is from `{source}`"
+    if scaling is not None:
+        taken += f"; scaled by release `{scaling.release or 'unnamed'}`, atlas `{scaling.atlas}`"
+    if not theirs.strip():
+        return write_card(
+            model, source, [f"{taken}. No card came with it.", "", *_describe(model)]
+        )
+    added = ["## Where this copy is from", f"{taken}. The text above came with it."]
+    if "library_name: brainlm" not in theirs:
+        added += [_limits(model), _usage(model)]
+    return "\n\n".join([theirs.rstrip(), *added]) + "\n"
+
+
 def set_license(card: str, license: str) -> str:
     """The card with the license that the publisher names (an identifier of the hub)."""
     return card.replace(UNDECIDED, f"license: {license}").replace(_license(), (

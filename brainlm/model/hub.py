@@ -83,7 +83,10 @@ class Shared(nn.Module):
         write_text(folder / "README.md", write_card(self) if card is None else card)
         facts = {"architectures": ["BrainLM"], "model_type": "brainlm", "format": FORMAT,
                  "auto_map": AUTO_MAP}  # fmt: skip
-        write_json(folder / "config.json", facts | dataclasses.asdict(self.config))
+        shape = dataclasses.asdict(self.config)
+        if not shape["preprocess"]:  # versions before it read such a folder too
+            del shape["preprocess"]
+        write_json(folder / "config.json", facts | shape)
 
     def push_to_hub(self, repository: str, **options) -> str:
         """Upload the model as :meth:`save_pretrained` writes it; see :func:`push_to_hub`."""
@@ -240,6 +243,7 @@ def _from_hub(name: str, subfolder: str | None, hub: dict) -> Path:
 
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + file for file in FILES] + ["*/config.json"]  # to name the subfolders
+    wanted += ["README.md", f"{prefix}README.md"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, **hub))
     except errors.GatedRepoError:
@@ -291,6 +295,16 @@ def push_to_hub(
     api.upload_file(repo_id=repository, path_in_repo="README.md",
                     path_or_fileobj=card.encode())  # fmt: skip
     return str(address)
+
+
+def read_card(name: str) -> str:
+    """The README.md that came with a model folder or ``owner/name[/subfolder]``: its own, or that
+    of the repository; empty without one."""
+    path, subfolder = split_name(name)
+    folder = _locate(path, subfolder, {})
+    places = [folder, folder.parent] if subfolder else [folder]
+    found = [place / "README.md" for place in places if (place / "README.md").is_file()]
+    return found[0].read_text(encoding="utf-8") if found else ""
 
 
 def split_name(name: str) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class BrainLMConfig:
     ranges : dict
         What the training data ranged over: ``repetition_time_s``, ``coverage``, ``mean_fd_mm``
         and of a fine-tuned regression ``label``; minimum, 5 %, median, 95 %, maximum.
+    preprocess : dict
+        What decided the values of the training series, see
+        :func:`brainlm.steps.describe_series`; empty where it is not known.
     """
 
     family: str
@@ -93,3 +97,4 @@ class BrainLMConfig:
     classes: tuple[str, ...] = ()
     ranges: dict[str, tuple[float, ...]] = field(default_factory=dict)
     preset: str = ""
+    preprocess: dict[str, Any] = field(default_factory=dict)

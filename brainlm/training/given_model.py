@@ -8,7 +8,8 @@ from ..atlas import Atlas
 from ..errors import BrainLMError
 from ..files import write_json
 from ..model import BrainLM, from_pretrained
-from ..model.hub import split_name
+from ..model.card import wrap_card
+from ..model.hub import read_card, split_name
 from ..paths import ModelFolder
 from ..shards import Scaling
 
@@ -52,7 +53,8 @@ def open_given(start: str, atlas: Atlas, sample_period_s: float, fallback: Path)
 def take_model(
     start: str, out: Path, atlas: Atlas, sample_period_s: float, fallback: Path
 ) -> BrainLM:
-    """Copy the model that ``model.start`` names into `out`, with its card and its own scaling.
+    """Copy the model that ``model.start`` names into `out`, with its card, in ours, and its own
+    scaling.
 
     Raises
     ------
@@ -61,13 +63,7 @@ def take_model(
     """
     model, files = open_given(start, atlas, sample_period_s, fallback), ModelFolder(out)
     assert model.scaling is not None
-    own = Path(start) / "README.md"
-    card = (
-        own.read_text(encoding="utf-8")
-        if own.is_file()
-        else f"# {start}\n\nNo card came with it.\n"
-    )
-    model.save_pretrained(out, model.scaling, card)
+    model.save_pretrained(out, model.scaling, wrap_card(model, read_card(start), start))
     facts = {"taken_from": start, "scaling": model.scaling.release or "of this study"}
     write_json(files.run, facts)
     write_json(files.done, facts)

@@ -14,6 +14,7 @@ import platform
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,8 @@ _LEFT_OUT = ("gaussian_time", "var")
 
 
 def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Model,
-             options: config.Pretrain, atlas: Atlas) -> None:  # fmt: skip
+             options: config.Pretrain, atlas: Atlas,
+             preprocess: dict[str, Any] | None = None) -> None:  # fmt: skip
     """Train a model from scratch, or go on where an earlier call stopped.
 
     Parameters
@@ -78,6 +80,8 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     out : Path
         Gets config.json, model.safetensors, scaling.json, README.md, metrics.jsonl, run.json,
         done.json, checkpoints/, and tensorboard/ where `options.trackers` asks for it.
+    preprocess : dict, optional
+        How the series were made (:func:`brainlm.steps.describe_series`), for config.json.
 
     Raises
     ------
@@ -89,6 +93,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     """
     with join_processes(options.gpus, options.cpus) as ranks:
         run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
+        run.preprocess = preprocess or {}
         if run.finished():
             return
         run.open_journal(run.resume())
@@ -149,13 +154,15 @@ class Run:
         self.interval: tuple[float, float] | None = None  # of the last validation's R²
         self.others: dict = {}  # scores of the other predictors, the same at every validation
         self.stop = False
+        self.preprocess: dict[str, Any] = {}
 
     def _go_on_from(self, name: str, atlas: Atlas, sample_period_s: float, scaling) -> None:
         """Begin with a finished model's weights and keep its own scaling."""
         given = open_given(name, atlas, sample_period_s, Path(scaling))
         ours, theirs = (asdict(model.config) for model in (self.model, given))
         for shape in (ours, theirs):  # how a training goes is no part of it
-            del shape["decode_share"], shape["zero_last"], shape["ranges"]
+            for key in ("decode_share", "zero_last", "ranges", "preprocess"):
+                del shape[key]
         if ours != theirs:
             other = [f"{k} {theirs[k]} (here {v})" for k, v in ours.items() if theirs[k] != v]
             raise BrainLMError(f"model.start: {name} is of another shape: {', '.join(other)}; set "
@@ -283,7 +290,9 @@ class Run:
         weights = collect_weights(self.wrapped)
         if self.ranks.main:
             ranges = training_ranges(self.train_set, self.table)
-            shape = dataclasses.replace(self.model.config, ranges=ranges)
+            shape = dataclasses.replace(
+                self.model.config, ranges=ranges, preprocess=self.preprocess
+            )
             final = BrainLM(shape, _points(self.model))
             final.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
             facts = self._facts()

@@ -26,6 +26,8 @@ from brainlm.model import (
     preset,
     push_to_hub,
 )
+from brainlm.model.card import wrap_card
+from brainlm.model.hub import read_card
 from brainlm.model.ranges import describe_range, list_outside
 from brainlm.shards import Scaling
 
@@ -78,10 +80,26 @@ def test_hub_cache_without_network(saved, tmp_path, monkeypatch):
     again = from_pretrained("lab/brain", "small", cache_dir=tmp_path / "cache")
     signal = torch.randn(2, 6, 20)
     assert torch.equal(model.embed(signal), again.embed(signal))
+    (snapshot / "README.md").write_text("# Theirs")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert read_card("lab/brain/small") == "# a card\n"
+    (snapshot / "small/README.md").unlink()
+    assert read_card("lab/brain/small") == "# Theirs"
     with pytest.raises(BrainLMError, match="subfolder= one of: small"):
         from_pretrained("lab/brain", cache_dir=tmp_path / "cache")
     with pytest.raises(BrainLMError, match="no folder here, and from the hub"):
         from_pretrained("lab/other", cache_dir=tmp_path / "cache")
+
+
+def test_a_card_that_came_with_a_model_stays_whole_in_ours(saved):
+    _, model = saved
+    theirs = "---\nlicense: cc-by-nc-4.0\n---\n\n# Theirs\n\nFigures."
+    card = wrap_card(model, theirs, "lab/brain")
+    assert card.startswith(theirs) and "`lab/brain`; scaled by release" in card
+    assert "## Limits" in card and "from_pretrained" in card
+    again = wrap_card(model, card.replace("license:", "library_name: brainlm\nlicense:"), "x")
+    assert again.count("## Limits") == 1 and "Taken as it is from `x`" in again
+    assert "No card came with it." in wrap_card(model, "", "lab/brain")
 
 
 def test_nothing_there(tmp_path):

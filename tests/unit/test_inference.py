@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -12,12 +13,15 @@ import torch
 
 from brainlm.atlas import load_atlas
 from brainlm.cli import main
+from brainlm.config import load_config, parse_config
 from brainlm.errors import BrainLMError
 from brainlm.inference.cohort_predictions import combine_seeds
 from brainlm.inference.scans import dataset_root, guess_layout
+from brainlm.inference.session import Session
 from brainlm.model import PRESETS, BrainLM, BrainLMConfig, from_pretrained, make_windows
 from brainlm.model.hub import split_name
 from brainlm.shards import Scaling
+from brainlm.steps import describe_series, list_other_settings
 
 SECONDS = 130
 
@@ -223,3 +227,56 @@ def test_series_whose_units_nobody_stated_get_a_warning(home, tmp_path):
     code, table = embed(home, file, tmp_path / "e.parquet", "--units", "as delivered")
     assert code == 0 and set(table["status"]) == {"ok"}
     assert table["warnings"].str.contains("units 'as delivered', the model was").all()
+
+
+def test_series_are_made_as_the_models_were_and_what_differs_is_said(home, tmp_path, capsys):
+    made = {
+        "enters": ["raw images"], "sample_period_s": 1.0, "high_pass_hz": 0.02, "engine": "fsl",
+        "denoise": ["ica", "global"], "low_pass_hz": None, "of_a_later_version": 1,
+    }  # fmt: skip
+    model = from_pretrained(home / "model")
+    model.config = dataclasses.replace(model.config, preprocess=made)
+    model.save_pretrained(tmp_path / "model")
+    model = from_pretrained(tmp_path / "model")
+    assert model.config.preprocess == made
+    series = home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy"
+
+    def options(study):
+        study = study and load_config(study)
+        return Session(str(series), "m", study)._configure(model, tmp_path / "x").preprocess
+
+    assert options(None).high_pass_hz == 0.02 and options(None).denoise == ("ica", "global")
+    assert options(None).engine == "builtin"  # FSL need not be here
+    other = tmp_path / "study.yaml"
+    other.write_text((home / "study.yaml").read_text() + "preprocess: {high_pass_hz: 0.01}\n")
+    assert options(other).high_pass_hz == 0.01 and options(other).denoise == ("ica", "global")
+
+    def warnings(study, out):
+        assert main([
+            "embed", str(series), "--model", str(tmp_path / "model"), "--config", str(study),
+            "--units", "scanner", "--workers", "1", "--out", str(tmp_path / out),
+        ]) == 0  # fmt: skip
+        (found,) = pd.read_parquet(tmp_path / out)["warnings"].unique()
+        return found.split("; ")
+
+    came = "made from parcel series, the model's training data from raw images"
+    assert warnings(home / "study.yaml", "a.parquet") == [came]
+    differs = "preprocess.high_pass_hz is 0.01, of the model's training data 0.02"
+    assert warnings(other, "b.parquet") == [came, differs]
+    assert f"note: {differs}" in capsys.readouterr().out
+
+
+def test_settings_that_decide_a_series_are_those_of_its_steps():
+    values = {"cohorts": [{"name": "a", "folder": "."}], "preprocess": {"denoise": ["ica"]}}
+    config = parse_config(values)
+    raw = describe_series(config, config.cohorts)
+    assert raw["enters"] == ["raw images"] and raw["denoise"] == ["ica"]
+    assert {"sample_period_s", "high_pass_hz", "slice_timing", "use_t1w", "min_coverage"} <= set(
+        raw
+    )
+    assert not {"outputs", "min_duration_s", "time_limit_min"} & set(raw)
+    both = [cohort.model_copy(update={"layout": "parcels"}) for cohort in config.cohorts]
+    series = describe_series(config, both)
+    assert series["enters"] == ["parcel series"] and "denoise" not in series
+    assert list_other_settings(raw, raw) == list_other_settings({}, raw) == []
+    assert json.loads(json.dumps(raw)) == raw

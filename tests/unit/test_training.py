@@ -37,6 +37,8 @@ from brainlm.training.schedule import learning_rate_at
 from brainlm.training.windows import Windows
 
 MODEL = config.Model(preset="tiny", window=40, patch=10)
+#: how the series were made
+MADE = {"enters": ["parcel series"], "sample_period_s": 1.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,7 +62,7 @@ def options(**changes):
 def run(study, out, **changes):
     model = changes.pop("model", MODEL)
     pretrain(study.shards, study.scaling, out, model=model, options=options(**changes),
-             atlas=study.atlas)  # fmt: skip
+             atlas=study.atlas, preprocess=MADE)  # fmt: skip
     return out
 
 
@@ -457,6 +459,20 @@ def test_shards_of_another_atlas(study, tmp_path):
     with pytest.raises(BrainLMError, match="made with atlas toy"):
         pretrain(study.shards, study.scaling, tmp_path / "out", model=MODEL, options=options(),
                  atlas=other)  # fmt: skip
+
+
+def test_a_finished_model_is_trained_on_from_its_weights_and_scaling(study, finished, tmp_path):
+    given = MODEL.model_copy(update={"start": str(finished), "continue_training": True})
+    out = run(study, tmp_path / "on", model=given, epochs=1)
+    before, after = from_pretrained(finished), from_pretrained(out)
+    assert after.config.preprocess == MADE and after.config.ranges
+    assert after.scaling == before.scaling or after.scaling.release == before.scaling.release
+    pairs = zip(before.parameters(), after.parameters(), strict=True)
+    moved = [float((a - b).norm() / (a.norm() + 1e-9)) for a, b in pairs]
+    assert max(moved) > 0 and np.median(moved) < 0.5  # it began there
+    wider = given.model_copy(update={"patch": 20})
+    with pytest.raises(BrainLMError, match=r"is of another shape: patch 10 \(here 20\)"):
+        run(study, tmp_path / "other", model=wider)
 
 
 def test_learning_rate_rises_and_falls():

@@ -54,7 +54,8 @@ def test_a_given_model_embeds_and_predicts_and_nothing_is_trained(finished):
     results = finished / "results"
     assert not (results / "releases").exists() and not (results / "evaluation").exists()
     taken = results / "models/r1/pretrain"
-    assert "Their card" in (taken / "README.md").read_text()
+    card = (taken / "README.md").read_text()
+    assert card.startswith("# Their card") and "Taken as it is from `theirs`" in card
     assert from_pretrained(taken).scaling.release == "theirs"
     embedded = pd.read_parquet(results / "embeddings/r1/scans.parquet")
     recordings = embedded[embedded["level"] == "recording"]

@@ -29,7 +29,7 @@ def site(tmp_path_factory) -> Path:
     """Where the wheel of a copy of this clone is unpacked."""
     folder = tmp_path_factory.mktemp("wheel")
     names = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "brainlm", "atlases", "envs",
-             "rules", "slurm", "workflow")  # fmt: skip
+             "plugins", "rules", "slurm", "workflow")  # fmt: skip
     for name in names:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
@@ -51,6 +51,11 @@ def run(site: Path, folder: Path, *command: str, code: int = 0) -> str:
     )  # fmt: skip
     assert done.returncode == code, (done.stdout + done.stderr)[-4000:]
     return done.stdout + done.stderr
+
+
+def test_a_wheel_adds_one_file_to_a_package_of_others(site):
+    theirs = [str(path.relative_to(site)) for path in (site / "brainmarks").rglob("*.*")]
+    assert theirs == ["brainmarks/models/brainlm_pipeline.py"]
 
 
 @pytest.mark.parametrize("folder", ["atlases", "envs", "rules", "slurm", "workflow"])
