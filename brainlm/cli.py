@@ -463,7 +463,7 @@ def _finetune(args) -> None:
 
 
 def _predict(args) -> None:
-    from .inference.vectors import predict_corpus
+    from .inference.vectors import check_head, predict_corpus
     from .training.device import choose_device
     from .training.predict import predict
 
@@ -484,17 +484,18 @@ def _predict(args) -> None:
         )
         print(f"{len(table)} predictions of {args.source}")
     else:
-        _run_session(args, partial(predict_corpus, short=args.short), "prediction")
+        method = partial(predict_corpus, short=args.short)
+        _run_session(args, method, "prediction", partial(check_head, form=args.format))
 
 
 def _embed(args) -> None:
-    from .inference.vectors import embed_corpus
+    from .inference.vectors import choose_pool, embed_corpus
 
     embed = partial(embed_corpus, pool=args.pool, short=args.short)
-    _run_session(args, embed, "embedding")
+    _run_session(args, embed, "embedding", partial(choose_pool, pool=args.pool))
 
 
-def _run_session(args, method, what: str) -> None:
+def _run_session(args, method, what: str, check) -> None:
     from .inference.session import Session
 
     given = {"layout": args.layout, "repetition_time_s": args.tr, "units": args.units,
@@ -506,7 +507,7 @@ def _run_session(args, method, what: str) -> None:
     )
     name = Path(args.source).name.split(".")[0]
     out = args.out or Path(f"{name}_{what}.{args.format}")
-    session.run(method, out, args.format)
+    session.run(method, out, args.format, check)
 
 
 def _evaluate(args) -> None:

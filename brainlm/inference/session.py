@@ -62,9 +62,16 @@ class Session:
     workers: int = os.cpu_count() or 1
 
     def run(
-        self, method: Inference, out: Path, form: str, log: Callable[[str], None] = print
+        self,
+        method: Inference,
+        out: Path,
+        form: str,
+        check: Callable[[BrainLM], object],
+        log: Callable[[str], None] = print,
     ) -> pd.DataFrame:
         """Preprocess the scans, run `method`, write its table to `out` and a page next to it.
+
+        `check` refuses a model that `method` cannot use, before any scan is looked at.
 
         Raises
         ------
@@ -76,6 +83,7 @@ class Session:
             raise BrainLMError(f"{out}: exists; remove it, or name another file with --out")
         of_study = self._of_study()
         model = self.open_model()
+        check(model)
         if of_study and self.study:
             corpus = open_cohort(self.study, self.source)
             table = method(model, corpus, list_differences(model, self.study, self.source))

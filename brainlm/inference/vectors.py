@@ -104,8 +104,7 @@ def predict_corpus(
     BrainLMError
         As :func:`embed_corpus`; or the model was not fine-tuned.
     """
-    if model.head is None:
-        raise BrainLMError("this model predicts nothing: it has no head (brainlm finetune)")
+    check_head(model)
 
     def run(windows: torch.Tensor) -> Made:
         values = _batched(windows, lambda part: model.predict(part).values).numpy()
@@ -125,6 +124,21 @@ def predict_corpus(
     probabilities = [f"probability_{name}" for name in model.config.classes]
     made = ["predicted_class", *probabilities] if probabilities else ["prediction"]
     return table.reindex(columns=[*IDENTITY, "target", *made, "warnings"])
+
+
+def check_head(model: BrainLM, form: str = "parquet") -> None:
+    """Refuse a model that was not fine-tuned, and a format that holds no predictions."""
+    if model.head is None:
+        raise BrainLMError("this model predicts nothing: it has no head (brainlm finetune)")
+    check_format(form, vectors=False)
+
+
+def check_format(form: str, *, vectors: bool) -> None:
+    """Refuse an unknown format, and one of vectors for a table without them."""
+    if form not in FORMATS:
+        raise BrainLMError(f"no format {form!r}; one of: {', '.join(FORMATS)}")
+    if form == "npy" and not vectors:
+        raise BrainLMError("format npy is for vectors; write predictions as parquet or tsv")
 
 
 def choose_pool(model: BrainLM, pool: str) -> str:
@@ -224,17 +238,14 @@ def write_vectors(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
     Raises
     ------
     BrainLMError
-        Unknown format.
+        As :func:`check_format`.
     """
-    if form not in FORMATS:
-        raise BrainLMError(f"no format {form!r}; one of: {', '.join(FORMATS)}")
+    check_format(form, vectors="vector" in table)
     if form == "parquet":
         with atomic_path(out) as temporary:
             table.to_parquet(temporary)
         return [out]
     if "vector" not in table:
-        if form == "npy":
-            raise BrainLMError("format npy is for vectors; write predictions as parquet or tsv")
         return [_write_tsv(table, out)]
     facts = table.drop(columns="vector")
     known = table["vector"].notna()

@@ -232,8 +232,12 @@ def _locate(path_or_hub_id, subfolder: str | None, hub: dict) -> Path:
     folder = folder / subfolder if subfolder else folder
     if not (folder / "config.json").exists():
         raise BrainLMError(
-            f"{folder}: no config.json"
-            + (f"; subfolder= one of: {', '.join(inside)}" if inside else "")
+            f"{folder}: no config.json; "
+            + (
+                f"subfolder= one of: {', '.join(inside)}"
+                if inside
+                else "if the folder was downloaded, the download is not complete: get it again"
+            )
         )
     return folder
 

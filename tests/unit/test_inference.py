@@ -132,6 +132,23 @@ def test_what_cannot_be_used_is_refused_in_words(
     assert not (tmp_path / "e.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "words"),
+    [
+        ("predict", [], "it has no head"),
+        ("embed", ["--pool", "median"], "no pooling 'median'"),
+    ],
+)
+def test_a_model_that_cannot_be_used_so_is_refused_before_any_work(
+    home, tmp_path, capsys, verb, options, words
+):
+    code = main([
+        verb, str(home / "series"), "--model", str(home / "model"), "--layout", "parcels",
+        "--config", str(home / "study.yaml"), "--out", str(tmp_path / "x.parquet"), *options,
+    ])  # fmt: skip
+    assert code == 1 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_an_output_that_exists_is_kept(home, tmp_path, capsys):
     (tmp_path / "e.parquet").write_text("mine")
     assert main(["embed", str(home / "series"), "--model", str(home / "model"), "--out",
