@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from brainlm.atlas import load_atlas
 from brainlm.cli import main
@@ -297,3 +299,33 @@ def test_settings_that_decide_a_series_are_those_of_its_steps():
     assert series["enters"] == ["parcel series"] and "denoise" not in series
     assert list_other_settings(raw, raw) == list_other_settings({}, raw) == []
     assert json.loads(json.dumps(raw)) == raw
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_published_weights_take_a_scaling_of_the_users(home, shared, tmp_path, capsys, file):
+    """The layout on the hub, with the reference's own (small) weights and 424 parcels."""
+    theirs, folder = shared / "fixtures" / "parcel", tmp_path / "theirs"
+    folder.mkdir()
+    config = json.loads((theirs / "config.json").read_text()) | {"num_brain_voxels": 424}
+    (folder / "config.json").write_text(json.dumps(config))
+    if file == "pytorch_model.bin":
+        torch.save(load_file(theirs / "model.safetensors"), folder / file)
+    else:
+        shutil.copy(theirs / file, folder)
+    series = home / "series/sub-02/func/sub-02_task-rest_atlas-demo424_timeseries.npy"
+    given = ["embed", str(series), "--model", str(folder), "--units", "scanner", "--workers", "1"]
+    given += ["--config", str(home / "study.yaml"), "--pool", "mean"]
+    out = tmp_path / "e.parquet"
+    assert main([*given, "--out", str(out)]) == 1 and not out.exists()
+    assert "carries no scaling (published weights have none)" in capsys.readouterr().err
+    scaling = from_pretrained(home / "model").scaling
+    scaling.save(tmp_path / "scaling.json")
+    scaled = ["--scaling", str(tmp_path / "scaling.json")]
+    assert main([*given, *scaled, "--out", str(out)]) == 0
+    places = load_atlas("demo424", home / "atlas").coordinates
+    model = from_pretrained(folder, coordinates=places, scaling=scaling)
+    windows = make_windows(model, np.load(series), tr_s=1.0, units="scanner")
+    found = pd.read_parquet(out)
+    by_hand = model.embed(windows, "mean").numpy()
+    at = found["level"] == "window"
+    np.testing.assert_allclose(np.stack(found.loc[at, "vector"]), by_hand, atol=2e-3)
