@@ -485,17 +485,17 @@ def _predict(args) -> None:
         print(f"{len(table)} predictions of {args.source}")
     else:
         method = partial(predict_corpus, short=args.short)
-        _run_session(args, method, "prediction", partial(check_head, form=args.format))
+        _run_session(args, method, "predict", partial(check_head, form=args.format))
 
 
 def _embed(args) -> None:
     from .inference.vectors import choose_pool, embed_corpus
 
     embed = partial(embed_corpus, pool=args.pool, short=args.short)
-    _run_session(args, embed, "embedding", partial(choose_pool, pool=args.pool))
+    _run_session(args, embed, "embed", partial(choose_pool, pool=args.pool))
 
 
-def _run_session(args, method, what: str, check) -> None:
+def _run_session(args, method, verb: str, check) -> None:
     from .inference.session import Session
 
     given = {"layout": args.layout, "repetition_time_s": args.tr, "units": args.units,
@@ -506,8 +506,9 @@ def _run_session(args, method, what: str, check) -> None:
         args.source, args.model, study, given, args.scaling, args.short, args.workers
     )
     name = Path(args.source).name.split(".")[0]
+    what = {"embed": "embedding", "predict": "prediction"}[verb]
     out = args.out or Path(f"{name}_{what}.{args.format}")
-    session.run(method, out, args.format, check)
+    session.run(verb, method, out, args.format, check)
 
 
 def _evaluate(args) -> None:

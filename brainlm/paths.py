@@ -260,6 +260,10 @@ class Results:
         """Of a job of a release; `parts` tell its jobs apart."""
         return self._release_job("logs", stage, parts, ".log")
 
+    def release_record(self, stage: str, *parts: str) -> Path:
+        """How far a job of a release is; see :func:`brainlm.progress.read_record`."""
+        return self.release_log(stage, *parts).with_suffix(".jsonl")
+
     def chunk_benchmark(self, stage: str, cohort: str, chunk: str) -> Path:
         """Time and memory of a chunk's job, as Snakemake measures them."""
         return self.folder / "benchmarks" / stage / cohort / f"{chunk}.tsv"

@@ -55,6 +55,37 @@ def read_record(path: Path, since: float | None) -> Record | None:
         return None
 
 
+class Count:
+    """How many of `total` are through: a line and a record every few seconds, and at the end.
+
+    Parameters
+    ----------
+    path : Path
+        Of the records.
+    """
+
+    def __init__(
+        self, stage: str, total: int, path: Path, log: Callable[[str], None] = print,
+        every_s: float = 3.0,
+    ):  # fmt: skip
+        self.stage, self.total, self.path, self._log = stage, total, path, log
+        self._every_s, self._began = every_s, time.monotonic()
+        self._last = self._began
+        write_record(path, Record(stage, 0, total, f"0/{total} recordings"), first=True)
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every_s and done < self.total:
+            return
+        self._last = now
+        rate = done / max(1e-3, now - self._began)
+        text = f"{done}/{self.total} recordings, {rate:.3g}/s"
+        if done < self.total:
+            text += f", {(self.total - done) / max(rate, 1e-9):.0f} s left"
+        write_record(self.path, Record(self.stage, done, self.total, text))
+        self._log(f"{self.stage}: {text}")
+
+
 class Progress:
     """Tell `say()` every `every_s` seconds on `stream` until :meth:`stop`."""
 

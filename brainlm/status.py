@@ -91,7 +91,7 @@ class Status:
             stages_now = Counter(text.split()[0] for text in running)
             words.append("now " + ", ".join(f"{n} {stage}" for stage, n in stages_now.items()))
         elif self.training:
-            words.append(f"now pretrain {self.training}")
+            words.append(f"now {self.training}")
         elif not left:
             words.append("next: " + (next((n for n, made in self.later.items() if not made), "–")))
         return " · ".join(words)
@@ -143,8 +143,12 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
         "report": [paths.report_page],
     }
     made = {name: all(path.exists() for path in files) for name, files in later.items()}
-    now = None if made["pretrain"] else read_record(ModelFolder(paths.pretrained).record, since)
-    training = now.text if now else ""
+    records = [paths.release_record("embed", cohort.name) for cohort in config.cohorts]
+    if not made["pretrain"]:
+        records = [ModelFolder(paths.pretrained).record]
+    found = [now for record in records if (now := read_record(record, since))]
+    going = [now for now in found if now.done < now.total]
+    training = f"{going[0].stage} {going[0].text}" if going else ""
     return Status(cohorts, made, since, paths.failures, training)
 
 

@@ -14,6 +14,7 @@ from ..atlas import load_atlas
 from ..config import Atlas as AtlasOptions
 from ..config import Config, Preprocess, parse_config
 from ..errors import BrainLMError
+from ..progress import Count
 from ..shards import Corpus, Scaling
 from ..steps import describe_series, list_other_settings
 from .page import write_session_page
@@ -23,9 +24,9 @@ from .vectors import write_vectors
 if TYPE_CHECKING:
     from ..model import BrainLM
 
-#: What is made of a corpus by a model, with notes for each row: a table with a row per window and
-#: per recording.
-Inference = Callable[["BrainLM", Corpus, list[str]], pd.DataFrame]
+#: What is made of a corpus by a model, with notes for each row, told of every recording that is
+#: done: a table with a row per window and per recording.
+Inference = Callable[["BrainLM", Corpus, list[str], Callable[[int], None]], pd.DataFrame]
 #: Settings of programs and files that another machine need not have: said where they differ.
 _LOCAL = {"engine", "fix_weights", "fix_threshold"}
 
@@ -63,6 +64,7 @@ class Session:
 
     def run(
         self,
+        verb: str,
         method: Inference,
         out: Path,
         form: str,
@@ -86,13 +88,17 @@ class Session:
         check(model)
         if of_study and self.study:
             corpus = open_cohort(self.study, self.source)
-            table = method(model, corpus, list_differences(model, self.study, self.source))
+            notes, paths = list_differences(model, self.study, self.source), self.study.paths
+            count = Count(verb, len(corpus), paths.release_record(verb, self.source), log)
+            table = method(model, corpus, notes, count)
         else:
             config = self._configure(model, out.with_name(f"{out.stem}_files"))
             notes = list_differences(model, config)
             for note in notes:
                 log(f"note: {note}")
-            table = method(model, self._preprocess(model, config, log), notes)
+            corpus = self._preprocess(model, config, log)
+            count = Count(verb, len(corpus), config.paths.release_record(verb), log)
+            table = method(model, corpus, notes, count)
             page = write_session_page(table, model, self.model_name, self.source, config)
             self._check_any(table, page)
             log(f"{page}: what came out, and how good the recordings are")

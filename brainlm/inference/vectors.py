@@ -38,6 +38,7 @@ def embed_corpus(
     model: BrainLM,
     corpus: Corpus,
     notes: Sequence[str] = (),
+    progress: Callable[[int], None] = lambda done: None,
     *,
     pool: str = "auto",
     short: str = "refuse",
@@ -50,6 +51,8 @@ def embed_corpus(
         With its scaling, which the corpus must fit (atlas, sample period, units).
     notes : sequence of str
         What is true of all recordings; goes into every ``warnings``.
+    progress : callable
+        Told how many recordings are through.
     pool : str
         One of :data:`brainlm.model.pooling.POOLS`; ``auto``: that of the model's head, else the
         mean of the tokens.
@@ -76,7 +79,7 @@ def embed_corpus(
         mean = np.nanmean(vectors, 0).astype(np.float32)  # NaN: a parcel no window has
         return [{"vector": vector} for vector in vectors], {"vector": mean}
 
-    rows = list(_rows(model, corpus, run, short, notes))
+    rows = list(_rows(model, corpus, run, short, notes, progress))
     table = pd.DataFrame(rows, columns=[*IDENTITY, "vector", "warnings"])
     table.insert(len(IDENTITY), "pool", pool)
     return table
@@ -86,6 +89,7 @@ def predict_corpus(
     model: BrainLM,
     corpus: Corpus,
     notes: Sequence[str] = (),
+    progress: Callable[[int], None] = lambda done: None,
     *,
     short: str = "refuse",
 ) -> pd.DataFrame:
@@ -119,7 +123,7 @@ def predict_corpus(
         named = {f"probability_{name}": share for name, share in shares.items()}
         return {"predicted_class": max(shares, key=lambda name: shares[name]), **named}
 
-    table = pd.DataFrame(list(_rows(model, corpus, run, short, notes)))
+    table = pd.DataFrame(list(_rows(model, corpus, run, short, notes, progress)))
     table.insert(len(IDENTITY), "target", model.config.target)
     probabilities = [f"probability_{name}" for name in model.config.classes]
     made = ["predicted_class", *probabilities] if probabilities else ["prediction"]
@@ -167,7 +171,7 @@ def check_units(corpus: Corpus, units: str) -> None:
         )
 
 
-def _rows(model, corpus: Corpus, run, short: str, notes: Sequence[str]) -> Iterator[dict]:
+def _rows(model, corpus: Corpus, run, short: str, notes, progress) -> Iterator[dict]:
     corpus.check(model.scaling)
     check_units(corpus, model.scaling.units)
     for index in range(len(corpus)):
@@ -176,6 +180,7 @@ def _rows(model, corpus: Corpus, run, short: str, notes: Sequence[str]) -> Itera
             yield from _recording_rows(model, corpus, index, about, run, short, notes)
         else:
             yield {"level": "recording", **about, "warnings": ""}
+        progress(index + 1)
 
 
 def _identity(corpus: Corpus, index: int) -> dict:

@@ -22,6 +22,8 @@ from brainlm.inference.scans import dataset_root, guess_layout
 from brainlm.inference.session import Session
 from brainlm.model import PRESETS, BrainLM, BrainLMConfig, from_pretrained, make_windows
 from brainlm.model.hub import split_name
+from brainlm.paths import Results
+from brainlm.progress import read_record
 from brainlm.shards import Scaling
 from brainlm.steps import describe_series, list_other_settings
 
@@ -64,7 +66,7 @@ def embed(home, source, out, *options) -> tuple[int, pd.DataFrame | None]:
     return code, pd.read_parquet(out) if out.suffix == ".parquet" and out.exists() else None
 
 
-def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp_path):
+def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp_path, capsys):
     code, table = embed(home, home / "series", tmp_path / "e.parquet",
                         "--layout", "parcels", "--units", "scanner")  # fmt: skip
     assert code == 0
@@ -78,6 +80,8 @@ def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp
     windows = table[table["level"] == "window"].groupby("participant_id")["start_s"].apply(list)
     assert windows["sub-01"] == [0, SECONDS - 60] and len(windows["sub-02"]) == 3
     assert recordings["coverage"]["sub-01"] == pytest.approx(423 / 424)
+    record = read_record(Results(tmp_path / "e_files").release_record("embed"), 0.0)
+    assert (record.done, record.total) == (3, 3) and "embed: 3/3" in capsys.readouterr().out
     # the same as by hand, in Python
     raw = np.load(home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy")
     model = from_pretrained(home / "model")

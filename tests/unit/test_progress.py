@@ -3,7 +3,7 @@
 import io
 import os
 
-from brainlm.progress import Progress
+from brainlm.progress import Count, Progress, Record, read_record
 
 
 class Terminal(io.StringIO):
@@ -33,3 +33,15 @@ def test_a_log_gets_plain_lines():
     progress.start()
     progress.stop()
     assert log.getvalue() == "progress: chunks 1/2\n"
+
+
+def test_a_count_tells_every_few_seconds_and_at_the_end(tmp_path, monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 5.0, 8.0])
+    monkeypatch.setattr("brainlm.progress.time.monotonic", lambda: next(clock))
+    said: list[str] = []
+    count = Count("embed", 40, tmp_path / "logs/embed.jsonl", said.append)
+    assert read_record(count.path, 0.0) == Record("embed", 0, 40, "0/40 recordings")
+    for done in (5, 20, 25, 40):
+        count(done)
+    assert said == ["embed: 20/40 recordings, 5/s, 4 s left", "embed: 40/40 recordings, 5/s"]
+    assert read_record(count.path, 0.0).done == 40
