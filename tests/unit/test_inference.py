@@ -80,7 +80,7 @@ def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp
     windows = table[table["level"] == "window"].groupby("participant_id")["start_s"].apply(list)
     assert windows["sub-01"] == [0, SECONDS - 60] and len(windows["sub-02"]) == 3
     assert recordings["coverage"]["sub-01"] == pytest.approx(423 / 424)
-    record = read_record(Results(tmp_path / "e_files").release_record("embed"), 0.0)
+    record = read_record(Results(tmp_path / "e_files", "r1").release_record("embed"), 0.0)
     assert (record.done, record.total) == (3, 3) and "embed: 3/3" in capsys.readouterr().out
     # the same as by hand, in Python
     raw = np.load(home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy")
@@ -321,7 +321,7 @@ def test_published_weights_take_a_scaling_of_the_users(home, shared, tmp_path, c
     given += ["--config", str(home / "study.yaml"), "--pool", "mean"]
     out = tmp_path / "e.parquet"
     assert main([*given, "--out", str(out)]) == 1 and not out.exists()
-    assert "carries no scaling (published weights have none)" in capsys.readouterr().err
+    assert "published weights carry neither" in capsys.readouterr().err
     scaling = from_pretrained(home / "model").scaling
     scaling.save(tmp_path / "scaling.json")
     scaled = ["--scaling", str(tmp_path / "scaling.json")]
