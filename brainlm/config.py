@@ -68,7 +68,7 @@ class Cohort(Section):
     layout: LayoutName = Field(
         "bids",
         description="how recordings lie in the folder (docs/layouts.md); bids: raw images; "
-        "parcels: parcel series (.npy, .tsv, .dat)",
+        "parcels: parcel series (.npy, .tsv, .dat, .ptseries.nii)",
     )
     role: Literal["reference", "external", "predict"] = Field(
         "reference",

@@ -70,6 +70,8 @@ TREES = {
         "sub-01/func/sub-01_task-rest_atlas-A424_timeseries.npy",
         "sub-02/func/sub-02_task-rest_atlas-A424_timeseries.tsv",
         "sub-02/func/sub-02_task-rest_desc-confounds_timeseries.tsv",
+        "sub-03/func/sub-03_task-rest_atlas-A424_timeseries.ptseries.nii",
+        "sub-03/func/sub-03_task-rest_atlas-A424_timeseries.json",
     ],
     "adni": [
         "dataset_description.json",
@@ -138,7 +140,7 @@ FOUND = {
         "sub-100307_task-REST_dir-LR_run-1",
         "sub-HCA6002236_ses-V1_task-REST_dir-AP_run-2",
     ],
-    "parcels": ["sub-01_task-rest", "sub-02_task-rest"],
+    "parcels": ["sub-01_task-rest", "sub-02_task-rest", "sub-03_task-rest"],
     "adni": [
         "sub-ADNI002S0295_ses-M048_task-rest",
         "sub-ADNI002S0413_ses-M060_task-rest",
@@ -394,9 +396,10 @@ def test_the_mean_image_of_spm_is_no_recording(tmp_path):
 
 
 def test_a_flat_folder_of_series(tmp_path):
-    plant(tmp_path, ["A424_example.dat", "b.npy", "c.tsv", "participants.tsv", "notes.txt"])
+    plant(tmp_path, ["A424_example.dat", "b.npy", "c.tsv", "d.1.ptseries.nii", "participants.tsv",
+                     "notes.txt"])  # fmt: skip
     assert [r.recording_id for r in find(tmp_path, "parcels")] == ["sub-A424example", "sub-b",
-                                                                  "sub-c"]  # fmt: skip
+                                                                  "sub-c", "sub-d1"]  # fmt: skip
 
 
 def test_files_of_one_person_in_a_flat_folder_are_one_person(tmp_path):

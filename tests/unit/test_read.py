@@ -171,6 +171,47 @@ def test_orientation(tmp_path):
     fails(write(tmp_path, affine=flat, codes=(1, 0)), "bad_metadata", "singular")
 
 
+def save_cifti(path: Path, values: np.ndarray, names, step=0.72, unit="SECOND", axes="tp"):
+    from nibabel.cifti2 import Cifti2Image, ParcelsAxis, SeriesAxis
+
+    vertices = [{"CIFTI_STRUCTURE_CORTEX_LEFT": np.array([k])} for k in range(len(names))]
+    voxels = [np.empty((0, 3), int)] * len(names)
+    parcels = ParcelsAxis(
+        names, voxels, vertices, np.eye(4), (9, 9, 9), {"CIFTI_STRUCTURE_CORTEX_LEFT": 99}
+    )
+    time = SeriesAxis(0, step, values.shape[0], unit)
+    order = (time, parcels) if axes == "tp" else (parcels, time)
+    nib.save(Cifti2Image(values if axes == "tp" else values.T, order), path)
+
+
+@pytest.mark.parametrize("axes", ["tp", "pt"])
+def test_cifti_series_of_parcels(tmp_path, axes):
+    values, names = np.random.default_rng(0).normal(size=(30, 5)), [f"area {k}" for k in "abcde"]
+    path = tmp_path / "sub-01_task-rest_atlas-x_timeseries.ptseries.nii"
+    save_cifti(path, values, names, axes=axes)
+    series, tr_s = read_series(path, parcels=["Area-A", "area b", "area c", "area d", "area e"])
+    np.testing.assert_allclose(series, values, rtol=1e-6)
+    assert tr_s == pytest.approx(0.72)
+    with pytest.raises(RecordingError, match="column 1 is area a, the atlas's parcel 1 is other"):
+        read_series(path, parcels=["other", *names[1:]])
+    (tmp_path / "sub-01_task-rest_atlas-x_timeseries.json").write_text('{"RepetitionTime": 2}')
+    with pytest.raises(RecordingError, match=r"the sidecar says 2 s .* the CIFTI header 0.72 s"):
+        read_series(path)
+
+
+def test_what_is_no_cifti_series_of_parcels_says_so(tmp_path):
+    path = tmp_path / "x.ptseries.nii"
+    nib.save(nib.Nifti1Image(make_data(), AFFINE), path)
+    with pytest.raises(RecordingError, match="no CIFTI-2 file"):
+        read_series(path)
+    save_cifti(path, np.ones((9, 3)), ["a", "b", "c"], unit="HERTZ")
+    with pytest.raises(RecordingError, match="steps in HERTZ, expected seconds"):
+        read_series(path)
+    path.write_text("no")
+    with pytest.raises(RecordingError, match="no CIFTI-2 file"):
+        read_series(path)
+
+
 @pytest.mark.parametrize("letters", ["LAS", "RAS", "PIR", "AIL"])
 def test_the_cohort_s_orientation_is_for_headers_without_one(tmp_path, letters):
     path = write(tmp_path, codes=(0, 0))

@@ -1,4 +1,4 @@
-"""Parcel series as somebody made them: .npy, .tsv or BrainLM's .dat."""
+"""Parcel series as somebody made them: .npy, .tsv, BrainLM's .dat or CIFTI-2's .ptseries.nii."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .base import (
     tables,
 )
 
-_EXTENSIONS = (".npy", ".tsv", ".dat")
+_EXTENSIONS = (".npy", ".tsv", ".dat", ".ptseries.nii")
 _BIDS = re.compile(r"sub-[^_]+(_[a-zA-Z0-9]+-[^_]+)*(_[a-zA-Z]+)?")
 _UKB = re.compile(r"(\d{7})_(\d{5})_(\d+)_(\d+)(_[a-zA-Z]\w*)?")
 #: Suffixes of BIDS, fMRIPrep and XCP-D for tables about a recording.
@@ -38,7 +38,7 @@ _ABOUT = (
 
 
 def find(folder: Path, skip: Set[str]) -> list[Found]:
-    """BIDS-named ``*_timeseries.{npy,tsv,dat}`` of participants' folders, or a flat folder."""
+    """BIDS-named ``*_timeseries.{npy,tsv,dat,ptseries.nii}`` in a BIDS tree, or a flat folder."""
     named = find_named(folder, skip, _EXTENSIONS, _below)
     if named or any(name.startswith("sub-") for name in os.listdir(folder) if "." not in name):
         return named
@@ -115,7 +115,7 @@ def _flat(folder: Path, skip: Set[str]) -> list[Found]:
             if why:
                 recordings.append(leave(folder, item, why))
                 continue
-            own = item.name.rsplit(".", 1)[0] + ".json"
+            own = _stem(item.name) + ".json"
             near = (own,) if own in sidecars else ()
             if _BIDS.fullmatch(item.name.split(".", 1)[0]):
                 form = _variant(entities)
@@ -123,6 +123,11 @@ def _flat(folder: Path, skip: Set[str]) -> list[Found]:
             else:
                 recordings.append(make_found(folder, item.path, entities, companions=near))
     return recordings
+
+
+def _stem(name: str) -> str:
+    """Without the extension; a person's id may have dots."""
+    return name.removesuffix(next(end for end in _EXTENSIONS if name.endswith(end)))
 
 
 def _flat_entities(name: str) -> dict[str, str]:
@@ -137,7 +142,7 @@ def _flat_entities(name: str) -> dict[str, str]:
     if match := _UKB.fullmatch(stem):
         eid, field, instance, array, _ = match.groups()
         return ukb.entities(eid, field, instance, array)
-    return {"sub": plain_label(name.rsplit(".", 1)[0])}
+    return {"sub": plain_label(_stem(name))}
 
 
 def _no_series(item: os.DirEntry) -> str:
@@ -162,8 +167,8 @@ def _no_series(item: os.DirEntry) -> str:
 PARCELS = Layout(
     "parcels",
     "series",
-    "sub-*/[ses-*/][func/]*_{atlas,seg}-*_timeseries.{npy,tsv,dat}, or *.{dat,npy,tsv} in the "
-    "folder",
+    "sub-*/[ses-*/][func/]*_{atlas,seg}-*_timeseries.{npy,tsv,dat,ptseries.nii}, or "
+    "*.{dat,npy,tsv,ptseries.nii} in the folder",
     find,
     variants="segmentation",
 )

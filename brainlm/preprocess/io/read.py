@@ -20,9 +20,9 @@ from ...errors import RecordingError
 from ...files import describe_absent
 from .metadata import check_sidecar, read_affine
 from .nifti_header import Header, read_header
-from .series_table import check_names, load_table
+from .series_table import check_names, load_parcel_cifti, load_table
 from .sidecars import Sidecar, read_sidecar
-from .timing import agree_repetition_time, read_statements
+from .timing import Statement, agree_repetition_time, read_statements
 
 _BLOCK_BYTES = 32 << 20
 
@@ -196,7 +196,8 @@ def read_series(
     ----------
     path : path
         ``.npy`` (never unpickled), ``.tsv`` (with or without a header line; n/a and nothing are
-        NaN) or BrainLM's ``.dat`` (blank-separated numbers), one row per time point.
+        NaN), BrainLM's ``.dat`` (blank-separated numbers), one row per time point, or CIFTI-2's
+        ``.ptseries.nii``.
     repetition_time_s : float, optional
         Used where no sidecar states it, refused where one differs.
     parcels : sequence of str
@@ -216,8 +217,14 @@ def read_series(
     """
     path = Path(path)
     _fingerprint(path)
+    cifti = path.name.endswith(".ptseries.nii")
+    in_header: list[Statement] = []
     try:
-        series, names = load_table(path)
+        if cifti:
+            series, names, step_s = load_parcel_cifti(path)
+            in_header = [Statement(step_s, "the CIFTI header")]
+        else:
+            series, names = load_table(path)
     except (OSError, ValueError, EOFError) as error:
         raise RecordingError(
             "unreadable", f"{path}: expected a table of numbers, one row per time point ({error})"
@@ -229,7 +236,8 @@ def read_series(
         )
     check_names(path, names, parcels, other_names)
     stated = read_statements(path, read_sidecar(path), len(series))
-    return series.astype(np.float32), agree_repetition_time(path, stated, repetition_time_s)
+    seconds = agree_repetition_time(path, [*stated, *in_header], repetition_time_s)
+    return series.astype(np.float32), seconds
 
 
 def _fingerprint(path: Path) -> tuple[int, int]:

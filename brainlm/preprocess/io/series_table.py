@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,36 @@ def load_table(path: Path) -> tuple[np.ndarray, list[str]]:
     if len(steps) > 1 and steps[0] > 0 and np.allclose(steps, steps[0], rtol=1e-3):
         raise ValueError("column 1 grows as row numbers or the time do; leave it out")
     return table, [] if all(map(_is_number, header)) else header
+
+
+def load_parcel_cifti(path: Path) -> tuple[np.ndarray, list[str], float]:
+    """Series [T, R] of a ``ptseries.nii``, its parcels' names, and the s between time points.
+
+    Raises
+    ------
+    OSError, ValueError
+        No such file, or no series of parcels; the step is not in seconds.
+    """
+    import nibabel as nib
+    from nibabel.cifti2 import ParcelsAxis, SeriesAxis
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        image: Any = nib.load(path)
+        axes = [image.header.get_axis(i) for i in range(image.ndim)]
+        values = np.asarray(image.dataobj)
+    except (ImageFileError, AttributeError) as error:
+        raise ValueError(f"no CIFTI-2 file: {error}") from None
+    kinds = [type(axis) for axis in axes]
+    if kinds == [ParcelsAxis, SeriesAxis]:
+        axes, values = axes[::-1], values.T
+    elif kinds != [SeriesAxis, ParcelsAxis]:
+        found = " x ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"expected time x parcels, found {found}")
+    time, parcels = axes
+    if time.unit != "SECOND":
+        raise ValueError(f"steps in {time.unit}, expected seconds")
+    return values, [str(name) for name in parcels.name], float(time.step)
 
 
 def check_names(path: Path, found: list[str], parcels: Sequence[str], other_names: bool) -> None:

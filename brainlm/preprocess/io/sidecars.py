@@ -117,6 +117,7 @@ def read_sidecar(path: Path) -> Sidecar:
 def _candidates(path: Path) -> Iterator[Path]:
     stem = path.name.removesuffix(".gz")
     stem = stem[: stem.rindex(".")] if "." in stem else stem
+    stem = stem.removesuffix(".ptseries")  # CIFTI-2 has two
     *entities, suffix = stem.split("_")
     subject = next((p for p in path.parents if p.name == (entities or [""])[0]), path.parent)
     folders = [folder for folder in reversed(path.parents) if folder.is_relative_to(subject)]
