@@ -1,25 +1,22 @@
-"""What makes the masked autoencoder reconstruct more, beside the Gaussian predictors.
+"""What makes the masked autoencoder reconstruct more, next to the Gaussian predictors.
 
-    python benchmarks/levers.py SHARD.parquet ... --scaling scaling.json [--external COHORT]
-        [--updates 600] [--seeds 1 2 3] [--only gain muon]
+    python benchmarks/levers.py SHARD.parquet ... --scaling scaling.json --out FOLDER
+        [--external COHORT] [--updates 600] [--seeds 1 2 3] [--only heads width]
 
 `tiny`, windows of 80 points in tokens of 10, updates of 8 windows, 75 % hidden at random, learning
-rate 3e-3. Each contestant is the recipe until 2026-11-29 with one thing changed, or with several:
+rate 3e-3. Each contestant is the recipe (gain, Muon, parcels that start from the covariance) with
+one thing changed, or with several: see :data:`LEVERS`. The same windows and masks for all.
 
-* gain: a window is divided by the root mean square of its visible values;
-* muon: the blocks' matrices learn by Muon instead of AdamW;
-* path: the network adds to what the Gaussian of the training covariance says, own: to what that
-  of the window's own covariance says; its last layer starts at zero;
-* queries: with a path, hidden tokens ask with their completed patch and the two beside it in time.
-
-Masked R2 pooled over the windows of test and external participants, the same windows and masks for
-all, with paired bootstrap intervals over participants less the Gaussian.
+Prints masked R2 pooled over the windows of validation, test and external participants, less the
+Gaussian and less the recipe of the same seed and number of updates, with paired bootstrap
+intervals over participants. FOLDER keeps sums and models: what is there is not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,173 +29,302 @@ from brainlm.evaluation.metrics import POOLED, of_sums, sum_values
 from brainlm.evaluation.statistics import Sample, add_by_participant
 from brainlm.model import BrainLM, preset
 from brainlm.model.gaussian import Gaussian
-from brainlm.model.grids import token_grid
-from brainlm.model.masking import Masker
+from brainlm.model.masking import Masker, Masking
 from brainlm.shards import Corpus, Scaling
 from brainlm.training.covariance import fit_gaussian
 from brainlm.training.distributed import Ranks
 from brainlm.training.schedule import learning_rate_at, make_optimizers
 from brainlm.training.windows import Windows
 
-WINDOW, PATCH, BATCH = 80, 10, 8
-CONTESTANTS = {
-    "recipe": set(), "gain": {"gain"}, "muon": {"muon"}, "both": {"gain", "muon"},
-    "path": {"path"}, "path, queries": {"path", "queries"}, "own": {"own", "gain", "muon"},
-    "own, queries": {"own", "queries", "gain", "muon"},
-}  # fmt: skip
+WINDOW, PATCH, BATCH, RATIO = 80, 10, 8, 0.75
+#: of an objective that is added to the loss
+SHARE = 0.1
 
 
-class Asking(nn.Module):
-    """Places of the decoder's tokens, and what each token asks with beside its place."""
+@dataclass(frozen=True)
+class Lever:
+    """What a contestant does otherwise than the recipe."""
 
-    def __init__(self, positions: nn.Module, width: int):
+    shape: dict = field(default_factory=dict)  # of BrainLMConfig
+    options: dict = field(default_factory=dict)  # of pretrain
+    mask: str = "random"
+    start: bool = True  # parcels' places from the covariance
+    copy: bool = False  # what attention gathers is passed on as it is, at first
+    zscore: bool = False
+    objective: str = ""
+
+    def __or__(self, other: Lever) -> Lever:
+        plain = Lever()
+        changed = {name: value for name, value in vars(other).items()
+                   if value != getattr(plain, name)}  # fmt: skip
+        for name in ("shape", "options"):
+            changed[name] = getattr(self, name) | getattr(other, name)
+        return replace(self, **changed)
+
+
+LEVERS = {
+    "recipe": Lever(),
+    "no gain": Lever({"gain": False}),
+    "adamw": Lever(options={"optimizer": "adamw"}),
+    "no start": Lever(start=False),
+    "heads": Lever({"heads": 4, "decoder_heads": 4}),
+    "one head": Lever({"heads": 1, "decoder_heads": 1}),
+    "copy": Lever(copy=True),
+    "depth": Lever({"depth": 4}),
+    "width": Lever({"width": 128, "ffn": 512, "heads": 4}),
+    "wide head": Lever({"width": 128, "ffn": 512, "heads": 2, "decoder_heads": 1}),
+    "decoder depth": Lever({"decoder_depth": 2}),
+    "decode all": Lever({"decode_share": 1.0}),
+    "tube": Lever(mask="tube"),
+    "time": Lever(mask="time"),
+    "mixed": Lever(mask="mixed"),
+    "zscore": Lever(zscore=True),
+    "rate 6e-3": Lever(options={"learning_rate": 6e-3}),
+    "rate 1.5e-3": Lever(options={"learning_rate": 1.5e-3}),
+    "warmup": Lever(options={"warmup": 0.2}),
+    "alike": Lever(objective="alike"),
+    "connectivity": Lever(objective="connectivity"),
+}
+
+
+class Standardised(Windows):
+    """Windows of recordings whose parcels have mean 0 and deviation 1, each by itself."""
+
+    def whole(self, row: int) -> np.ndarray:
+        series = super().whole(row)
+        return (series - np.nanmean(series, 0)) / np.maximum(np.nanstd(series, 0), 1e-6)
+
+    def _fill(self, out: Tensor, row: int, start: int) -> None:
+        out.copy_(torch.from_numpy(self.whole(row)[start : start + self.window].T))
+
+
+@dataclass(frozen=True)
+class Shaped(Masker):
+    """Hides whole parcels (``tube``), whole moments (``time``), or each kind in a third of the
+    windows (``mixed``)."""
+
+    kind: str = "random"
+
+    def draw(self, noise: Tensor, missing: Tensor | None = None) -> Masking:
+        each = noise.unflatten(1, (self.grid.num_parcels, -1))
+        kinds = {"random": each, "tube": each[:, :, :1].expand_as(each),
+                 "time": each[:, :1].expand_as(each)}  # fmt: skip
+        if self.kind == "mixed":
+            which = (noise[:, -1] * 1e4).long() % 3
+            each = torch.stack(list(kinds.values()))[which, torch.arange(len(noise))]
+        return super().draw(kinds.get(self.kind, each).flatten(1), missing)
+
+
+class Objective(nn.Module):
+    """What is added to the loss; with what it needs to learn."""
+
+    def __init__(self, kind: str, windows: Windows, width: int, parts: int = 32):
         super().__init__()
-        self.positions, self.asked = positions, torch.zeros(())
-        self.layers = nn.Sequential(nn.Linear(4 * PATCH, 128), nn.GELU(), nn.Linear(128, width))
-        nn.init.zeros_(self.layers[-1].weight)
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        return self.positions(coordinates) + self.asked
-
-
-class Contestant(nn.Module):
-    """A tiny model with some of the levers."""
-
-    def __init__(self, parcels: int, levers: set[str], gaussian: Gaussian):
-        super().__init__()
-        made = preset("tiny", num_parcels=parcels, window=WINDOW, patch=PATCH)
-        shape = dataclasses.replace(made.config, gain="gain" in levers)
-        self.model, self.gaussian = BrainLM(shape), gaussian
-        self.fill = gaussian.fill_own if "own" in levers else gaussian.fill
-        self.starts = bool({"path", "own"} & levers)
-        if self.starts:
-            nn.init.zeros_(self.model.decoder.predict[-1].weight)
-        self.asking = None
-        if "queries" in levers:
-            self.asking = Asking(self.model.decoder.positions, shape.decoder_width)
-            self.model.decoder.positions = self.asking
-
-    def forward(self, signal: Tensor, masking) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, prediction and hidden [B, R, T]."""
-        if not self.starts:
-            out = self.model(signal, masking)
-            return out.loss, out.prediction, out.pixel_mask
-        grid = self.model.grid
-        removed = grid.paste(masking.mask[..., None].expand(-1, -1, PATCH)) | signal.isnan()
-        base = self.fill(signal, removed)
-        if self.asking is not None:
-            unit = signal.masked_fill(removed, 0.0).square().sum((1, 2), keepdim=True)
-            unit = (unit / (~removed).sum((1, 2), keepdim=True)).sqrt().clamp(min=1e-2)
-            unit = unit if self.model.config.gain else 1.0
-            self.asking.asked = self.asking.layers(self._describe(signal, base, removed, unit))
-        out = self.model(signal, masking)
-        prediction = out.prediction + base
-        error = ((prediction - signal) / out.unit)[out.pixel_mask]
-        return error.square().mean(), prediction, out.pixel_mask
+        self.kind = kind
+        if kind == "connectivity":
+            signal = windows.batch(windows.stream(0, 8 * BATCH * 8)).signal
+            values = self.connect(signal)
+            self.mean = values.mean(0)
+            _, sizes, axes = torch.linalg.svd(values - self.mean, full_matrices=False)
+            self.axes = axes[:parts].T / sizes[:parts] * len(values) ** 0.5
+            self.read = nn.Linear(width, parts)
 
     @staticmethod
-    def _describe(signal: Tensor, base: Tensor, removed: Tensor, unit) -> Tensor:
-        """[B, N, 4 P] of each token its completed patch, those beside it, what was expected."""
-        full = torch.where(removed, base, signal) / unit
-        patches, said = (x.unflatten(2, (-1, PATCH)) for x in (full, base / unit))
-        beside = F.pad(patches, (0, 0, 1, 1))
-        return torch.cat([patches, beside[:, :, :-2], beside[:, :, 2:], said], -1).flatten(1, 2)
+    def connect(signal: Tensor) -> Tensor:
+        """[B, R (R - 1) / 2] correlations of parcels."""
+        x = (signal - signal.nanmean(2, keepdim=True)).nan_to_num(0.0)
+        x = F.normalize(x, dim=2)
+        rows, columns = torch.triu_indices(x.shape[1], x.shape[1], 1)
+        return (x @ x.mT)[:, rows, columns]
+
+    def forward(self, signal: Tensor, latent: Tensor) -> Tensor:
+        if self.kind == "connectivity":
+            wanted = (self.connect(signal) - self.mean) @ self.axes
+            return F.mse_loss(self.read(latent[:, 0]), wanted)
+        x = F.normalize(latent[:, 1:].mean(1), dim=1)  # [B, D], two windows of each in turn
+        near = (x @ x.T / 0.1).fill_diagonal_(-torch.inf)
+        return F.cross_entropy(near, torch.arange(len(x)) ^ 1)
 
 
-def train(contestant: Contestant, windows: Windows, levers: set[str], updates: int) -> None:
+def make(lever: Lever, parcels: int, gaussian: Gaussian) -> BrainLM:
+    """A new model."""
+    made = preset("tiny", num_parcels=parcels, window=WINDOW, patch=PATCH)
+    model = BrainLM(replace(made.config, **lever.shape))
+    if lever.start:
+        model.start_parcels(gaussian.covariance)
+    if lever.copy:
+        for block in [*model.encoder, *model.decoder.blocks]:
+            out = block.attention.out.weight
+            nn.init.orthogonal_(out)
+            block.attention.qkv.weight.data.chunk(3)[2].copy_(out.data.T)
+    return model
+
+
+def train(model: BrainLM, windows: Windows, lever: Lever, updates: int) -> None:
     """As brainlm.training.pretrain does."""
-    options = Pretrain(learning_rate=3e-3, optimizer="muon" if "muon" in levers else "adamw")
-    options = options.of_preset("tiny")
-    optimizers = make_optimizers(contestant, options)
+    options = Pretrain(**{"learning_rate": 3e-3} | lever.options).of_preset("tiny")
+    trained = nn.ModuleDict({"model": model.train()})
+    if lever.objective:
+        trained["more"] = Objective(lever.objective, windows, model.config.width)
+    optimizers = make_optimizers(trained, options)
     for step in range(updates):
-        batch = windows.batch(windows.stream(step * BATCH, BATCH))
-        contestant(batch.signal, batch.masking)[0].backward()
-        nn.utils.clip_grad_norm_(contestant.parameters(), 1.0)
+        picks = windows.stream(step * BATCH, BATCH)
+        if lever.objective == "alike":
+            picks = [(epoch + other, row) for epoch, row in picks[::2] for other in (0, 10_000)]
+        batch = windows.batch(picks)
+        out = model(batch.signal, batch.masking)
+        loss = out.loss
+        if lever.objective:
+            loss = loss + SHARE * trained["more"](batch.signal, out.latent)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, updates, options)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+    model.eval()
 
 
 @torch.inference_mode()
-def score(predict, corpus: Corpus, scaling: Scaling, rows, masker: Masker) -> np.ndarray:
-    """[S, 8] sums of each participant, of ``predict(signal, masking) -> prediction, hidden``."""
+def score(predict, windows: Windows, masker: Masker) -> np.ndarray:
+    """[N, 8] sums of each recording, of ``predict(signal, masking) -> prediction, hidden``."""
     sums = []
-    for row in rows:
-        series = corpus.scaled(int(row), scaling)
+    for row in windows.rows:
+        series = windows.whole(int(row))
         starts = range(0, len(series) - WINDOW + 1, WINDOW)
         signal = torch.from_numpy(np.stack([series[s : s + WINDOW].T for s in starts]))
         generator = torch.Generator().manual_seed(int(row))
         noise = torch.rand(len(signal), masker.grid.num_tokens, generator=generator)
         prediction, hidden = predict(signal, masker(noise, signal))
         sums.append(sum_values(signal[hidden].numpy(), prediction[hidden].numpy()))
-    return add_by_participant(np.stack(sums), corpus.table["participant_id"].to_numpy()[rows])
+    return np.stack(sums)
+
+
+class Arena:
+    """The data that all contestants have in common, and what is known of them."""
+
+    def __init__(self, shards: list[Path], scaling: Path, external: str | None, out: Path):
+        self.corpus, self.scaling, self.out = Corpus(shards), Scaling.load(scaling), out
+        table = self.corpus.table
+        ready = (table["status"] == "ok") & (table["num_timepoints"] >= WINDOW)
+        away = table["cohort"] == external
+        self.rows = {name: np.flatnonzero(ready & ~away & (table["split"] == name))
+                     for name in ("train", "validation", "test")}  # fmt: skip
+        self.rows["external"] = np.flatnonzero(ready & away)
+        self.parcels = self.corpus.info.num_parcels
+        self.grid = preset("tiny", num_parcels=self.parcels, window=WINDOW, patch=PATCH).grid
+        self.masker = Masker(self.grid, RATIO)
+        self.gaussians: dict[bool, Gaussian] = {}
+
+    def windows(self, part: str, lever: Lever, seed: int) -> Windows:
+        """Those of a part of the participants, as this contestant sees them."""
+        masker = Shaped(self.grid, RATIO, kind=lever.mask) if part == "train" else self.masker
+        return (Standardised if lever.zscore else Windows)(
+            self.corpus, self.scaling, WINDOW, self.rows[part], seed=seed, masker=masker
+        )
+
+    def gaussian(self, lever: Lever) -> Gaussian:
+        """Fitted on the series as this contestant sees them."""
+        if lever.zscore not in self.gaussians:
+            parts = [self.windows(part, lever, 0) for part in ("train", "validation")]
+            ranks = Ranks(0, 1, torch.device("cpu"))
+            self.gaussians[lever.zscore] = fit_gaussian(*parts, ranks)
+        return self.gaussians[lever.zscore]
+
+    def score(self, path: Path, predict, lever: Lever) -> dict[str, np.ndarray]:
+        """Sums of each part's participants, from `path` if they are there."""
+        if not path.exists():
+            parts = [part for part in ("validation", "test", "external") if len(self.rows[part])]
+            np.savez(path, **{part: score(predict, self.windows(part, lever, 0), self.masker)
+                              for part in parts})  # fmt: skip
+        names = self.corpus.table["participant_id"].to_numpy()
+        return {part: add_by_participant(sums, names[self.rows[part]])
+                for part, sums in np.load(path).items()}  # fmt: skip
+
+    def lines(self, lever: Lever) -> dict[str, dict[str, np.ndarray]]:
+        """Sums of the predictors without a network."""
+        gaussian = self.gaussian(lever)
+
+        def alone(fill):
+            def predict(signal: Tensor, masking: Masking):
+                removed = masking.mask[..., None].expand(-1, -1, PATCH)
+                removed = self.grid.paste(removed) | signal.isnan()
+                return fill(signal, removed), removed & ~signal.isnan()
+
+            return predict
+
+        fills = {"gaussian": gaussian.fill, "own": gaussian.fill_own,
+                 "in time": gaussian.fill_in_time}  # fmt: skip
+        more = " zscore" if lever.zscore else ""
+        return {name: self.score(self.out / f"{name}{more}.npz", alone(fill), lever)
+                for name, fill in fills.items()}  # fmt: skip
+
+    def contest(self, name: str, updates: int, seed: int) -> dict[str, np.ndarray]:
+        """Sums of a contestant, trained if it is not there."""
+        lever = LEVERS[name]
+        folder = self.out / f"{name.replace(' ', '_')}-{updates}-{seed}"
+        if not (folder / "config.json").exists():
+            torch.manual_seed(seed)
+            model = make(lever, self.parcels, self.gaussian(lever))
+            began = time.process_time()
+            train(model, self.windows("train", lever, seed), lever, updates)
+            print(f"{folder.name}: {time.process_time() - began:.0f} s of one core", flush=True)
+            model.scaling = self.scaling
+            model.save_pretrained(folder)
+        model = BrainLM.from_pretrained(folder)
+
+        def predict(signal: Tensor, masking: Masking):
+            out = model(signal, masking)
+            return out.prediction, out.pixel_mask
+
+        return self.score(folder / "sums.npz", predict, lever)
+
+
+def compare(found: list[np.ndarray], other: list[np.ndarray]) -> str:
+    """Pooled R2 (mean over seeds) less another's, and in how many participants it is more."""
+    sample, r2 = Sample(len(found[0]), Evaluate()), POOLED["r2"]
+
+    def mean(runs: list[np.ndarray]):
+        return sample.estimate(lambda c: np.mean([of_sums("r2", s)(c) for s in runs], 0))
+
+    gap = mean(found) - mean(other)
+    low, high = gap.interval
+    more = np.mean([r2(a) > r2(other[k % len(other)]) for k, a in enumerate(found)])
+    return f"{gap.value:+.3f} [{low:+.3f}, {high:+.3f}] {more:4.0%}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shards", nargs="+", type=Path)
     parser.add_argument("--scaling", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--external", help="a cohort that is tested whole")
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--only", nargs="+", default=list(LEVERS),
+                        help="contestants; a+b has both levers")  # fmt: skip
     args = parser.parse_args()
     torch.set_num_threads(1)
-    corpus, scaling = Corpus(args.shards), Scaling.load(args.scaling)
-    table = corpus.table
-    ready = (table["status"] == "ok") & (table["num_timepoints"] >= WINDOW)
-    away = table["cohort"] == args.external
-    rows = {split: np.flatnonzero(ready & ~away & (table["split"] == split))
-            for split in ("train", "validation", "test")}  # fmt: skip
-    rows["external"] = np.flatnonzero(ready & away)
-    rows = {split: found for split, found in rows.items() if len(found)}
-    parcels = corpus.info.num_parcels
-    grid = token_grid(preset("tiny", num_parcels=parcels, window=WINDOW, patch=PATCH).config,
-                      torch.zeros(0, 3))  # fmt: skip
-    masker = Masker(grid, 0.75)
-
-    def windows(split: str, seed: int) -> Windows:
-        return Windows(corpus, scaling, WINDOW, rows[split], seed=seed, masker=masker)
-
-    here = torch.device("cpu")
-    gaussian = fit_gaussian(windows("train", 0), windows("validation", 0), Ranks(0, 1, here))
-
-    def alone(fill):
-        def predict(signal: Tensor, masking):
-            removed = grid.paste(masking.mask[..., None].expand(-1, -1, PATCH)) | signal.isnan()
-            return fill(signal, removed), removed & ~signal.isnan()
-
-        return predict
-
-    tested = [split for split in ("test", "external") if split in rows]
-    lines = {split: score(alone(gaussian.fill), corpus, scaling, rows[split], masker)
-             for split in tested}  # fmt: skip
-
-    def show(name: str, seed, split: str, sums: np.ndarray) -> None:
-        sample = Sample(len(sums), Evaluate())
-        gap = sample.estimate(of_sums("r2", sums)) - sample.estimate(of_sums("r2", lines[split]))
-        r2 = POOLED["r2"]
-        low, high = gap.interval
-        print(f"{name:13} {seed!s:>4} {split:9} R2 {r2(sums.sum(0)):.4f}, less Gaussian "
-              f"{gap.value:+.4f} [{low:+.4f}, {high:+.4f}], better in "
-              f"{(r2(sums) > r2(lines[split])).mean():.0%}", flush=True)  # fmt: skip
-
-    for name, fill in (("Gaussian", gaussian.fill), ("in time", gaussian.fill_in_time),
-                       ("own", gaussian.fill_own)):  # fmt: skip
-        for split in tested:
-            sums = score(alone(fill), corpus, scaling, rows[split], masker)
-            show(name, "", split, sums)
+    args.out.mkdir(parents=True, exist_ok=True)
     for name in args.only:
-        for seed in args.seeds:
-            torch.manual_seed(seed)
-            contestant = Contestant(parcels, CONTESTANTS[name], gaussian)
-            train(contestant.train(), windows("train", seed), CONTESTANTS[name], args.updates)
-            contestant.eval()
-            for split in tested:
-                sums = score(lambda *x: contestant(*x)[1:], corpus, scaling, rows[split], masker)  # noqa: B023
-                show(name, seed, split, sums)
+        first, *more = name.split("+")
+        for other in more:
+            LEVERS[name] = LEVERS.get(name, LEVERS[first]) | LEVERS[other]
+    arena = Arena(args.shards, args.scaling, args.external, args.out)
+    for name in args.only:
+        lines = arena.lines(LEVERS[name])
+        runs = [arena.contest(name, args.updates, seed) for seed in args.seeds]
+        recipe = [arena.contest("recipe", args.updates, seed) for seed in args.seeds]
+        for part in runs[0]:
+            own = [run[part] for run in runs]
+            told = [f"{name:20} n {len(runs)} {part:10} R2 "
+                    f"{np.mean([POOLED['r2'](s.sum(0)) for s in own]):.3f}"]  # fmt: skip
+            told += [f"less {line} {compare(own, [lines[line][part]])}"
+                     for line in ("gaussian", "own")]  # fmt: skip
+            if name != "recipe":
+                told.append(f"less recipe {compare(own, [run[part] for run in recipe])}")
+            print("; ".join(told), flush=True)
 
 
 if __name__ == "__main__":

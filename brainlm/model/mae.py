@@ -22,7 +22,7 @@ from ..errors import BrainLMError
 from ..shards.scaling import Scaling
 from .blocks import PredictionHead
 from .decoder import Decoder, stack
-from .grids import token_grid
+from .grids import ParcelPositions, token_grid
 from .hub import Shared
 from .masking import Masker, Masking, keep_steps, keep_tokens, raster_noise, take
 from .pooling import Tokens, check_pool, summarise_tokens, summary_width
@@ -118,6 +118,12 @@ class BrainLM(Shared):
             nn.init.zeros_(module.bias)
         elif isinstance(module, self.grid.positions):
             module.start(self.config.init_std)
+
+    def start_parcels(self, covariance: Tensor) -> None:
+        """Begin with what moves together [R, R]: see :class:`~.grids.ParcelPositions`."""
+        for module in self.modules():
+            if isinstance(module, ParcelPositions):
+                module.start_parcels(covariance)
 
     def forward(self, signal: Tensor, masking: Masking | None = None, *,
                 mask_ratio: float | None = None, mask: str = "random",

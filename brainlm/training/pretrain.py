@@ -91,11 +91,13 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     SystemExit
         Code 75 after SIGTERM.
     """
+    options = options.of_preset(model.preset)
+    settings = describe_settings(shards, scaling, model, options)
     with join_processes(options.gpus, options.cpus) as ranks:
+        if _is_finished(Path(out), settings, ranks):
+            return
         run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
         run.preprocess = preprocess or {}
-        if run.finished():
-            return
         run.open_journal(run.resume())
         try:
             run.train()
@@ -133,6 +135,9 @@ class Run:
         self.train_set = self._windows(corpus, _choose_share(corpus, train, options.share))
         held_out = corpus.usable(split="validation", min_timepoints=model.window)
         self.validation_set = self._windows(corpus, held_out)
+        self.gaussian = fit_gaussian(self.train_set, self.validation_set, ranks)
+        if model.start is None:
+            self.model.start_parcels(self.gaussian.covariance)
         self.half = options.precision == "bf16" or (
             options.precision == "auto" and ranks.device.type == "cuda"
         )
@@ -197,22 +202,6 @@ class Run:
         )  # fmt: skip
 
     # ---- start and end ----------------------------------------------------------------------
-
-    def finished(self) -> bool:
-        """True if `out` already holds the model of exactly these settings."""
-
-        def read() -> str | None:
-            there = ModelFolder(self.out)
-            whole = there.done.exists() and there.weights.exists()
-            return read_settings(there) if whole else None
-
-        before = self.ranks.from_first(read)
-        if before is None:
-            return False
-        if changed := describe_change(before, self.settings):
-            raise BrainLMError(f"{self.out}: finished with other settings ({changed}). {ADVICE}")
-        self.say(f"{self.out}: already trained with these settings; nothing to do")
-        return True
 
     def resume(self) -> dict | None:
         """Go on from the newest checkpoint of the same settings, if there is one."""
@@ -338,7 +327,6 @@ class Run:
 
     def train(self) -> None:
         """All updates that are left."""
-        self.gaussian = fit_gaussian(self.train_set, self.validation_set, self.ranks)
         meter, log_every = self.meter(), max(1, self.steps // 200)
         with on_sigterm(self.ask_to_stop):
             batches = iter(self.loader)
@@ -485,6 +473,24 @@ class Run:
                 f"warning: the CLS summaries of different subjects differ by only {spread:.1e} of "
                 "their size: the encoder has collapsed; lower pretrain.learning_rate"
             )
+
+
+def _is_finished(out: Path, settings: str, ranks: Ranks) -> bool:
+    """True if `out` already holds the model of exactly these settings."""
+
+    def read() -> str | None:
+        there = ModelFolder(out)
+        whole = there.done.exists() and there.weights.exists()
+        return read_settings(there) if whole else None
+
+    before = ranks.from_first(read)
+    if before is None:
+        return False
+    if changed := describe_change(before, settings):
+        raise BrainLMError(f"{out}: finished with other settings ({changed}). {ADVICE}")
+    if ranks.main:
+        print(f"{out}: already trained with these settings; nothing to do", flush=True)
+    return True
 
 
 def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:

@@ -437,3 +437,22 @@ def test_muon_learns_the_matrices_of_the_blocks_and_adamw_all_else():
                        if p.ndim == 2 and ".weight" in name
                        and name.startswith(("encoder.", "decoder.blocks."))}  # fmt: skip
     assert len(make_optimizers(model, Pretrain(optimizer="adamw").of_preset("tiny"))) == 1
+
+
+@pytest.mark.parametrize("coordinates", [False, True])
+def test_parcels_start_where_their_inner_products_are_their_correlations(coordinates):
+    random = torch.Generator().manual_seed(3)
+    mix = torch.randn(24, 8, generator=random)  # eight components: fewer than the width
+    covariance = torch.outer(torch.arange(1.0, 25), torch.arange(1.0, 25)) * (mix @ mix.T)
+    points = 60 * torch.randn(24, 3, generator=random) if coordinates else None
+    model = preset("tiny", num_parcels=24, window=40, patch=10, coordinates=points)
+    model.start_parcels(covariance)
+    size = covariance.diagonal().sqrt()
+    for positions in (model.positions, model.decoder.positions):
+        products = positions.parcel @ positions.parcel.T
+        torch.testing.assert_close(products / products[0, 0], covariance / size / size[:, None],
+                                   atol=1e-4, rtol=1e-4)  # fmt: skip
+    image = small("111m", family="image")
+    before = {name: value.clone() for name, value in image.state_dict().items()}
+    image.start_parcels(covariance)  # knows no parcels: nothing to begin with
+    assert all(torch.equal(before[name], value) for name, value in image.state_dict().items())
