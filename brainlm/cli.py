@@ -103,6 +103,8 @@ def _add_data_verbs(verb) -> None:
                      help="blocks of so many conditions in every run")  # fmt: skip
     sub.add_argument("--damage", nargs="*", default=[], metavar="LABEL=KIND",
                      help="spoil recordings, e.g. 07=truncated")  # fmt: skip
+    sub.add_argument("--series", action="store_true",
+                     help="parcel series of atlas demo424 instead of images")  # fmt: skip
     sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     sub.add_argument("--index-only", action="store_true",
                      help="write the index of a cohort of this size, and no image")  # fmt: skip
@@ -210,8 +212,12 @@ def _simulate(args) -> None:
 
         simulate_index(args.folder, args.subjects)
         return
-    from .simulate import simulate_cohort
+    from .simulate import simulate_cohort, simulate_series
 
+    if args.series:
+        simulate_series(args.folder, num_subjects=args.subjects, seed=args.seed, tr_s=args.tr,
+                        duration_s=args.duration, first_subject=args.first_subject)  # fmt: skip
+        return
     damage = dict(item.partition("=")[::2] for item in args.damage)
     simulate_cohort(
         args.folder,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -34,6 +35,31 @@ from .site import Page, write_figures, write_site
 QUALITY = {
     "mean_fd_mm": "mean FD (mm)", "mean_dvars": "mean DVARS (%)", "tsnr": "median tSNR",
 }  # fmt: skip
+_CHANCE = {"r2": 0.0, "r": 0.0, "auc": 0.5}  # of other metrics it depends on the data
+
+
+class Headline(NamedTuple):
+    """A figure of the model next to that of another method; rows of one metric."""
+
+    label: str
+    rows: pd.DataFrame
+    model: str
+    words: str
+    other: str
+
+    @property
+    def card(self) -> tuple[str, str, str]:
+        """What a card shows."""
+        other = f"{self.words} ({self.other}): {cell(self.rows, self.other)}"
+        return self.label, cell(self.rows, self.model), other
+
+    @property
+    def says_something(self) -> bool:
+        """Whether one of the two has an interval without the metric's chance level."""
+        part = self.rows[self.rows["method"].isin([self.model, self.other])]
+        low, high = (part[name].astype(float) for name in ("low", "high"))
+        chance = part["metric"].map(_CHANCE)
+        return bool((low.notna() & ~((low <= chance) & (chance <= high))).any())
 
 
 def build_report(config: Config) -> None:
@@ -122,18 +148,30 @@ def _describe_model(facts: Facts) -> str:
 
 
 def _headlines(facts: Facts) -> list[Any]:
-    items = []
+    """Cards, and a sentence about those that these participants cannot tell from chance."""
+    found = list(_list_headlines(facts))
+    cards = [headline.card for headline in found if headline.says_something]
+    unclear = [f"{headline.label} ({headline.rows['n'].max():.0f} participants)"
+               for headline in found if not headline.says_something]  # fmt: skip
+    blocks: list[Any] = [Cards(cards)] if cards else []
+    if unclear:
+        words = "Too few participants to tell from chance, so in the tables below only"
+        blocks.append(Text([f"{words}: {'; '.join(unclear)}."]))
+    return blocks
+
+
+def _list_headlines(facts: Facts) -> Iterator[Headline]:
     table = pooled(facts.results.get("reconstruction"))
     for (cohort, target), part in table[table["metric"] == "r2"].groupby(["cohort", "target"]):
         if target.startswith("random") and _is_trained_ratio(facts, target):
             trivial = part[part["method"].isin(PREDICTORS)]
             best = trivial.loc[trivial["value"].astype(float).idxmax(), "method"]
-            other = f"best predictor without a network ({best}): {cell(part, best)}"
-            items.append((f"Masked R², {target} hidden, {cohort}", cell(part, "model"), other))
+            yield Headline(f"Masked R², {target} hidden, {cohort}", part, "model",
+                           "best predictor without a network", best)  # fmt: skip
     for name, task in facts.tasks.items():
         metric = TEXTS[task.kind].metric
         if metric and task.kind != "reconstruction":
-            items += _compare_with_best(name, pooled(facts.results.get(name)), metric)
+            yield from _compare_with_best(name, pooled(facts.results.get(name)), metric)
     for target in facts.clinical:
         scores = pooled(facts.results.get(target))
         for (cohort, _), part in scores.groupby(["cohort", "split"], sort=False):
@@ -143,23 +181,19 @@ def _headlines(facts: Facts) -> list[Any]:
             baseline = next((m for m in methods if m.startswith("connectivity")), None)
             if baseline and "fine-tuned" in methods:
                 label = f"{target}, {METRICS[metric]} of the fine-tuned model, {cohort}"
-                comparison = f"{baseline} {cell(rows, baseline)}"
-                items.append((label, cell(rows, "fine-tuned"), comparison))
-    return [Cards(items)] if items else []
+                yield Headline(label, rows, "fine-tuned", "baseline", baseline)
 
 
-def _compare_with_best(name: str, table: pd.DataFrame, metric: str) -> list[tuple[str, str, str]]:
+def _compare_with_best(name: str, table: pd.DataFrame, metric: str) -> Iterator[Headline]:
     """The model next to the best other method of each cohort."""
-    items = []
     single = ~table["method"].astype(str).str.contains(" minus ", regex=False)
     for cohort, part in table[(table["metric"] == metric) & single].groupby("cohort", sort=False):
         part = model_first(part, table)
         model, others = part["method"].iloc[0], part.iloc[1:]
         if len(others):
             best = others.loc[others["value"].astype(float).idxmax(), "method"]
-            items.append((f"{name}, {METRICS[metric]} of {model}, {cohort}", cell(part, model),
-                          f"best other ({best}): {cell(part, best)}"))  # fmt: skip
-    return items
+            label = f"{name}, {METRICS[metric]} of {model}, {cohort}"
+            yield Headline(label, part, model, "best other", best)
 
 
 def duration(seconds: float | None) -> str:

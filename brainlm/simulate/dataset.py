@@ -127,7 +127,7 @@ def simulate_cohort(
     for done, _ in enumerate(_write_all(folder, protocol, numbers, damage, workers), start=1):
         if progress is not None:
             progress(done, num_subjects)
-    _describe(folder, [draw_participant(seed, number) for number in numbers])
+    write_descriptions(folder, [draw_participant(seed, number) for number in numbers])
 
 
 def _check(protocol: Protocol, labels: list[str], damage: Mapping[str, str]) -> None:
@@ -272,7 +272,7 @@ def _write_t1w(path: Path, rng: np.random.Generator, head: Head) -> None:
     write_json(sidecar_path(path), {"MagneticFieldStrength": 3, "Manufacturer": "Simulated"})
 
 
-def _describe(folder: Path, people: list[Person]) -> None:
+def write_descriptions(folder: Path, people: list[Person]) -> None:
     """The files at the top of the dataset; people who are there already stay."""
     write_json(
         folder / "dataset_description.json",

@@ -106,6 +106,23 @@ def test_headline_figures_are_shown_with_their_baseline_with_intervals(study):
     assert f"best predictor without a network (linear): {text['linear']}" in page.text
 
 
+@pytest.mark.parametrize(("metric", "model", "other", "says"), [
+    ("r", (-0.2, 0.6), (-0.9, 0.95), False), ("r", (-0.2, 0.6), (0.1, 0.9), True),
+    ("r2", (-0.3, -0.1), (0.0, 0.0), True), ("auc", (0.4, 0.9), (0.5, 0.8), False),
+    ("auc", (0.2, 0.4), (0.45, 0.8), True), ("r", (None, None), (None, None), False),
+    ("accuracy", (0.1, 0.9), (None, None), True),
+])  # fmt: skip
+def test_what_cannot_be_told_from_chance_is_no_headline(metric, model, other, says):
+    from brainlm.report.study import Headline
+
+    rows = pd.DataFrame([
+        {"method": "model", "metric": metric, "value": 0.2, "low": model[0], "high": model[1]},
+        {"method": "ridge", "metric": metric, "value": 0.3, "low": other[0], "high": other[1]},
+        {"method": "third", "metric": metric, "value": 0.9, "low": 0.8, "high": 1.0},
+    ])  # fmt: skip
+    assert Headline("age, r", rows, "model", "best other", "ridge").says_something is says
+
+
 def test_limitations_are_listed(study):
     *_, page = study
     for words in (

@@ -14,7 +14,13 @@ import pytest
 from scipy import ndimage
 
 from brainlm.errors import BrainLMError
-from brainlm.simulate import DAMAGE_KINDS, damage_file, load_truth, simulate_cohort
+from brainlm.simulate import (
+    DAMAGE_KINDS,
+    damage_file,
+    load_truth,
+    simulate_cohort,
+    simulate_series,
+)
 from brainlm.simulate.activity import draw_patterns
 from brainlm.simulate.anatomy import make_head, rotation, transform
 from brainlm.simulate.dataset import draw_participant
@@ -339,6 +345,24 @@ def test_ages_spread_evenly_even_over_few_people():
     assert ages.min() >= 20
     assert ages.max() <= 80
     assert np.diff(ages).max() < 15
+
+
+def test_a_cohort_of_series_holds_the_same_participants_without_the_scanner(tmp_path):
+    simulate_series(tmp_path / "series", num_subjects=2, seed=3, first_subject=4, duration_s=120)
+    simulate_cohort(tmp_path / "images", num_subjects=1, seed=3, first_subject=4, **SHORT)
+    tables = [(tmp_path / name / "participants.tsv").read_text().splitlines()
+              for name in ("series", "images")]  # fmt: skip
+    assert tables[0][:2] == tables[1] and len(tables[0]) == 3
+    paths = sorted((tmp_path / "series").rglob("*.npy"))
+    assert [path.parts[-3] for path in paths] == ["sub-04", "sub-05"]
+    first, second = (np.load(path) for path in paths)
+    assert first.shape == (60, 424) and first.dtype == np.float32
+    np.testing.assert_allclose(first.mean(0), 0, atol=0.02)  # percent of the mean, about it
+    assert 0.4 < np.median(first.std(0)) < 0.65
+    assert abs(np.median(correlate(first, second))) < 0.15
+    simulate_series(tmp_path / "more", num_subjects=1, seed=3, first_subject=5, duration_s=120)
+    np.testing.assert_array_equal(np.load(next((tmp_path / "more").rglob("*.npy"))), second)
+    assert json.loads(paths[0].with_suffix(".json").read_text())["RepetitionTime"] == 2
 
 
 # ---------------------------------------------------------------- damage
