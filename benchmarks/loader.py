@@ -7,6 +7,10 @@ disk, takes one row, cuts a 200-step window and makes a tensor of it, as the pub
 code does. `with_format("torch")` is the same with the package's own conversion. Ours also scales,
 and draws the noise that decides the mask. All run in one thread, in turns, on the same recordings.
 
+`--shards 320` measures the first touch of so many shards (of 16 recordings, links to four files,
+so that the disk has no part in it) instead: opening them, one window of every recording where its
+place is looked for and where the release knows it, and the same once more.
+
 The last line is the data wait: the loader feeds a consumer that does nothing but sleep for as long
 as a GPU of the given rate would compute (4,695 windows/s: 111M on an H200 at MFU 0.5).
 """
@@ -14,6 +18,7 @@ as a GPU of the given rate would compute (4,695 windows/s: 111M on an H200 at MF
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +30,7 @@ from brainlm.model import PRESETS, BrainLMConfig
 from brainlm.model.grids import ImageGrid
 from brainlm.model.masking import Masker
 from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
+from brainlm.shards.store import locate_series
 from brainlm.training.windows import Loader, Windows
 
 PARCELS, TIMEPOINTS, WINDOW = 424, 490, 200
@@ -91,14 +97,54 @@ def data_wait(windows: Windows, rate: float, threads: int, seconds: float) -> fl
     return loader.waited_s() / (time.perf_counter() - start)
 
 
+def first_touch(folder: Path, shards: int) -> None:
+    """Processor seconds of the first window of every recording, and of the second."""
+    random = np.random.default_rng(0)
+    info = ShardInfo("bench", "0" * 64, PARCELS, 1.0)
+    for number in range(4):
+        rows = [Recording(f"sub-{i}", f"sub-{i}", "bench", "train", sample_period_s=1.0,
+                          series=random.standard_normal((TIMEPOINTS, PARCELS)))
+                for i in range(16)]  # fmt: skip
+        write_shard(folder / f"{number:05d}.parquet", rows, info)
+    for number in range(4, shards):
+        os.link(folder / f"{number % 4:05d}.parquet", folder / f"{number:05d}.parquet")
+    scaling = Scaling.fit(ParcelQuantiles.of([row.series for row in rows[:4]], PARCELS),
+                          atlas="bench", atlas_sha256="0" * 64, sample_period_s=1.0)  # fmt: skip
+    paths = sorted(folder.glob("*.parquet"))
+    start = time.process_time()
+    corpus = Corpus(paths)
+    print(
+        f"{shards} shards, {len(corpus)} recordings: {time.process_time() - start:.2f} s to open"
+    )
+    places = {k: locate_series(path) for k, path in enumerate(paths)}
+    for name, known in (("looked for", {}), ("known to the release", places)):
+        corpus.places = known
+        windows = Windows(corpus, scaling, WINDOW, corpus.usable())
+        took = []
+        for epoch in range(2):
+            start = time.process_time()
+            for row in windows.order(epoch):
+                windows.series[row][:1]
+            took.append(time.process_time() - start)
+        print(
+            f"{name}: first touch {took[0]:.2f} s ({1e3 * took[0] / shards:.2f} ms a row group), "
+            f"warm {took[1]:.3f} s; 61,038 recordings: {took[0] / len(corpus) * 61038:.1f} s"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--recordings", type=int, default=32)
     parser.add_argument("--rate", type=float, default=4695.0, help="windows/s of the consumer")
     parser.add_argument("--threads", type=int, default=2, help="of the loader, for the data wait")
+    parser.add_argument("--shards", type=int, default=0, help="measure their first touch instead")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.shards:
+        with tempfile.TemporaryDirectory() as folder:
+            first_touch(Path(folder), args.shards)
+        return
     with tempfile.TemporaryDirectory() as folder:
         windows, lists = make(Path(folder), args.recordings)
         calls = {

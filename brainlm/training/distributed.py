@@ -128,7 +128,7 @@ def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks, *, half: b
     if ranks.world == 1:
         return step
     if options.sharding == "fsdp":
-        return _shard(step, blocks, ranks, half)
+        return shard_model(step, blocks, ranks, half)
     # buffers are the same everywhere; gradients live in the buckets that are sent
     return nn.parallel.DistributedDataParallel(
         step, [ranks.device] if on_gpu else None,
@@ -173,7 +173,7 @@ def _keep_the_input_only(forward: Callable[..., Tensor]) -> Callable[..., Tensor
     return run
 
 
-def _shard(step: nn.Module, blocks: list[nn.Module], ranks: Ranks, half: bool) -> nn.Module:
+def shard_model(step: nn.Module, blocks: list[nn.Module], ranks: Ranks, half: bool) -> nn.Module:
     """FSDP2; over several nodes the state is divided within a node and the same in each (HSDP).
 
     In half precision the blocks work, and are sent, in bf16: the weights that are updated are

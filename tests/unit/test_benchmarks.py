@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,6 +33,34 @@ def _threads():
 def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")]
             for line in text.splitlines() if line.startswith("| ")]  # fmt: skip
+
+
+def test_the_day_on_a_gpu_runs_through(tmp_path):
+    """Every part at tiny size on the CPU;."""
+    out = tmp_path / "speed.md"
+    command = ["bash", str(FOLDER / "gpu_day.sh"), str(out)]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(command, env={**os.environ, "DRY": "1", "PATH": path,
+                                        "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    text = out.read_text()
+    assert done.returncode == 0, text
+    assert "Failed" not in text
+    for part in ("## Speed", "| tiny | float32 | auto |", "| bf16, FSDP2 on one process |",
+                 "known to the release: first touch"):  # fmt: skip
+        assert part in text
+
+
+def test_the_day_on_a_gpu_says_what_failed(tmp_path):
+    out = tmp_path / "speed.md"
+    (tmp_path / "python").write_text("#!/bin/sh\necho no such device >&2\nexit 3\n")
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(["bash", str(FOLDER / "gpu_day.sh"), str(out)], check=False,
+                          env={**os.environ, "DRY": "1",
+                               "PATH": f"{tmp_path}:{os.environ['PATH']}"})  # fmt: skip
+    assert done.returncode == 1
+    text = out.read_text()
+    assert text.count("**Failed: exit code 3**") == 3 and "no such device" in text
 
 
 def test_speed_of_the_model(tmp_path, monkeypatch):
