@@ -119,6 +119,6 @@ def test_presets_beside_the_published_forms(tmp_path, monkeypatch):
 def test_scaling_on_paper_is_what_the_command_prints():
     module = load("scaling")
     page = (FOLDER.parent / "docs" / "scaling.md").read_text()
-    for line in [*module.hours({}), *module.memory()]:
+    for line in [*module.hours({}), *module.encoding(), *module.memory()]:
         assert line in page
     assert any("measured" in line for line in module.hours({"111m": 5000.0}))
