@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+import yte
 from runs import make_series
 from snakemake.iocontainers import Wildcards
 
@@ -599,6 +600,30 @@ def test_a_type_of_gpu(monkeypatch):
     assert (one["gpu"], one["gpu_model"]) == (8, "h100")
     assert many["slurm_extra"] == "'--ntasks-per-node=1 --gpus-per-node=h100:8'"
     assert "gpu_model" not in training_resources("pretrain", Pretrain())
+
+
+def read_profile(monkeypatch, **environment) -> dict:
+    for name in [name for name in os.environ if name.startswith("BRAINLM_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return yte.process_yaml((ROOT / "slurm/config.yaml").read_text())
+
+
+def test_what_a_site_sets_reaches_its_jobs(monkeypatch):
+    plain = read_profile(monkeypatch)
+    assert plain["default-resources"] == {"mem_mb": 4000, "runtime": 60, "cpus_per_task": 1}
+    assert "pretrain" not in plain["set-resources"]
+    site = read_profile(
+        monkeypatch, BRAINLM_PARTITION="cpu", BRAINLM_QOS="low", BRAINLM_CONSTRAINT="zen4",
+        BRAINLM_GPU_PARTITION="h100", BRAINLM_GPU_QOS="long",
+    )  # fmt: skip
+    assert site["default-resources"].items() >= {
+        "slurm_partition": "cpu", "qos": "low", "constraint": "zen4"
+    }.items()  # fmt: skip
+    for rule in ("pretrain", "sweep", "finetune", "predict", "evaluate", "embed"):
+        assert site["set-resources"][rule] == {"slurm_partition": "h100", "qos": "long"}
+    assert "slurm_partition" not in site["set-resources"]["motion"]
 
 
 @pytest.mark.parametrize(
