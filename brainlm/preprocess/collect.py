@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cohort.index import read_entries
+from ..cohort.origin import read_origin
 from ..cohort.recordings import Entry
 from ..cohort.splits import split_of
 from ..config import Cohort, Config
@@ -41,6 +42,7 @@ def write_chunk_shard(
         atlas_sha256=atlas.image_sha256,
         num_parcels=atlas.num_parcels,
         sample_period_s=config.preprocess.sample_period_s,
+        extra=read_origin(cohort.folder),
     )
     train = (r.series for r in recordings if r.series is not None and r.split == "train")
     statistics = ParcelQuantiles.of(train, atlas.num_parcels)

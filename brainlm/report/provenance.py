@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
+from ..cohort.origin import COMMIT, DOI
+from ..config import Cohort, Config
+from ..shards import read_info
 from .facts import Facts, code_commit, software_versions
 from .page_blocks import Details, Table, Text
 
@@ -32,6 +36,9 @@ def describe_provenance(facts: Facts) -> list[Any]:
         text = "{usable} of {recordings} recordings of {participants} participants can be used"
         text = text.format(**number)
         rows.append((f"cohort {cohort.name} ({cohort.role})", text))
+        rows += [
+            (f"{cohort.name}: {what}", value) for what, value in _describe_origin(config, cohort)
+        ]
     versions = pd.DataFrame(software_versions().items(), columns=["software", "version"])
     facts_table = pd.DataFrame(rows, columns=["what", "value"])
     return [
@@ -46,6 +53,15 @@ def describe_provenance(facts: Facts) -> list[Any]:
             config.model_dump_json(indent=2),
         ),
     ]
+
+
+def _describe_origin(config: Config, cohort: Cohort) -> Iterator[tuple[str, str]]:
+    """DOI and commits of a cohort's dataset, as its shards have them: of the day each was made."""
+    infos = [read_info(path) for path in config.paths.list_shards(cohort.name)]
+    for what, key in (("DOI of the dataset", DOI), ("commit of the dataset", COMMIT)):
+        found = {info.extra[key]: None for info in infos if key in info.extra}
+        if found:
+            yield f"{cohort.name}: {what}", ", ".join(found)
 
 
 def count_cohort(facts: Facts, cohort) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -57,7 +58,8 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
     for cohort in config.cohorts:
         recordings = [_recording(cohort.name, i, rng) for i in range(subjects)]
         shard = results / "shards" / cohort.name / "00000.parquet"
-        write_shard(shard, recordings, _INFO)
+        extra = {"dataset.doi": "10.1/home"} if cohort.name == "home" else {}
+        write_shard(shard, recordings, replace(_INFO, extra=extra))
         _write_index(results, cohort.name, recordings)
     _write_derivatives(folder, config, rng)
     if evaluated:

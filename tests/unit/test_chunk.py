@@ -20,7 +20,7 @@ from brainlm.preprocess.chunk import read_stage_table, run_stage
 from brainlm.preprocess.collect import write_chunk_shard
 from brainlm.preprocess.stages.context import Context
 from brainlm.preprocess.summary import summarise_outcomes
-from brainlm.shards import Corpus, read_shard
+from brainlm.shards import Corpus, read_info, read_shard
 from brainlm.steps import STEPS
 
 ATLAS = Atlas("toy", "toyspace", 3, None, "ab", None, ("a", "b", "c"), "", "")
@@ -151,7 +151,10 @@ def test_only_what_changed_is_computed_again(study):
 def test_failures_pass_through_to_the_shard_and_the_summary(study):
     for stage in ("motion", "normalise", "denoise", "parcellate"):
         run(study, stage)
+    described = study.cohorts[0].folder / "dataset_description.json"
+    described.write_text('{"DatasetDOI": "doi:10.1/x"}')
     write_chunk_shard("00000", Context(study, study.cohorts[0], ATLAS), log=str)
+    assert read_info(study.paths.shard("c", "00000")).extra == {"dataset.doi": "10.1/x"}
     rows = read_shard(study.paths.shard("c", "00000"))
     assert [r.status for r in rows] == ["ok", "too_short", "crashed", "crashed", "ok"]
     assert rows[1].duration_s == 20.0

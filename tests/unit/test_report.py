@@ -62,6 +62,12 @@ def test_every_recording_that_is_not_usable_is_named_with_its_reason(study):
         assert row.reason in page.text
 
 
+def test_a_cohort_is_shown_with_the_doi_of_its_dataset(study):
+    *_, page = study
+    assert "home: DOI of the dataset" in page.text and "10.1/home" in page.text
+    assert "away: " not in page.text and "commit of the dataset" not in page.text
+
+
 def test_hostile_text_is_text(study):
     *_, page = study
     assert HOSTILE in page.text
