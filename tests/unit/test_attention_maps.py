@@ -6,15 +6,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import R, make_study, toy_atlas
+from synthetic import SHA, R, make_study, toy_atlas
 
 from brainlm.config import Cohort, Evaluate
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.attention import maps as module
 from brainlm.evaluation.attention.maps import evaluate_attention, split_in_two
+from brainlm.evaluation.seen import SEEN
 from brainlm.model import BrainLM, BrainLMConfig, preset
 from brainlm.model.attention_rows import cls_attention, parcel_attention
-from brainlm.shards import Scaling
+from brainlm.shards import Recording, Scaling, ShardInfo, write_shard
 
 WINDOW, PATCH = 40, 10
 
@@ -293,6 +294,17 @@ def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
     assert len(recorded) == 10
     assert sum(left_out["toy"].values()) == 1  # sub-bad
     assert len(maps) == 9
+    learnt = maps[maps["split"] != "test"]["participant_id"]
+    assert len(learnt)  # who was trained on is left out of an external cohort
+    again = [
+        Recording(f"{name}_again", name, "away", "test", series=np.random.randn(WINDOW, R))
+        for name in [*maps["participant_id"], "sub-new"]
+    ]
+    write_shard(tmp_path / "away.parquet", again, ShardInfo("toy", SHA, R, 1.0))
+    shards = [*study.shards, tmp_path / "away.parquet"]
+    found, why, _ = module.attention_maps(tmp_path / "model", shards, {"away": "external"})
+    assert sum(found["cohort"] == "away") == 10 - len(learnt)
+    assert why["away"][SEEN] == len(learnt)
     stacked = np.stack(maps["map"])
     np.testing.assert_allclose(np.nanmean(stacked, 1), 1, rtol=1e-5)
     assert np.isnan(stacked[1, 2]) and np.isfinite(stacked[0]).all()

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from importlib import import_module
+
 import numpy as np
+import pytest
 from synthetic import SHA, R
 
+from brainlm.evaluation.job import EVALUATORS
 from brainlm.evaluation.people import cohort_parts, count_left_out, list_people, long_enough
 from brainlm.evaluation.seen import SEEN, open_corpus
 from brainlm.shards import Recording, ShardInfo, write_shard
@@ -55,6 +61,12 @@ def test_a_participant_of_the_training_set_is_left_out_of_an_external_cohort(tmp
     assert sorted(people.loc["away"].index[people.loc["away", "ready"]]) == [
         "sub-3", "sub-y", "sub-z",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(EVALUATORS.values())))
+def test_every_evaluator_opens_its_shards_so(name):
+    source = inspect.getsource(import_module(f"brainlm.evaluation.{name}"))
+    assert "open_corpus(" in source and not re.search(r"\bCorpus\(", source)
 
 
 def test_without_an_external_cohort_nobody_is_left_out(tmp_path, capsys):

@@ -3,12 +3,13 @@
 Paper, section 4.4. A map is the attention of CLS to each parcel in the last layer, relative to
 even attention (1), averaged over windows and recordings of a person. How two groups of people, or
 two conditions of the same people, are compared: :mod:`.contrasts`. The model was pretrained
-without labels, so all people are used.
+without labels, so all people are used; in an
+external cohort those alone whom it has not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from ...config import Cohort, Evaluate
 from ...errors import BrainLMError
 from ...files import atomic_path
 from ...paths import side_table
-from ...shards import Corpus
 from ..job import Job, open_pretrained
 from ..people import KEY, count_absent, long_enough, names_of
 from ..rows import describe_left_out, write_results
+from ..seen import open_corpus
 from ..statistics import MIN_PARTICIPANTS
 from ..tasks import refuse_held
 from .contrasts import People, can_compare, compare_groups
@@ -102,7 +103,8 @@ def evaluate_attention(
     """
     if refusal := refuse_held(contrast, within, adjust):
         raise BrainLMError(f"attention: {refusal}")
-    maps, left_out, recorded = attention_maps(model_folder, shards)
+    roles = {cohort.name: cohort.role for cohort in cohorts}
+    maps, left_out, recorded = attention_maps(model_folder, shards, roles)
     refused: dict[str, str] = {}
     rows, tables = [], []
     for cohort in cohorts:
@@ -137,7 +139,7 @@ def evaluate_attention(
 
 
 def attention_maps(
-    model_folder: Path, shards: Sequence[Path]
+    model_folder: Path, shards: Sequence[Path], roles: Mapping[str, str] | None = None
 ) -> tuple[pd.DataFrame, dict[str, dict[str, int]], pd.MultiIndex]:
     """One row per recording that holds a window: its metadata and ``map``, an array [R]; by cohort
     how many people have none, and why; and (cohort, participant_id) of all who have a recording,
@@ -146,7 +148,7 @@ def attention_maps(
     from ...training.device import device_of
     from ...training.windows import Windows
 
-    corpus = Corpus(shards)
+    corpus = open_corpus(shards, roles)
     model = open_pretrained(model_folder, corpus)
     assert model.scaling is not None
     device = device_of(model)

@@ -25,6 +25,7 @@ from ..clinical.baselines import Known, balance, fit_logistic
 from ..job import Job, make_untrained, open_pretrained
 from ..people import cohort_parts
 from ..rows import compare, describe_left_out, rows_of_units, write_results
+from ..seen import open_corpus
 from ..statistics import Sample, Statistic
 from ..tasks import StatesTask
 from .clips import Clips, clip_points, list_clips, read_clips
@@ -86,7 +87,8 @@ def evaluate_states(
         A clip that is no patch of the model or longer than its window; events of a cohort, or in
         a folder, that is not there.
     """
-    corpus, roles = Corpus(shards), roles or {}
+    roles = roles or {}
+    corpus = open_corpus(shards, roles)
     model = open_pretrained(model_folder, corpus)
     shape = model.config
     points = clip_points(task, shape.patch, shape.window, corpus.info.sample_period_s)
