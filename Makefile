@@ -1,6 +1,7 @@
 # make demo   the whole pipeline on a simulated cohort -> results/report/index.html
 # make test   the whole test suite          make check   linters, types, import rules, and the tests
 # make env    the environment of the demo   make dev     and what tests and linters need
+# make docs   the documentation site -> build/site/index.html
 # Everything happens inside this folder: environment, caches, temporary files, results.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
@@ -18,7 +19,7 @@ export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONNOUSERSITE := 1
 
-.PHONY: demo test check lint env dev clean
+.PHONY: demo test check lint docs env dev clean
 
 env: $(VENV)/.ready-user
 dev: $(VENV)/.ready-dev
@@ -39,6 +40,9 @@ demo: env
 test: dev
 	@mkdir -p $(TMPDIR)
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+docs: dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "$(CURDIR)/build/site/index.html"
 
 lint: dev
 	@mkdir -p $(TMPDIR)

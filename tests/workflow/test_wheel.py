@@ -38,7 +38,9 @@ def site(tmp_path_factory) -> Path:
          "--wheel-dir", "made", "."],
         cwd=folder, check=True, capture_output=True,
     )  # fmt: skip
-    with zipfile.ZipFile(next((folder / "made").glob("*.whl"))) as wheel:
+    (made,) = (folder / "made").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", made], check=True)
+    with zipfile.ZipFile(made) as wheel:
         wheel.extractall(folder / "site")
     return folder / "site"
 
@@ -108,6 +110,13 @@ def test_the_bids_app_processes_the_participants_that_it_is_given(site, tmp_path
     failures = pd.read_csv(tmp_path / "out/results/failures.tsv", sep="\t")
     assert list(failures["recording_id"]) == ["sub-02_task-rest"]
     assert "no folder sub-7" in run(site, tmp_path, *app, "7", code=1)
+
+
+def test_the_containers_own_test_passes_here(tmp_path):
+    recipe = (ROOT / "envs/pipeline.def").read_text()
+    lines = recipe.partition("%test\n")[2]
+    assert lines.count("\n") > 1
+    subprocess.run(["bash", "-ec", lines], cwd=tmp_path, check=True)
 
 
 APPTAINER = """#!/bin/bash
