@@ -14,3 +14,4 @@ fi
 # on all cores, pip would take one; a few files are templates
 "$python" -m compileall -q -j 0 -x '/tests/' "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
 $pip --no-deps --no-build-isolation ${3:-} .
+"$python" -m brainlm.preprocess.motion.compile  # the kernels, which every first job would compile for itself

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..files import atomic_path, write_text
+from ..mni152 import Kind, read_map
 
 NUM_PARCELS = 424
 NETWORKS = (
@@ -67,7 +68,7 @@ class DemoAtlas:
 
 
 @functools.cache
-def load_symmetric_map(kind: str) -> tuple[np.ndarray, np.ndarray]:
+def load_symmetric_map(kind: Kind) -> tuple[np.ndarray, np.ndarray]:
     """One of nilearn's MNI152 2009a symmetric maps, at 2 mm and made left-right symmetric.
 
     Parameters
@@ -81,21 +82,13 @@ def load_symmetric_map(kind: str) -> tuple[np.ndarray, np.ndarray]:
     affine : ndarray [4, 4]
         Voxel (x, y, z) to MNI mm; column 49 lies on the midline.
     """
-    from nilearn import datasets
-
-    loaders = {
-        "t1": datasets.load_mni152_template,
-        "gm": datasets.load_mni152_gm_template,
-        "wm": datasets.load_mni152_wm_template,
-    }
-    image = loaders[kind](resolution=1)
-    values = np.rint(np.asarray(image.dataobj) * 255).astype(np.int64)
+    found, affine = read_map(kind)
+    values = np.rint(found * 255).astype(np.int64)
     for axis in range(3):  # weights 1, 2, 1, then every second voxel
         padded = np.moveaxis(np.pad(values, [(1, 1) if a == axis else (0, 0) for a in range(3)]),
                              axis, 0)  # fmt: skip
         smooth = padded[:-2] + 2 * padded[1:-1] + padded[2:]
         values = np.moveaxis(smooth[::2], 0, axis)
-    affine = np.array(image.affine, dtype=float)
     affine[:3, :3] *= 2
     return np.ascontiguousarray(values + values[::-1]), affine
 

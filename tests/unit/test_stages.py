@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,9 +201,38 @@ def test_names_are_valid_bids_or_declared(chain):
     assert odd == []
 
 
+AGAIN = """
+import sys
+from pathlib import Path
+
+from chain import open_chain
+
+from brainlm.preprocess.motion.compile import compile_kernels
+from brainlm.preprocess.kernels import spline
+
+
+def compiled():
+    return {k: len(f.signatures) for k, f in vars(spline).items() if hasattr(f, "signatures")}
+
+
+compile_kernels()
+before = compiled()
+again = open_chain(Path(sys.argv[1])).at(Path(sys.argv[2]))
+again.run("motion", "normalise", "denoise", "parcellate")
+assert compiled() == before, "a kernel that the installation did not compile"
+"""
+
+
 def test_same_input_same_bytes(chain, tmp_path):
+    """In another process, and with the kernels that an installation compiles and no others."""
     again = chain.at(tmp_path / "again")
-    again.run("motion", "normalise", "denoise", "parcellate")
+    tests = os.path.dirname(os.path.dirname(__file__))
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN, chain.out.parent, again.out], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"},
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
     assert again.hashes() == chain.hashes()
 
 

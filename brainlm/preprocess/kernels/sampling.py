@@ -134,14 +134,21 @@ def _prepare(volumes, affine, points, transforms):
 def _inside_all(volumes: np.ndarray, points: np.ndarray, grids: np.ndarray) -> np.ndarray:
     """Which points [N] lie inside every volume and next to a finite voxel at least once."""
     size = np.array(volumes.shape[:0:-1])
-    inside = np.ones(len(points), bool)
     low, high = points.min(axis=0), points.max(axis=0)
     box = np.array(np.meshgrid(*zip(low, high, strict=True))).reshape(3, 8)
-    for grid in grids:  # only volumes that a corner of the points' box leaves need the check
-        corners = grid[:, :3] @ box + grid[:, 3:]
-        if (corners < -0.5).any() or (corners > size[:, None] - 0.5).any():
-            index = points @ grid[:, :3].T + grid[:, 3]
-            inside &= ((index >= -0.5) & (index <= size - 0.5)).all(axis=1)
+    # how far a point of the box moves between volumes, at most: as the corners of the box do
+    moves = grids - grids[0]
+    reach = np.abs(moves[:, :, :3] @ box + moves[:, :, 3:]).max(axis=(0, 2)) + 1e-6
+    first = points @ grids[0, :, :3].T + grids[0, :, 3]
+    depth = np.minimum(first + 0.5, size - 0.5 - first)  # voxels from the nearest border
+    inside = (depth >= reach).all(axis=1)
+    near = np.flatnonzero(~inside & (depth >= -reach).all(axis=1))
+    if near.size:
+        found = np.ones(near.size, bool)
+        for grid in grids:
+            index = points[near] @ grid[:, :3].T + grid[:, 3]
+            found &= ((index >= -0.5) & (index <= size - 0.5)).all(axis=1)
+        inside[near] = found
     never = _never_finite(volumes)
     if never is not None:
         index = np.rint(points @ grids[0, :, :3].T + grids[0, :, 3]).astype(int)

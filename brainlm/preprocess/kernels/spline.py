@@ -161,13 +161,24 @@ def _inner_sum(flat, ny, nx, ix, iy, iz, a, b, c):
 
 
 @njit(cache=True, nogil=True)
+def _copy(volume, copy):
+    # not copy[:] = volume: numba compiles a message about shapes for seconds
+    nz, ny, nx = volume.shape
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                copy[z, y, x] = volume[z, y, x]
+
+
+@njit(cache=True, nogil=True)
 def _pad(volume, padded):
     """Copy a volume into the middle of one that is mirrored on by two voxels on every side."""
     nz, ny, nx = volume.shape
     for z in range(nz + 4):
         for y in range(ny + 4):
             line, out = volume[_mirror(z - 2, nz), _mirror(y - 2, ny)], padded[z, y]
-            out[2 : nx + 2] = line
+            for x in range(nx):
+                out[x + 2] = line[x]
             out[0], out[1] = line[_mirror(-2, nx)], line[_mirror(-1, nx)]
             out[nx + 2], out[nx + 3] = line[_mirror(nx, nx)], line[_mirror(nx + 1, nx)]
 
@@ -304,7 +315,7 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
     index = np.empty((3, _BLOCK), np.int32)
     weights = np.empty((3, 4, _BLOCK), np.float32)
     for t in range(first, last):
-        copy[:] = volumes[t]
+        _copy(volumes[t], copy)
         found = _fill_gaps(copy, gaps)
         if interpolate:
             _prefilter(copy)
@@ -374,7 +385,8 @@ def shrink_volumes(first, last, volumes, fz, fy, fx, out):
         for z in range(nz):
             for y in range(ny):
                 line = out[t, z, y]
-                line[:] = _F0
+                for x in range(nx):
+                    line[x] = _F0
                 for k in range(z * fz, z * fz + fz):
                     for j in range(y * fy, y * fy + fy):
                         for x in range(nx):
@@ -515,7 +527,7 @@ def align_volumes(
     h = np.empty((PARAMETERS, PARAMETERS))
     g = np.empty(PARAMETERS)
     step = np.zeros(PARAMETERS)
-    grid, part, move = np.eye(4), np.eye(4), np.eye(4)
+    grid, part, move = np.empty((4, 4)), np.empty((4, 4)), np.empty((4, 4))
     for t in range(first, last):
         flat = volumes[t].reshape(shape[0] * shape[1] * shape[2])
         steps[t] = max_steps + 1
@@ -525,11 +537,10 @@ def align_volumes(
             _multiply(inverse, part, grid)
             _read_residuals(flat, shape, grid, points, target, differences)
             soft = robust[t] and iteration > 0
-            if soft:
-                h[:] = 0.0
-            else:
-                h[:] = normal
-            g[:] = 0.0
+            for i in range(PARAMETERS):
+                g[i] = 0.0
+                for j in range(PARAMETERS):
+                    h[i, j] = 0.0 if soft else normal[i, j]
             square, total = 0.0, 0.0
             for n in range(count):
                 e = differences[n]
@@ -570,7 +581,9 @@ def align_volumes(
                 scale = 1.2533 * size / total
             _move_back(step, move)
             _multiply(transforms[t], move, part)
-            transforms[t, :3] = part[:3]
+            for i in range(3):
+                for j in range(4):
+                    transforms[t, i, j] = part[i, j]
             length = math.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
             length += radius * math.sqrt(step[3] ** 2 + step[4] ** 2 + step[5] ** 2)
             if not length < 1e3:

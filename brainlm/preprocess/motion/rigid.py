@@ -282,7 +282,7 @@ def _linearise(reference, affine, mask, count, rng) -> _Level:
     """
     inner = np.zeros_like(mask)
     inner[1:-2, 1:-2, 1:-2] = mask[1:-2, 1:-2, 1:-2]
-    points = np.argwhere(inner)[:, ::-1].astype(np.float32)
+    points = np.ascontiguousarray(np.argwhere(inner)[:, ::-1], np.float32)
     if len(points) < 200:
         raise RecordingError("motion_failed", f"only {len(points)} voxels of brain to align")
     to_mm = np.linalg.inv(affine[:3, :3])

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...atlas import Atlas
 from ...errors import BrainLMError, RecordingError
+from ..kernels.spline import in_threads
 
 #: A parcel mean below this share of the median parcel's is outside the brain, not signal.
 EMPTY_SHARE = 0.05
@@ -144,14 +145,15 @@ def parcellate_volumes(volumes: np.ndarray, labels: np.ndarray, num_parcels: int
     parcel = (flat[where] - 1).astype(np.int32)
     counts = np.bincount(parcel, minlength=num_parcels)
     sums = np.zeros((len(volumes), num_parcels))
-    _add_voxels(np.ascontiguousarray(volumes).reshape(len(volumes), -1), where, parcel, sums)
+    rows = np.ascontiguousarray(volumes).reshape(len(volumes), -1)
+    in_threads(_add_voxels, len(rows), rows, where, parcel, sums)
     with np.errstate(invalid="ignore"):
         return sums / counts
 
 
-@numba.njit(parallel=True, cache=True)
-def _add_voxels(volumes, where, parcel, sums):
-    for t in numba.prange(len(volumes)):
+@numba.njit(cache=True, nogil=True)
+def _add_voxels(first, last, volumes, where, parcel, sums):
+    for t in range(first, last):
         volume, row = volumes[t], sums[t]
         for i in range(len(where)):
             row[parcel[i]] += volume[where[i]]

@@ -20,6 +20,8 @@ from .voxels import read_grid, read_prepared, smooth_for_ica
 
 
 def prepare(context: Context) -> None:
+    import nilearn.signal  # noqa: F401 (CompCor's: seconds, which every recording would take)
+
     from ..denoise import ica
     from ..denoise.ica_grid import load_grid
 
