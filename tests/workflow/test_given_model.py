@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 from runs import make_clone, make_series, snakemake
 
 from brainlm.atlas import load_atlas
@@ -72,10 +73,10 @@ def test_a_given_model_embeds_and_predicts_and_nothing_is_trained(finished):
 
 
 def test_nothing_is_left_to_do_and_new_scans_are_embedded(finished):
-    done = snakemake(finished, "--dry-run")
+    done = warm.snakemake(finished, "--dry-run")
     assert "Nothing to be done" in done.stdout + done.stderr
     make_series(finished / "scans", 1, first=4)
-    planned = snakemake(finished, "--dry-run", "--quiet", "rules").stdout
+    planned = warm.snakemake(finished, "--dry-run", "--quiet", "rules").stdout
     jobs = {line.split()[1] for line in planned.splitlines() if line.startswith("rule ")}
     assert not {"pretrain", "release", "finetune", "evaluate"} & jobs
 
@@ -92,5 +93,5 @@ def test_a_study_that_cannot_train_is_refused_in_words(tmp_path, old, new, words
     folder = make_clone(tmp_path)
     make_series(folder / "scans", 1)
     (folder / "config.yaml").write_text(CONFIG.format(model="theirs").replace(old, new))
-    done = snakemake(folder, "--dry-run")
+    done = warm.snakemake(folder, "--dry-run")
     assert done.returncode and words in done.stderr and "Traceback" not in done.stderr

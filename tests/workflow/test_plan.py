@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import warm
 import yaml
 import yte
 from runs import make_series
@@ -65,12 +66,15 @@ class Clone:
         path.write_text(text.replace(old, new) if old else text)
 
     def snakemake(self, *options: str, paths=()) -> str:
-        paths = [*map(str, paths), os.environ.get("PYTHONPATH", "")]
-        done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "2", *options],
-            cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )  # fmt: skip
+        if paths:  # what they change is changed before anything is imported
+            done = subprocess.run(
+                [sys.executable, "-m", "snakemake", "--cores", "2", *options],
+                cwd=self.folder, capture_output=True, text=True, timeout=300, check=False,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(
+                    [*map(str, paths), os.environ.get("PYTHONPATH", "")])},
+            )  # fmt: skip
+        else:
+            done = warm.snakemake(self.folder, *options)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout + done.stderr
 
@@ -551,10 +555,7 @@ def test_bad_configuration_ends_in_one_clear_line(clone, old, new, words):
     shutil.copy(clone.folder / "bids_a/participants.tsv", clone.folder / "empty")
     (clone.folder / "bids_a/task.yaml").write_text("kind: regression")
     clone.configure(old, new)
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", "-n"],
-        cwd=clone.folder, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    done = warm.snakemake(clone.folder, "-n")
     assert done.returncode != 0
     line = [x for x in done.stderr.splitlines() if x.startswith("brainlm:")]
     assert len(line) == 1

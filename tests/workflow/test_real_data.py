@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from runs import make_clone, snakemake
 
+from brainlm.cli import main
 from brainlm.shards import Corpus
 
 pytestmark = pytest.mark.timeout(1200)  # alone it takes minutes; other work may share the cores
@@ -23,10 +24,10 @@ evaluate: {bootstrap: 200}
 """
 
 
-def run(folder: Path, config: str) -> Path:
+def run(folder: Path, config: str, *targets: str) -> Path:
     clone = make_clone(folder)
     (clone / "config.yaml").write_text(config)
-    done = snakemake(clone)
+    done = snakemake(clone, *targets)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return clone
 
@@ -96,7 +97,8 @@ def test_the_report_does_not_pretend(real):
     assert (real / "results/models/r1/pretrain/model.safetensors").exists()
 
 
-def test_abide_enters_as_parcel_series(shared, tmp_path):
+def test_abide_enters_as_parcel_series(shared, tmp_path, monkeypatch):
+    """To its evaluation and the study's page, without the pages of recordings."""
     source, folder = shared / "data/abide_cc200", tmp_path / "abide"
     folder.mkdir()
     os.symlink(source / "participants.tsv", folder / "participants.tsv")
@@ -112,7 +114,9 @@ tasks: [reconstruction, age.yaml]
 finetune: {{epochs: 2}}
 """
     )
-    study = run(tmp_path / "clone", config)
+    study = run(tmp_path / "clone", config, "results/evaluation/r1/age.parquet")
+    monkeypatch.chdir(study)
+    assert main(["report"]) == 0
     corpus = shards(study, "abide")
     assert len(corpus.table) == len(people)
     assert (corpus.table["status"] == "ok").mean() > 0.9

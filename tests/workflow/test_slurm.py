@@ -109,8 +109,9 @@ def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(slurm, simulated, tmp_
     for name in ("cluster", "local"):
         clone = make_clone(tmp_path / name)
         link_data(simulated, clone)
-        for path in (clone / "bids").glob("sub-*"):
-            if path.name not in ("sub-01", "sub-02", "sub-03", "sub-04"):
+        kept = ("sub-01", "sub-02", "sub-03", "sub-04", "sub-101", "sub-102")
+        for path in (*clone.glob("bids/sub-*"), *clone.glob("series/sub-*")):
+            if path.name not in kept:
                 shutil.rmtree(path)
         config = clone / "config.yaml"
         config.write_text(config.read_text().replace("recordings: 8", "recordings: 2"))
