@@ -202,9 +202,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         if reason := describe_absent(path):
             raise BrainLMError(f"{path}: {reason}")
         try:
+            path.open("rb").close()  # safetensors calls all that it cannot open absent
             if path.suffix == ".safetensors":
                 return load_file(path)
             return torch.load(path, map_location="cpu", weights_only=True)
+        except PermissionError as error:
+            raise BrainLMError(
+                f"{path}: {error.strerror}: ask its owner to make it readable (chmod g+r)"
+            ) from None
         except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
             raise BrainLMError(f"{path}: the weights cannot be read ({error}); if they were "
                                "downloaded, the download is not complete: get them again"

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from brainlm.model import (
     push_to_hub,
 )
 from brainlm.model.card import wrap_card
-from brainlm.model.hub import read_card
+from brainlm.model.hub import read_card, read_weights
 from brainlm.model.ranges import describe_range, list_outside
 from brainlm.shards import Scaling
 
@@ -141,6 +142,24 @@ def test_truncated_or_absent_weights(saved):
     weights.unlink()
     with pytest.raises(BrainLMError, match="found neither"):
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_only_their_owner_may_read_are_said_to_be_so(name):
+    """As another user: root, who runs the tests in containers, reads everything."""
+    with tempfile.TemporaryDirectory() as place:  # whose parents everybody may enter
+        folder = Path(place)
+        folder.chmod(0o755)
+        (folder / name).write_bytes(b"x")
+        (folder / name).chmod(0)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(BrainLMError, match="Permission denied: ask its owner"):
+                read_weights(folder)
+        finally:
+            os.seteuid(user)
 
 
 def test_objects_are_never_unpickled(saved):
