@@ -11,7 +11,7 @@ if [ "$kind" = dev ]; then
     $pip --requirement requirements-dev.lock
     $pip --no-deps --requirement envs/brainmarks.lock
 fi
-# on all cores, pip would take one; a few files are templates
-"$python" -m compileall -q -j 0 -x '/tests/' "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
+# on all cores, pip would take one, and without what no run imports; a few files are templates
+"$python" -m compileall -q -j 0 -x '/(tests|testing|transformers/models|pip|setuptools|mypy)/' "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
 $pip --no-deps --no-build-isolation ${3:-} .
-"$python" -m brainlm.preprocess.motion.compile  # the kernels, which every first job would compile for itself
+"$python" -P -m brainlm.preprocess.motion.compile # or every first job would compile them for itself
