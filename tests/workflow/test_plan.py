@@ -702,3 +702,42 @@ def test_memory_and_time_follow_the_chunk_and_the_attempt(tmp_path):
     assert site_commands({}) == ""
     words = site_commands({"BRAINLM_MODULES": "fsl cuda", "BRAINLM_SCRATCH": "/scratch/$USER"})
     assert words == "module load fsl cuda; mkdir -p /scratch/$USER; export TMPDIR=/scratch/$USER; "
+
+
+def move_clone(clone: Clone) -> None:
+    clone.folder = clone.folder.rename(clone.folder.with_name("a clone's new place"))
+
+
+def link_results(clone: Clone) -> None:
+    disk = clone.folder.parent / "other disk"
+    (clone.folder / "results").rename(disk)
+    (clone.folder / "results").symlink_to(disk)
+
+
+def name_results_otherwise(clone: Clone) -> None:
+    (clone.folder / "links").mkdir()
+    clone.configure("results: results", "results: ./links/../results/")
+
+
+@pytest.mark.parametrize("change", [move_clone, link_results, name_results_otherwise])
+def test_a_finished_study_is_finished_wherever_it_lies(clone, change):
+    change(clone)
+    assert clone.plan() == set()
+
+
+def test_a_renamed_cohort_is_told_that_its_release_has_the_old_name(clone):
+    frozen = clone.folder / "results/releases/r1/shards.tsv"
+    frozen.write_text(frozen.read_text() + "shards/a/00000.parquet\t0\t0\t0\n")
+    clone.configure("name: a,", "name: renamed,")
+    done = warm.snakemake(clone.folder, "-n")
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("brainlm:")]
+    assert done.returncode and "release" in line and "renamed" in line
+
+
+def test_a_cohort_that_left_the_configuration_disturbs_no_other(clone):
+    make_subjects(clone.folder / "bids_b", range(3))
+    other = "  - {name: b, folder: bids_b, layout: bids, role: external}\natlas:"
+    clone.configure("atlas:", other)
+    clone.pretend_done()
+    clone.configure(other, "atlas:")
+    assert {rule for rule, _ in clone.plan()} <= {"evaluate", "report", "summary"}

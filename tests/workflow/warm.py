@@ -56,6 +56,7 @@ def _serve() -> None:
 
 def _run(request: dict) -> None:
     """In the fork: never returns."""
+    import atexit
     import traceback
 
     import snakemake.cli
@@ -69,11 +70,14 @@ def _run(request: dict) -> None:
         os.environ.update(request["environment"])
         sys.argv = ["snakemake", *request["arguments"]]
         code = snakemake.cli.main()
-    except SystemExit as stop:
+    except SystemExit as stop:  # which says its words when nobody catches it
         code = stop.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
+        atexit._run_exitfuncs()  # Snakemake's log ends
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(bool(code)))
