@@ -55,6 +55,7 @@ class TrainingTrial:
     def __call__(self, windows: int) -> int:
         device = next(self.model.parameters()).device
         c = self.model.config
+        torch.cuda.empty_cache()  # of the trial before
         torch.cuda.reset_peak_memory_stats(device)
         try:
             signal = torch.randn(windows, c.num_parcels, c.window, device=device)
@@ -65,8 +66,6 @@ class TrainingTrial:
             return torch.cuda.max_memory_allocated(device) + optimizer_bytes(self.model)
         finally:
             self.model.zero_grad(set_to_none=True)
-            signal = masking = out = None  # the next trial begins with an empty device
-            torch.cuda.empty_cache()
 
 
 def optimizer_bytes(model: nn.Module) -> int:

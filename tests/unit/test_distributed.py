@@ -106,6 +106,16 @@ def test_state_is_divided_within_a_node_and_the_same_in_each(study, alone, tmp_p
     assert len(list(saved.glob("*.safetensors"))) >= 2
 
 
+#: the other node's listing is old: it sees no checkpoint, and nothing that is finished
+STALE = """
+import os
+from brainlm.training import checkpoint, pretrain
+if os.environ["RANK"] == "1":
+    checkpoint.list_checkpoints = pretrain.list_checkpoints = lambda folder: []
+    pretrain.read_settings = None
+"""
+
+
 def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypatch):
     """Begun by one process, ended by two with another sharding: the losses of one."""
     out = tmp_path / "out"
@@ -119,7 +129,7 @@ def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypat
     with pytest.raises(SystemExit) as caught:
         run(study, out)
     assert caught.value.code == pretraining.EXIT_SAVED
-    text = two_processes(study, out, "fsdp", activation_checkpointing=True)
+    text = two_processes(study, out, "fsdp", before=STALE, activation_checkpointing=True)
     assert "going on from update 3 of 21" in text
     assert "with 2 processes instead of 1" in text
     check_same(metrics(alone), metrics(out))
