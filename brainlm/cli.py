@@ -22,6 +22,7 @@ from .files import describe_disk_error, is_disk_error
 from .output import logged
 from .paths import ModelFolder
 from .steps import STEPS, describe_series, load
+from .tables import FORMATS
 
 if TYPE_CHECKING:
     from .atlas import Atlas
@@ -188,7 +189,7 @@ def _scan_arguments() -> argparse.ArgumentParser:
     scans.add_argument("--model", metavar="PATH|HUB_ID[/SUBFOLDER]",
                        help="default, for a cohort of config.yaml: the study's own")  # fmt: skip
     scans.add_argument("--out", type=Path, help="the table (default: named for INPUT, here)")
-    scans.add_argument("--format", choices=["parquet", "tsv", "npy"], default="parquet")
+    scans.add_argument("--format", choices=FORMATS, default="parquet")
     scans.add_argument("--layout", choices=get_args(LayoutName), help="default: told by the files")
     scans.add_argument("--tr", type=float, metavar="S", help="repetition time, if no file says it")
     scans.add_argument("--units", choices=["scanner", "percent", "as delivered"],
@@ -444,7 +445,7 @@ def _job(config: Config, name: str):
     from .evaluation.job import Job
     from .evaluation.tasks import find_task
 
-    return Job(find_task(config.tasks, name), config, _shards(config, "external"))
+    return Job.of(find_task(config.tasks, name), config, _shards(config, "external"))
 
 
 def _fit_folder(config: Config, args) -> Path:

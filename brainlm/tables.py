@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import BrainLMError
-from .files import write_text
+from .files import atomic_path, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "n/a"  # of BIDS
+#: How tables of vectors and predictions can be written.
+FORMATS = ("parquet", "tsv", "npy")
 _BREAK = re.compile(r"[\t\n\r]")
 
 
@@ -60,8 +62,12 @@ def read_tsv(path: str | os.PathLike, *needed: str, hint: str = "") -> Table:
         or shorter than the header. Empty lines are skipped where there is more than one column.
     """
     path = Path(path)
+    return parse_tsv(_read_text(path, hint), path, *needed)
+
+
+def _read_text(path: Path, hint: str) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise BrainLMError(f"{path}: not found" + (f"; {hint}" if hint else "")) from None
     except UnicodeDecodeError as error:
@@ -70,6 +76,10 @@ def read_tsv(path: str | os.PathLike, *needed: str, hint: str = "") -> Table:
             f"{path}: line {line} has the byte 0x{error.object[error.start]:02x}, which is not "
             "UTF-8; save the table as UTF-8"
         ) from None
+
+
+def parse_tsv(text: str, path: Path, *needed: str) -> Table:
+    """The table that is written in `text`; errors name `path`. See :func:`read_tsv`."""
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -137,3 +147,9 @@ def as_number(cell: str) -> Any:
         return float(cell)
     except ValueError:
         return cell
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet, without its index; it appears whole."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)

@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from ..errors import BrainLMError
 from ..files import write_text
 from ..paths import Results
+from ..tables import format_tsv, parse_tsv
 
 _THREADS = 16
 _HEADER = ("chunk", "files", "shard_mtime_ns")
@@ -87,12 +89,13 @@ def _digest(text: str) -> str:
 def _read(path: Path) -> tuple[str, list[Row]]:
     """The settings' digest and the rows; nothing where there is no file, or a foreign one."""
     try:
-        first, header, *lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, ValueError):
+        first, _, text = path.read_text(encoding="utf-8").partition("\n")
+        table = parse_tsv(text, path)
+    except (FileNotFoundError, ValueError, BrainLMError):
         return "", []
-    if not first.startswith("# settings ") or tuple(header.split("\t")) != _HEADER:
+    if not first.startswith("# settings ") or table.columns != _HEADER:
         return "", []
-    return first.removeprefix("# settings "), [tuple(line.split("\t")) for line in lines]
+    return first.removeprefix("# settings "), [tuple(row) for row in table.rows]
 
 
 def _write(path: Path, settings: str, rows: list[Row]) -> None:
@@ -100,5 +103,5 @@ def _write(path: Path, settings: str, rows: list[Row]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    lines = [f"# settings {settings}", "\t".join(_HEADER), *("\t".join(row) for row in rows)]
-    write_text(path, "\n".join(lines) + "\n", mtime_ns=max(int(row[2]) for row in rows))
+    text = f"# settings {settings}\n{format_tsv(_HEADER, rows, path)}"
+    write_text(path, text, mtime_ns=max(int(row[2]) for row in rows))

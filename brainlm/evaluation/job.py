@@ -1,8 +1,9 @@
-"""One task of one study, and which module evaluates which kind of task."""
+"""What every evaluator is given, and which evaluates which kind of task."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,63 +11,67 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..config import Config
+from ..config import Config, Evaluate
 from ..errors import BrainLMError
+from ..paths import side_table
 from ..shards import Corpus
 from ..shards.release import read_release
+from ..tables import write_parquet
+from .people import cohort_parts
+from .rows import write_results
+from .seen import open_corpus
 
 if TYPE_CHECKING:
     from ..model import BrainLM
 
-#: kind of task -> module of this package; its ``run(job)`` writes ``job.out``, returns the table
+#: kind of task -> ``module:function`` of this package: takes a :class:`Job`, returns the table
 EVALUATORS = {
-    "reconstruction": "reconstruction",
-    "regression": "clinical.targets",
-    "classification": "clinical.targets",
-    "forecasting": "forecasting.comparison",
-    "attention": "attention.maps",
-    "networks": "parcel_networks.readout",
-    "states": "states.decoding",
-    "latent": "latent",
-    "scaling": "model_scaling",
+    "reconstruction": "reconstruction:evaluate_reconstruction",
+    "regression": "clinical.targets:evaluate_target",
+    "classification": "clinical.targets:evaluate_target",
+    "forecasting": "forecasting.comparison:evaluate_forecasting",
+    "attention": "attention.maps:evaluate_attention",
+    "networks": "parcel_networks.readout:evaluate_networks",
+    "states": "states.decoding:evaluate_states",
+    "latent": "latent:evaluate_latent",
+    "scaling": "model_scaling:evaluate_scaling",
 }
 
 
 @dataclass(frozen=True)
 class Job:
-    """What an evaluator is given.
+    """A task, and what every evaluator is given to carry it out.
 
     Attributes
     ----------
     task : a class of :mod:`brainlm.evaluation.tasks`
     config : Config
-    external : list of Path
-        Shards of external cohorts.
+        Its cohorts have the roles and the participants tables; ``evaluate`` the options.
+    pretrained : Path
+        Folder of the pretrained model (``config.json``, ``model.safetensors``, ``scaling.json``).
+    shards : sequence of Path
+        Of the release (all splits), then of external cohorts.
+    out : Path
+        The table (:data:`brainlm.evaluation.rows.COLUMNS`);
+        :func:`brainlm.paths.side_table` names what is next to it.
     """
 
     task: Any
     config: Config
-    external: list[Path]
+    pretrained: Path
+    shards: Sequence[Path]
+    out: Path
+
+    @classmethod
+    def of(cls, task: Any, config: Config, external: Sequence[Path] = ()) -> Job:
+        """A task of a study; `external` are the shards of external cohorts."""
+        paths = config.paths
+        shards = [*read_release(paths), *external]
+        return cls(task, config, paths.pretrained, shards, paths.table(task.name))
 
     @property
-    def pretrained(self) -> Path:
-        """Folder of the pretrained model."""
-        return self.config.paths.pretrained
-
-    @property
-    def out(self) -> Path:
-        """The task's table; :func:`brainlm.paths.side_table` names what is next to it."""
-        return self.config.paths.table(self.task.name)
-
-    @property
-    def release_shards(self) -> list[Path]:
-        """Shards that the model was trained on (all splits)."""
-        return read_release(self.config.paths)
-
-    @property
-    def shards(self) -> list[Path]:
-        """Shards of the release, then of external cohorts."""
-        return self.release_shards + self.external
+    def options(self) -> Evaluate:
+        return self.config.evaluate
 
     @property
     def roles(self) -> dict[str, str]:
@@ -83,6 +88,25 @@ class Job:
     def fits(self, start: str) -> list[Path]:
         """Folders of the fine-tuned (``finetune``) or untrained (``scratch``) fits, one a seed."""
         return [self.config.paths.fit(start, self.task.name, seed) for seed in self.task.seeds]
+
+    def open(self) -> tuple[Corpus, BrainLM]:
+        """The recordings, without external participants who were trained on, and the model."""
+        corpus = open_corpus(self.shards, self.roles)
+        return corpus, open_pretrained(self.pretrained, corpus)
+
+    def parts(
+        self, table: pd.DataFrame, splits: Sequence[str] = ("test",)
+    ) -> Iterator[tuple[str, str, pd.DataFrame]]:
+        """What is evaluated: see :func:`~brainlm.evaluation.people.cohort_parts`."""
+        return cohort_parts(table, splits, self.roles)
+
+    def save(self, what: str, table: pd.DataFrame) -> None:
+        """Write a table next to the task's own."""
+        write_parquet(side_table(self.out, what), table)
+
+    def write(self, rows: Iterable[dict]) -> pd.DataFrame:
+        """Write and return the task's table."""
+        return write_results(rows, self.out, self.options.seed, self.fingerprint)
 
 
 def open_pretrained(folder: Path, corpus: Corpus) -> BrainLM:
@@ -128,10 +152,11 @@ def evaluate(job: Job) -> pd.DataFrame:
     BrainLMError
         Nothing evaluates tasks of this kind.
     """
-    module = EVALUATORS.get(job.task.kind)
-    if module is None:
+    evaluator = EVALUATORS.get(job.task.kind)
+    if evaluator is None:
         raise BrainLMError(
             f"task {job.task.name}: nothing evaluates the kind {job.task.kind!r} yet; kinds: "
             + ", ".join(EVALUATORS)
         )
-    return import_module(f".{module}", __package__).run(job)
+    module, _, name = evaluator.partition(":")
+    return getattr(import_module(f".{module}", __package__), name)(job)

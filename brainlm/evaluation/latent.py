@@ -9,22 +9,18 @@ a number, the share of neighbours of the same class), next to what chance gives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..cohort.labels import as_word, read_participants
 from ..config import Cohort, Evaluate
-from ..files import atomic_path
-from ..paths import side_table
 from .clinical.views import correlate_parcels
 from .fingerprint import first_recordings, score_fingerprint
-from .job import Job, open_pretrained
+from .job import Job
 from .metrics import pearson_r, r2, sum_values
-from .people import KEY, cohort_parts, count_absent, long_enough, names_of
-from .rows import compare, describe_left_out, write_results
-from .seen import open_corpus
+from .people import KEY, count_absent, long_enough, names_of
+from .rows import compare, describe_left_out
 from .statistics import Sample, add_by_participant
 
 #: columns that are names even where they are written as numbers
@@ -37,62 +33,31 @@ LEAST_POINTS = 8
 _SHUFFLES = 20  # of people, for chance
 
 
-def run(job: Job) -> pd.DataFrame:
-    """A latent task of a study."""
-    return evaluate_latent(
-        job.pretrained,
-        job.shards,
-        job.config.cohorts,
-        job.out,
-        options=job.config.evaluate,
-        columns=job.task.colour,
-        splits=job.task.splits,
-        roles=job.roles,
-        config=job.fingerprint,
-    )
-
-
-def evaluate_latent(
-    model_folder: Path,
-    shards: Sequence[Path],
-    cohorts: Sequence[Cohort],
-    out: Path,
-    *,
-    options: Evaluate,
-    columns: Sequence[str] = ("age", "sex", "site", "mean_fd_mm"),
-    splits: Sequence[str] = ("validation", "test"),
-    roles: Mapping[str, str] | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
+def evaluate_latent(job: Job) -> pd.DataFrame:
     """Embed held-out recordings, map them, and score the neighbourhoods.
 
-    Parameters
-    ----------
-    columns : sequence of str
-        Of the participants tables; ``mean_fd_mm`` is the recordings' own where it is known, else
-        the table's ``mean_fd``. :data:`CLASSES` are classes even as numbers; of the others
-        numbers of more than two values are numbers.
-    splits : sequence of str
-        Of reference cohorts (the model was trained on neither of the default two); external
-        cohorts whole.
+    Of the task's columns ``mean_fd_mm`` is the recordings' own where it is known, else the table's
+    ``mean_fd``. :data:`CLASSES` are classes even as numbers; of the others numbers of more than
+    two values are numbers.
 
     Returns
     -------
     DataFrame
         Target: the column, or ``who is who`` (:mod:`brainlm.evaluation.fingerprint`). Methods:
-        either token, and chance (people shuffled). Numbers: ``r2`` and ``r``; classes:
+        either token, and chance (participants shuffled). Numbers: ``r2`` and ``r``; classes:
         ``purity``, the share of neighbours of the same class. The map goes
         next to it as ``<stem>.points.parquet``: x, y, token, cohort, participant_id,
         recording_id, split and the columns.
     """
-    points, tokens, ends, left_out, recorded = _embed(model_folder, shards, splits, roles or {})
+    columns, options = job.task.colour, job.options
+    points, tokens, ends, left_out, recorded = _embed(job)
     embedded = set(points[["cohort", "split"]].itertuples(index=False, name=None))
     rows: list[dict] = [
         {"task": "latent", "cohort": cohort, "split": split, "n": 0,
          "left_out": sum(why.values()), "note": describe_left_out(why)}
         for (cohort, split), why in left_out.items() if (cohort, split) not in embedded
     ]  # fmt: skip
-    tables = {cohort.name: _read_table(cohort, columns) for cohort in cohorts}
+    tables = {cohort.name: _read_table(cohort, columns) for cohort in job.config.cohorts}
     points = points.assign(**_describe(points, tables, columns))
     maps = []
     for token, values in tokens.items():
@@ -114,12 +79,11 @@ def evaluate_latent(
         own = {name: values[part.index] for name, values in ends.items()}
         motion = pd.to_numeric(part.get("mean_fd_mm"), errors="coerce").to_numpy(float)
         rows += score_fingerprint(own, motion, where, options)
-    with atomic_path(side_table(out, "points")) as temporary:
-        pd.concat(maps).to_parquet(temporary, index=False)
-    return write_results(rows, out, options.seed, config)
+    job.save("points", pd.concat(maps))
+    return job.write(rows)
 
 
-def _embed(model_folder: Path, shards, splits, roles):
+def _embed(job: Job):
     """Points (one per recording), {token: [N, D]}, {summary: [N, 2, F]} of the first and last
     window (NaN where they would overlap), why people were left out, by cohort and split, and
     (cohort, participant_id) of all who have a recording."""
@@ -127,11 +91,10 @@ def _embed(model_folder: Path, shards, splits, roles):
     from ..training.device import device_of
     from ..training.windows import Windows
 
-    corpus = open_corpus(shards, roles)
-    model = open_pretrained(model_folder, corpus)
+    corpus, model = job.open()
     assert model.scaling is not None
     points, left_out = [], {}
-    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+    for cohort, split, part in job.parts(corpus.table, job.task.splits):
         indices, left_out[cohort, split] = long_enough(part, model.config.window)
         if len(indices):
             points.append(corpus.table.loc[indices].assign(split=split, row=indices))

@@ -6,74 +6,41 @@ updates of as many windows; each is evaluated on the same hidden tokens of the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..cohort.splits import in_share
-from ..config import Evaluate
 from ..files import read_json
 from .job import Job, open_pretrained
 from .metrics import POOLED, of_sums
-from .people import cohort_parts, long_enough
+from .people import long_enough
 from .reconstruction import evaluate_masking
-from .rows import describe_left_out, rows_of, rows_of_gaps, rows_of_units, write_results
+from .rows import describe_left_out, rows_of, rows_of_gaps, rows_of_units
 from .seen import open_corpus
 from .statistics import Sample, add_by_participant
 
-#: (preset, share, seed) -> folder
-Sweep = Mapping[tuple[str, float, int], Path]
 
-
-def run(job: Job) -> pd.DataFrame:
-    """A scaling task of a study."""
-    models = {point: job.config.paths.sweep(*point) for point in job.task.points()}
-    return evaluate_scaling(
-        models,
-        job.shards,
-        job.out,
-        options=job.config.evaluate,
-        mask_ratio=job.config.pretrain.mask_ratio,
-        roles=job.roles,
-        config=job.fingerprint,
-    )
-
-
-def evaluate_scaling(
-    models: Sweep,
-    shards: Sequence[Path],
-    out: Path,
-    *,
-    options: Evaluate,
-    mask_ratio: float = 0.75,
-    splits: Sequence[str] = ("test",),
-    roles: Mapping[str, str] | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
-    """Masked R² (and r, MSE, MAE) of every model of a sweep.
-
-    Parameters
-    ----------
-    models : mapping of (preset, share, seed) to a model folder
-    mask_ratio : float
-        Share of tokens that are hidden, at random.
-    splits, roles, config
-        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
+def evaluate_scaling(job: Job) -> pd.DataFrame:
+    """Masked R² (and r, MSE, MAE) of every model of a sweep, at the pretraining's mask ratio.
 
     Returns
     -------
     DataFrame
-        Method: the preset; target: the share; ``n_train`` people. Pooled rows take all seeds
-        together, with an interval over people; ``seed`` rows have one R² per seed; ``minus`` rows
-        are every point less the first preset on its smallest share, on the same resamples.
+        Method: the preset; target: the share; ``n_train`` participants. Pooled rows take all
+        seeds together, with an interval over participants; ``seed`` rows have one R² per seed;
+        ``minus`` rows are every point less the first preset on its smallest share, on the same
+        resamples.
     """
-    corpus, roles = open_corpus(shards, roles), roles or {}
+    models = {point: job.config.paths.sweep(*point) for point in job.task.points()}
+    roles, options = job.roles, job.options
+    corpus = open_corpus(job.shards, roles)
     opened = {point: open_pretrained(folder, corpus) for point, folder in models.items()}
     window = next(iter(opened.values())).config.window
     rows: list[dict] = []
-    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+    for cohort, split, part in job.parts(corpus.table):
         indices, why = long_enough(part, window)
         people = corpus.table["participant_id"][indices].to_numpy()
         points: list[tuple[dict, np.ndarray]] = []
@@ -90,7 +57,13 @@ def evaluate_scaling(
                 continue
             sums = [
                 evaluate_masking(
-                    opened[point], None, corpus, indices, "random", mask_ratio, options.seed
+                    opened[point],
+                    None,
+                    corpus,
+                    indices,
+                    "random",
+                    job.config.pretrain.mask_ratio,
+                    options.seed,
                 )[0]["model"][0]
                 for point in seeds.values()
             ]
@@ -98,7 +71,7 @@ def evaluate_scaling(
             by_seed = (POOLED["r2"](one.sum(0)) for one in sums)
             rows += rows_of_units(where | {"metric": "r2"}, "seed", seeds, by_seed)
         rows += _rows(points, Sample(len(set(people)), options))
-    return write_results(rows, out, options.seed, config)
+    return job.write(rows)
 
 
 def _rows(points: list[tuple[dict, np.ndarray]], sample: Sample) -> Iterator[dict]:

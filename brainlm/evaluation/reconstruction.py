@@ -9,7 +9,7 @@ model's folder. A model that does not beat those knows less than a covariance ma
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,11 +21,10 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from ..paths import ModelFolder, side_table
 from ..shards import Corpus
-from .job import Job, open_pretrained
+from .job import Job
 from .metrics import POOLED, of_sums
-from .people import cohort_parts, long_enough
-from .rows import compare, describe_left_out, rows_of_units, write_results
-from .seen import open_corpus
+from .people import long_enough
+from .rows import compare, describe_left_out, rows_of_units
 from .statistics import Sample, add_by_participant
 
 if TYPE_CHECKING:
@@ -36,49 +35,11 @@ _FITTED = 1000  # training recordings that a VAR is fitted on, at most
 _EXAMPLES = 3  # recordings kept for the figure
 
 
-def run(job: Job) -> pd.DataFrame:
-    """The task ``reconstruction`` of a study."""
-    return evaluate_reconstruction(
-        job.pretrained,
-        job.shards,
-        job.out,
-        options=job.config.evaluate,
-        roles=job.roles,
-        config=job.fingerprint,
-    )
-
-
-def evaluate_reconstruction(
-    model_folder: Path,
-    shards: Sequence[Path],
-    out: Path,
-    *,
-    options: Evaluate,
-    splits: Sequence[str] = ("test",),
-    roles: Mapping[str, str] | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
+def evaluate_reconstruction(job: Job) -> pd.DataFrame:
     """Masked-patch R², r, MSE and MAE, pooled, per recording and per parcel.
 
-    Parameters
-    ----------
-    model_folder : Path
-        A pretrained model (``config.json``, ``model.safetensors``, ``scaling.json``).
-    shards : sequence of Path
-    out : Path
-        Parquet table; example traces go next to it as ``<stem>.traces.npz``.
-    splits : sequence of str
-        Splits of reference cohorts to evaluate; external cohorts are evaluated whole.
-    roles : mapping of cohort to "reference" or "external", optional
-        Cohorts not named are reference.
-    config : str, optional
-        Fingerprint of the configuration, kept in every row.
-
-    Returns
-    -------
-    DataFrame
-        See :data:`brainlm.evaluation.rows.COLUMNS`. A cohort without anybody to evaluate has
-        one row that says so.
+    Example traces go next to the table as ``<stem>.traces.npz``. A cohort without anybody to
+    evaluate has one row that says so.
 
     Raises
     ------
@@ -87,13 +48,13 @@ def evaluate_reconstruction(
     """
     from ..model.gaussian import Gaussian
 
-    corpus = open_corpus(shards, roles)
-    model = open_pretrained(model_folder, corpus)
-    gaussian, missing = Gaussian.load(model_folder), ModelFolder(Path(model_folder)).gaussian
+    corpus, model = job.open()
+    gaussian, missing = Gaussian.load(job.pretrained), ModelFolder(job.pretrained).gaussian
+    options = job.options
     var = _fit_var(corpus, model)
     rows: list[dict] = []
     examples: dict[str, np.ndarray] = {}
-    for cohort, split, table in cohort_parts(corpus.table, splits, roles or {}):
+    for cohort, split, table in job.parts(corpus.table):
         indices, why = long_enough(table, model.config.window)
         where: dict = {"task": "reconstruction", "cohort": cohort, "split": split}
         notes = [
@@ -111,8 +72,8 @@ def evaluate_reconstruction(
             name = f"{mask} {ratio:.0%}"
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
-    _save_traces(side_table(out, "traces", ".npz"), examples)
-    return write_results(rows, out, options.seed, config)
+    _save_traces(side_table(job.out, "traces", ".npz"), examples)
+    return job.write(rows)
 
 
 def _maskings(options: Evaluate, model) -> Iterator[tuple[str, float]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ..config import Config
-from ..files import atomic_path
+from ..tables import write_parquet
 from .scans import open_cohort
 from .session import list_differences
 from .vectors import IDENTITY, predict_corpus
@@ -47,8 +47,7 @@ def predict_cohort(config: Config, cohort: str, out: Path) -> pd.DataFrame:
     ]
     columns = [*IDENTITY, "target", "prediction", "seeds", "seed_sd", "warnings"]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
-    with atomic_path(out) as temporary:
-        table.to_parquet(temporary)
+    write_parquet(out, table)
     return table
 
 

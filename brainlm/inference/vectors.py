@@ -15,6 +15,7 @@ import pandas as pd
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
+from ..tables import FORMATS, write_parquet, write_tsv
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,6 @@ IDENTITY = [
     "level", "cohort", "participant_id", "session_id", "task", "run", "recording_id", "status",
     "reason", "start_s", "duration_s", "repetition_time_s", "coverage", "mean_fd_mm",
 ]  # fmt: skip
-FORMATS = ("parquet", "tsv", "npy")
 _BATCH = 8  # windows in one pass of the encoder
 _UNSTATED = "as delivered"
 _MISSING = 0.2  # share of missing values that is worth a warning
@@ -247,8 +247,7 @@ def write_vectors(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
     """
     check_format(form, vectors="vector" in table)
     if form == "parquet":
-        with atomic_path(out) as temporary:
-            table.to_parquet(temporary)
+        write_parquet(out, table)
         return [out]
     if "vector" not in table:
         return [_write_tsv(table, out)]
@@ -265,6 +264,6 @@ def write_vectors(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
 
 
 def _write_tsv(table: pd.DataFrame, out: Path) -> Path:
-    with atomic_path(out) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, na_rep="n/a")
+    text = table.astype(object).where(table.notna(), None)
+    write_tsv(out, list(table), text.itertuples(index=False, name=None))
     return out

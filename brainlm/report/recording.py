@@ -17,7 +17,7 @@ from ..config import Config
 from ..errors import STATUSES
 from ..files import read_json
 from ..preprocess.denoise.denoise_text import TEXT as DENOISE
-from ..preprocess.io.derivatives import Derivatives, read_own_sidecar, sidecar
+from ..preprocess.io.derivatives import Derivatives, read_own_sidecar, read_table, sidecar
 from ..preprocess.motion.motion_text import IMAGE
 from ..preprocess.motion.motion_text import TEXT as MOTION
 from ..preprocess.normalise.normalise_text import TEXT as NORMALISE
@@ -134,7 +134,7 @@ def _headlines(row: pd.Series, figures: dict) -> list[tuple[str, str, str]]:
 def _describe_time(files: Derivatives, carpets: dict, row: pd.Series, link) -> list[Any]:
     confounds, data = pd.DataFrame(), {}
     if files.confounds.exists():
-        confounds = pd.read_csv(files.confounds, sep="\t", na_values=["n/a"])
+        confounds = pd.DataFrame(read_table(files.confounds))
         data = {"TSV": link(files.confounds), "JSON": link(sidecar(files.confounds))}
     if confounds.empty and not carpets:
         return _missing(MOTION.missing)
@@ -179,17 +179,17 @@ def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
 def _describe_components(files: Derivatives, link) -> list[Any]:
     if not files.metrics.exists():
         return _missing(DENOISE.missing)
-    table = pd.read_csv(files.metrics, sep="\t", na_values=["n/a"], keep_default_na=False)
+    table = pd.DataFrame(read_table(files.metrics))
     removed = int((table["classification"] == "rejected").sum())
     judge = "fix" if "rule" in table and (table["rule"] == "fix").all() else "rule"
     caption = DENOISE.caption(judge, removed=removed, total=len(table))
-    shown = pd.DataFrame({"no.": table["component"].astype(str)})
+    shown = pd.DataFrame({"no.": table["component"].astype(int).astype(str)})
     if files.maps.exists():
         pictures_of = pictures.picture_maps(files.maps)
         shown["map"] = [Picture(f"map of component {i}", address=a)
                         for i, a in zip(shown["no."], pictures_of, strict=True)]  # fmt: skip
     if files.mixing.exists():
-        mixing = pd.read_csv(files.mixing, sep="\t").to_numpy(float)
+        mixing = np.column_stack([*read_table(files.mixing).values()])
         tr_s = read_json(sidecar(files.mixing)).get("RepetitionTime", 1.0)
         spectra = pictures.draw_spectra(mixing, tr_s)
         shown["spectrum"] = [
@@ -224,8 +224,8 @@ def _name_rule(rule: str) -> str:
 def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> list[Any]:
     blocks: list[Any] = []
     if files.coverage.exists() and atlas.image is not None and atlas.space:
-        coverage = pd.read_csv(files.coverage, sep="\t", na_values=["n/a"])["coverage"]
-        svg = pictures.draw_coverage(atlas.image, coverage.to_numpy(float), atlas.space)
+        coverage = read_table(files.coverage)["coverage"]
+        svg = pictures.draw_coverage(atlas.image, coverage, atlas.space)
         whole = int((coverage > 0.99).sum())
         caption = PARCELLATE.caption(
             "coverage", atlas=atlas.name, whole=whole, total=len(coverage)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import numpy as np
 
 from ..errors import BrainLMError
 from ..files import write_json, write_text
-from ..tables import write_tsv
+from ..tables import read_tsv, write_tsv
 from .activity import draw_patterns, make_activity
 from .anatomy import Head, make_head
 from .damage import DAMAGE_KINDS, damage_file, sidecar_path, write_image
@@ -295,15 +293,13 @@ def write_descriptions(folder: Path, people: list[Person]) -> None:
     )
     rows = _read_people(folder / "participants.tsv")
     rows |= {p.participant_id: {k: str(v) for k, v in asdict(p).items()} for p in people}
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(asdict(people[0])), delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[key] for key in sorted(rows, key=lambda key: (len(key), key)))
-    write_text(folder / "participants.tsv", table.getvalue())
+    columns = list(asdict(people[0]))
+    cells = [[rows[key][column] for column in columns]
+             for key in sorted(rows, key=lambda key: (len(key), key))]  # fmt: skip
+    write_tsv(folder / "participants.tsv", columns, cells)
 
 
 def _read_people(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
-    with open(path, newline="", encoding="utf-8") as handle:
-        return {row["participant_id"]: row for row in csv.DictReader(handle, delimiter="\t")}
+    return {row["participant_id"]: row for row in read_tsv(path, "participant_id").records()}

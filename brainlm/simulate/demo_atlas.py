@@ -6,9 +6,7 @@ that every machine builds the same bytes and the registry entry can pin their ch
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 
 from ..files import atomic_path, write_text
 from ..mni152 import Kind, read_map
+from ..tables import write_tsv
 
 NUM_PARCELS = 424
 NETWORKS = (
@@ -159,14 +158,12 @@ def build_demo_atlas(folder: str | Path) -> None:
             for index, (x, y, z) in enumerate(atlas.coordinates, start=1)
         ),
     )
-    table = io.StringIO()
-    writer = csv.writer(table, delimiter="\t", lineterminator="\n")
-    writer.writerow(["name", "hemisphere", "network"])
+    rows = []
     for index, network in enumerate(atlas.networks):
         side = "L" if index < NUM_PARCELS // 2 else "R"
         number = index % (NUM_PARCELS // 2) + 1
-        writer.writerow([f"{side}_{NETWORKS[network - 1]}_{number:03d}", side, network])
-    write_text(folder / "demo424_labels.tsv", table.getvalue())
+        rows.append([f"{side}_{NETWORKS[network - 1]}_{number:03d}", side, network])
+    write_tsv(folder / "demo424_labels.tsv", ["name", "hemisphere", "network"], rows)
 
 
 def _nifti_bytes(atlas: DemoAtlas) -> bytes:

@@ -26,7 +26,7 @@ from .. import __version__, config
 from ..atlas import Atlas
 from ..cohort.labels import LabelTransform
 from ..errors import BrainLMError
-from ..files import atomic_path, digest, read_json, sha256, write_json
+from ..files import digest, read_json, sha256, write_json
 from ..model import BrainLM, from_pretrained, preset
 from ..model.card import Metric
 from ..model.pooling import check_pool, summary_width
@@ -34,6 +34,7 @@ from ..model.ranges import describe_range
 from ..output import tell
 from ..paths import ModelFolder
 from ..shards import Corpus, Scaling
+from ..tables import write_parquet
 from .checkpoint import Saver, exchange, list_checkpoints, read_checkpoint
 from .device import get_device, place
 from .distributed import Ranks
@@ -464,8 +465,7 @@ class FineTuning:
         self.model.scaling = self.scaling
         card = finetuned_card(self.model, facts, metrics)
         self.model.cpu().save_pretrained(self.out, card=card)
-        with atomic_path(ModelFolder(self.out).predictions) as temporary:
-            result.to_parquet(temporary)
+        write_parquet(ModelFolder(self.out).predictions, result)
         write_json(ModelFolder(self.out).run, facts)
         done = {"target": self.target, "kind": self.kind, "settings": self.settings}
         write_json(ModelFolder(self.out).done, done)

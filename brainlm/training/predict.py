@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..files import atomic_path, read_json, write_json
+from ..files import read_json, write_json
 from ..model import BrainLM, BrainLMConfig, from_pretrained
 from ..model.prediction import decode_outputs
 from ..paths import ModelFolder
 from ..shards import Corpus
+from ..tables import write_parquet
 from .device import device_of, place
 from .windows import Windows
 
@@ -39,14 +40,17 @@ def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
         No fine-tuned model in `folder`, or shards of another atlas or sample period.
     """
     if why_skipped(folder):
-        return _write(pd.DataFrame(columns=COLUMNS), out)
+        table = pd.DataFrame(columns=COLUMNS)
+        write_parquet(out, table)
+        return table
     model, corpus = place(from_pretrained(folder)), Corpus(shards)
     rows = corpus.usable(min_timepoints=model.config.window)
     assert model.scaling is not None
     windows = Windows(corpus, model.scaling, model.config.window, rows)
     outputs = predict_recordings(model, windows, rows)
     table = corpus.table.loc[rows, COLUMNS[:-1]].assign(**decode_table(model.config, outputs))
-    return _write(table.reset_index(drop=True), out)
+    write_parquet(out, table)
+    return table.reset_index(drop=True)
 
 
 def summarise_recordings(
@@ -89,17 +93,12 @@ def decode_table(config: BrainLMConfig, outputs: Tensor) -> dict[str, np.ndarray
 
 def skip_target(folder: Path, reason: str) -> None:
     """Leave a finished folder that says why a target was not trained on."""
-    _write(pd.DataFrame(columns=[*COLUMNS, "label"]), ModelFolder(Path(folder)).predictions)
-    write_json(ModelFolder(Path(folder)).done, {"skipped": reason})
+    made = ModelFolder(Path(folder))
+    write_parquet(made.predictions, pd.DataFrame(columns=[*COLUMNS, "label"]))
+    write_json(made.done, {"skipped": reason})
 
 
 def why_skipped(folder: Path) -> str | None:
     """The reason that :func:`skip_target` left, or None."""
     done = ModelFolder(Path(folder)).done
     return read_json(done).get("skipped") if done.exists() else None
-
-
-def _write(table: pd.DataFrame, out: Path) -> pd.DataFrame:
-    with atomic_path(out) as temporary:
-        table.to_parquet(temporary)
-    return table

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from brainlm.atlas import Atlas
+from brainlm.config import parse_config
+from brainlm.evaluation.job import Job
+from brainlm.evaluation.tasks import parse_task
 from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 
 R = 12
@@ -53,6 +57,27 @@ def make_study(folder: Path, *, people: int = 20, seed: int = 0, timepoints: int
     index = pd.MultiIndex.from_tuples(list(labels), names=["cohort", "participant_id"])
     return Study(shards, folder / "scaling.json", toy_atlas(),
                  pd.Series(list(labels.values()), index))  # fmt: skip
+
+
+def make_job(
+    out: Path,
+    task: dict[str, Any],
+    *,
+    model: Path,
+    shards: list[Path],
+    cohorts: dict[str, Path] | None = None,
+    external: tuple[str, ...] = (),
+    **settings: Any,
+) -> Job:
+    """A task on a model and shards wherever they are, its table at `out`; `settings` as in
+    config.yaml, `cohorts` by name with their folders."""
+    places = cohorts or dict.fromkeys(("toy", *external), out.parent)
+    listed = [{"name": name, "folder": str(place),
+               "role": "external" if name in external else "reference"}
+              for name, place in places.items()]  # fmt: skip
+    values = {"results": str(out.parent / "results"), "cohorts": listed, **settings}
+    config = parse_config(values, "config.yaml")
+    return Job(parse_task(task, out.stem, out.stem), config, model, shards, out)
 
 
 def of_others(recording: Recording, cohort: str) -> Recording:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import SHA, R, make_study, toy_atlas
+from synthetic import SHA, R, make_job, make_study, toy_atlas
 
-from brainlm.config import Cohort, Evaluate
+from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.attention import maps as module
 from brainlm.evaluation.attention.maps import evaluate_attention, split_in_two
@@ -119,15 +121,18 @@ def planted(tmp_path, monkeypatch):
     return lambda **more: _evaluate(monkeypatch, tmp_path, maps, **more), tmp_path
 
 
-def _evaluate(monkeypatch, folder, maps, others=(), **more) -> pd.DataFrame:
+def _evaluate(monkeypatch, folder, maps, others=(), bootstrap=100, **more) -> pd.DataFrame:
     """The task on these maps; cohort c in `folder` has somebody whose recording cannot be used."""
     left_out = {"c": {"without a usable recording": 1}}
     recorded = [*zip(maps["cohort"], maps["participant_id"], strict=True), ("c", "sub-bad")]
     found = maps, left_out, pd.MultiIndex.from_tuples(recorded).unique()
     monkeypatch.setattr(module, "attention_maps", lambda *_: found)
     cohorts = [Cohort(name="c", folder=folder), *others]
-    more = {"options": Evaluate(bootstrap=100), "permutations": 300} | more
-    return evaluate_attention("m", [], cohorts, folder / "attention.parquet", **more)
+    task = {"kind": "attention", "permutations": 300} | more
+    job = make_job(folder / "attention.parquet", task, model=folder, shards=[],
+                   evaluate={"bootstrap": bootstrap})  # fmt: skip
+    config = job.config.model_copy(update={"cohorts": tuple(cohorts)})
+    return evaluate_attention(replace(job, config=config))
 
 
 def _parcels(table: pd.DataFrame) -> set[str]:
@@ -290,7 +295,10 @@ def test_a_score_is_cut_at_the_median_and_a_missing_column_is_refused(planted):
 def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
     study = make_study(tmp_path, people=9)
     _model("parcel").save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
-    maps, left_out, recorded = module.attention_maps(tmp_path / "model", study.shards)
+    maps, left_out, recorded = module.attention_maps(
+        make_job(tmp_path / "a.parquet", {"kind": "attention"}, model=tmp_path / "model",
+                 shards=study.shards)
+    )  # fmt: skip
     assert len(recorded) == 10
     assert sum(left_out["toy"].values()) == 1  # sub-bad
     assert len(maps) == 9
@@ -302,7 +310,10 @@ def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
     ]
     write_shard(tmp_path / "away.parquet", again, ShardInfo("toy", SHA, R, 1.0))
     shards = [*study.shards, tmp_path / "away.parquet"]
-    found, why, _ = module.attention_maps(tmp_path / "model", shards, {"away": "external"})
+    found, why, _ = module.attention_maps(
+        make_job(tmp_path / "a.parquet", {"kind": "attention"}, model=tmp_path / "model",
+                 shards=shards, external=("away",))
+    )  # fmt: skip
     assert sum(found["cohort"] == "away") == 10 - len(learnt)
     assert why["away"][SEEN] == len(learnt)
     stacked = np.stack(maps["map"])

@@ -116,7 +116,9 @@ def job(folder, kind="regression", target="age", external=False, **task) -> Job:
     values = {"kind": kind, "target": target, "seeds": [1], "networks": ["meanMLP"], **task}
     name = f"{target}-{len(task)}"
     shards = [folder / "results/shards/away/00000.parquet"] if external else []
-    return Job(parse_task(values, name, name), config, shards)
+    task = parse_task(values, name, name)
+    home, out = folder / "results/shards/home/00000.parquet", config.paths.table(task.name)
+    return Job(task, config, config.paths.pretrained, [home, *shards], out)
 
 
 def run(this: Job) -> pd.DataFrame:

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import r2_score
-from synthetic import R, make_study, of_others, toy_atlas
+from synthetic import R, make_job, make_study, of_others, toy_atlas
 
-from brainlm.config import Evaluate
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.forecasting.autoregression import fit_autoregressions
 from brainlm.evaluation.forecasting.comparison import MODEL, evaluate_forecasting, trivial
@@ -200,11 +199,15 @@ def test_training_keeps_the_weights_that_are_best_on_validation_people(study):
     assert fits[0].validation == fits[1].validation  # the same seed, the same training
 
 
+def job_of(study, shards=None, external=(), **task):
+    """One seed, one pass, one learning rate: what a budget is worth is not asked here."""
+    task = {"kind": "forecasting", "epochs": 1, "learning_rates": [1e-3], "seeds": [1]} | task
+    return make_job(study.out, task, model=study.model, shards=shards or study.shards,
+                    external=external, evaluate={"bootstrap": 100})  # fmt: skip
+
+
 def test_all_methods_are_compared_on_the_same_people(study):
-    table = evaluate_forecasting(
-        study.model, study.shards, study.out, options=Evaluate(bootstrap=100), epochs=1,
-        learning_rates=(1e-3,),
-    )  # fmt: skip
+    table = evaluate_forecasting(job_of(study))
     pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")].set_index("method")
     methods = {MODEL, "from scratch", "LSTM", "Neural ODE", "Latent ODE", "AR", "VAR", "linear",
                "last value", "zero"}  # fmt: skip
@@ -238,16 +241,14 @@ def test_external_cohorts_are_forecast_whole_and_never_trained_on(study, tmp_pat
     away = tmp_path / "away.parquet"
     recordings = [of_others(r, "away") for r in read_shard(study.shards[0])]
     write_shard(away, recordings, read_info(study.shards[0]))
-    more = {"options": Evaluate(bootstrap=100), "epochs": 1, "learning_rates": (1e-3,)}
-    table = evaluate_forecasting(study.model, [*study.shards, away], study.out,
-                                 roles={"away": "external"}, **more)  # fmt: skip
+    table = evaluate_forecasting(job_of(study, [*study.shards, away], external=("away",)))
     pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")]
     found = {(r.cohort, r.split, r.n, r.n_train) for r in pooled.itertuples()}
     assert found == {("toy", "test", 6, 42), ("away", "all", 8, 42)}
     with pytest.raises(BrainLMError, match="no training recording"):
-        evaluate_forecasting(study.model, [away], study.out, roles={"away": "external"}, **more)
+        evaluate_forecasting(job_of(study, [away], external=("away",)))
 
 
 def test_a_horizon_that_the_model_cannot_forecast_is_refused(study):
     with pytest.raises(BrainLMError, match=r"multiple of the model's patch \(10\)"):
-        evaluate_forecasting(study.model, study.shards, study.out, options=Evaluate(), ahead=7)
+        evaluate_forecasting(job_of(study, ahead=7))

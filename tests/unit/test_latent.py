@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import R, make_study, toy_atlas
+from synthetic import R, make_job, make_study, toy_atlas
 
-from brainlm.config import Cohort, Evaluate
 from brainlm.errors import BrainLMError
 from brainlm.evaluation import latent as module
 from brainlm.evaluation.latent import evaluate_latent, map_points, nearest_of_others
@@ -57,8 +56,9 @@ def planted(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "read_participants", note)
     monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
     out = tmp_path / "latent.parquet"
-    table = evaluate_latent("m", [], [Cohort(name="c", folder=tmp_path)], out,
-                            options=Evaluate(bootstrap=200))  # fmt: skip
+    table = evaluate_latent(make_job(out, {"kind": "latent"}, model=tmp_path, shards=[],
+                                     cohorts={"c": tmp_path}, evaluate={"bootstrap": 200})
+                            )  # fmt: skip
     return table, pd.read_parquet(out.with_suffix(".points.parquet"))
 
 
@@ -99,14 +99,12 @@ def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
     torch.manual_seed(0)
     model.save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
-    tasks = load_tasks(["latent"])
+    task = load_tasks(["latent"])["latent"].model_dump(exclude={"name"})
     people = study.labels.reset_index().rename(columns={0: "age"})
     people.drop(columns="cohort").to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
-    table = evaluate_latent(
-        tmp_path / "model", study.shards, [Cohort(name="toy", folder=tmp_path)],
-        tmp_path / "latent.parquet", options=Evaluate(bootstrap=100),
-        splits=tasks["latent"].splits,
-    )  # fmt: skip
+    job = make_job(tmp_path / "latent.parquet", task, model=tmp_path / "model",
+                   shards=study.shards, evaluate={"bootstrap": 100})  # fmt: skip
+    table = evaluate_latent(job)
     points = pd.read_parquet(tmp_path / "latent.points.parquet")
     assert set(points["split"]) == {"validation", "test"} and len(points) == 2 * 18
     assert set(table[table["target"] == "age"]["split"]) == {"validation", "test"}
@@ -115,5 +113,4 @@ def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     assert set(who["note"].str.slice(0, 40)) == {"0 participants with two windows that do "}
     (tmp_path / "model" / "scaling.json").unlink()
     with pytest.raises(BrainLMError, match="lacks its scaling"):
-        evaluate_latent(tmp_path / "model", study.shards, [], tmp_path / "x.parquet",
-                        options=Evaluate())  # fmt: skip
+        evaluate_latent(job)

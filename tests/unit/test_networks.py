@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from synthetic import R, make_study, toy_atlas
+from synthetic import R, make_job, make_study, toy_atlas
 
 from brainlm.atlas import load_atlas, read_networks
-from brainlm.config import Config, Evaluate
+from brainlm.config import Config
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.job import Job
+from brainlm.evaluation.parcel_networks import readout
 from brainlm.evaluation.parcel_networks.encoders import (
     ParcelGCN,
     ParcelVAE,
@@ -25,7 +26,6 @@ from brainlm.evaluation.parcel_networks.readout import (
     classify_parcels,
     divide_parcels,
     evaluate_networks,
-    run,
 )
 from brainlm.evaluation.tasks import parse_task
 from brainlm.model import from_pretrained, preset
@@ -64,7 +64,7 @@ def test_an_atlas_without_networks_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(
         BrainLMError, match=r"cc200 has no table of networks.*name one in the task"
     ):
-        run(Job(task, config, []))
+        evaluate_networks(Job(task, config, tmp_path, [], tmp_path / "networks.parquet"))
 
 
 def test_raw_series_of_a_real_recording_give_the_known_accuracy(shared):
@@ -114,18 +114,19 @@ def study(tmp_path_factory):
     return folder, made
 
 
+def job_of(folder, made, **task):
+    return make_job(folder / "networks.parquet", {"kind": "networks", **task},
+                    model=folder / "model", shards=made.shards, evaluate={"bootstrap": 100}
+                    )  # fmt: skip
+
+
 def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatch):
-    monkeypatch.setattr(
-        "brainlm.evaluation.parcel_networks.readout.NEIGHBOURS", 1
-    )  # 3 training parcels each
+    monkeypatch.setattr(readout, "NEIGHBOURS", 1)  # 3 training parcels each
     folder, made = study
     networks = [f"network {i % 3}" for i in range(R)]
     networks[11] = None
-    table = evaluate_networks(
-        folder / "model", made.shards, networks, folder / "networks.parquet", epochs=1,
-        options=Evaluate(bootstrap=100), coordinates=made.atlas.coordinates,
-        seeds=(1, 2, 20240101),
-    )  # fmt: skip
+    monkeypatch.setattr(readout, "_find_networks", lambda job: (networks, made.atlas.coordinates))
+    table = evaluate_networks(job_of(folder, made, epochs=1, seeds=[1, 2, 20240101]))
     pooled = table[table["level"] == "pooled"].set_index("method")
     assert {MODEL, "raw series", "connectivity rows", "VAE", "GCN", "places", SHUFFLED,
             MAJORITY} < set(pooled.index)  # fmt: skip
@@ -163,9 +164,9 @@ def test_external_people_train_nothing(study, monkeypatch):
         _trained(model, corpus, {"toy": "external", "other": "external"}, 1, 4, 1)
 
 
-def test_a_table_for_another_atlas_or_of_one_network_is_refused(study):
+def test_a_table_for_another_atlas_or_of_one_network_is_refused(study, monkeypatch):
     folder, made = study
     for networks, problem in [(["a"] * 5, "a table for 5 parcels"), (["a"] * R, "names 1")]:
+        monkeypatch.setattr(readout, "_find_networks", lambda job, n=networks: (n, None))
         with pytest.raises(BrainLMError, match=problem):
-            evaluate_networks(folder / "model", made.shards, networks, folder / "x.parquet",
-                              options=Evaluate())  # fmt: skip
+            evaluate_networks(job_of(folder, made))

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import r2_score
+from synthetic import make_job
 
-from brainlm.config import Evaluate
 from brainlm.evaluation import reconstruction
 from brainlm.evaluation.reconstruction import evaluate_reconstruction, load_traces
 from brainlm.model.gaussian import Gaussian
-from brainlm.shards import ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
+from brainlm.shards import (
+    ParcelQuantiles,
+    Recording,
+    Scaling,
+    ShardInfo,
+    read_info,
+    read_shard,
+    write_shard,
+)
 
 PARCELS, WINDOW, PATCH = 7, 40, 10
 
@@ -71,9 +80,12 @@ def study(tmp_path, monkeypatch):
     return SimpleNamespace(shard=shard, out=tmp_path / "reconstruction.parquet", scaling=scaling)
 
 
-def _run(study, model="model", **more):
-    options = Evaluate(mask_ratios=(0.5,), bootstrap=200)
-    return evaluate_reconstruction(model, [study.shard], study.out, options=options, **more)
+def _run(study, model=None, external=()):
+    model = model or Path("model")
+    job = make_job(study.out, {"kind": "reconstruction"}, model=model, shards=[study.shard],
+                   cohorts=dict.fromkeys(("home", "away"), study.out.parent), external=external,
+                   evaluate={"mask_ratios": [0.5], "bootstrap": 200})  # fmt: skip
+    return evaluate_reconstruction(job)
 
 
 def _pooled(table, **where):
@@ -151,7 +163,7 @@ def test_of_the_future_a_var_of_the_training_recordings_is_asked_too(study):
 
 
 def test_external_cohorts_are_evaluated_whole(study):
-    table = _run(study, roles={"away": "external"})
+    table = _run(study, external=("away",))
     assert set(table[table["cohort"] == "away"]["split"]) == {"all"}
     assert set(table[table["cohort"] == "away"]["n"]) == {6}
 
@@ -169,8 +181,11 @@ def test_every_recording_and_parcel_has_its_own_figure(study):
         assert one[one["level"] == level]["value"].mean() == pytest.approx(pooled, rel=0.05)
 
 
-def test_a_split_without_people_says_so(study):
-    table = _run(study, splits=("validation",))
+def test_a_split_without_participants_has_a_row_that_says_so(study):
+    kept = [r for r in read_shard(study.shard) if r.split != "test"]
+    write_shard(study.shard, kept, read_info(study.shard), dtype="float32")
+    table = _run(study)
+    assert set(table["cohort"]) == {"home", "away"}
     assert set(table["n"]) == {0}
     assert table["value"].isna().all()
     assert load_traces(study.out.with_suffix(".traces.npz")) == {}

@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import make_study
+from synthetic import make_job, make_study
 
 from brainlm.cohort.splits import in_share
-from brainlm.config import Config, Evaluate, Model, Pretrain, sweep_point
+from brainlm.config import Config, Model, Pretrain, sweep_point
 from brainlm.errors import BrainLMError
-from brainlm.evaluation.job import Job
 from brainlm.evaluation.model_scaling import _count_people, evaluate_scaling
-from brainlm.evaluation.tasks import parse_task
+from brainlm.evaluation.tasks import ScalingTask, parse_task
 from brainlm.files import read_json
 from brainlm.training.pretrain import _choose_share, pretrain
 from brainlm.workflow import sweep_models
@@ -52,17 +51,23 @@ def test_rules_and_evaluation_agree_on_the_folders():
     assert changed.pretrain.epochs == config.pretrain.epochs
     with pytest.raises(BrainLMError, match=r"pretrain\.share"):
         sweep_point(config, "tiny", "1.5", "1")
-    assert Job(task, config, []).out.name == "s.parquet"
 
 
-def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_same(tmp_path):
+def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_same(
+    tmp_path, monkeypatch
+):
     study = make_study(tmp_path, people=60)
+    task = {"kind": "scaling", "presets": ["tiny"], "shares": [0.3, 1.0], "seeds": [1, 2]}
+    job = make_job(tmp_path / "scaling.parquet", task, model=tmp_path, shards=study.shards,
+                   evaluate={"bootstrap": 100})  # fmt: skip
+    points = [("tiny", 0.3, 1), ("tiny", 0.3, 2), ("tiny", 1.0, 1)]
+    monkeypatch.setattr(ScalingTask, "points", lambda task: points)
     models = {}
-    for share, seed in [(0.3, 1), (0.3, 2), (1.0, 1)]:
+    for _, share, seed in points:
         options = Pretrain(
             epochs=2, batch_size=8, micro_batch_size=8, cpus=1, share=share, seed=seed
         )
-        out = tmp_path / f"{share}-{seed}"
+        out = job.config.paths.sweep("tiny", share, seed)
         pretrain(study.shards, study.scaling, out, model=Model(preset="tiny", window=40, patch=10),
                  options=options, atlas=study.atlas)  # fmt: skip
         models["tiny", share, seed] = out
@@ -75,8 +80,7 @@ def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_sam
     lines = [pd.read_json(folder / "metrics.jsonl", lines=True) for folder in models.values()]
     for column in ("step", "split", "lr"):  # schedule and validation do not know of the share
         assert lines[0][column].equals(lines[2][column])
-    table = evaluate_scaling(models, study.shards, tmp_path / "scaling.parquet",
-                             options=Evaluate(bootstrap=100))  # fmt: skip
+    table = evaluate_scaling(job)
     pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")]
     apart = pooled["method"].str.contains(" minus ")
     gap, pooled = pooled[apart], pooled[~apart].set_index("target")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -9,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import SHA, R, toy_atlas
+from synthetic import SHA, R, make_job, toy_atlas
 
 from brainlm.cohort.events import ConditionBlock, EventFiles, read_events
-from brainlm.config import Cohort, Evaluate
+from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.clinical.baselines import inner_folds
 from brainlm.evaluation.states import decoding
@@ -223,11 +224,13 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
-def evaluate(model, out, *made, task=None, roles=None):
-    table = evaluate_states(
-        model, [one.shard for one in made], [one.cohort for one in made], task or states(),
-        out / "states.parquet", options=Evaluate(bootstrap=200), roles=roles,
+def evaluate(model, out, *made, task=None, external=()):
+    job = make_job(
+        out / "states.parquet", {"kind": "states"}, model=model,
+        shards=[one.shard for one in made], external=external, evaluate={"bootstrap": 200},
+        cohorts={one.cohort.name: one.cohort.folder for one in made},
     )  # fmt: skip
+    table = evaluate_states(replace(job, task=task or states()))
     return table, pd.read_parquet(out / "states.confusion.parquet")
 
 
@@ -247,7 +250,7 @@ def decoded(model, tmp_path_factory):
     other = make(out / "other", cohort="other", people=5, strength=1.5)
     for row in sorted((out / "other").rglob("*_events.tsv"))[:1]:
         row.unlink()  # a participant without events
-    return evaluate(model, out, here, other, roles={"c": "reference", "other": "external"})
+    return evaluate(model, out, here, other, external=("other",))
 
 
 def test_planted_conditions_are_decoded(decoded):

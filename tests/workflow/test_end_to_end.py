@@ -115,7 +115,7 @@ def test_evaluation_stands_beside_its_baselines(study, monkeypatch):
         table = pd.read_parquet(results / f"{name}.parquet")
         assert table["command"].str.endswith(f"evaluate --task {name}").all()
         config = load_config(study / "results/config.json")
-        job = Job(find_task(config.tasks, name), config, [])
+        job = Job.of(find_task(config.tasks, name), config)
         assert (table["config"] == job.fingerprint).all()
         assert table[["seed", "n", "left_out"]].notna().all(axis=None)
         assert table["note"].notna()[table["left_out"] > 0].all()

@@ -9,22 +9,18 @@ external cohort those alone whom it has not seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ...cohort.labels import as_word, participants_path, read_participants
-from ...config import Cohort, Evaluate
+from ...config import Cohort
 from ...errors import BrainLMError
-from ...files import atomic_path
-from ...paths import side_table
-from ..job import Job, open_pretrained
+from ..job import Job
 from ..people import KEY, count_absent, long_enough, names_of
-from ..rows import describe_left_out, write_results
-from ..seen import open_corpus
+from ..rows import describe_left_out
 from ..statistics import MIN_PARTICIPANTS
 from ..tasks import refuse_held
 from .contrasts import People, can_compare, compare_groups
@@ -35,79 +31,37 @@ TASK = "task"
 _MOTION = "mean_fd_mm"
 
 
-def run(job: Job) -> pd.DataFrame:
-    """An attention task of a study."""
-    task = job.task
-    return evaluate_attention(
-        job.pretrained,
-        job.shards,
-        job.config.cohorts,
-        job.out,
-        options=job.config.evaluate,
-        contrast=task.contrast,
-        groups=task.groups,
-        within=task.within,
-        adjust=task.adjust,
-        permutations=task.permutations,
-        config=job.fingerprint,
-    )
-
-
-def evaluate_attention(
-    model_folder: Path,
-    shards: Sequence[Path],
-    cohorts: Sequence[Cohort],
-    out: Path,
-    *,
-    options: Evaluate,
-    contrast: str | None = None,
-    groups: Sequence[str] | None = None,
-    within: str | None = None,
-    adjust: Sequence[str] = (),
-    permutations: int = 2000,
-    config: str | None = None,
-) -> pd.DataFrame:
+def evaluate_attention(job: Job) -> pd.DataFrame:
     """Mean maps of each group and, with a contrast, their difference in every parcel.
 
-    Parameters
-    ----------
-    model_folder : Path
-        The pretrained model.
-    contrast : str, optional
-        A column of the participants tables: of two values, or of numbers (up to the median
-        against above it); ``task``: two BIDS tasks of the same people. Here, in `within` and in
-        `adjust`, ``mean_fd_mm`` is the mean over a person's recordings where it was measured,
-        else the table's ``mean_fd``.
-    groups : (str, str), optional
-        The two values to compare where there are more; the difference is second minus first.
-    within : str, optional
-        A column, such as site, within whose values groups are compared and labels permuted: what
-        differs between sites can then not pass for a difference between groups.
-    adjust : sequence of str
-        Columns of numbers, such as motion, whose linear effect is held constant when groups are
-        compared.
-    permutations : int
+    ``contrast`` is a column of the participants tables: of two values, or of numbers (up to the
+    median against above it); or ``task``: two BIDS tasks of the same participants. There, in
+    ``within`` and in ``adjust``, ``mean_fd_mm`` is the mean over a participant's recordings where
+    it was measured, else the table's ``mean_fd``. ``within`` names a column, such as site, within
+    whose values groups are compared and labels permuted: what differs between sites can then not
+    pass for a difference between groups.
 
     Returns
     -------
     DataFrame
-        See :data:`brainlm.evaluation.rows.COLUMNS`: the largest \\|t\\| and how many parcels
-        differ (corrected p < 0.05), then one difference per parcel. The maps go next to it as
+        The largest \\|t\\| and how many parcels differ (corrected p < 0.05), then one difference
+        (second group minus first) per parcel. The maps go next to it as
         ``<stem>.maps.parquet``: cohort, target, group, parcel, n, mean, low, high, difference, p.
 
     Raises
     ------
     BrainLMError
-        In no cohort two groups can be compared; `within` or `adjust` without groups of people;
-        `adjust` names a column of words.
+        Two groups can be compared in no cohort; ``within`` or ``adjust`` without groups of
+        participants; ``adjust`` names a column of words.
     """
+    task, options = job.task, job.options
+    contrast, groups, within, adjust = task.contrast, task.groups, task.within, task.adjust
     if refusal := refuse_held(contrast, within, adjust):
         raise BrainLMError(f"attention: {refusal}")
-    roles = {cohort.name: cohort.role for cohort in cohorts}
-    maps, left_out, recorded = attention_maps(model_folder, shards, roles)
+    maps, left_out, recorded = attention_maps(job)
     refused: dict[str, str] = {}
     rows, tables = [], []
-    for cohort in cohorts:
+    for cohort in job.config.cohorts:
         part = maps[maps["cohort"] == cohort.name]
         where: dict = {"task": "attention", "target": contrast, "cohort": cohort.name}
         where |= {"split": "all", "method": "CLS attention", "level": "pooled"}
@@ -124,7 +78,7 @@ def evaluate_attention(
             rows.append(where | {"n": 0, "left_out": everybody, "note": people})
             continue
         people = replace(people, left_out=why | people.left_out)
-        table, found = compare_groups(people, where, permutations, options)
+        table, found = compare_groups(people, where, task.permutations, options)
         tables.append(table.assign(cohort=cohort.name, target=contrast))
         rows += found
     if contrast and not tables:
@@ -133,13 +87,12 @@ def evaluate_attention(
             f"attention: no cohort has two groups of {contrast!r} to compare "
             f"({reasons or 'no usable recordings'}); change the task's contrast, groups or within"
         )
-    with atomic_path(side_table(out, "maps")) as temporary:
-        (pd.concat(tables) if tables else pd.DataFrame()).to_parquet(temporary, index=False)
-    return write_results(rows, out, options.seed, config)
+    job.save("maps", pd.concat(tables) if tables else pd.DataFrame())
+    return job.write(rows)
 
 
 def attention_maps(
-    model_folder: Path, shards: Sequence[Path], roles: Mapping[str, str] | None = None
+    job: Job,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, int]], pd.MultiIndex]:
     """One row per recording that holds a window: its metadata and ``map``, an array [R]; by cohort
     how many people have none, and why; and (cohort, participant_id) of all who have a recording,
@@ -148,8 +101,7 @@ def attention_maps(
     from ...training.device import device_of
     from ...training.windows import Windows
 
-    corpus = open_corpus(shards, roles)
-    model = open_pretrained(model_folder, corpus)
+    corpus, model = job.open()
     assert model.scaling is not None
     device = device_of(model)
     parts = corpus.table.groupby("cohort", sort=False)

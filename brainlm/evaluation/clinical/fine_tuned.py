@@ -11,9 +11,11 @@ from ...atlas import Atlas
 from ...cohort.digests import digest_columns
 from ...cohort.labels import Labels, read_column, read_labels
 from ...errors import BrainLMError
-from ...files import atomic_path, read_json, write_json
+from ...files import read_json, write_json
 from ...paths import ModelFolder
 from ...shards import Corpus
+from ...shards.release import read_release
+from ...tables import write_parquet
 from ...training.finetune import finetune
 from ...training.predict import skip_target
 from ..job import Job
@@ -57,7 +59,8 @@ def check_fit(job: Job, folder: Path) -> None:
 def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -> None:
     task, cohorts = job.task, job.config.cohorts
     known = read_labels(cohorts, task.target, task.kind, task.transform, task.spellings)
-    population = Population.of(Corpus(job.release_shards), known, job.config.model.window)
+    corpus = Corpus(read_release(job.config.paths))
+    population = Population.of(corpus, known, job.config.model.window)
     people, labels = population.people, population.labels
     if population.shortage:
         print(f"{task.name}: not fine-tuned: {population.shortage}")
@@ -85,8 +88,7 @@ def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -
     if not tables:
         skip_target(out, "no fold has training people to learn from")
         return
-    with atomic_path(ModelFolder(out).predictions) as temporary:
-        pd.concat(tables).reset_index(drop=True).to_parquet(temporary)
+    write_parquet(ModelFolder(out).predictions, pd.concat(tables))
     write_json(ModelFolder(out).done, {"target": task.target, "folds": len(tables)})
 
 
@@ -94,7 +96,7 @@ def _fit(job: Job, labels: Labels, out: Path, atlas: Atlas, seed: int, from_scra
     task, config = job.task, job.config
     return finetune(
         None if from_scratch else job.pretrained,
-        job.release_shards,
+        read_release(job.config.paths),
         config.paths.scaling,
         labels.values,
         out,

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 from ...cohort.labels import Labels, LabelTransform, read_column, read_labels
 from ...errors import BrainLMError
-from ...files import atomic_path
 from ...model import BrainLM
 from ...paths import ModelFolder, side_table
 from ...shards import Corpus
-from ..job import Job, open_pretrained
+from ...tables import write_parquet
+from ..job import Job
 from ..people import (
     KEY,
     Population,
@@ -37,8 +37,6 @@ from ..people import (
     read_questionnaires,
     split_people,
 )
-from ..rows import write_results
-from ..seen import open_corpus
 from ..tasks import QUESTIONS
 from .baselines import balance
 from .fine_tuned import check_fit
@@ -49,21 +47,21 @@ from .scores import Part, score
 _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent", "cleaned")
 
 
-def run(job: Job) -> pd.DataFrame:
+def evaluate_target(job: Job) -> pd.DataFrame:
     """A regression or classification task of a study."""
-    task, corpus = job.task, open_corpus(job.shards, job.roles)
+    task, (corpus, model) = job.task, job.open()
     labels = read_labels(
         job.config.cohorts, task.target, task.kind, task.transform, task.spellings
     )
-    study = Study(job, corpus, labels, open_pretrained(job.pretrained, corpus))
+    study = Study(job, corpus, labels, model)
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
         row |= {"left_out": len(study.people), "note": f"not evaluated: {study.shortage}"}
-        return write_results([study.where | row], job.out, study.seed, job.fingerprint)
+        return job.write([study.where | row])
     parts = list(study.parts())
-    rows = [row for part in parts for row in score(part, study.where, job.config.evaluate)]
+    rows = [row for part in parts for row in score(part, study.where, job.options)]
     _save_predictions(side_table(job.out, "predictions"), parts, task)
-    return write_results(rows, job.out, study.seed, job.fingerprint)
+    return job.write(rows)
 
 
 @dataclass
@@ -281,5 +279,4 @@ def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:
     empty = pd.DataFrame(columns=[*KEY, "split", "label", "method", "seed", "prediction"])
     long = pd.concat(tables) if tables else empty
     long["seed"] = long["seed"].astype("Int64")
-    with atomic_path(path) as temporary:
-        long.to_parquet(temporary, index=False)
+    write_parquet(path, long)

@@ -11,22 +11,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from ...config import Evaluate
 from ...errors import BrainLMError
-from ...files import atomic_path
-from ...paths import side_table
 from ...shards import Corpus, Scaling
-from ..job import Job, open_pretrained
+from ..job import Job
 from ..metrics import POOLED, of_sums, sum_values
-from ..people import cohort_parts, long_enough
-from ..rows import compare, describe_left_out, rows_of_units, write_results
-from ..seen import open_corpus
+from ..people import long_enough
+from ..rows import compare, describe_left_out, rows_of_units
 from ..statistics import Sample, add_by_participant
 from .autoregression import fit_autoregressions
 
@@ -42,24 +37,6 @@ class FittedForecaster(NamedTuple):
 
     method: Forecast
     choice: str | None = None
-
-
-def run(job: Job) -> pd.DataFrame:
-    """A forecasting task of a study."""
-    task = job.task
-    return evaluate_forecasting(
-        job.pretrained,
-        job.shards,
-        job.out,
-        options=job.config.evaluate,
-        ahead=task.ahead,
-        epochs=task.epochs,
-        batch_size=task.batch_size,
-        learning_rates=task.learning_rates,
-        seeds=task.seeds,
-        roles=job.roles,
-        config=job.fingerprint,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,42 +71,13 @@ class Setting:
         return out
 
 
-def evaluate_forecasting(
-    model_folder: Path,
-    shards: Sequence[Path],
-    out: Path,
-    *,
-    options: Evaluate,
-    ahead: int | None = None,
-    epochs: int = 10,
-    batch_size: int = 16,
-    learning_rates: Sequence[float] = (1e-3, 3e-3),
-    seeds: Sequence[int] = (1,),
-    splits: Sequence[str] = ("test",),
-    roles: Mapping[str, str] | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
+def evaluate_forecasting(job: Job) -> pd.DataFrame:
     """R², r, MSE and MAE of all methods, overall and per step ahead, with paired tests.
 
-    Parameters
-    ----------
-    model_folder : Path
-        The pretrained model; its window is what is given and what is forecast together.
-    ahead : int, optional
-        H, time points to forecast, a multiple of the model's patch; default a tenth of the
-        window in whole patches (the paper: 20 of 200).
-    epochs, batch_size, learning_rates
-        The budget of every trained method.
-    seeds : sequence of int
-        Every network is trained once per seed; its errors are pooled over the seeds.
-    splits, roles, config
-        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
-
-    Returns
-    -------
-    DataFrame
-        See :data:`brainlm.evaluation.rows.COLUMNS`; example forecasts go next to it as
-        ``<stem>.examples.parquet``.
+    The model's window is what is given and what is forecast together; without ``ahead`` the last
+    tenth of it is forecast, in whole patches (the paper: 20 of 200 time points). Every network is
+    trained once per seed; its errors are pooled over the seeds. Example forecasts go next to the
+    table as ``<stem>.examples.parquet``.
 
     Raises
     ------
@@ -138,19 +86,18 @@ def evaluate_forecasting(
     """
     from ...training.loop import Budget
 
-    corpus, roles = open_corpus(shards, roles), roles or {}
-    base = open_pretrained(model_folder, corpus)
+    (corpus, base), task, roles = job.open(), job.task, job.roles
     assert base.scaling is not None
-    setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, ahead))
+    setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, task.ahead))
     train, check = setting.rows("train", roles), setting.rows("validation", roles)
     if not len(train):
         raise BrainLMError(f"forecasting: no training recording holds {setting.window} points")
     fits = [_fit_linear(setting, train, check)]
-    for seed in seeds:
-        budget = Budget(epochs, batch_size, learning_rates, seed)
+    for seed in task.seeds:
+        budget = Budget(task.epochs, task.batch_size, task.learning_rates, seed)
         fits.append(_fit_networks(base, setting, train, check, budget))
     rows, examples = [], []
-    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
+    for cohort, split, part in job.parts(corpus.table):
         indices, why = long_enough(part, setting.window)
         where: dict = {"task": "forecasting", "cohort": cohort, "split": split}
         where |= {"target": f"{setting.ahead} of {setting.window}", "left_out": sum(why.values())}
@@ -159,11 +106,10 @@ def evaluate_forecasting(
         if not len(indices):
             rows.append(where | {"method": MODEL, "level": "pooled", "n": 0})
             continue
-        rows += _score(setting, indices, fits, seeds, where, options)
+        rows += _score(setting, indices, fits, task.seeds, where, job.options)
         examples += _examples(setting, indices[:_EXAMPLES], fits[0] | fits[1])
-    with atomic_path(side_table(out, "examples")) as temporary:
-        pd.DataFrame(examples).to_parquet(temporary, index=False)
-    return write_results(rows, out, options.seed, config)
+    job.save("examples", pd.DataFrame(examples))
+    return job.write(rows)
 
 
 def _horizon(config, ahead: int | None) -> int:

@@ -9,9 +9,8 @@ is told where parcels are may just know that), the most frequent network, and sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +19,9 @@ import pandas as pd
 from ...config import Evaluate
 from ...errors import BrainLMError
 from ...shards import Corpus
-from ..job import Job, open_pretrained
-from ..people import cohort_parts, long_enough
-from ..rows import compare, describe_left_out, rows_of_units, write_results
-from ..seen import open_corpus
+from ..job import Job
+from ..people import long_enough
+from ..rows import compare, describe_left_out, rows_of_units
 from ..statistics import Sample, Statistic, add_by_participant
 
 if TYPE_CHECKING:
@@ -34,8 +32,43 @@ SHUFFLED, MAJORITY = "shuffled labels", "majority class"
 NEIGHBOURS = 5
 
 
-def run(job: Job) -> pd.DataFrame:
-    """A networks task of a study."""
+def evaluate_networks(job: Job) -> pd.DataFrame:
+    """Accuracy of every method, overall, per recording and per network.
+
+    Parcels without a network are left out and counted. The VAE and the GCN are trained on windows
+    of the training recordings, as many as the pretraining saw unless the task says otherwise.
+    Seeds are of the 80/20 division of the parcels, of shuffled labels and of these networks.
+
+    Raises
+    ------
+    BrainLMError
+        No table of networks, one for another number of parcels, or one network only.
+    """
+    task, options, roles = job.task, job.options, job.roles
+    networks, coordinates = _find_networks(job)
+    batch_size = job.config.pretrain.batch_size
+    epochs, seeds = task.epochs or job.config.pretrain.epochs, task.seeds
+    corpus, model = job.open()
+    labels = _check(networks, corpus.info.num_parcels)
+    missing = describe_left_out({"parcels without a network": int((labels < 0).sum())})
+    kinds = [_trained(model, corpus, roles, epochs, batch_size, seed) for seed in seeds]
+    rows: list[dict] = []
+    for cohort, split, part in job.parts(corpus.table):
+        indices, why = long_enough(part, model.config.window)
+        note = "; ".join(filter(None, [describe_left_out(why), missing])) or None
+        where: dict = {"task": "networks", "target": f"{labels.max() + 1} networks", "note": note}
+        where |= {"cohort": cohort, "split": split, "left_out": sum(why.values())}
+        if not len(indices):
+            rows.append(where | {"method": MODEL, "level": "pooled", "n": 0})
+            continue
+        right = _classify_all(model, corpus, indices, labels, coordinates, kinds, seeds)
+        names = sorted({name for name in networks if name})
+        rows += _score(right, corpus.table.loc[indices], names, where, options)
+    return job.write(rows)
+
+
+def _find_networks(job: Job) -> tuple[Sequence[str | None], np.ndarray | None]:
+    """Of each parcel: its network or None, and its place in MNI mm (for the baseline)."""
     from ...atlas import load_atlas, read_networks
 
     task, config = job.task, job.config
@@ -49,75 +82,7 @@ def run(job: Job) -> pd.DataFrame:
             f"{config.atlas.folder} (atlases/README.md says which); name one in the task: "
             "table: networks.tsv, column: network"
         )
-    return evaluate_networks(
-        job.pretrained,
-        job.shards,
-        networks,
-        job.out,
-        options=config.evaluate,
-        coordinates=atlas.coordinates,
-        epochs=task.epochs or config.pretrain.epochs,
-        batch_size=config.pretrain.batch_size,
-        seeds=task.seeds,
-        roles=job.roles,
-        config=job.fingerprint,
-    )
-
-
-def evaluate_networks(
-    model_folder: Path,
-    shards: Sequence[Path],
-    networks: Sequence[str | None],
-    out: Path,
-    *,
-    options: Evaluate,
-    coordinates: np.ndarray | None = None,
-    epochs: int = 10,
-    batch_size: int = 16,
-    seeds: Sequence[int] = (1,),
-    splits: Sequence[str] = ("test",),
-    roles: Mapping[str, str] | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
-    """Accuracy of every method, overall, per recording and per network.
-
-    Parameters
-    ----------
-    networks : sequence of R str or None
-        Of each parcel; parcels without one are left out and counted.
-    coordinates : ndarray [R, 3], optional
-        MNI mm, for the baseline of places.
-    epochs, batch_size
-        Of the VAE and the GCN, on windows of the training recordings; those of the pretraining
-        give them the same windows.
-    seeds : sequence of int
-        Of the 80/20 division of the parcels, of shuffled labels and of the trained networks.
-    splits, roles, config
-        As in :func:`~brainlm.evaluation.reconstruction.evaluate_reconstruction`.
-
-    Raises
-    ------
-    BrainLMError
-        The table is for another number of parcels, or has one network only.
-    """
-    corpus, roles = open_corpus(shards, roles), roles or {}
-    model = open_pretrained(model_folder, corpus)
-    labels = _check(networks, corpus.info.num_parcels)
-    missing = describe_left_out({"parcels without a network": int((labels < 0).sum())})
-    kinds = [_trained(model, corpus, roles, epochs, batch_size, seed) for seed in seeds]
-    rows: list[dict] = []
-    for cohort, split, part in cohort_parts(corpus.table, splits, roles):
-        indices, why = long_enough(part, model.config.window)
-        note = "; ".join(filter(None, [describe_left_out(why), missing])) or None
-        where: dict = {"task": "networks", "target": f"{labels.max() + 1} networks", "note": note}
-        where |= {"cohort": cohort, "split": split, "left_out": sum(why.values())}
-        if not len(indices):
-            rows.append(where | {"method": MODEL, "level": "pooled", "n": 0})
-            continue
-        right = _classify_all(model, corpus, indices, labels, coordinates, kinds, seeds)
-        names = sorted({name for name in networks if name})
-        rows += _score(right, corpus.table.loc[indices], names, where, options)
-    return write_results(rows, out, options.seed, config)
+    return networks, atlas.coordinates
 
 
 def _check(networks: Sequence[str | None], parcels: int) -> np.ndarray:

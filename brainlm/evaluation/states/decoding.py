@@ -18,14 +18,10 @@ import pandas as pd
 
 from ...config import Cohort, Evaluate, Finetune
 from ...errors import BrainLMError
-from ...files import atomic_path
-from ...paths import side_table
 from ...shards import Corpus
 from ..clinical.baselines import Known, balance, fit_logistic
-from ..job import Job, make_untrained, open_pretrained
-from ..people import cohort_parts
-from ..rows import compare, describe_left_out, rows_of_units, write_results
-from ..seen import open_corpus
+from ..job import Job, make_untrained
+from ..rows import compare, describe_left_out, rows_of_units
 from ..statistics import Sample, Statistic
 from ..tasks import StatesTask
 from .clips import Clips, clip_points, list_clips, read_clips
@@ -47,39 +43,11 @@ _SIZE = 32  # clips in memory at a time
 Scores = dict[str, np.ndarray]  # method -> [K, seeds] the condition's number
 
 
-def run(job: Job) -> pd.DataFrame:
-    """A states task of a study."""
-    return evaluate_states(
-        job.pretrained, job.shards, job.config.cohorts, job.task, job.out,
-        options=job.config.evaluate, roles=job.roles, config=job.fingerprint,
-    )  # fmt: skip
-
-
-def evaluate_states(
-    model_folder: Path,
-    shards: Sequence[Path],
-    cohorts: Sequence[Cohort],
-    task: StatesTask,
-    out: Path,
-    *,
-    options: Evaluate,
-    roles: Mapping[str, str] | None = None,
-    config: str | None = None,
-) -> pd.DataFrame:
+def evaluate_states(job: Job) -> pd.DataFrame:
     """Accuracy, balanced accuracy and recall of all methods, with paired tests.
 
-    Parameters
-    ----------
-    model_folder : Path
-        The pretrained model.
-    cohorts : sequence of Cohort
-        Their folders have the events, unless the task names others.
-
-    Returns
-    -------
-    DataFrame
-        See :data:`brainlm.evaluation.rows.COLUMNS`; what was taken for what goes next to it as
-        ``<stem>.confusion.parquet``.
+    The cohorts' folders have the events, unless the task names others. What was taken for what
+    goes next to the table as ``<stem>.confusion.parquet``.
 
     Raises
     ------
@@ -87,19 +55,17 @@ def evaluate_states(
         A clip that is no patch of the model or longer than its window; events of a cohort, or in
         a folder, that is not there.
     """
-    roles = roles or {}
-    corpus = open_corpus(shards, roles)
-    model = open_pretrained(model_folder, corpus)
+    task, (corpus, model) = job.task, job.open()
     shape = model.config
     points = clip_points(task, shape.patch, shape.window, corpus.info.sample_period_s)
-    clips = list_clips(corpus, task, points, _folders(task, cohorts))
-    study = LabelledStudy.of(clips, roles)
+    clips = list_clips(corpus, task, points, _folders(task, job.config.cohorts))
+    study = LabelledStudy.of(clips, job.roles)
     decoder = (
-        ClipDecoder(corpus, model, task, points, study, out.parent) if study.classes else None
+        ClipDecoder(corpus, model, task, points, study, job.out.parent) if study.classes else None
     )
     rows: list[dict] = []
     confusion: list[pd.DataFrame] = []
-    for cohort, split, part in cohort_parts(corpus.table, ("test",), roles):
+    for cohort, split, part in job.parts(corpus.table):
         where: dict = {"task": "states", "target": task.label, "cohort": cohort, "split": split}
         tested = study.of_rows(part.index)
         seconds = points * corpus.info.sample_period_s
@@ -109,15 +75,12 @@ def evaluate_states(
             continue
         predicted = decoder.predict(tested)
         where |= {"n": tested["participant_id"].nunique(), "n_train": study.n_train}
-        rows += _score(tested, predicted, study.classes, task.seeds, where, options)
+        rows += _score(tested, predicted, study.classes, task.seeds, where, job.options)
         table = count_confusions(tested["y"].to_numpy(), predicted, study.classes)
         confusion.append(table.assign(cohort=cohort, split=split))
     columns = ["cohort", "split", "method", "true", "predicted", "n"]
-    with atomic_path(side_table(out, "confusion")) as temporary:
-        empty = pd.DataFrame(columns=columns)
-        table = pd.concat(confusion)[columns] if confusion else empty
-        table.to_parquet(temporary, index=False)
-    return write_results(rows, out, options.seed, config)
+    job.save("confusion", pd.concat([pd.DataFrame(columns=columns), *confusion])[columns])
+    return job.write(rows)
 
 
 def _folders(task: StatesTask, cohorts: Sequence[Cohort]) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from ... import __version__
 from ...atlas import Atlas
 from ...errors import BrainLMError
 from ...files import atomic_path, read_json, write_json, write_text
-from ...tables import read_tsv, write_tsv
+from ...tables import format_tsv, read_tsv, write_tsv
 
 _AGAIN = "run the stage that writes it again"
 #: Entities that say what was done, in the order in which BIDS names carry them.
@@ -153,9 +153,12 @@ def describe_dataset(out: Path, source_folder: Path) -> None:
                 "SourceDatasets": [{"URL": source_folder.resolve().as_uri()}],
             },
         )
-    rows = ["desc_id\tdescription", *("\t".join(item) for item in _DESCRIPTIONS.items())]
-    for name, lines in ((".bidsignore", _IGNORE), ("descriptions.tsv", rows)):
-        path, text = out / name, "\n".join(lines) + "\n"
+    described = format_tsv(("desc_id", "description"), _DESCRIPTIONS.items())
+    for name, text in (
+        (".bidsignore", "\n".join(_IGNORE) + "\n"),
+        ("descriptions.tsv", described),
+    ):
+        path = out / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
 
