@@ -3,8 +3,8 @@
     python benchmarks/planning.py [--recordings 77000] [--cohorts 5] [--chunk 200]
 
 Makes a study of empty raw BIDS files in a temporary folder (one run, its sidecar and a T1w per
-person; a million recordings are 6 million inodes, 13 GB of them folders, and take minutes), lets
-Snakemake index it, stands in for every output with an empty file, and has Snakemake's own
+participant; a million recordings are 6 million inodes, 13 GB of them folders, and take minutes),
+lets Snakemake index it, stands in for every output with an empty file, and has Snakemake's own
 ``--touch`` write its metadata. Then it times plans of the finished study and of one with more in
 it, each in a process of its own. File operations inside the study are counted by strace in a
 further run from the same state, where strace is installed.

@@ -13,8 +13,8 @@ same number of updates:
   same share of the square as in the published 432 x 432 image.
 
 Each has its own learning rate: the first seed tries all of them, and the best on the validation
-people is kept for the other seeds. Masked R2 is compared on the test people, paired by seed, with
-Student intervals over seeds. Cost is processor seconds per training window.
+participants is kept for the other seeds. Masked R2 is compared on the test participants, paired by
+seed, with Student intervals over seeds. Cost is processor seconds per training window.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def contestants(family: str, parcels: int, window: int, points: bool) -> dict[st
 
 
 class Data:
-    """Training windows, and the people who are held out."""
+    """Training windows, and the participants who are held out."""
 
     def __init__(self, shards: list[Path], scaling: Path, window: int, coordinates: Path | None):
         self.corpus, self.scaling, self.window = Corpus(shards), Scaling.load(scaling), window
@@ -98,7 +98,7 @@ def train(shape: BrainLMConfig, data: Data, seed: int, options: config.Pretrain,
 
 @torch.no_grad()
 def held_out(model: BrainLM, data: Data, split: str) -> float:
-    """Masked R2 of one window of each person, the same for every contestant."""
+    """Masked R2 of one window of each participant, the same for every contestant."""
     windows, meter = data.windows(split, 0, model.num_tokens), MaskedR2()
     for part in np.array_split(windows.rows, -(-len(windows) // 16)):
         batch = windows.batch([(0, int(row)) for row in part])
@@ -145,7 +145,7 @@ def summarise(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
-HEAD = ["| contestant | rate | masked R² on test people | minus the last row | ms per window "
+HEAD = ["| contestant | rate | masked R², test participants | minus the last row | ms per window "
         "| speed |", "|---|---|---|---|---|---|"]  # fmt: skip
 
 
@@ -168,7 +168,8 @@ def main() -> None:
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
     text = [f"# Presets beside the published forms, {datetime.date.today()}", "",
             f"`{shlex.join(['python', 'benchmarks/presets.py', *sys.argv[1:]])}`", "",
-            f"{data.corpus.info.num_parcels} parcels, window {args.window}, {counts} people; "
+            f"{data.corpus.info.num_parcels} parcels, window {args.window}, "
+        f"{counts} participants; "
             f"{args.updates} updates of {args.batch} windows, mask 0.75, {args.seeds} seeds.",
             ""]  # fmt: skip
     for family in args.family:

@@ -104,7 +104,7 @@ def registered() -> list[str]:
 
 
 def registered_files() -> set[str]:
-    """Names of the files of all atlases: tables of parcels, not of people or recordings."""
+    """Names of the files of all atlases: tables of parcels, not of participants or recordings."""
     entries = [yaml.safe_load(path.read_text("utf-8")) for path in REGISTRY.glob("*.yaml")]
     return {item["name"] for entry in entries for item in (entry.get("files") or {}).values()}
 

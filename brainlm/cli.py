@@ -237,7 +237,7 @@ def _simulate(args) -> None:
 
 def _index(args) -> None:
     from .cohort.exclusions import describe_strangers
-    from .cohort.index import read_people, update_index
+    from .cohort.index import read_participant_ids, update_index
     from .cohort.labels import describe_match
 
     config = _load(args)
@@ -265,7 +265,10 @@ def _index(args) -> None:
             for line in change.left_out:
                 print(f"{cohort.name}: {line}")
             index = config.paths.index(cohort.name)
-            lines = describe_match(cohort, read_people(index)), describe_strangers(cohort, index)
+            lines = (
+                describe_match(cohort, read_participant_ids(index)),
+                describe_strangers(cohort, index),
+            )
             for line in filter(None, lines):
                 print(f"{cohort.name}: {line}")
 

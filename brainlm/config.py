@@ -298,7 +298,7 @@ class Pretrain(Section):
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     mask: Literal["random", "future"] = "random"
     share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="of the training people, for scaling studies; updates stay as many"
+        1.0, description="of the training participants, for scaling studies; updates stay as many"
     )
     seed: int = 1234
     precision: Literal["auto", "float32", "bf16"] = Field(

@@ -1,4 +1,4 @@
-"""Cluster jobs that nobody owns any more: ended before others write the same files."""
+"""Cluster jobs that no run owns any more: ended before others write the same files."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def _jobs_of_folder(prefix: str) -> list[str]:
 def end_with_daemon(name: str = "slurmstepd") -> None:
     """Inside a cluster job: end this process, and what it runs, when SLURM's daemon above it dies.
 
-    Where a cluster tracks jobs by process groups nobody else would: the job's files would get a
-    second writer, and a Snakemake whose messages reach nobody waits for ever.
+    Where a cluster tracks jobs by process groups nothing else would: the job's files would get a
+    second writer, and a Snakemake whose messages are lost waits for ever.
     """
     daemon = _find_ancestor(name)
     if daemon is not None:
@@ -96,4 +96,4 @@ def _end_after(pid: int) -> None:
     except OSError:
         return  # an old kernel cannot tell
     os.killpg(0, signal.SIGTERM)  # training saves where it is
-    os.kill(os.getpid(), signal.SIGKILL)  # Snakemake would wait for messages that nobody reads
+    os.kill(os.getpid(), signal.SIGKILL)  # Snakemake would wait for messages that are lost

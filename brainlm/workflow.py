@@ -121,7 +121,7 @@ def _check_labels(config: Config, tasks: dict[str, Task]) -> None:
 def _update(config: Config) -> bool:
     """Whether anything is new: a recording, or a word of the configuration."""
     from .cohort.exclusions import describe_strangers
-    from .cohort.index import read_people, update_index
+    from .cohort.index import read_participant_ids, update_index
     from .cohort.labels import describe_match
 
     news = False
@@ -146,7 +146,7 @@ def _update(config: Config) -> bool:
             )
             for line in change.left_out:
                 print(f"index {cohort.name}: {line}", file=sys.stderr)
-            match = describe_match(cohort, read_people(config.paths.index(cohort.name)))
+            match = describe_match(cohort, read_participant_ids(config.paths.index(cohort.name)))
             if match:
                 print(f"index {cohort.name}: {match}", file=sys.stderr)
         if strangers := describe_strangers(cohort, config.paths.index(cohort.name)):

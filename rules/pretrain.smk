@@ -32,7 +32,7 @@ rule pretrain:
         f"exec {START} pretrain --log {{log:q}}"
 
 
-# One point of a scaling task: another size, a share of the training people, as many updates.
+# One point of a scaling task: another size, a share of the training participants, as many updates.
 rule sweep:
     input:
         FROZEN,

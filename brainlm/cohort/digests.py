@@ -18,7 +18,7 @@ from ..config import Cohort, Config
 from ..files import digest, read_json, sha256, write_json
 from ..tables import read_tsv
 from .events import EventFiles
-from .index import read_entries, read_people
+from .index import read_entries, read_participant_ids
 from .labels import participants_path, read_column, read_columns
 
 #: task -> step -> columns of the participants tables
@@ -35,7 +35,7 @@ def digest_columns(config: Config, columns: Collection[str], *, trained: bool) -
     parts = []
     for cohort, chunks in _cohorts_that_count(config, trained=trained):
         index = config.paths.index(cohort.name)
-        people = read_people(index, chunks) if index.exists() else None
+        people = read_participant_ids(index, chunks) if index.exists() else None
         wanted = {column.casefold() for column in columns}
         for column in sorted(c for c in read_columns([cohort]) if c.casefold() in wanted):
             answers = read_column(cohort, column).dropna().droplevel(0)

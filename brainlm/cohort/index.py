@@ -59,7 +59,7 @@ class IndexChange:
     left_out: tuple[str, ...] = ()
 
 
-def read_people(table: Path, chunks: Set[str] | None = None) -> set[str]:
+def read_participant_ids(table: Path, chunks: Set[str] | None = None) -> set[str]:
     """Participants (``sub-01``) of a cohort's index, or of some of its chunks."""
     return {row[1] for row in _read_rows(table) if chunks is None or row[-1] in chunks}
 

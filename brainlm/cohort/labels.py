@@ -23,7 +23,7 @@ from .layouts import ID_COLUMNS, LAYOUTS
 #: What tables write for a missing value; None is a class (of patients without a diagnosis, say).
 _MISSING = ["", "n/a", "N/A", "NA", "#N/A", "NaN", "nan", "<NA>", "NULL", "null"]
 _NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"
-#: A class with fewer training people is left out, and counted.
+#: A class with fewer training participants is left out, and counted.
 SMALLEST_CLASS = 5
 #: More different values than this are numbers, not classes.
 _MOST_CLASSES = 20
@@ -48,12 +48,12 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
     Parameters
     ----------
     columns : collection of str, optional
-        Only these are read, where the table has them: a table of 500,000 people may be wide.
+        Only these are read, where the table has them: a table of 500,000 participants may be wide.
 
     Raises
     ------
     BrainLMError
-        The named table is missing, has no column of ids, a row without one, or names somebody
+        The named table is missing, has no column of ids, a row without one, or names a participant
         twice.
     """
     path = participants_path(cohort)
@@ -95,7 +95,7 @@ def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
     Raises
     ------
     BrainLMError
-        Nobody has a row: the ids are of another kind.
+        No participant has a row: the ids are of another kind.
     """
     path = participants_path(cohort)
     if path is None:
@@ -107,7 +107,8 @@ def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
             f"{path}: no row is of anybody with a recording (rows: {min(rows)}, ...; recordings: "
             f"{min(people)}, ...); correct the ids"
         )
-    text = f"{len(people) - len(without)} of {len(people)} people with recordings are in {path}"
+    known = len(people) - len(without)
+    text = f"{known} of {len(people)} participants with recordings are in {path}"
     if without:
         text += f" (not: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''})"
     return text + f"; {len(rows - people)} of its {len(rows)} rows have no recording"
@@ -205,14 +206,14 @@ def _header(cohort: Cohort) -> list[str]:
 
 
 def describe_shortage(labels: Labels, train: pd.Index, least: int = 10) -> str | None:
-    """Why `labels` cannot be learnt, or None: too few training people have one, or one class.
+    """Why `labels` cannot be learnt, or None: too few training participants, or one class.
 
     `train` is who could be trained on: (cohort, participant_id) with a usable recording.
     """
     values = labels.values.reindex(train).dropna()
     if len(values) < least:
         return (
-            f"{len(values)} of {len(train)} training people with a usable recording have a "
+            f"{len(values)} of {len(train)} training participants with a usable recording have a "
             f"value; at least {least} are needed"
         )
     if labels.classes:
@@ -220,11 +221,12 @@ def describe_shortage(labels: Labels, train: pd.Index, least: int = 10) -> str |
         if (counts >= SMALLEST_CLASS).sum() < 2:
             found = ", ".join(f"{labels.classes[int(k)]}: {n}" for k, n in counts.items())
             return (
-                f"fewer than two classes have {SMALLEST_CLASS} training people with a usable "
+                f"fewer than two classes have {SMALLEST_CLASS} training participants with a "
+                "usable "
                 f"recording ({found})"
             )
     elif values.nunique() < 2:
-        return f"all {len(values)} training people have the same value, {values.iloc[0]:g}"
+        return f"all {len(values)} training participants have the same value, {values.iloc[0]:g}"
     return None
 
 
@@ -247,7 +249,7 @@ class Labels:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def drop_small_classes(self, train: pd.Index) -> tuple[Labels, pd.Series]:
-        """Without classes that fewer than :data:`SMALLEST_CLASS` of the people `train` are of.
+        """Without classes of fewer than :data:`SMALLEST_CLASS` of the participants `train`.
 
         Returns the labels, classes numbered anew, and of those who are left out the class.
         """
@@ -270,7 +272,7 @@ class LabelTransform:
     log : bool
         log(1 + label) first.
     shift, scale : float
-        Mean and standard deviation, or minimum and range, of training people.
+        Mean and standard deviation, or minimum and range, of training participants.
     """
 
     log: bool = False
@@ -360,7 +362,7 @@ def read_labels(
     ------
     BrainLMError
         No reference cohort has the column, it is constant, it is not of the kind, a number is far
-        from all others and looks like a code for a missing value, or somebody's value has no
+        from all others and looks like a code for a missing value, or a participant's value has no
         logarithm where one is learnt (a code such as -3 for "prefer not to answer"); or a class
         has several spellings. Of an external cohort such a thing is no error: its participants
         have no label, and :attr:`Labels.refused` says why.
@@ -374,9 +376,9 @@ def read_labels(
         values = _read_names(trained, target, spellings)
         _refuse_spellings(target, values.value_counts(), spellings)
     found = values.dropna()
-    if found.nunique() == 1:  # nobody with a value: the table says so (describe_shortage)
+    if found.nunique() == 1:  # or no value at all: the table says so (describe_shortage)
         raise BrainLMError(
-            f"{target} is {as_word(found.iloc[0])} for all {len(found)} people who have a value: "
+            f"{target} is {as_word(found.iloc[0])} for all {len(found)} participants: "
             "there is nothing to predict; leave its task out"
         )
     parts, refused = [values], {}

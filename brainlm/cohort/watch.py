@@ -1,8 +1,8 @@
 """What a run looks at again: new things at once, the newest recordings always, the rest in turn.
 
-A study grows by people, visits and runs; its old recordings hardly ever change. Looking at each of
-them every night costs three file operations or more, which a parallel file system answers in
-milliseconds. So a run looks at
+A study grows by participants, visits and runs; its old recordings hardly ever change. Looking at
+each of them every night costs three file operations or more, which a parallel file system answers
+in milliseconds. So a run looks at
 
 * every entry of the cohort's folder that is not in the index, and notices entries that are gone;
 * the newest :data:`NEWEST` recordings: scans arrive in pieces, and copies are finished later
@@ -10,7 +10,7 @@ milliseconds. So a run looks at
 * a share of the others for each day since the last look, so that each is looked at within
   :func:`cycle` days (a week up to 87,500 recordings), or at the next run if that is later.
 
-An entry is what lies directly in the cohort's folder: a person, a visit or a file, by layout.
+An entry is what lies directly in the cohort's folder: a participant, a visit or a file, by layout.
 """
 
 from __future__ import annotations

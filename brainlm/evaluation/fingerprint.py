@@ -80,7 +80,7 @@ def identify_participants(ends: np.ndarray) -> np.ndarray:
 
 
 def _complete(ends: np.ndarray) -> np.ndarray:
-    """Features that everybody has and that differ, :data:`_FEATURES` at most."""
+    """Features that all participants have and that differ, :data:`_FEATURES` at most."""
     values = ends[..., np.isfinite(ends).all((0, 1))]
     values = values[..., values.std((0, 1)) > 1e-12].astype(np.float64)
     step = max(1, -(-values.shape[2] // _FEATURES))

@@ -17,7 +17,7 @@ from ..paths import side_table
 from ..shards import Corpus
 from ..shards.release import read_release
 from ..tables import write_parquet
-from .people import cohort_parts
+from .participants import cohort_parts
 from .rows import write_results
 from .seen import open_corpus
 
@@ -97,7 +97,7 @@ class Job:
     def parts(
         self, table: pd.DataFrame, splits: Sequence[str] = ("test",)
     ) -> Iterator[tuple[str, str, pd.DataFrame]]:
-        """What is evaluated: see :func:`~brainlm.evaluation.people.cohort_parts`."""
+        """What is evaluated: see :func:`~brainlm.evaluation.participants.cohort_parts`."""
         return cohort_parts(table, splits, self.roles)
 
     def save(self, what: str, table: pd.DataFrame) -> None:

@@ -1,9 +1,10 @@
 """The latent space: a map of held-out recordings, and what can be read from a neighbourhood.
 
-Paper, Fig. 5: UMAP of CLS tokens coloured by what is known of the people. A map shows what its
-algorithm likes to show, so every colour has a number next to it, taken in the token space and not
-in the map: a person's value is predicted from the nearest recordings of other people (the mean of
-a number, the share of neighbours of the same class), next to what chance gives.
+Paper, Fig. 5: UMAP of CLS tokens coloured by what is known of the participants. A map shows what
+its algorithm likes to show, so every colour has a number next to it, taken in the token space and
+not in the map: a participant's value is predicted from the nearest recordings of other
+participants (the mean of a number, the share of neighbours of the same class), next to what chance
+gives.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .clinical.views import correlate_parcels
 from .fingerprint import first_recordings, score_fingerprint
 from .job import Job
 from .metrics import pearson_r, r2, sum_values
-from .people import KEY, count_absent, long_enough, names_of
+from .participants import KEY, count_absent, long_enough, names_of
 from .rows import compare, describe_left_out
 from .statistics import Sample, add_by_participant
 
@@ -30,7 +31,7 @@ TOKENS = {"cls": "CLS token", "mean": "mean of the tokens"}
 NEIGHBOURS = 10
 #: fewer points make no map
 LEAST_POINTS = 8
-_SHUFFLES = 20  # of people, for chance
+_SHUFFLES = 20  # of participants, for chance
 
 
 def evaluate_latent(job: Job) -> pd.DataFrame:
@@ -85,7 +86,7 @@ def evaluate_latent(job: Job) -> pd.DataFrame:
 
 def _embed(job: Job):
     """Points (one per recording), {token: [N, D]}, {summary: [N, 2, F]} of the first and last
-    window (NaN where they would overlap), why people were left out, by cohort and split, and
+    window (NaN where they would overlap), why participants were left out, by cohort and split, and
     (cohort, participant_id) of all who have a recording."""
     from ..model.pooling import summarise_tokens
     from ..training.device import device_of
@@ -138,7 +139,7 @@ def _read_table(cohort: Cohort, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _describe(points: pd.DataFrame, tables: Mapping[str, pd.DataFrame], columns) -> dict:
-    """The wanted columns of each point's person, missing where no table has them."""
+    """The wanted columns of each point's participant, missing where no table has them."""
     out = {}
     for column in columns:
         known = pd.Series(np.nan, points.index, dtype=object)
@@ -191,7 +192,8 @@ def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict,
     why = why | {f"without {column}": everybody - count}
     where = where | {"n": count, "left_out": sum(why.values()), "note": describe_left_out(why)}
     if count <= NEIGHBOURS or labels.nunique() < 2:
-        note = f"{count} people with {labels.nunique()} values; more than {NEIGHBOURS} are needed"
+        values = labels.nunique()
+        note = f"{count} participants with {values} values; more than {NEIGHBOURS} are needed"
         yield where | {"note": "; ".join(filter(None, [note, where["note"]]))}
         return
     near = nearest_of_others(standardise(values)[known], people)
@@ -214,7 +216,7 @@ def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict,
 
 
 def nearest_of_others(values: np.ndarray, people: np.ndarray, count: int = NEIGHBOURS):
-    """[N, k] the nearest points that are of another person."""
+    """[N, k] the nearest points that are of another participant."""
     squares = (values**2).sum(1)
     distance = squares[:, None] + squares - 2 * values @ values.T
     distance[people[:, None] == people] = np.inf
@@ -222,7 +224,7 @@ def nearest_of_others(values: np.ndarray, people: np.ndarray, count: int = NEIGH
 
 
 def _statistics(labels: pd.Series, near: np.ndarray, people: np.ndarray, numeric: bool):
-    """(metric, formula of sums, sums per person [S, ...]) of the neighbours' prediction."""
+    """(metric, formula of sums, sums per participant [S, ...]) of the neighbours' prediction."""
     values = labels.to_numpy()
     if numeric:
         guess = values[near].astype(float).mean(1)

@@ -1,7 +1,8 @@
-"""Scaling: does a larger model, or do more people, reconstruct people not seen better?
+"""Scaling: does a larger model, or do more participants, reconstruct participants not seen better?
 
-Paper, Fig. 4. One pretraining per size, share of the training people and seed, all of as many
-updates of as many windows; each is evaluated on the same hidden tokens of the same test people.
+Paper, Fig. 4. One pretraining per size, share of the training participants and seed, all of as
+many updates of as many windows; each is evaluated on the same hidden tokens of the same test
+participants.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..cohort.splits import in_share
 from ..files import read_json
 from .job import Job, open_pretrained
 from .metrics import POOLED, of_sums
-from .people import long_enough
+from .participants import long_enough
 from .reconstruction import evaluate_masking
 from .rows import describe_left_out, rows_of, rows_of_gaps, rows_of_units
 from .seen import open_corpus
@@ -50,7 +51,7 @@ def evaluate_scaling(job: Job) -> pd.DataFrame:
             note = [describe_left_out(why), _describe(opened[first], models[first])]
             where: dict = {"task": "scaling", "cohort": cohort, "split": split, "method": preset}
             where |= {"target": f"{share:g}", "left_out": sum(why.values()), "level": "pooled"}
-            where |= {"n_train": _count_people(corpus.table, share, window, roles)}
+            where |= {"n_train": _count_participants(corpus.table, share, window, roles)}
             where |= {"note": "; ".join(filter(None, note)), "n": len(set(people))}
             if not len(indices):
                 rows.append(where)
@@ -97,8 +98,10 @@ def _rows(points: list[tuple[dict, np.ndarray]], sample: Sample) -> Iterator[dic
         ])  # fmt: skip
 
 
-def _count_people(table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]) -> int:
-    """People whom a pretraining on this share of them has seen."""
+def _count_participants(
+    table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]
+) -> int:
+    """Participants whom a pretraining on this share of them has seen."""
     usable = (table["status"] == "ok") & (table["num_timepoints"] >= window)
     inside = table["cohort"].map(lambda cohort: roles.get(cohort) != "external")
     seen = table[usable & inside & (table["split"] == "train")]

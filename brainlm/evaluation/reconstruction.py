@@ -1,4 +1,4 @@
-"""Masked reconstruction on people the model has not seen, next to predictors that need no model.
+"""Masked reconstruction on held-out participants, next to predictors that need no model.
 
 Every method predicts exactly the same hidden points, in scaled units. The predictors that need no
 network (:data:`brainlm.training.predictors.PREDICTORS`) reach from the training median to Gaussian
@@ -23,7 +23,7 @@ from ..paths import ModelFolder, side_table
 from ..shards import Corpus
 from .job import Job
 from .metrics import POOLED, of_sums
-from .people import long_enough
+from .participants import long_enough
 from .rows import compare, describe_left_out, rows_of_units
 from .statistics import Sample, add_by_participant
 

@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "task": (pa.string(), "the task's kind: reconstruction, regression, classification, ..."),
     "target": (pa.string(), "column of the participants table; the masking for reconstruction"),
     "cohort": (pa.string(), "cohort evaluated"),
-    "split": (pa.string(), "test, or all for an external cohort (nobody in it was trained on)"),
+    "split": (pa.string(), "test, or all for an external cohort (never trained on)"),
     "method": (pa.string(), "what predicted; 'a minus b' is a paired difference"),
     "level": (pa.string(), "pooled over all values, or of one recording, parcel or seed"),
     "unit": (pa.string(), "the recording, parcel (1..R) or seed of the level; null when pooled"),
@@ -52,7 +52,7 @@ def write_results(
         for row in rows
     ]
     for row in full:
-        for name in ("value", "low", "high", "p"):  # NaN is not a number that somebody measured
+        for name in ("value", "low", "high", "p"):  # NaN is no measurement
             value = row[name]
             row[name] = None if value is None or value != value else float(value)
     schema = pa.schema(
@@ -118,5 +118,5 @@ def current_command() -> str:
 
 
 def describe_left_out(reasons: dict[str, int]) -> str | None:
-    """``{"no age": 3, "no series": 0}`` -> ``"3 no age"``; None when nobody was left out."""
+    """``{"no age": 3, "no series": 0}`` -> ``"3 no age"``; None when none was left out."""
     return "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count) or None

@@ -1,6 +1,7 @@
 """Participants of the training set that come again in an external cohort: left out of its figures.
 
-The same participant_id, or a recording with the very same series, is taken for the same person.
+The same participant_id, or a recording with the very same series, is taken for the same
+participant.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ import pandas as pd
 
 from ..shards import Corpus
 
-#: Status, in memory, of an external participant's recordings where the model has seen that person.
+#: Status, in memory, of an external participant's recordings where the model has seen that
+#: participant.
 SEEN = "seen in training"
 #: Equal wherever series are; cheap, so that few series have to be read.
 _ALIKE = ["num_timepoints", "duration_s", "mean_fd_mm", "mean_dvars", "tsnr"]
 
 
 def open_corpus(shards: Iterable[str | os.PathLike], roles: Mapping[str, str] | None) -> Corpus:
-    """The corpus of these shards, in which nobody who was trained on is external.
+    """The corpus of these shards, in which no participant who was trained on is external.
 
     Their recordings have the status :data:`SEEN`, so nothing uses them, and tables count them; a
     line says who they are.

@@ -86,7 +86,7 @@ class Sample:
         self.counts = draw_counts(participants, drawn, options.seed)
 
     def estimate(self, statistic: Statistic) -> Estimate:
-        """A statistic of everybody once, and of every draw."""
+        """A statistic of the whole sample, and of every draw."""
         once = np.asarray(statistic(np.ones((1, self.participants))))[0]
         return Estimate(once, np.asarray(statistic(self.counts)), self.participants)
 
@@ -118,7 +118,7 @@ def max_statistic_p(
     The largest absolute statistic of every draw makes one null distribution for all (Nichols &
     Holmes 2002); the observed labelling counts as one draw, so p is never 0. nilearn's
     ``permuted_ols`` was not taken: it assumes one error variance for both groups and needs every
-    parcel of everybody.
+    parcel of all participants.
 
     Parameters
     ----------

@@ -62,23 +62,25 @@ class _Task(Section):
 
 
 class ReconstructionTask(_Task):
-    """Masked patches of people not seen (paper, 4.1); the masks are ``evaluate.mask_ratios``."""
+    """Masked patches of held-out participants (paper, 4.1), by ``evaluate.mask_ratios``."""
 
     kind: Literal["reconstruction"]
 
 
 class RegressionTask(_Task):
-    """A number of a person: clinical variables (paper, 4.2)."""
+    """A number of a participant: clinical variables (paper, 4.2)."""
 
     kind: Literal["regression"]
     spellings: ClassVar[dict[str, str]] = {}
     target: str = Field(description="column of the participants tables")
     transform: Literal["zscore", "minmax", "log_minmax"] = Field(
-        "zscore", description="of the label, fitted on training people; metrics are in its units"
+        "zscore",
+        description="of the label, fitted on training participants; metrics are in its units",
     )
     groups: str | None = Field(
         None, description="column, such as site: every group is predicted by methods that learnt "
-        "from nobody in it (leave-site-out); pretraining saw its training people, without labels",
+        "from none of its participants (leave-site-out); pretraining saw those in its training "
+        "split, without labels",
     )  # fmt: skip
     metric: Literal["r", "r2", "mse", "mae"] = Field("r", description="the headline figure")
     networks: DeepNetworks = _LIGHT
@@ -86,7 +88,7 @@ class RegressionTask(_Task):
 
 
 class ClassificationTask(_Task):
-    """A class of a person, two or more: clinical variables (paper, 4.2)."""
+    """A class of a participant, two or more: clinical variables (paper, 4.2)."""
 
     kind: Literal["classification"]
     transform: ClassVar[str] = "none"  # of the labels; a regression has one
@@ -113,7 +115,7 @@ class ForecastingTask(_Task):
     epochs: Annotated[int, Field(ge=1)] = Field(10, description="of every trained method")
     batch_size: Annotated[int, Field(ge=1)] = Field(16, description="windows per update")
     learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = Field(
-        (1e-3, 3e-3), description="each is tried; validation people decide"
+        (1e-3, 3e-3), description="each is tried; validation participants decide"
     )
     seeds: Seeds = (1, 2, 3, 4, 5)
 
@@ -122,8 +124,8 @@ def refuse_held(contrast: str | None, within: str | None, adjust: Sequence[str])
     """Why nothing can be held constant in a contrast, or None."""
     if contrast in (None, "task") and (within or adjust):
         return (
-            f"within and adjust are for groups of people, and contrast is {contrast}; take them "
-            "out of the task, or name a column of the participants table"
+            f"within and adjust are for groups of participants, and contrast is {contrast}; take "
+            "them out of the task, or name a column of the participants table"
         )
     return None
 
@@ -214,12 +216,13 @@ class LatentTask(_Task):
 
 
 class ScalingTask(_Task):
-    """Model size × share of the training people (paper, Fig. 4)."""
+    """Model size × share of the training participants (paper, Fig. 4)."""
 
     kind: Literal["scaling"]
     presets: Annotated[tuple[PresetName, ...], Field(min_length=1)] = ("tiny", "13m")
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.1, 0.3, 1.0), description="of the training people; smaller shares lie inside larger"
+        (0.1, 0.3, 1.0),
+        description="of the training participants; smaller shares lie inside larger",
     )
     seeds: Seeds = (1,)
 

@@ -88,11 +88,11 @@ class Block(nn.Module):
 class PredictionHead(nn.Sequential):
     """Three linear layers with dropout: predicts a label from a summary [B, F] (paper, 3.4).
 
-    Summaries of different people differ by a few percent of their size, so they are standardised
-    first, with the ``mean`` and ``std`` of the training set (as He et al. 2022 do for probing);
-    0 and 1, which change nothing, until :meth:`fit_scale`. A value that a summary lacks (NaN)
-    counts as the training set's mean. A summary much wider than the layers is made smaller, so
-    that one step of Adam, which moves every weight as far, does not throw the output about.
+    Summaries of different participants differ by a few percent of their size, so they are
+    standardised first, with the ``mean`` and ``std`` of the training set (as He et al. 2022 do for
+    probing); 0 and 1, which change nothing, until :meth:`fit_scale`. A value that a summary lacks
+    (NaN) counts as the training set's mean. A summary much wider than the layers is made smaller,
+    so that one step of Adam, which moves every weight as far, does not throw the output about.
 
     Parameters
     ----------

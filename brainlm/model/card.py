@@ -26,7 +26,7 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure for the hub's model-index, and for people.
+    """A figure for the hub's model-index, and for participants.
 
     Attributes
     ----------

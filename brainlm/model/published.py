@@ -241,6 +241,6 @@ def toolkit_compat(recording: np.ndarray, median: np.ndarray, iqr: np.ndarray) -
     """``x - median / IQR``: what the published toolkit computes where it means robust scaling.
 
     Operator precedence makes it a shift (upstream issue 19). Only for data that must match
-    other people's files made that way; :class:`brainlm.shards.Scaling` is the right one.
+    other participants' files made that way; :class:`brainlm.shards.Scaling` is the right one.
     """
     return recording - median / iqr

@@ -1,4 +1,4 @@
-"""One person's head: the template's tissues, bent and placed in the scanner.
+"""One participant's head: the template's tissues, bent and placed in the scanner.
 
 Legend: p is a point in template space, q a point of the head in reference world (the world of
 volume 0), both mm. The head is drawn on a fine grid of half the voxel size in reference world.
@@ -125,7 +125,7 @@ def load_maps() -> tuple[dict[str, np.ndarray], np.ndarray]:
 def _make_tissues() -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Tissue fractions. The template is an average brain without its head.
 
-    Its tissues are sharpened to look like one person's; skull and scalp are shells around it.
+    Its tissues are sharpened to look like one participant's; skull and scalp are shells around it.
     """
     from scipy import ndimage
 
@@ -172,7 +172,7 @@ def _shell(distance: np.ndarray, inner: float, outer: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Head:
-    """A person's head in the scanner.
+    """A participant's head in the scanner.
 
     Attributes
     ----------
@@ -206,7 +206,7 @@ class Head:
 
 
 def make_head(rng: np.random.Generator, voxel_mm: float) -> Head:
-    """Draw a person: zoom ±5 %, tilt ±6°, shift ±6 mm, a smooth warp of 2 mm RMS."""
+    """Draw a participant: zoom ±5 %, tilt ±6°, shift ±6 mm, a smooth warp of 2 mm RMS."""
     size = np.array([round(n * 4 / voxel_mm) for n in GRID])
     affine = np.eye(4)
     pitch = rotation(np.deg2rad([rng.uniform(-8, 8), 0, 0]))

@@ -17,7 +17,7 @@ from .damage import DAMAGE_KINDS, damage_file, sidecar_path, write_image
 from .demo_atlas import NUM_PARCELS, parcellate_template
 from .signals import (
     NEURAL_SD,
-    draw_person,
+    draw_strengths,
     make_artefacts,
     make_breath,
     make_motion,
@@ -31,12 +31,12 @@ _README = """Simulated recordings
 
 Made by brainlm.simulate: heads drawn from the MNI template, scanned by a simulated scanner.
 Motion, networks, artefacts and the effect of age are known and stand in sourcedata/truth, one
-file per recording. Nobody was scanned; nothing here says anything about brains.
+file per recording. No participant was scanned; nothing here says anything about brains.
 """
 
 
 @dataclass(frozen=True)
-class Person:
+class Participant:
     """A row of participants.tsv."""
 
     participant_id: str
@@ -87,7 +87,7 @@ def simulate_cohort(
     """Write a raw BIDS dataset whose truth is known.
 
     A subject depends on `seed`, its number and the protocol, nothing else: calling again with a
-    later `first_subject` adds people to the folder and leaves the others as they are.
+    later `first_subject` adds participants to the folder and leaves the others as they are.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def simulate_cohort(
         Also write an anatomical image, aligned with the recordings of the (first) session.
     conditions : int
         Blocks of so many conditions are shown in every run (``task-blocks``), each with a pattern
-        of activity of its own, the same in everybody; ``events.tsv`` says when. 0: rest.
+        of activity of its own, the same in all participants; ``events.tsv`` says when. 0: rest.
     damage : mapping of str to str
         Subject (``"03"``) to one of :data:`~brainlm.simulate.damage.DAMAGE_KINDS`.
     workers : int
@@ -157,12 +157,12 @@ def _write_all(
         yield from pool.map(_write_subject, jobs)
 
 
-def draw_participant(seed: int, number: int) -> Person:
+def draw_participant(seed: int, number: int) -> Participant:
     """Age 20 to 80, spread evenly over any run of subjects (golden-ratio steps); sex and site."""
     rng = np.random.default_rng([seed, number, 0])
     start = np.random.default_rng([seed, 0]).uniform()
     age = 20 + 60 * ((start + 0.6180339887 * number) % 1)
-    return Person(
+    return Participant(
         f"sub-{number:02d}",
         round(age, 1),
         str(rng.choice(["F", "M"])),
@@ -175,7 +175,7 @@ def _write_subject(job: tuple[Path, Protocol, int, str | None]) -> None:
     person = draw_participant(protocol.seed, number)
     rng = np.random.default_rng([protocol.seed, number, 1])
     head = make_head(rng, protocol.voxel_mm)
-    strength, coupling = draw_person(rng, person.age)
+    strength, coupling = draw_strengths(rng, person.age)
     for session in range(1, protocol.sessions + 1):
         entities = [person.participant_id] + [f"ses-{session}"] * (protocol.sessions > 1)
         place, stem = folder.joinpath(*entities), "_".join(entities)
@@ -270,8 +270,8 @@ def _write_t1w(path: Path, rng: np.random.Generator, head: Head) -> None:
     write_json(sidecar_path(path), {"MagneticFieldStrength": 3, "Manufacturer": "Simulated"})
 
 
-def write_descriptions(folder: Path, people: list[Person]) -> None:
-    """The files at the top of the dataset; people who are there already stay."""
+def write_descriptions(folder: Path, people: list[Participant]) -> None:
+    """The files at the top of the dataset; participants who are there already stay."""
     write_json(
         folder / "dataset_description.json",
         {
@@ -291,7 +291,7 @@ def write_descriptions(folder: Path, people: list[Person]) -> None:
             "site": {"Description": "No effect", "Levels": {"A": "site A", "B": "site B"}},
         },
     )
-    rows = _read_people(folder / "participants.tsv")
+    rows = _read_participants(folder / "participants.tsv")
     rows |= {p.participant_id: {k: str(v) for k, v in asdict(p).items()} for p in people}
     columns = list(asdict(people[0]))
     cells = [[rows[key][column] for column in columns]
@@ -299,7 +299,7 @@ def write_descriptions(folder: Path, people: list[Person]) -> None:
     write_tsv(folder / "participants.tsv", columns, cells)
 
 
-def _read_people(path: Path) -> dict[str, dict[str, str]]:
+def _read_participants(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     return {row["participant_id"]: row for row in read_tsv(path, "participant_id").records()}

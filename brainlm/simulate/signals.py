@@ -30,13 +30,13 @@ _COUPLING = {
     (5, 7): (0.20, -0.10),
     (3, 6): (0.25, -0.15),
 }
-_STRENGTH_SD, _COUPLING_SD = 0.08, 0.20  # between people of the same age
+_STRENGTH_SD, _COUPLING_SD = 0.08, 0.20  # between participants of the same age
 
 ARTEFACTS = ("pulsation", "spin_history", "speckle", "drift")
 
 
-def draw_person(rng: np.random.Generator, age: float) -> tuple[np.ndarray, np.ndarray]:
-    """A person's network strengths [7] and correlations between networks [7, 7] at an age."""
+def draw_strengths(rng: np.random.Generator, age: float) -> tuple[np.ndarray, np.ndarray]:
+    """A participant's network strengths [7] and correlations between networks [7, 7] at an age."""
     decades = (age - 50) / 30
     strength = _STRENGTH + decades * _STRENGTH_AGE
     strength = np.clip(strength + _STRENGTH_SD * rng.standard_normal(len(NETWORKS)), 0.1, 0.9)

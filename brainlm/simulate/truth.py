@@ -24,7 +24,7 @@ class Truth:
     series : ndarray [T, 424]
         Neural signal of each demo424 parcel, as a fraction of its mean.
     strength, coupling : ndarray [7], [7, 7]
-        This person's network strengths and correlations between networks.
+        This participant's network strengths and correlations between networks.
     artefacts : ndarray [T, 4]
         Courses, SD 1, in the order of :data:`~brainlm.simulate.signals.ARTEFACTS`.
     artefact_maps : ndarray [4, Z, Y, X] float16

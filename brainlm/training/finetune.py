@@ -1,4 +1,4 @@
-"""Fine-tuning: the encoder and a three-layer head predict a label of a person.
+"""Fine-tuning: the encoder and a three-layer head predict a label of a participant.
 
 Everything that is fitted is fitted on training subjects: the label transform, the weights. When
 to stop is decided on validation subjects. Test subjects are only predicted.
@@ -63,7 +63,8 @@ STEP_DROP = 0.5
 ENCODER_RATE = 0.2
 #: windows that the head's input scale is taken from; all of a large cohort would not fit in memory
 SCALED_BY = 512
-#: training people that the head's linear path begins with, in closed form: 0.7 GB for 424 parcels
+#: training participants that the head's linear path begins with, in closed form: 0.7 GB for 424
+#: parcels
 FITTED_ON = 2000
 #: validation summaries up to this size are made once for all epochs of the heads alone
 KEPT_BYTES = 2**30
@@ -77,7 +78,7 @@ def finetune(pretrained: Path | None, shards: list[Path], scaling: Path, labels:
              out: Path, *, target: str, kind: str, options: config.Finetune, model: config.Model,
              atlas: Atlas, seed: int = 1, transform: str = "zscore",
              class_names: tuple[str, ...] = ()) -> pd.DataFrame:  # fmt: skip
-    """Train on labelled training subjects, predict everybody with a long enough recording.
+    """Train on labelled training subjects, predict all who have a long enough recording.
 
     Parameters
     ----------
@@ -204,7 +205,7 @@ class FineTuning:
         A head that starts at random pulls a pretrained encoder out of shape before it has learnt
         anything (Kumar et al., "Fine-tuning can distort pretrained features", ICLR 2022). Of two
         heads that learn alone, one that starts at random and one that starts as ridge regression
-        on the encodings, validation people choose.
+        on the encodings, validation participants choose.
         """
         tell(
             f"{self.target}: {len(self.fit_rows)} training and {len(self.check_rows)} validation "
@@ -240,7 +241,7 @@ class FineTuning:
             self.kept = list(self._summaries(self.check_rows, 1))
         heads = heads or self._begin_heads()
         self._run(epochs, heads, state, whole=False)
-        # without validation people, the one that knows most
+        # without validation participants, the one that knows most
         best = min(heads, key=lambda head: head.loss) if len(self.check_rows) else heads[-1]
         self.model.head.load_state_dict(best.weights)
         self.kept = None
@@ -358,13 +359,13 @@ class FineTuning:
 
     @torch.no_grad()
     def _start_linear(self, head: nn.Module) -> None:
-        """The head as ridge regression on what the encoder makes of training people, each the
+        """The head as ridge regression on what the encoder makes of training participants: the
         mean of a few windows."""
         rows = self.table.loc[self.fit_rows].groupby(["cohort", "participant_id"], sort=False)
         people = [group.index.to_numpy() for _, group in rows]
         targets = self._targets([rows[0] for rows in people]).numpy()
         some = np.random.default_rng(self.seed).permutation(len(people))[:FITTED_ON]
-        if self.classes is not None:  # somebody of each, however rare
+        if self.classes is not None:  # some of each, however rare
             some = np.union1d(some, np.unique(targets, return_index=True)[1])
         self.model.eval()
         summaries = torch.stack([self._person(people[k]) for k in some]).cpu().numpy()
@@ -375,7 +376,7 @@ class FineTuning:
         head.start_linear(weights.to(self.device), bias.to(self.device))
 
     def _person(self, rows: np.ndarray) -> Tensor:
-        """[F] mean summary of a person's recordings; NaN where none has it."""
+        """[F] mean summary of a participant's recordings; NaN where none has it."""
         return torch.cat(list(self._summaries(rows, WINDOWS_PER_RECORDING))).nanmean(0)
 
     def _summaries(self, rows: np.ndarray, count: int) -> Iterator[Tensor]:

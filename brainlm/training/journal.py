@@ -25,7 +25,7 @@ def peak_flops(device_name: str) -> float | None:
 
 
 class Journal:
-    """Lines of metrics, kept whole on disk, and progress for people.
+    """Lines of metrics, kept whole on disk, and progress for participants.
 
     Parameters
     ----------

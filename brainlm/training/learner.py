@@ -1,4 +1,4 @@
-"""What learns, and the weights that predicted the validation people best."""
+"""What learns, and the weights that predicted the validation participants best."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Trainee:
     ----------
     learns : Module
     loss : float
-        The validation people's, of the best weights; infinite before the first.
+        The validation participants', of the best weights; infinite before the first.
     epoch : int
         When those were reached; 0 is before the first epoch.
     """
@@ -47,7 +47,7 @@ class Trainee:
         return norm
 
     def note(self, epoch: int, held_out: float | None) -> None:
-        """Keep the weights if they are the best so far, or the latest if nobody can tell."""
+        """Keep the weights if they are the best so far, or the latest if nothing can tell."""
         self._waited += 1
         if held_out is None or held_out < self.loss:
             self.weights, self.epoch, self._waited = _copy(self.learns), epoch, 0

@@ -1,7 +1,7 @@
 """Training of the small networks that a comparison needs: the same budget and choices for each.
 
 A network, an objective on windows, and a budget; weights and learning rate are the best on
-validation people.
+validation participants.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def keep_best(trainee: Trainee, rate: float, epochs: int,
     losses : callable
         Epoch -> losses of its batches; each is stepped on before the next is asked for.
     validate : callable
-        -> validation loss; None if nobody is left to validate on: the last epoch is kept.
+        -> validation loss; None if there is no validation participant: the last epoch is kept.
     """
     for epoch in range(epochs):
         trainee.learns.train()

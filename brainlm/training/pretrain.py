@@ -142,8 +142,8 @@ class Run:
             options.precision == "auto" and ranks.device.type == "cuda"
         )
         self.micro = self._choose_micro_batch()
-        # of all training recordings: training on a share of the people takes as many updates, on
-        # the same schedule, in more passes over fewer recordings
+        # of all training recordings: training on a share of the participants takes as many
+        # updates, on the same schedule, in more passes over fewer recordings
         self.steps = math.ceil(options.epochs * len(train) / options.batch_size)
         epoch_steps = max(1, round(len(train) / options.batch_size))
         self.validate_every = epoch_steps * options.validate_every_epochs
@@ -494,7 +494,7 @@ def _is_finished(out: Path, settings: str, ranks: Ranks) -> bool:
 
 
 def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
-    """Rows of a share of the people: the same people whatever the seed."""
+    """Rows of a share of the participants: the same participants whatever the seed."""
     people = corpus.table["participant_id"]
     chosen = rows[[in_share(people[row], share) for row in rows]]
     if len(chosen) == 0:

@@ -49,7 +49,7 @@ class Kernel:
         return float(self.eigenvalues.mean()) or 1.0
 
     def axes(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A rotation of features [N, F] to the axes of the training people, in unit scale.
+        """A rotation of features [N, F] to the axes of the training participants, in unit scale.
 
         Nothing of the training features is lost, and linear solutions are unchanged.
         """
@@ -66,10 +66,10 @@ class Ridge:
     ----------
     kernel : Kernel
     dual : ndarray [S, K]
-        Weights of the training people.
+        Weights of the training participants.
     intercept : ndarray [K]
     left_out : ndarray [S, K]
-        What is predicted of each training person by a fit without that person.
+        What is predicted of each training participant by a fit without that participant.
     """
 
     kernel: Kernel
@@ -79,7 +79,7 @@ class Ridge:
 
     @classmethod
     def fit(cls, features: np.ndarray, targets: np.ndarray) -> Ridge:
-        """Penalties chosen by leave-one-out on the training people.
+        """Penalties chosen by leave-one-out on the training participants.
 
         The left-out errors come in closed form from one eigendecomposition: with hat matrix H of
         the centred problem, ``e_i = (y - Hy)_i / (1 - 1/n - H_ii)``; the 1/n is the intercept's
@@ -125,8 +125,8 @@ def linear_readout(
     """Ridge regression as the weights of a linear layer.
 
     For classes on an indicator of each, whose scores come as log odds: the classes' shares, plus
-    as much of the scores as predicts best the people who were left out. Far more features than
-    people would else be far too sure of themselves.
+    as much of the scores as predicts best the participants who were left out. Far more features
+    than participants would else be far too sure of themselves.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Copies of the metrics in other people's tools, only where the configuration asks for them.
+"""Copies of the metrics in other participants' tools, only where the configuration asks for them.
 
 metrics.jsonl is always written and is the record; see journal.py.
 """

@@ -45,20 +45,20 @@ cohort = config.cohorts[0]
 # %% [markdown]
 # ## 2. Recordings
 #
-# Sixteen people, 220 s each. With your own data there is nothing to simulate.
+# Sixteen participants, 220 s each. With your own data there is nothing to simulate.
 
 # %%
 if not cohort.folder.exists():
     simulate = [sys.executable, "-m", "brainlm", "simulate", str(cohort.folder)]
     subprocess.run([*simulate, "--subjects", "16", "--duration", "220", "--seed", "1"], check=True)
 people = pd.read_csv(cohort.folder / "participants.tsv", sep="\t")
-print(f"{len(people)} people, aged {people['age'].min():.0f} to {people['age'].max():.0f}")
+print(f"{len(people)} participants, aged {people['age'].min():.0f} to {people['age'].max():.0f}")
 
 # %% [markdown]
 # ## 3. Everything
 #
-# One command. It can be stopped and started again, and it does only what is missing: new people
-# in the folder are found at the next run, and only they are processed.
+# One command. It can be stopped and started again, and it does only what is missing: new
+# participants in the folder are found at the next run, and only they are processed.
 
 # %%
 command = [sys.executable, "-m", "snakemake", "--cores", "all", "--quiet"]

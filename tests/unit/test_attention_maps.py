@@ -99,7 +99,7 @@ def test_groups_are_two_values_two_halves_or_an_error():
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """60 people, 20 parcels; parcel 5 differs by diagnosis, parcel 9 by site and task."""
+    """60 participants, 20 parcels; parcel 5 differs by diagnosis, parcel 9 by site and task."""
     rng = np.random.default_rng(3)
     people = [f"sub-{n:02d}" for n in range(60)]
     sick, site = np.arange(60) % 2 == 1, np.arange(60) // 30
@@ -159,7 +159,10 @@ def test_people_without_another_group_at_their_site_are_left_out(planted):
     table.loc[[0, 2, 4], "site"] = "healthy only"
     table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     row = evaluate(contrast="diagnosis", within="site").iloc[0]
-    assert row["n"] == 56 and "3 with nobody of the other group of the same site" in row["note"]
+    assert (
+        row["n"] == 56
+        and "3 without a participant of the other group of the same site" in row["note"]
+    )
 
 
 def test_people_with_a_label_and_no_recording_are_counted(planted):
@@ -176,7 +179,7 @@ def test_people_with_a_label_and_no_recording_are_counted(planted):
 def test_a_contrast_within_sites_does_not_take_a_site_for_a_group(planted):
     evaluate, _ = planted
     assert _parcels(evaluate(contrast="site")) == {"10"}
-    with pytest.raises(BrainLMError, match="c: nobody differs in site from others of"):
+    with pytest.raises(BrainLMError, match="c: no two differ in site and share"):
         evaluate(contrast="site", within="site")
     with pytest.raises(BrainLMError, match="c: its participants table has no 'scanner'"):
         evaluate(contrast="site", within="scanner")
@@ -221,7 +224,7 @@ def test_conditions_of_the_same_people_take_no_covariates(planted):
     evaluate, _ = planted
     for held in ({"within": "anything"}, {"adjust": ["score"]}):
         for contrast in ("task", None):
-            with pytest.raises(BrainLMError, match="within and adjust are for groups of people"):
+            with pytest.raises(BrainLMError, match="are for groups of participants"):
                 evaluate(contrast=contrast, **held)
 
 

@@ -40,7 +40,7 @@ def test_logistic_on_the_kernel_axes_is_logistic_on_the_features():
 
 
 def test_age_from_connectivity_in_real_data(shared):
-    """804 people of 15 sites: r about .77 over five folds, the mean predictor's MAE is 5.9 y."""
+    """804 participants of 15 sites: r about .77 over five folds; the mean's MAE is 5.9 y."""
     root = shared / "data" / "abide_cc200"
     people = pd.read_csv(root / "participants.tsv", sep="\t", dtype={"participant_id": str})
     people = people.iloc[::2]  # every second one: a test, not the benchmark

@@ -165,7 +165,7 @@ def test_failures_pass_through_to_the_shard_and_the_summary(study):
     assert "c: 5 recordings: 2 ok" in summary.text()  # without a participants table
     assert "c: 2 of the ok recordings have fewer than 200 time points" in summary.text()
     (study.cohorts[0].folder / "participants.tsv").write_text("participant_id\nsub-0\nsub-9\n")
-    assert "c: 1 of 5 people with recordings are in" in summarise_outcomes(study).text()
+    assert "c: 1 of 5 participants with recordings are in" in summarise_outcomes(study).text()
     reason = "sub-1/func/sub-1_bold.nii.gz: 20.0 s found, 120 s needed"  # not where it lies
     assert f"sub-1\ttoo_short\t{reason}" in summary.failures.read_text()
 

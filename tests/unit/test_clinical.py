@@ -18,7 +18,7 @@ from brainlm.evaluation.clinical import views
 from brainlm.evaluation.clinical.deep_networks import correlations
 from brainlm.evaluation.clinical.fine_tuned import check_fit, fit_task
 from brainlm.evaluation.job import Job, evaluate
-from brainlm.evaluation.people import fold_groups
+from brainlm.evaluation.participants import fold_groups
 from brainlm.evaluation.tasks import parse_task
 from brainlm.model import preset
 from brainlm.paths import Results
@@ -270,7 +270,7 @@ def test_classes_keep_their_names(folder, target, classes):
 def test_a_class_of_one_person_is_left_out_and_counted(folder):
     table = run(job(folder, "classification", "rare"))
     test = split_of("sub-home005") == "test"
-    assert "class odd (1 in all) has fewer than 5 training people" in table["note"].iloc[0]
+    assert "class odd (1 in all) has fewer than 5 training participants" in table["note"].iloc[0]
     assert ("1 of class odd" in table["note"].iloc[0]) == test
     assert set(table["left_out"]) == {3 + test}
     assert value(table, "connectivity + logistic", "auc")["value"] > 0.65
@@ -300,7 +300,7 @@ def test_a_fold_that_lacks_a_class_is_left_out_and_counted(folder):
     tested = [i for i in range(130) if split_of(f"sub-home{i:03d}") == "test"]
     lost = sum(i % 3 == 2 for i in tested)
     assert lost > 0 and set(part["n"]) == {len(tested) - lost}
-    words = f"{lost} of a fold whose training people lack a class"
+    words = f"{lost} of a fold whose training participants lack a class"
     assert part["note"].str.contains(words).all()
     assert set(part["left_out"]) == {3 + lost}
     assert {"fine-tuned", "connectivity + SVC", "connectivity + logistic"} <= set(part["method"])
@@ -322,7 +322,7 @@ def test_a_column_that_no_table_has_is_refused_before_anything_runs(folder):
         check_columns(job(folder).config.cohorts, {"age": ["age"], "old": held_out})
     attention = {"kind": "attention", "contrast": "task"}
     assert parse_task(attention, "a", "a").columns() == []
-    with pytest.raises(BrainLMError, match="for groups of people, and contrast is task"):
+    with pytest.raises(BrainLMError, match="for groups of participants, and contrast is task"):
         parse_task(attention | {"within": "site"}, "a", "a")
     attention |= {"contrast": "sex", "adjust": ["age", "mean_fd_mm"], "within": "site"}
     assert parse_task(attention, "a", "a").columns() == ["sex", "site", "age"]
@@ -344,7 +344,7 @@ def test_a_task_s_file_is_part_of_the_configuration_s_fingerprint(folder):
 def test_too_few_labels_are_said_in_the_table(folder):
     table = run(job(folder, target="mostly"))
     assert table["value"].isna().all()
-    assert "training people with a usable recording have a value" in table["note"].iloc[0]
+    assert "training participants with a usable recording have a value" in table["note"].iloc[0]
     assert table["left_out"].item() == 133  # sub-x, sub-y and sub-z too
 
 
@@ -352,7 +352,7 @@ def test_too_few_labels_are_said_in_the_table(folder):
     ("kind", "target", "words"),
     [
         ("regression", "iq", "no participants table has a column 'iq'"),
-        ("regression", "same", "same is 3 for all 130 people"),
+        ("regression", "same", "same is 3 for all 130 participants"),
         ("regression", "sex", "'F', expected a number"),
         ("classification", "age", "131 different values .* use kind: regression"),
         ("classification", "same", "same is 3 for all"),

@@ -7,7 +7,7 @@ from scipy.stats import ttest_ind
 
 from brainlm.config import Evaluate
 from brainlm.evaluation.attention.contrasts import (
-    People,
+    Groups,
     _test_labels,
     _test_residuals,
     coefficient,
@@ -17,14 +17,14 @@ from brainlm.evaluation.attention.contrasts import (
 OPTIONS = Evaluate(bootstrap=400)
 
 
-def _people(maps, second, strata=None, covariates=None) -> People:
+def _people(maps, second, strata=None, covariates=None) -> Groups:
     strata = np.zeros(len(maps), int) if strata is None else strata
     covariates = maps[:, :0] if covariates is None else covariates
-    return People(maps, np.asarray(second, bool), ("a", "b"), strata, covariates, False, {})
+    return Groups(maps, np.asarray(second, bool), ("a", "b"), strata, covariates, False, {})
 
 
 def _regression(maps, second, strata, covariates) -> np.ndarray:
-    """The textbook's coefficient of the group, every parcel by the people who have it."""
+    """The textbook's coefficient of the group, every parcel by the participants who have it."""
     design = np.column_stack([np.eye(strata.max() + 1)[strata], covariates, second])
     known = np.isfinite(maps)
     return np.array([
@@ -33,9 +33,9 @@ def _regression(maps, second, strata, covariates) -> np.ndarray:
     ])  # fmt: skip
 
 
-def _two_sites(seed: int, effect: float = 1.0) -> People:
-    """60 people, a diagnosis that 80 % have at one site and 20 % at the other. Of 20 parcels the
-    first differs between diagnoses, the second between sites, the third in both."""
+def _two_sites(seed: int, effect: float = 1.0) -> Groups:
+    """60 participants, a diagnosis that 80 % have at one site, 20 % at the other. Of 20 parcels,
+    the first differs between diagnoses, the second between sites, the third in both."""
     rng = np.random.default_rng(seed)
     site = np.repeat([0, 1], 30)
     second = np.r_[np.arange(30) < 24, np.arange(30) < 6]

@@ -182,7 +182,7 @@ def test_what_is_left_out_is_said(tmp_path, capsys):
     config = parse_config({"results": str(tmp_path / "r"), "cohorts": [cohort]}, "config.yaml")
     workflow._update(config)
     said = capsys.readouterr().err
-    assert "index c: left out, a table of people or recordings: 1 (phenotypes.tsv)" in said
+    assert "index c: left out, a table of participants or recordings: 1 (phenotypes.tsv)" in said
 
 
 def test_77000_recordings_in_the_index(tmp_path):

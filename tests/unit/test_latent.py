@@ -26,7 +26,7 @@ def test_neighbours_are_other_peoples():
 
 @pytest.fixture
 def planted(tmp_path, monkeypatch):
-    """80 people, two recordings each: the tokens hold age and sex, and nothing of the site."""
+    """80 participants, two recordings each: tokens hold age and sex, and nothing of the site."""
     rng = np.random.default_rng(0)
     people = [f"sub-{n:02d}" for n in range(80)]
     age, sex = rng.uniform(20, 80, 80), rng.integers(0, 2, 80)
@@ -77,7 +77,7 @@ def test_neighbourhoods_give_back_what_the_tokens_hold_and_no_more(planted):
     assert set(table[table["target"] == "site"]["metric"]) == {"purity"}  # codes are names
     assert set(points["site"]) == set("12345")
     motion = table[(table["target"] == "mean_fd_mm") & (table["method"] == "CLS token")]
-    assert "80 people with 1 values" in motion["note"].iloc[0]
+    assert "80 participants with 1 values" in motion["note"].iloc[0]
     assert set(points["token"]) == {"cls", "mean"} and len(points) == 320
     assert points["mean_fd_mm"].eq(0.1).all()  # the participants table's, where none was measured
 

@@ -436,7 +436,7 @@ def test_files_of_a_flat_folder_that_are_no_series_are_left_out_and_counted(tmp_
     recordings, left_out = look(cohort)
     assert [item.source for item in recordings] == ["0050642.tsv", "sub-01_task-rest.dat"]
     text = "; ".join(left_out)
-    assert "a table of people or recordings: 2 (phenotypes.tsv, ukb.tsv)" in text
+    assert "a table of participants or recordings: 2 (phenotypes.tsv, ukb.tsv)" in text
     assert "a file of an atlas: 2 (A424_Coordinates.dat, demo424_labels.tsv)" in text
     assert "no parcel series by its name: 2" in text
     assert [item.source for item in find(tmp_path, "parcels", task="rest")] == [

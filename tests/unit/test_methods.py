@@ -1,4 +1,4 @@
-"""Methods of clinical tasks on people made for the purpose: what goes wrong at odd sizes."""
+"""Methods of clinical tasks on participants made for the purpose: what goes wrong at odd sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from brainlm.evaluation.clinical.deep_networks import fit_network
 from brainlm.evaluation.clinical.methods import Fold, Method
 from brainlm.evaluation.clinical.scores import score
 from brainlm.evaluation.clinical.targets import Part
-from brainlm.evaluation.people import Population, hold_out_groups, read_questionnaires
+from brainlm.evaluation.participants import Population, hold_out_groups, read_questionnaires
 from brainlm.evaluation.tasks import DeepNetworks
 from brainlm.shards import Corpus, ParcelQuantiles, Recording, Scaling, ShardInfo, write_shard
 from brainlm.training.windows import Windows
@@ -34,7 +34,7 @@ def people(count: int, **columns) -> pd.DataFrame:
 
 @pytest.mark.parametrize("count", [60, 200])
 def test_neighbours_are_found_among_tokens_wider_than_there_are_people(count):
-    """A rotation to as many axes as people, standardised, puts everybody as far from everybody."""
+    """A rotation to as many axes as participants, standardised, puts all equally far apart."""
     rng = np.random.default_rng(count)
     y = (np.arange(count + 40) % 2).astype(float)
     tokens = rng.normal(size=(len(y), 256)) + np.outer(2 * y - 1, rng.normal(size=256)) / 2
@@ -57,7 +57,7 @@ def test_connectivity_without_known_confounds_is_no_method_of_its_own():
 
 
 def test_only_what_grows_with_people_squared_is_fitted_on_a_draw(monkeypatch):
-    monkeypatch.setattr(methods, "MOST_PEOPLE", 20)
+    monkeypatch.setattr(methods, "MOST_PARTICIPANTS", 20)
     rng = np.random.default_rng(0)
     everybody = people(50, y=rng.normal(size=50))
     cache = {("connectivity", key): rng.normal(size=10) for key in everybody.index}
@@ -91,7 +91,7 @@ def test_people_of_one_class_have_no_auc_and_it_is_said():
 
 @pytest.fixture
 def corpus(tmp_path):
-    """40 people of 8 sites with two recordings each; of two sites half of them are too short."""
+    """40 participants of 8 sites, two recordings each; of two sites half are too short."""
     rng = np.random.default_rng(0)
     recordings = []
     for i in range(40):
@@ -124,7 +124,7 @@ def test_folds_are_of_the_people_who_are_predicted(corpus):
 def windows(corpus):
     scaling = Scaling.fit(ParcelQuantiles.of([corpus.series(0)], 6), atlas="six",
                           atlas_sha256="0" * 64, sample_period_s=1.0)  # fmt: skip
-    return Windows(corpus, scaling, 20, np.arange(32, 48))  # eight people, two recordings each
+    return Windows(corpus, scaling, 20, np.arange(32, 48))  # eight, two recordings each
 
 
 def rows_of_people(windows, first, last):

@@ -52,7 +52,7 @@ def test_a_head_begins_as_the_ridge_regression():
 
 
 def test_classes_come_as_log_odds_that_are_no_surer_than_left_out_people_allow():
-    """Far more features than people: within the training set everything would be certain."""
+    """Far more features than participants: within the training set everything would be certain."""
     rng = np.random.default_rng(4)
     labels = rng.permutation(np.repeat([0, 1, 2], [40, 20, 20]))
     noise = rng.normal(size=(80, 2000)).astype(np.float32)

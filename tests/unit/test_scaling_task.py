@@ -1,4 +1,4 @@
-"""The scaling sweep: shares of people, equal updates, one table."""
+"""The scaling sweep: shares of participants, equal updates, one table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from synthetic import make_job, make_study
 from brainlm.cohort.splits import in_share
 from brainlm.config import Config, Model, Pretrain, sweep_point
 from brainlm.errors import BrainLMError
-from brainlm.evaluation.model_scaling import _count_people, evaluate_scaling
+from brainlm.evaluation.model_scaling import _count_participants, evaluate_scaling
 from brainlm.evaluation.tasks import ScalingTask, parse_task
 from brainlm.files import read_json
 from brainlm.training.pretrain import _choose_share, pretrain
@@ -120,8 +120,8 @@ def test_people_are_counted_as_the_training_saw_them():
             ]  # fmt: skip
     names = ["cohort", "participant_id", "split", "status", "num_timepoints"]
     table, roles = pd.DataFrame(rows, columns=names), {"c": "external"}
-    assert _count_people(table, 0.1, 40, roles) == 2
-    assert _count_people(table, 1.0, 40, roles) == 3
+    assert _count_participants(table, 0.1, 40, roles) == 2
+    assert _count_participants(table, 1.0, 40, roles) == 3
 
 
 def test_a_share_of_nobody_is_an_error(tmp_path):

@@ -11,7 +11,12 @@ import pytest
 from synthetic import SHA, R
 
 from brainlm.evaluation.job import EVALUATORS
-from brainlm.evaluation.people import cohort_parts, count_left_out, list_people, long_enough
+from brainlm.evaluation.participants import (
+    cohort_parts,
+    count_left_out,
+    list_participants,
+    long_enough,
+)
 from brainlm.evaluation.seen import SEEN, open_corpus
 from brainlm.shards import Recording, ShardInfo, write_shard
 
@@ -41,7 +46,7 @@ def test_a_participant_of_the_training_set_is_left_out_of_an_external_cohort(tmp
         tmp_path / "away", "away",
         ("sub-1", "train", 11),  # the same id
         ("sub-x", "train", 2),  # the same series under another id,
-        ("sub-x", "train", 12),  # and that person's other run
+        ("sub-x", "train", 12),  # and that participant's other run
         ("sub-3", "test", 13),  # was not learnt from
         ("sub-y", "test", 3), ("sub-z", "test", 14),
     )  # fmt: skip
@@ -53,8 +58,8 @@ def test_a_participant_of_the_training_set_is_left_out_of_an_external_cohort(tmp
     rows, why = long_enough(parts["away"], 10)
     assert len(rows) == 3
     assert why == {SEEN: 2, "without a usable recording": 0, "with fewer than 10 time points": 0}
-    people = list_people(corpus, corpus.table.groupby(["cohort", "participant_id"]).size() * 1.0,
-                         roles=ROLES)  # fmt: skip
+    labels = corpus.table.groupby(["cohort", "participant_id"]).size() * 1.0
+    people = list_participants(corpus, labels, roles=ROLES)
     people["class left out"] = None
     left_out = count_left_out(people.loc[["away"]], 1)
     assert {k: n for k, n in left_out.items() if n} == {SEEN: 2}
@@ -65,8 +70,10 @@ def test_a_participant_of_the_training_set_is_left_out_of_an_external_cohort(tmp
 
 @pytest.mark.parametrize("name", sorted(set(EVALUATORS.values())))
 def test_every_evaluator_opens_its_shards_so(name):
-    source = inspect.getsource(import_module(f"brainlm.evaluation.{name}"))
-    assert "open_corpus(" in source and not re.search(r"\bCorpus\(", source)
+    module = name.partition(":")[0]
+    source = inspect.getsource(import_module(f"brainlm.evaluation.{module}"))
+    assert re.search(r"job\.open\(\)|open_corpus\(job\.shards", source)
+    assert not re.search(r"\bCorpus\(", source)
 
 
 def test_without_an_external_cohort_nobody_is_left_out(tmp_path, capsys):

@@ -28,7 +28,7 @@ from brainlm.simulate.demo_atlas import parcellate_template
 from brainlm.simulate.signals import (
     BAND_HZ,
     NEURAL_SD,
-    draw_person,
+    draw_strengths,
     make_motion,
     make_parcel_series,
 )
@@ -296,7 +296,7 @@ def make_people(count, age=None):
     for number in range(count):
         person = draw_participant(0, number)
         rng = np.random.default_rng([0, number])
-        strength, coupling = draw_person(rng, person.age if age is None else age)
+        strength, coupling = draw_strengths(rng, person.age if age is None else age)
         yield person, coupling, *make_parcel_series(rng, times, networks, strength, coupling)
 
 

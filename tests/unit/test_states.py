@@ -180,11 +180,12 @@ def test_a_clip_is_whole_patches():
 
 def make(folder, *, conditions=2, people=18, shuffle=False, strength=1.0, cohort="c", seed=3):
     """Runs with planted conditions, their events in a folder like BIDS, and a shard."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed if cohort == "c" else [seed, 1])  # others, as ids are
     patterns = strength * draw_patterns(seed, conditions, R)
     rows = []
     for person in range(people):
-        name = f"sub-{person:02d}_task-blocks"
+        who = f"sub-{'' if cohort == 'c' else cohort}{person:02d}"
+        name = f"{who}_task-blocks"
         activity = make_activity(random, np.arange(LENGTH + 2) * PERIOD, patterns)
         noise = random.standard_normal((LENGTH + 2, R))
         for t in range(1, len(noise)):
@@ -197,13 +198,13 @@ def make(folder, *, conditions=2, people=18, shuffle=False, strength=1.0, cohort
             number = (blocks["onset"].diff() > 5).cumsum()
             names = random.permutation(blocks.groupby(number)["trial_type"].first())
             blocks["trial_type"] = names[number]
-        write(folder / f"sub-{person:02d}" / "func" / f"{name}_events.tsv",
+        write(folder / who / "func" / f"{name}_events.tsv",
               *blocks.itertuples(index=False))  # fmt: skip
         split = ("train", "train", "test", "validation")[person % 4]
         rows.append(Recording(
-            name, f"sub-{person:02d}", cohort, split, task="blocks" if person % 2 else "rest",
+            name, who, cohort, split, task="blocks" if person % 2 else "rest",
             series=series, sample_period_s=PERIOD, units="percent", start_s=2 * PERIOD,
-            source=f"sub-{person:02d}/func/{name}_bold.nii.gz",
+            source=f"{who}/func/{name}_bold.nii.gz",
         ))  # fmt: skip
     shard = folder / f"{cohort}.parquet"
     write_shard(shard, rows, ShardInfo("toy", SHA, R, PERIOD))

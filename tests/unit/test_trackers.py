@@ -1,4 +1,4 @@
-"""Metrics in other people's tools: only where asked for, and equal to metrics.jsonl."""
+"""Metrics in other participants' tools: only where asked for, and equal to metrics.jsonl."""
 
 from __future__ import annotations
 

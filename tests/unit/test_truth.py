@@ -1,6 +1,6 @@
 """The real stages on a simulated recording, held against what it was made of.
 
-Figures in the docstrings were measured on other people: seeds 0, 1 and 5.
+Figures in the docstrings were measured on other participants: seeds 0, 1 and 5.
 """
 
 from __future__ import annotations

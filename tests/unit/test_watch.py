@@ -22,7 +22,7 @@ def image(folder: Path, person: str, middle: str = "") -> Path:
 
 
 class Study:
-    """A cohort of 40 people in eight chunks of five, of which the last counts as the newest."""
+    """40 participants in eight chunks of five, of which the last counts as the newest."""
 
     def __init__(self, folder: Path):
         self.folder, self.results = folder / "bids", folder / "results"

@@ -14,7 +14,7 @@ from runs import DAMAGE
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory) -> Path:
-    """Folder with bids/ (18 people, 4 of them damaged) and series/ (6 people, true series), which
+    """Folder with bids/ (18 participants, 4 damaged) and series/ (6, their true series), which
     the first worker that needs it makes for all: it is copied, never changed."""
     return make_once(tmp_path_factory, "simulated", make_simulated)
 

@@ -21,7 +21,7 @@ PACKAGES = ("slurm-wlm", "munge")
 _LINK = Path("/etc/slurm/slurm.conf")
 
 
-def why_not() -> str | None:
+def describe_missing() -> str | None:
     """Why a SLURM cannot be started here, or None. In CI the packages are installed first."""
     if os.geteuid() != 0:
         return "starting a SLURM needs root"

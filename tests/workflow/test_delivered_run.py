@@ -84,7 +84,7 @@ def study(simulated, tmp_path_factory) -> Path:
     pages = [f"results/work/{name}/00000/pages.tsv" for name in ("images", "series")]
     done = snakemake(clone, *files, *pages)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    assert "3 of 3 people with recordings are in" in done.stderr
+    assert "3 of 3 participants with recordings are in" in done.stderr
     assert "3 of its 6 rows have no recording" in done.stderr
     return clone
 

@@ -1,4 +1,4 @@
-"""What the person who runs it every night sees: progress, summaries, exit codes, and hostile
+"""What the participant who runs it every night sees: progress, summaries, exit codes, and hostile
 conditions. A small cohort of parcel series goes through for real."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ max_failed_fraction: 0.2
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Twelve people in two chunks, one of them with NaN; up to the shards and the summary."""
+    """Twelve participants in two chunks, one with NaN; up to the shards and the summary."""
     clone = make_clone(tmp_path_factory.mktemp("operations") / "clone")
     (clone / "config.yaml").write_text(CONFIG)
     make_series(clone / "ein Ordner ü/c", 12)

@@ -410,7 +410,7 @@ def test_who_is_left_out_counts(clone, monkeypatch):
         return workflow.Triggers(config, {}).of(stage, "a", chunk=chunk)
 
     before = trigger("motion"), trigger("normalise")
-    leave_out("sub-10_task-rest\tartefacts", "sub-99_task-rest\tof nobody here")
+    leave_out("sub-10_task-rest\tartefacts", "sub-99_task-rest\tnot here")
     assert (trigger("motion"), trigger("normalise")) == before
     leave_out("sub-10_task-rest\tmoved")
     assert trigger("motion") != before[0]

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
-from local_slurm import LocalSlurm, why_not
+from local_slurm import LocalSlurm, describe_missing
 from runs import link_data, make_clone, make_series, snakemake
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]  # alone each takes two minutes
@@ -37,7 +37,7 @@ tasks: []
 
 @pytest.fixture(scope="module")
 def slurm():
-    reason = why_not()
+    reason = describe_missing()
     if reason:
         pytest.skip(reason)
     # munged wants a socket that everybody can reach, on a short path
@@ -104,7 +104,7 @@ def until(ready, seconds: float = 600.0):
 
 
 def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(slurm, simulated, tmp_path):
-    """Four people through every rule, with a cluster and without."""
+    """Four participants through every rule, with a cluster and without."""
     clones = []
     for name in ("cluster", "local"):
         clone = make_clone(tmp_path / name)
@@ -129,7 +129,7 @@ def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(slurm, simulated, tmp_
 
 @pytest.fixture(scope="module")
 def series(tmp_path_factory) -> Path:
-    """A clone with two chunks of people, not run yet."""
+    """A clone with two chunks of participants, not run yet."""
     clone = make_clone(tmp_path_factory.mktemp("series") / "clone")
     (clone / "config.yaml").write_text(SERIES)
     make_series(clone / "series", 24)

@@ -1,9 +1,9 @@
 """ADNI, as ``clinica convert adni-to-bids`` writes it: raw BIDS.
 
-LONI hands out DICOM or single images; Clinica makes one BIDS tree of them, in which the person
-``002_S_0295`` is ``sub-ADNI002S0295`` and the visit at 48 months is ``ses-M048``. A table joins by
-its column PTID, one row per person: ADNIMERGE has one per visit, so keep one of them (the
-baseline, ``VISCODE == "bl"``).
+LONI hands out DICOM or single images; Clinica makes one BIDS tree of them, in which the
+participant ``002_S_0295`` is ``sub-ADNI002S0295`` and the visit at 48 months is ``ses-M048``. A
+table joins by its column PTID, one row per participant: ADNIMERGE has one per visit, so keep one
+of them (the baseline, ``VISCODE == "bl"``).
 
     sub-ADNI002S0295/
       ses-M048/

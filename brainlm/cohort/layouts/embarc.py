@@ -2,8 +2,8 @@
 
 The archive hands out one image at a time; the expected tree is what BIDS makes of them, with the
 site's letters in the label (CU, MG, TX, UM), the baseline visit as ses-1 and week one as ses-2.
-A table joins by its column src_subject_id, one row per person. The archive's files have a second
-header line of descriptions, and a row per visit: take both out first.
+A table joins by its column src_subject_id, one row per participant. The archive's files have a
+second header line of descriptions, and a row per visit: take both out first.
 
     sub-CU0009/
       ses-1/

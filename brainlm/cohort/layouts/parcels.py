@@ -126,15 +126,15 @@ def _flat(folder: Path, skip: Set[str]) -> list[Found]:
 
 
 def _stem(name: str) -> str:
-    """Without the extension; a person's id may have dots."""
+    """Without the extension; a participant's id may have dots."""
     return name.removesuffix(next(end for end in _EXTENSIONS if name.endswith(end)))
 
 
 def _flat_entities(name: str) -> dict[str, str]:
-    """Who was recorded when, by the name: all files of a person must be of one person.
+    """Who was recorded when, by the name: all files of a participant must be of one participant.
 
     BIDS names and UK Biobank's ``<eid>_<field>_<instance>_<array>[_rs|_tf]`` say it. Any other
-    name is a person's id, as it may stand in a table of participants.
+    name is a participant's id, as it may stand in a table of participants.
     """
     stem = name.split(".", 1)[0]
     if _BIDS.fullmatch(stem):
@@ -148,8 +148,8 @@ def _flat_entities(name: str) -> dict[str, str]:
 def _no_series(item: os.DirEntry) -> str:
     """Why a file is no parcel series, or nothing.
 
-    Of a BIDS or UK Biobank name the name says it; other .tsv files are opened, as tables of people
-    end so, too.
+    Of a BIDS or UK Biobank name the name says it; other .tsv files are opened, as tables of
+    participants end so, too.
     """
     stem = item.name.split(".", 1)[0]
     if _BIDS.fullmatch(stem):
@@ -161,7 +161,7 @@ def _no_series(item: os.DirEntry) -> str:
     with open(item.path, encoding="utf-8-sig", errors="replace") as handle:
         header = {name.strip() for name in handle.readline().split("\t")}
     tables = header & {*ID_COLUMNS, "recording_id", "session_id", "filename"}
-    return "a table of people or recordings" if tables else ""
+    return "a table of participants or recordings" if tables else ""
 
 
 PARCELS = Layout(

@@ -1,10 +1,11 @@
 """Two groups of maps compared in every parcel, and p values that hold for all parcels together.
 
-Groups of people: Welch's t. Where something is held constant (strata such as sites, covariates
-such as motion) it is the group's coefficient in a linear regression that holds them too, over its
-standard error for unequal variances (HC2, MacKinnon & White 1985: with nothing held constant that
-is Welch's t). Two conditions of the same people: a paired t. p: permutations of labels, of
-residuals within strata (Freedman & Lane 1983), or of signs, and the largest |t| over parcels.
+Groups of participants: Welch's t. Where something is held constant (strata such as sites,
+covariates such as motion) it is the group's coefficient in a linear regression that holds them
+too, over its standard error for unequal variances (HC2, MacKinnon & White 1985: with nothing held
+constant that is Welch's t). Two conditions of the same participants: a paired t. p: permutations
+of labels, of residuals within strata (Freedman & Lane 1983), or of signs, and the largest |t| over
+parcels.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _FLAT = 1e-8  # a share of variance below this is rounding
 
 
 @dataclass(frozen=True)
-class People:
-    """Maps of people (or of people and condition) with their group.
+class Groups:
+    """Maps of participants (or of participants and condition) with their group.
 
     Attributes
     ----------
     maps : ndarray [S, R]
-        Paired contrasts: of the first condition, then the second, of the same people.
+        Paired contrasts: of the first condition, then the second, of the same participants.
     second : ndarray [S] bool
         In the second group; all False without a contrast.
     names : tuple of str
@@ -39,7 +40,7 @@ class People:
     covariates : ndarray [S, C]
         Held constant when groups are compared.
     paired : bool
-    left_out : dict of reason to count of people
+    left_out : dict of reason to count of participants
     """
 
     maps: np.ndarray
@@ -56,7 +57,7 @@ class People:
         return bool(self.strata.any() or self.covariates.size)
 
 
-def can_compare(people: People) -> bool:
+def can_compare(people: Groups) -> bool:
     """Whether groups still differ where strata and covariates do not."""
     if not len(people.second):
         return False
@@ -65,7 +66,7 @@ def can_compare(people: People) -> bool:
     return bool((left**2).sum() > _FLAT * len(label))
 
 
-def compare_groups(people: People, where: dict, permutations: int, options: Evaluate):
+def compare_groups(people: Groups, where: dict, permutations: int, options: Evaluate):
     """The table of maps, and rows of results.
 
     Means and their intervals are those of the groups as they are; the difference, its interval
@@ -82,7 +83,8 @@ def compare_groups(people: People, where: dict, permutations: int, options: Eval
         gap = p = np.full(people.maps.shape[1], np.nan)
         rows = [where]
         if len(parts) > 1:
-            rows = [where | {"note": f"{note}; a group of fewer than {MIN_PARTICIPANTS} people"}]
+            few = f"a group of fewer than {MIN_PARTICIPANTS} participants"
+        rows = [where | {"note": f"{note}; {few}"}]
     else:
         gap, spread = _mean(parts[1]) - _mean(parts[0]), draws[1] - draws[0]
         test = _test_signs if people.paired else _test_labels
@@ -112,8 +114,8 @@ def _rows(where: dict, observed, p, gap, draws) -> Iterator[dict]:
 # ---- tests: t of every parcel [R], and its family-wise corrected p ------------------------------
 
 
-def _test_signs(people: People, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Two conditions of the same people."""
+def _test_signs(people: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Two conditions of the same participants."""
     half = len(people.maps) // 2
     gap = people.maps[half:] - people.maps[:half]
     signs = rng.choice([-1.0, 1.0], size=(permutations, half))
@@ -121,7 +123,7 @@ def _test_signs(people: People, permutations: int, rng) -> tuple[np.ndarray, np.
     return observed, max_statistic_p(lambda s: paired_t(gap * s[:, None]), observed, signs)
 
 
-def _test_labels(people: People, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def _test_labels(people: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
     """Two groups as they are."""
     orders = _shuffle(people.strata, permutations, rng)
     observed = welch_t(people.maps, people.second)
@@ -130,7 +132,7 @@ def _test_labels(people: People, permutations: int, rng) -> tuple[np.ndarray, np
     )
 
 
-def _test_residuals(people: People, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def _test_residuals(people: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
     """Two groups with strata and covariates held constant (Freedman & Lane 1983)."""
     strata, covariates = people.strata, people.covariates
     left, _ = _residuals_where_known(people)
@@ -151,7 +153,7 @@ def _test_residuals(people: People, permutations: int, rng) -> tuple[np.ndarray,
 
 
 def _shuffle(strata: np.ndarray, permutations: int, rng) -> np.ndarray:
-    """[P, S] orders of people that leave everybody in their stratum, by sorting random keys."""
+    """[P, S] orders of participants that leave each in their stratum, by sorting random keys."""
     keys = rng.random((permutations, len(strata)))
     places = np.stack([np.lexsort((key, strata)) for key in keys])
     own = np.broadcast_to(np.argsort(strata, kind="stable"), places.shape)
@@ -186,12 +188,12 @@ def paired_t(gap: np.ndarray) -> np.ndarray:
 # ---- regression ---------------------------------------------------------------------------------
 
 
-def coefficient(people: People, options: Evaluate) -> tuple[np.ndarray, np.ndarray]:
+def coefficient(people: Groups, options: Evaluate) -> tuple[np.ndarray, np.ndarray]:
     """[R] second group minus first at the same stratum and covariates, and its bootstrap [B, R].
 
-    Residuals of maps on residuals of the label (Frisch & Waugh 1933). People are drawn anew to
-    first order, without fitting again; a residual is divided by √(1 - leverage), since a fit
-    follows the people that it is made of.
+    Residuals of maps on residuals of the label (Frisch & Waugh 1933). Participants are drawn anew
+    to first order, without fitting again; a residual is divided by √(1 - leverage), since a fit
+    follows the participants that it is made of.
     """
     left, label = _residuals_where_known(people)
     size = (label**2).sum(0)
@@ -209,8 +211,8 @@ def residuals(values: np.ndarray, strata: np.ndarray, covariates: np.ndarray) ->
     return centred - directions @ (directions.T @ centred)
 
 
-def _residuals_where_known(people: People) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals of maps and, of the same people, of the label: [S, R] each; 0 where missing."""
+def _residuals_where_known(people: Groups) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals of maps and of the same participants' label: [S, R] each; 0 where missing."""
     left, label = np.zeros((2, *people.maps.shape))
     patterns, which = np.unique(np.isfinite(people.maps), axis=1, return_inverse=True)
     for number, known in enumerate(patterns.T):
@@ -223,8 +225,8 @@ def _residuals_where_known(people: People) -> tuple[np.ndarray, np.ndarray]:
     return left, label
 
 
-def _leverage(people: People) -> np.ndarray:
-    """[S] how far the fit of strata, covariates and group follows each person, 0..1."""
+def _leverage(people: Groups) -> np.ndarray:
+    """[S] how far the fit of strata, covariates and group follows each participant, 0..1."""
     label = residuals(people.second[:, None].astype(float), people.strata, people.covariates)
     directions = _directions(people.covariates, people.strata)
     share = 1 / np.bincount(people.strata)[people.strata]
@@ -249,14 +251,14 @@ def _centre(values: np.ndarray, strata: np.ndarray) -> np.ndarray:
 
 
 def _mean(maps: np.ndarray) -> np.ndarray:
-    """[R] of the people who have the parcel."""
+    """[R] of the participants who have the parcel."""
     known = np.isfinite(maps)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(known, maps, 0).sum(0) / known.sum(0)
 
 
 def _mean_draws(maps: np.ndarray, options: Evaluate, *, paired: bool, group: int) -> np.ndarray:
-    """[B, R] bootstrap means over people; the same people are drawn for both conditions."""
+    """[B, R] bootstrap means; the same participants are drawn for both conditions."""
     counts = draw_counts(len(maps), options.bootstrap, options.seed + (0 if paired else group))
     known = np.isfinite(maps)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,10 +1,10 @@
 """Where the model looks: CLS-to-parcel attention, and whether it differs between groups.
 
 Paper, section 4.4. A map is the attention of CLS to each parcel in the last layer, relative to
-even attention (1), averaged over windows and recordings of a person. How two groups of people, or
-two conditions of the same people, are compared: :mod:`.contrasts`. The model was pretrained
-without labels, so all people are used; in an
-external cohort those alone whom it has not seen.
+even attention (1), averaged over windows and recordings of a participant. How two groups of
+participants, or two conditions of the same participants, are compared: :mod:`.contrasts`. The
+model was pretrained without labels, so all participants are used; of an external cohort only
+those that it has not seen.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ...cohort.labels import as_word, participants_path, read_participants
 from ...config import Cohort
 from ...errors import BrainLMError
 from ..job import Job
-from ..people import KEY, count_absent, long_enough, names_of
+from ..participants import KEY, count_absent, long_enough, names_of
 from ..rows import describe_left_out
 from ..statistics import MIN_PARTICIPANTS
 from ..tasks import refuse_held
-from .contrasts import People, can_compare, compare_groups
+from .contrasts import Groups, can_compare, compare_groups
 
 #: name of the contrast between conditions: the BIDS entity of a recording
 TASK = "task"
@@ -95,7 +95,8 @@ def attention_maps(
     job: Job,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, int]], pd.MultiIndex]:
     """One row per recording that holds a window: its metadata and ``map``, an array [R]; by cohort
-    how many people have none, and why; and (cohort, participant_id) of all who have a recording,
+    how many participants have none, and why; and (cohort, participant_id) of all who have a
+    recording,
     usable or not."""
     from ...model.attention_rows import cls_attention
     from ...training.device import device_of
@@ -136,9 +137,9 @@ class Contrast:
 
 def _assign(
     part: pd.DataFrame, cohort: Cohort, recorded: pd.Index, contrast: Contrast
-) -> People | str:
-    """Groups of one cohort's people, or why they cannot be compared; `recorded` are all who have a
-    recording."""
+) -> Groups | str:
+    """Groups of one cohort's participants, or why they cannot be compared; `recorded` are all with
+    a recording."""
     column = contrast.column
     if column == TASK:
         return _conditions(part, contrast.groups)
@@ -146,7 +147,7 @@ def _assign(
     maps = np.stack(people.to_list())
     if column is None:
         none = np.zeros(len(maps), int)
-        return People(maps, none.astype(bool), ("all",), none, maps[:, :0], False, {})
+        return Groups(maps, none.astype(bool), ("all",), none, maps[:, :0], False, {})
     table = _read_table(part, cohort, contrast)
     for name in (column, *contrast.held):
         if name not in table:
@@ -159,14 +160,14 @@ def _assign(
     labelled = words if contrast.groups is None else words[words.isin(contrast.groups)]
     left_out = found.left_out | count_absent(labelled.index, recorded)
     if not can_compare(found):
-        why = f"nobody differs in {column} from others of the same {' and '.join(contrast.held)}"
+        why = f"no two differ in {column} and share {' and '.join(contrast.held)}"
         return "; ".join(filter(None, [why, describe_left_out(left_out)]))
     return replace(found, left_out=left_out)
 
 
-def _split(maps: np.ndarray, table: pd.DataFrame, contrast: Contrast) -> People:
-    """Two groups of the people of `maps`, all of whom have a row; who lacks something, or has
-    nobody of the other group in their stratum, is left out."""
+def _split(maps: np.ndarray, table: pd.DataFrame, contrast: Contrast) -> Groups:
+    """Two groups of the participants of `maps`, all of whom have a row. Those who lack something,
+    or share their stratum with none of the other group, are left out."""
     column, within = contrast.column, contrast.within
     labels, names = split_in_two(table[column], contrast.groups, str(column))
     known, second = labels.notna().to_numpy(), (labels == names[1]).to_numpy()
@@ -178,16 +179,15 @@ def _split(maps: np.ndarray, table: pd.DataFrame, contrast: Contrast) -> People:
     left_out = {
         f"without {column} (or of another group)": int((~known).sum()),
         "without " + " or ".join(contrast.held): int((known & ~complete).sum()),
-        "with nobody of the other group" + (f" of the same {within}" if within else ""): int(
-            (complete & ~keep).sum()
-        ),
+        "without a participant of the other group"
+        + (f" of the same {within}" if within else ""): int((complete & ~keep).sum()),
     }
     strata = pd.factorize(strata[keep])[0]
-    return People(maps[keep], second[keep], names, strata, covariates[keep], False, left_out)
+    return Groups(maps[keep], second[keep], names, strata, covariates[keep], False, left_out)
 
 
 def _read_table(part: pd.DataFrame, cohort: Cohort, contrast: Contrast) -> pd.DataFrame:
-    """The wanted columns of everybody who is in the participants table or has a map."""
+    """The wanted columns of all participants in the table or with a map."""
     wanted = {str(contrast.column), *contrast.held}
     table = read_participants(cohort, wanted | ({"mean_fd"} if _MOTION in wanted else set()))
     if _MOTION in wanted:
@@ -220,7 +220,7 @@ def _numbers(values: pd.Series, cohort: Cohort) -> pd.Series:
 def split_in_two(
     values: pd.Series, groups: Sequence[str] | None, what: str
 ) -> tuple[pd.Series, tuple[str, str]]:
-    """Group of each person (missing where unknown) and the two groups' names.
+    """Group of each participant (missing where unknown) and the two groups' names.
 
     Raises
     ------
@@ -251,8 +251,8 @@ def split_in_two(
     return words.reindex(values.index), (found[0], found[1])
 
 
-def _conditions(part: pd.DataFrame, groups) -> People | str:
-    """Both conditions of the people who have both, or why they cannot be compared."""
+def _conditions(part: pd.DataFrame, groups) -> Groups | str:
+    """Both conditions of the participants who have both, or why they cannot be compared."""
     part = part.assign(condition=part["task"].fillna("none"))
     try:
         labels, names = split_in_two(part["condition"], groups, TASK)
@@ -263,14 +263,14 @@ def _conditions(part: pd.DataFrame, groups) -> People | str:
     both = maps.dropna()
     if len(both) < MIN_PARTICIPANTS:
         return (
-            f"{len(both)} people have both {names[0]} and {names[1]} recordings; at least "
+            f"{len(both)} participants have both {names[0]} and {names[1]} recordings; at least "
             f"{MIN_PARTICIPANTS} are needed"
         )
     stacked = np.concatenate([np.stack(both[name].to_list()) for name in names])
     second = np.repeat([False, True], len(both))
     left_out = {f"without both {names[0]} and {names[1]}": len(maps) - len(both)}
     pairs = np.tile(np.arange(len(both)), 2)
-    return People(stacked, second, names, pairs, stacked[:, :0], True, left_out)
+    return Groups(stacked, second, names, pairs, stacked[:, :0], True, left_out)
 
 
 def _mean_map(maps: pd.Series) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Columns of the participants tables: the model and every baseline on the same people."""
+"""Columns of the participants tables: the model and every baseline on the same participants."""

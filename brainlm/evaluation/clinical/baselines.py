@@ -1,11 +1,11 @@
 """What a sceptical reviewer would try first, on the features of :mod:`.views`.
 
 A fit takes training and validation features with their targets and gives a predictor. Everything
-that is fitted (imputation, centring, weights) is fitted on training people; penalties are chosen
-by cross-validation among them or on validation people, never on test people. Regression targets
-are what a network learns (:class:`~brainlm.cohort.labels.LabelTransform`); classes are 0, 1, ...
-and come back as scores [N, C] that sum to 1, as if the classes were equally common, so that the
-largest is the decision.
+that is fitted (imputation, centring, weights) is fitted on training participants; penalties are
+chosen by cross-validation among them or on validation participants, never on test participants.
+Regression targets are what a network learns (:class:`~brainlm.cohort.labels.LabelTransform`);
+classes are 0, 1, ... and come back as scores [N, C] that sum to 1, as if the classes were equally
+common, so that the largest is the decision.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Known:
     seed: int = 1
 
     def best(self, predictors: list[Predictor]) -> Predictor:
-        """The one with the least loss on validation people; the middle one if there are none."""
+        """The one of least loss on validation participants; the middle one if there are none."""
         if not len(self.y_validation):
             return predictors[len(predictors) // 2]
         return min(
@@ -136,7 +136,7 @@ def fit_logit(known: Known) -> Predictor:
 
 
 def fit_svm(known: Known) -> Predictor:
-    """Linear support-vector machine in the dual, the cost chosen on validation people."""
+    """Linear support-vector machine in the dual, the cost chosen on validation participants."""
     from sklearn.svm import SVC, SVR
 
     kernel = Kernel.of(known.train)
@@ -162,7 +162,7 @@ def fit_svm(known: Known) -> Predictor:
 
 
 def fit_neighbours(known: Known) -> Predictor:
-    """k nearest training people by cosine, k chosen on validation people: nothing is trained."""
+    """k nearest training participants by cosine, k chosen on validation ones: no training."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     mean, spread = known.train.mean(0), known.train.std(0) + 1e-6

@@ -19,15 +19,15 @@ from ...tables import write_parquet
 from ...training.finetune import finetune
 from ...training.predict import skip_target
 from ..job import Job
-from ..people import Population, hold_out_groups
+from ..participants import Population, hold_out_groups
 
 
 def fit_task(job: Job, out: Path, atlas: Atlas, *, seed: int, from_scratch: bool) -> None:
     """Fine-tune (or train anew) for a clinical task; `out` gets ``predictions.parquet``.
 
     With ``groups`` there is a model per fold of whole groups, in ``fold-<k>``, and the
-    predictions are those of held-out test people; else the model itself is in `out`. A fold
-    from whose training people nothing can be learnt is left out: it says so, and so does the
+    predictions are those of held-out test participants; else the model itself is in `out`. A fold
+    from whose training participants nothing can be learnt is left out: it says so, and so does the
     task's table. ``done.json`` keeps a digest of what was learnt from the participants tables.
     """
     labels = digest_columns(job.config, job.task.learns(), trained=True)
@@ -72,7 +72,7 @@ def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -
     columns = [read_column(cohort, task.groups) for cohort in cohorts]
     groups, tables = pd.concat(columns).reindex(people.index), []
     for number, split in enumerate(hold_out_groups(people, groups), 1):
-        if why := population.why_not(split):
+        if why := population.describe_lack(split):
             print(f"{task.name}: fold {number} is left out: {why}")
             continue
         seen = labels.values.copy()  # who is neither trained nor validated on has no label
@@ -86,7 +86,7 @@ def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -
             truth = truth.map(dict(enumerate(labels.classes)))
         tables.append(table[held].assign(label=truth.to_numpy()))
     if not tables:
-        skip_target(out, "no fold has training people to learn from")
+        skip_target(out, "no fold has training participants to learn from")
         return
     write_parquet(ModelFolder(out).predictions, pd.concat(tables))
     write_json(ModelFolder(out).done, {"target": task.target, "folds": len(tables)})

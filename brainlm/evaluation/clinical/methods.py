@@ -1,4 +1,4 @@
-"""Every method of a clinical task, fitted on the same people of a fold."""
+"""Every method of a clinical task, fitted on the same participants of a fold."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..job import make_untrained
 from . import baselines, views
 from .baselines import Known, Predictor
 
-#: Kernel methods grow with people squared, in time and memory (10 GB for 424 parcels at this
-#: number): of more training people so many are drawn.
-MOST_PEOPLE = 4000
+#: Kernel methods grow with participants squared, in time and memory (10 GB for 424 parcels at this
+#: number): of more training participants so many are drawn.
+MOST_PARTICIPANTS = 4000
 #: Begins the names of views through the model's network with random weights.
 UNTRAINED = "untrained "
-#: People whose features are held at a time while predicting.
+#: Participants whose features are held at a time while predicting.
 _CHUNK = 500
 
 FitMethod = Callable[[Known], Predictor]
@@ -50,7 +50,7 @@ class Method:
 
 
 def fit_constant(known: Known) -> Predictor:
-    """The mean of the training people; every class alike."""
+    """The mean of the training participants; every class alike."""
     if known.classes:
         return lambda features: np.full((len(features), known.classes), 1 / known.classes)
     return lambda features: np.full(len(features), known.y.mean())
@@ -97,30 +97,30 @@ def list_methods(
 
 
 class Fold:
-    """Features of one split of people into training, validation and test.
+    """Features of one split of participants into training, validation and test.
 
     Parameters
     ----------
     corpus : Corpus
     train, validation : DataFrame
-        Rows of the people table: ``rows``, ``y``, ``mean_fd_mm``, and questionnaires.
+        Rows of the participants table: ``rows``, ``y``, ``mean_fd_mm``, and questionnaires.
     model : BrainLM or None
         The frozen, pretrained model, for embeddings.
     cache : dict, optional
-        Shared by folds of the same people, who are then embedded once.
+        Shared by folds of the same participants, who are then embedded once.
     """
 
     def __init__(self, corpus: Corpus, train: pd.DataFrame, validation: pd.DataFrame, model=None,
                  windows: Windows | None = None, cache: dict | None = None):  # fmt: skip
         self.corpus, self.model, self.windows = corpus, model, windows
         self.everybody = train, validation
-        many = len(train) > MOST_PEOPLE
-        self.train = train.sample(MOST_PEOPLE, random_state=0) if many else train
-        self.validation = validation.head(MOST_PEOPLE)
+        many = len(train) > MOST_PARTICIPANTS
+        self.train = train.sample(MOST_PARTICIPANTS, random_state=0) if many else train
+        self.validation = validation.head(MOST_PARTICIPANTS)
         self._keep, self._cache = cache is not None, {} if cache is None else cache
 
     def view(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
-        """Features [N, ...] of people, before anything is fitted; None if nothing is known."""
+        """Features [N, ...] of participants, before anything is fitted; None if none is known."""
         rows = people["rows"]
         if name == "people":
             return np.zeros((len(people), 0))
@@ -136,32 +136,32 @@ class Fold:
             named = [f"is:{c}" for c in some]
             return views.one_hot(people[named], self.train[named]) if some else None
         if name in ("connectivity", "tangent", "cleaned"):
-            return self._per_person("connectivity", people)
+            return self._per_participant("connectivity", people)
         if name == "both":  # does the model add to what connectivity knows?
-            latent = self._per_person("latent connectivity", people)
-            plain = self._per_person("connectivity", people)
+            latent = self._per_participant("latent connectivity", people)
+            plain = self._per_participant("connectivity", people)
             return None if latent is None else np.concatenate([plain, latent], 1)  # type: ignore[list-item]
         if name == "raw series":
             assert self.windows is not None
             scaling, window = self.model.scaling, self.model.config.window
             return views.raw_series(self.corpus, scaling, window, rows)
-        return self._per_person(name, people)
+        return self._per_participant(name, people)
 
     def count_trained_on(self, methods: list[Method]) -> dict[str, int]:
-        """Training people by method: networks that learn from windows get all of them."""
+        """Training participants by method: networks that learn from windows get all of them."""
         return {m.name: len(self._learners(m.view)[0]) for m in methods}
 
     def _learners(self, view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Training and validation people that methods of a view are fitted on."""
+        """Training and validation participants that methods of a view are fitted on."""
         return self.everybody if view == "rows" else (self.train, self.validation)
 
     def _known(self, name: str, people: pd.DataFrame) -> np.ndarray:
         features = self.view(name, people)
-        assert features is not None  # it was known of the training people
+        assert features is not None  # it was known of the training participants
         return features
 
-    def _per_person(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
-        """Features that are dear and belong to a person whatever the fold: kept."""
+    def _per_participant(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
+        """Features that are dear and belong to a participant whatever the fold: kept."""
         missing = [i for i, key in enumerate(people.index) if (name, key) not in self._cache]
         if missing:
             rows = people["rows"].iloc[missing]
@@ -180,10 +180,10 @@ class Fold:
         return np.stack([self._cache[name, key] for key in people.index])
 
     def _fitted(self, name: str) -> Callable[[pd.DataFrame], np.ndarray] | None:
-        """The view with what it fits; a wide one as its axes, at most as many as people.
+        """The view with what it fits; a wide one as its axes, at most as many as participants.
 
-        Not tokens: neighbours are found among their dimensions, and of as many axes as people
-        every training person would be as far from every other.
+        Not tokens: neighbours are found among their dimensions, and of as many axes as
+        participants every training participant would be as far from every other.
         """
         features = self.view(name, self.train)
         if features is None or (features.dtype != object and name != "people"
@@ -221,9 +221,9 @@ class Fold:
     def predict(
         self, methods: list[Method], test: pd.DataFrame, classes: int, seeds: tuple[int, ...]
     ) -> dict[str, np.ndarray]:
-        """Predictions [N, seeds], or scores [N, seeds, C], of the people `test` by method.
+        """Predictions [N, seeds], or scores [N, seeds, C], of the participants `test` by method.
 
-        A method whose view nobody has data for (no motion estimate, no such column) is left out.
+        A method whose view has no data at all (no motion estimate, no such column) is left out.
         """
         fitted = list(self._fit(methods, classes, seeds)) if len(test) else []
         parts: dict[str, list[np.ndarray]] = {}
@@ -240,7 +240,7 @@ class Fold:
         return {method: np.concatenate(chunks) for method, chunks in parts.items()}
 
     def _fit(self, methods, classes: int, seeds) -> Iterator[tuple[Callable, dict]]:
-        """(features of people, predictors of every seed by method) for each view."""
+        """(features of participants, predictors of every seed by method) for each view."""
         for name in dict.fromkeys(method.view for method in methods):
             features = self._fitted(name)
             if features is None:

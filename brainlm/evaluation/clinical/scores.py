@@ -30,7 +30,7 @@ _OF_FEW = ("mae", "mse", "scaled_mse")
 
 @dataclass
 class Part:
-    """People of one cohort and split with what every method predicts of them.
+    """Participants of one cohort and split with what every method predicts of them.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class Part:
     predictions : dict
         Method -> [N, seeds] in the label's units, or scores [N, seeds, C].
     n_train : dict
-        Method -> training people it was fitted on, the mean over folds.
+        Method -> training participants it was fitted on, the mean over folds.
     seeds : tuple of int
     """
 
@@ -125,7 +125,7 @@ def list_statistics(part: Part) -> dict[str, dict[str, list[Statistic]]]:
 
 
 def sums_of(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """[N, 8] as :func:`~brainlm.evaluation.metrics.sum_values`, of one value per person."""
+    """[N, 8] as :func:`~brainlm.evaluation.metrics.sum_values`, of one value per participant."""
     y, p = np.asarray(truth, float), np.asarray(predicted, float)
     return np.stack([np.ones_like(y), y, y * y, p, p * p, y * p, (y - p) ** 2, np.abs(y - p)], 1)
 

@@ -23,19 +23,19 @@ from ...paths import ModelFolder, side_table
 from ...shards import Corpus
 from ...tables import write_parquet
 from ..job import Job
-from ..people import (
+from ..participants import (
     KEY,
     Population,
     Split,
     cohort_parts,
     count_absent,
     count_left_out,
+    hold_out_every_group,
     hold_out_groups,
-    hold_out_groups_of_everybody,
     names_of,
     read_motion,
     read_questionnaires,
-    split_people,
+    split_participants,
 )
 from ..tasks import QUESTIONS
 from .baselines import balance
@@ -43,7 +43,7 @@ from .fine_tuned import check_fit
 from .methods import Fold, Method, list_methods
 from .scores import Part, score
 
-#: Views that need no pretrained model, so that nobody must be kept from its training.
+#: Views that need no pretrained model, whose training participants can be tested, too.
 _WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent", "cleaned")
 
 
@@ -95,7 +95,7 @@ class Study:
     def parts(self) -> Iterator[Part]:
         """The tables to score."""
         if self.groups is None:
-            test = self._predict([split_people(self.people)], self._methods(), fits=True)
+            test = self._predict([split_participants(self.people)], self._methods(), fits=True)
             for cohort, split, table in cohort_parts(
                 self.people.reset_index(), ["test"], self.job.roles
             ):
@@ -106,7 +106,7 @@ class Study:
         inside = self.people[~self.people["external"]]
         kinds = {
             f"test, {self.groups} held out": (hold_out_groups, self._methods(), True),
-            f"all, {self.groups} held out": (hold_out_groups_of_everybody, [
+            f"all, {self.groups} held out": (hold_out_every_group, [
                 m for m in self._methods() if m.view in _WITHOUT_MODEL
             ], False),
         }  # fmt: skip
@@ -128,14 +128,14 @@ class Study:
         return list_methods(self.task.kind, options, windows, networks)
 
     def _predict(self, splits: Sequence[Split], methods: list[Method], *, fits: bool) -> dict:
-        """Per person: transform and one prediction per seed by method; ``n_train`` by method.
+        """Per participant: transform and one prediction per seed by method; ``n_train`` by method.
 
-        A fold from which nothing can be learnt is left out, and its test people with it.
+        A fold from which nothing can be learnt is left out, and its test participants with it.
         """
         found: dict[str, list] = {"transform": [], "people": []}
         counts: dict[str, list[int]] = {}
         values: dict[str, list[np.ndarray]] = {}
-        splits = [s for s in splits if len(s.test) and not self.population.why_not(s)]
+        splits = [s for s in splits if len(s.test) and not self.population.describe_lack(s)]
         for split in splits:
             transform = self._transform(split)
             train, validation, test = (
@@ -176,7 +176,7 @@ class Study:
         return LabelTransform.fit(self.task.transform, train)
 
     def _read_fits(self, people: pd.Index, splits: Sequence[Split]) -> dict[str, np.ndarray]:
-        """Classes are weighed as the fold's own training people have them."""
+        """Classes are weighed as the fold's own training participants have them."""
         out = {}
         for name, start in {"fine-tuned": "finetune", "from scratch": "scratch"}.items():
             for folder in self.job.fits(start):
@@ -199,7 +199,7 @@ class Study:
             missing = missing.reindex(table.index) & ready
             why[reason], ready = int(missing.sum()), ready & ~missing
         unlearnt = ready & ~table.index.isin(test["people"])
-        why["of a fold whose training people lack a class"] = int(unlearnt.sum())
+        why["of a fold whose training participants lack a class"] = int(unlearnt.sum())
         ready = ready & ~unlearnt
         keys = table.index[ready]
         where = test["people"].get_indexer(keys)
@@ -222,7 +222,7 @@ class Study:
 
 
 def read_predictions(folders: Sequence[Path], people: pd.Index, labels: Labels) -> np.ndarray:
-    """Mean over each person's recordings [N, seeds], or of the classes' probabilities
+    """Mean over each participant's recordings [N, seeds], or of the classes' probabilities
     [N, seeds, C]; NaN where none."""
     seeds = []
     for folder in folders:
@@ -256,7 +256,7 @@ def _name_classes(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:
-    """One row per person, method and seed: the value, or the class and its score."""
+    """One row per participant, method and seed: the value, or the class and its score."""
     tables = []
     for part in parts:
         for name, values in part.predictions.items():

@@ -1,7 +1,8 @@
-"""What a method sees of a person: connectivity, raw series, embeddings, motion, questionnaires.
+"""What a method sees of a participant: connectivity, series, embeddings, motion, questionnaires.
 
-A view turns rows of the people table into features [N, F]; NaN is missing. A person's recordings
-are averaged. Views that are fitted (:class:`Tangent`) are fitted on training people only.
+A view turns rows of the participants table into features [N, F]; NaN is missing. A participant's
+recordings are averaged. Views that are fitted (:class:`Tangent`) are fitted on training
+participants only.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def connectivity_of(corpus: Corpus, rows: Sequence[Sequence[int]]) -> np.ndarray
 
 
 class Tangent:
-    """Connectivity as a step away from the training people's mean, in the tangent space.
+    """Connectivity as a step away from the training participants' mean, in the tangent space.
 
     Correlation matrices lie on a curved surface; ``log(M^-1/2 C M^-1/2)`` flattens it around the
     mean M, and distances become those between brains (Varoquaux et al., MICCAI 2010; the best of
@@ -69,7 +70,7 @@ class Tangent:
     Parameters
     ----------
     z : ndarray [S, F]
-        Connectivity of training people.
+        Connectivity of training participants.
     """
 
     SHRINKAGE = 0.2
@@ -97,7 +98,7 @@ class Tangent:
 
 
 class Cleaned:
-    """Features without what confounds explain of them, fitted on training people.
+    """Features without what confounds explain of them, fitted on training participants.
 
     Parameters
     ----------
@@ -120,7 +121,7 @@ class Cleaned:
 
 
 def one_hot(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
-    """Numbers as they are, words as a column per word that the training people have."""
+    """Numbers as they are, words as a column per word that the training participants have."""
     columns = []
     for name in like:
         if pd.api.types.is_numeric_dtype(like[name]):
@@ -132,12 +133,12 @@ def one_hot(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
 
 
 def raw_series(corpus: Corpus, scaling: Scaling, window: int, rows) -> np.ndarray:
-    """[S, R * T] the first window of each person's first recording, scaled."""
+    """[S, R * T] the first window of each participant's first recording, scaled."""
     return np.stack([corpus.scaled(r[0], scaling)[:window].T.ravel() for r in rows])
 
 
 def embed(model, corpus: Corpus, rows) -> dict[str, np.ndarray]:
-    """A frozen model's summaries per person, averaged over windows and recordings.
+    """A frozen model's summaries per participant, averaged over windows and recordings.
 
     Returns
     -------

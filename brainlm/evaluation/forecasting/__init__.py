@@ -1,1 +1,1 @@
-"""Forecasts of held-out people: the model, small networks and linear methods."""
+"""Forecasts of held-out participants: the model, small networks and linear methods."""

@@ -1,9 +1,10 @@
-"""Forecasting held-out people: the fine-tuned model, other networks, and linear methods.
+"""Forecasting held-out participants: the fine-tuned model, other networks, and linear methods.
 
 Paper, section 4.3: of a window's time points all but the last are given, the last are forecast.
 Every trained method gets the same training windows, updates, batch size and candidate learning
 rates, and its weights and learning rate are chosen on the same validation windows. R² is pooled
-and unclipped; a forecast of zero (the scaled median of the training people) has an R² near 0.
+and unclipped; a forecast of zero (the scaled median of the training participants) has an R² near
+0.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ...errors import BrainLMError
 from ...shards import Corpus, Scaling
 from ..job import Job
 from ..metrics import POOLED, of_sums, sum_values
-from ..people import long_enough
+from ..participants import long_enough
 from ..rows import compare, describe_left_out, rows_of_units
 from ..statistics import Sample, add_by_participant
 from .autoregression import fit_autoregressions
@@ -33,7 +34,7 @@ Forecast = Callable[[np.ndarray], np.ndarray]
 
 
 class FittedForecaster(NamedTuple):
-    """A method that is ready to forecast, and what was chosen on validation people."""
+    """A method that is ready to forecast, and what was chosen on validation participants."""
 
     method: Forecast
     choice: str | None = None

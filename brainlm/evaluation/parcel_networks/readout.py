@@ -20,7 +20,7 @@ from ...config import Evaluate
 from ...errors import BrainLMError
 from ...shards import Corpus
 from ..job import Job
-from ..people import long_enough
+from ..participants import long_enough
 from ..rows import compare, describe_left_out, rows_of_units
 from ..statistics import Sample, Statistic, add_by_participant
 
@@ -102,7 +102,7 @@ def _check(networks: Sequence[str | None], parcels: int) -> np.ndarray:
 
 
 def _trained(model, corpus: Corpus, roles, epochs: int, batch_size: int, seed: int) -> dict:
-    """{name: network} of the VAE and the GCN, fitted on training people's windows."""
+    """{name: network} of the VAE and the GCN, fitted on training participants' windows."""
     import torch
 
     from ...training.loop import Budget, fit

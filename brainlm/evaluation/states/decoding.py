@@ -1,7 +1,7 @@
 """Decoding what participants are doing or looking at from short clips of their runs.
 
 Probes of the frozen model stand next to what needs no model, on the same clips of the same
-participants. Nobody's clips are on both sides of the split. Every method decides as if the
+participants. No participant's clips are on both sides of the split. Every method decides as if the
 conditions were equally common, except the majority.
 """
 

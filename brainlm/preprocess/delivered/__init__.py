@@ -1,1 +1,1 @@
-"""Recordings that somebody else preprocessed: images in template space, and parcel series."""
+"""Recordings that came preprocessed: images in template space, and parcel series."""

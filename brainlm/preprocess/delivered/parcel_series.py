@@ -1,4 +1,4 @@
-"""The stage of parcel series that somebody else made."""
+"""The stage of parcel series that were made elsewhere."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What cannot be true of parcel series, whoever made them, or the image that they are read from.
 
-Nobody looks at 77,000 series. Frames that were filled with the one before, a parcel that runs
+77,000 series are too many to look at. Frames filled with the one before, a parcel that runs
 away, a table that lies on its side: each has the right shape and finite numbers.
 """
 

@@ -1,4 +1,4 @@
-"""The stage of images in template space that somebody else preprocessed.
+"""The stage of images in template space that were preprocessed elsewhere.
 
 `take_volumes` is motion correction to resampling in one stage, for images that fMRIPrep, the HCP
 pipelines or UK Biobank delivered: they were moved, and some were denoised, before; here they are

@@ -1,4 +1,4 @@
-"""Tables of parcel series as people write them.
+"""Tables of parcel series as participants write them.
 
 Nothing in such a file says which columns are parcels. A header of column numbers that is read as
 a time point, a column of row numbers that is read as a parcel, or an empty cell that is skipped

@@ -2,7 +2,7 @@
 
 A sidecar is written by hand or by dozens of programs. :data:`_FIELDS` is the one statement of what
 a field must be; whoever needs a field gets a value that is that, or a reason to refuse the
-recording. Fields that nobody reads are not checked.
+recording. Fields that are not used are not checked.
 """
 
 from __future__ import annotations

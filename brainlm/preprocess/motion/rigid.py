@@ -108,7 +108,7 @@ def estimate_motion(
     start = most_typical(kept)
     if mask is None:
         mask = brain_mask(kept[start], affine)
-    mask = _widen(mask) & ~_beside_empty(kept)
+    mask = _widen(mask) & ~_next_to_empty(kept)
     rng = np.random.default_rng(seed)
 
     factors = np.maximum(1, np.rint(COARSE_MM / _zooms(affine)).astype(int))  # x, y, z
@@ -244,7 +244,7 @@ def _widen(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(mask, iterations=2)
 
 
-def _beside_empty(volumes: np.ndarray) -> np.ndarray:
+def _next_to_empty(volumes: np.ndarray) -> np.ndarray:
     """Voxels whose spline touches one that is always 0: the border of a mask that stays put.
 
     A run that was masked after its acquisition has an edge that does not move with the head.

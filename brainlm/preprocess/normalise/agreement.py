@@ -16,7 +16,7 @@ from .tissue_fit import Image, Problem, State, grid_of, smooth_tissues
 ASSESSED_FWHM_MM = 8.0  # smoothing of image and maps under `correlate`
 MIN_CORRELATION = 0.5  # image with tissue mixture inside the brain, after the affine part
 MIN_DICE = 0.9  # of the two brain masks, inside the field of view
-MAX_BEND_MM = 8.0  # RMS: 2 to 5 in people; a ball is bent by 9
+MAX_BEND_MM = 8.0  # RMS: 2 to 5 in participants; a ball is bent by 9
 ZOOM_RANGE = (0.7, 1.3)  # of the affine part along any direction
 ZOOM_RATIO = 1.3  # of its largest to its smallest
 MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0

@@ -234,8 +234,8 @@ class Problem:
     def _by_bend(self, state: State, match: Match):
         """All sums over points are sums over a box, one axis after the other: J is never made."""
         slopes = (match.slopes @ state.affine[:3, :3].astype(np.float32)).T  # [3, N]
-        beside = np.vstack([match.columns.T, match.pull[None]])
-        sums = [self.grid.project(beside * slopes[i]) for i in range(3)]  # [C + 1, K] each
+        stacked = np.vstack([match.columns.T, match.pull[None]])
+        sums = [self.grid.project(stacked * slopes[i]) for i in range(3)]  # [C + 1, K] each
         blocks: list[list] = [[None] * 3 for _ in range(3)]
         for i in range(3):
             for j in range(i + 1):

@@ -55,7 +55,7 @@ def long_enough(table: pd.DataFrame, window: int) -> tuple[np.ndarray, dict[str,
     return table.index[fits].to_numpy(), why
 
 
-def list_people(
+def list_participants(
     corpus: Corpus,
     labels: pd.Series,
     *,
@@ -90,12 +90,12 @@ def list_people(
 
 @dataclass(frozen=True)
 class Population:
-    """Who a clinical task is about: the same people for every method and every fit.
+    """Who a clinical task is about: the same participants for every method and every fit.
 
     Attributes
     ----------
-    people : DataFrame
-        See :func:`list_people`; ``class left out`` names a person's class that is too rare.
+    participants : DataFrame
+        See :func:`list_participants`; ``class left out`` names a class that is too rare.
     labels : Labels
         Without classes that are too rare.
     shortage : str or None
@@ -110,32 +110,33 @@ class Population:
     def of(cls, corpus: Corpus, labels: Labels, window: int, *,
            roles: Mapping[str, str] | None = None, motion: pd.Series | None = None
            ) -> Population:  # fmt: skip
-        everybody = list_people(corpus, labels.values, roles=roles)
+        everybody = list_participants(corpus, labels.values, roles=roles)
         inside = everybody["recorded"] & ~everybody["external"]
         train = everybody.index[inside & (everybody["split"] == "train")]
         shortage = describe_shortage(labels, train)
         labels, rare = labels.drop_small_classes(train)
-        people = list_people(
+        people = list_participants(
             corpus, labels.values, roles=roles, motion=motion, min_timepoints=window
         )
         people["class left out"] = rare.reindex(people.index)
         return cls(people, labels, shortage)
 
     def describe_rare(self) -> str | None:
-        """Classes that nobody is predicted to be of."""
+        """Classes that are too rare to be predicted."""
         names = self.people["class left out"].dropna().value_counts()
         return "; ".join(
-            f"class {name} ({count} in all) has fewer than {SMALLEST_CLASS} training people"
+            f"class {name} ({count} in all) has fewer than {SMALLEST_CLASS} training participants"
             for name, count in names.items()
         ) or None  # fmt: skip
 
-    def why_not(self, split: Split) -> str | None:
-        """Why nothing can be learnt from a fold's training people, or None."""
+    def describe_lack(self, split: Split) -> str | None:
+        """Why nothing can be learnt from a fold's training participants, or None."""
         known = self.people.loc[split.train, "label"].astype(int if self.labels.classes else float)
         lacking = sorted(set(range(len(self.labels.classes))) - set(known))
         if lacking:
-            return "no training person is " + ", ".join(self.labels.classes[k] for k in lacking)
-        return None if len(known) else "no training people"
+            names = ", ".join(self.labels.classes[k] for k in lacking)
+            return f"no training participant is {names}"
+        return None if len(known) else "no training participants"
 
 
 def read_motion(cohorts: Sequence[Cohort]) -> pd.Series | None:
@@ -169,7 +170,7 @@ def _find_question(name: str, cohort: Cohort) -> str | None:
 
 
 def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
-    """Why people of a table are not ready, each counted once."""
+    """Why participants of a table are not ready, each counted once."""
     no_rows, rare = part["rows"].str.len() == 0, part["class left out"]
     return {
         SEEN: int(part["seen"].sum()),
@@ -181,12 +182,12 @@ def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
 
 
 def names_of(index: pd.MultiIndex, cohort: str) -> pd.Index:
-    """participant_id of a cohort's people in an index by (cohort, participant_id)."""
+    """participant_id of a cohort's participants in an index by (cohort, participant_id)."""
     return index[index.get_level_values(0) == cohort].get_level_values(1)
 
 
 def count_absent(labelled: pd.Index, recorded: pd.Index, split: str = "all") -> dict[str, int]:
-    """People of a cohort with a label and no recording at all, by the reason's words.
+    """Participants of a cohort with a label and no recording at all, by the reason's words.
 
     `split` is who is asked for: ``all``, or those who would be in ``test`` (or another), whatever
     follows after a comma.
@@ -198,14 +199,14 @@ def count_absent(labelled: pd.Index, recorded: pd.Index, split: str = "all") -> 
 
 @dataclass(frozen=True)
 class Split:
-    """People of one fold, as keys of the people table."""
+    """Participants of one fold, as keys of the participants table."""
 
     train: pd.Index
     validation: pd.Index
     test: pd.Index
 
 
-def split_people(people: pd.DataFrame) -> Split:
+def split_participants(people: pd.DataFrame) -> Split:
     """The stable split of reference cohorts; external cohorts are tested whole."""
     inside = people["ready"] & ~people["external"]
     train = people.index[inside & (people["split"] == "train")]
@@ -215,23 +216,23 @@ def split_people(people: pd.DataFrame) -> Split:
 
 
 def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
-    """Folds of whole groups: nobody of a test person's group is trained or validated on.
+    """Folds of whole groups: no member of a test participant's group is trained or validated on.
 
-    Within a fold the stable split holds: test people are of its test split, so that the
+    Within a fold the stable split holds: test participants are of its test split, so that the
     pretrained model never saw them either.
 
     Raises
     ------
     BrainLMError
-        Everybody is of one group.
+        All participants are of one group.
     """
     inside = people.index[people["ready"] & ~people["external"] & groups.notna()]
     split = people["split"].reindex(inside)
     if groups.reindex(inside).nunique() < 2:
         found = ", ".join(sorted(groups.dropna().unique())) or "n/a"
         raise BrainLMError(
-            f"groups: {groups.name} is {found} for all {len(inside)} people with a label: no "
-            "group can be held out; name another column, or leave groups out of the task's file"
+            f"groups: {groups.name} is {found} for all {len(inside)} participants with a label: "
+            "no group can be held out; name another column, or leave groups out of the task's file"
         )
     for held in fold_groups(groups.reindex(inside)):
         out = groups.reindex(inside).isin(held)
@@ -241,8 +242,8 @@ def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
         ))  # fmt: skip
 
 
-def hold_out_groups_of_everybody(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
-    """Every group held out in turn, everybody tested: for methods that need no pretraining."""
+def hold_out_every_group(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
+    """Every group held out in turn, all tested: for methods that need no pretraining."""
     inside = people.index[people["ready"] & ~people["external"] & groups.notna()]
     validation = people["split"].reindex(inside) == "validation"
     known = groups.reindex(inside)
