@@ -20,7 +20,6 @@ PAIRS = {"Atlas", "Section", "Table"}
 PROTOCOLS = {
     *("find", "companions"),  # of a layout
     "prepare",  # of a stage
-    "run",  # of a task's kind
     *("estimate_motion", "normalise", "fit_ica"),  # of an engine
     *("main", "build_parser"),  # of a program
 }
