@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from brainlm.config import Config, Pretrain
+from brainlm import doctor
+from brainlm.config import Config, Pretrain, parse_config
 from brainlm.model import preset
 from brainlm.training.distributed import compile_blocks
 from brainlm.training.memory import FILLED, largest_micro_batch, optimizer_bytes
@@ -130,3 +131,22 @@ def test_half_precision_follows_float32_for_200_updates():
         ends.append(sum(losses[-50:]) / 50)
         assert ends[-1] < 0.8 * sum(losses[:10]) / 10  # it has learnt
     assert ends[1] == pytest.approx(ends[0], rel=0.03)
+
+
+@pytest.mark.parametrize(("given", "ok", "words"), [
+    ({"gpus": 8, "cpus": 4}, None, "set pretrain.cpus to 96"),
+    ({"gpus": 8, "cpus": 10_000}, None, "right for a login node"),
+    ({"gpus": 0}, True, ""),
+])  # fmt: skip
+def test_doctor_compares_the_loaders_threads_with_the_cpus(given, ok, words):
+    cohort = {"name": "a", "folder": "/data"}
+    config = parse_config({"cohorts": [cohort], "pretrain": given})
+    found = list(doctor._loader(config))
+    assert all(finding.ok is ok and words in str(finding) for finding in found)
+    assert len(found) == bool(given["gpus"])
+
+
+def test_a_process_reads_with_half_of_its_share_of_the_cpus():
+    assert Pretrain(gpus=8).loader_threads == 6
+    assert Pretrain(gpus=8, cpus=4).loader_threads == 1
+    assert Pretrain(cpus=64).loader_threads == 1  # the CPU is busy with the training itself
