@@ -311,9 +311,9 @@ def test_a_run_of_before_a_new_optional_key_is_still_finished(study, finished, t
 def test_micro_batches_do_not_change_the_result(study, finished, tmp_path):
     out = run(study, tmp_path / "out", micro_batch_size=4)
     # Losses, not weights: Adam turns the rounding noise in the gradient of a key bias, which
-    # softmax ignores, into steps of full size.
+    # softmax ignores, into steps of full size; Muon rounds to bf16 after sums in another order.
     for one, two in zip(metrics(finished), metrics(out), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-3)
 
 
 def test_half_precision_gives_nearly_the_same_losses(study, finished, tmp_path):
