@@ -1,8 +1,9 @@
-"""Tables of parcel series as participants write them.
+"""Tables of parcel series as they are found.
 
 Nothing in such a file says which columns are parcels. A header of column numbers that is read as
 a time point, a column of row numbers that is read as a parcel, or an empty cell that is skipped
 shifts everything after it, and the numbers look as good as before; each is met in real files.
+:mod:`brainlm.tables` reads what has a header and tabs; these files need have neither.
 """
 
 from __future__ import annotations
