@@ -91,7 +91,8 @@ def read_settings(folder: ModelFolder) -> str | None:
 def _of_config(model: config.Model, options: config.Pretrain) -> dict[str, Any]:
     given = {"start", "continue_training"} if model.start is None else set()
     chosen = options.of_preset(model.preset)
-    younger = {"beta2"} if options.beta2 is None else set()  # than finished models
+    usual = chosen.model_copy(update={"beta2": None}).of_preset(model.preset).beta2
+    younger = {"beta2"} if chosen.beta2 == usual else set()  # than finished models
     return model.model_dump(mode="json", exclude=given) | chosen.model_dump(
         mode="json", exclude=set(options.FREE) | younger
     )

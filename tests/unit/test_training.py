@@ -34,6 +34,7 @@ from brainlm.training.finetune import FineTuning, finetune
 from brainlm.training.predict import predict, predict_recordings
 from brainlm.training.pretrain import EXIT_SAVED, pretrain
 from brainlm.training.schedule import learning_rate_at
+from brainlm.training.settings import _of_config
 from brainlm.training.windows import Windows
 
 MODEL = config.Model(preset="tiny", window=40, patch=10)
@@ -663,3 +664,11 @@ def test_recordings_are_predicted_alike_alone_and_together(study, finished, tmp_
     windows = Windows(corpus, model.scaling, 40, rows)
     alone = torch.cat([predict_recordings(model, windows, [row]) for row in rows])
     torch.testing.assert_close(predict_recordings(model, windows, rows), alone)
+
+
+@pytest.mark.parametrize("name", ["tiny", "650m"])
+def test_a_finished_model_is_of_its_configuration_whether_or_not_the_preset_filled_it_in(name):
+    model, given = config.Model(preset=name), config.Pretrain()
+    assert _of_config(model, given) == _of_config(model, given.of_preset(name))
+    other = config.Pretrain(beta2=0.9)
+    assert _of_config(model, given) != _of_config(model, other)
