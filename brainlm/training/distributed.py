@@ -157,6 +157,7 @@ def compile_blocks(model: BrainLM, blocks: list[nn.Module], half: bool,
         return False
     finally:
         model.zero_grad(set_to_none=True)
+        torch._dynamo.reset()  # or the real shape would be the second one, and compiled for any
     return True
 
 
