@@ -84,7 +84,7 @@ def compare_groups(people: Groups, where: dict, permutations: int, options: Eval
         rows = [where]
         if len(parts) > 1:
             few = f"a group of fewer than {MIN_PARTICIPANTS} participants"
-        rows = [where | {"note": f"{note}; {few}"}]
+            rows = [where | {"note": f"{note}; {few}"}]
     else:
         gap, spread = _mean(parts[1]) - _mean(parts[0]), draws[1] - draws[0]
         test = _test_signs if people.paired else _test_labels
