@@ -603,7 +603,7 @@ def test_unusable_volumes_are_given_as_their_neighbours(study, stand_ins):
 
 
 def test_an_upside_down_image_is_refused_before_fsl_is_called(fitted, monkeypatch):
-    monkeypatch.setattr(fsl, "run", lambda *_: pytest.fail("FSL was called"))
+    monkeypatch.setattr(fsl, "run_program", lambda *_: pytest.fail("FSL was called"))
     reference, affine = read_volume(fitted.paths().boldref)
     mask = read_volume(fitted.paths().mask)[0] > 0
     flipped = affine @ np.diag([1, 1, -1, 1])
