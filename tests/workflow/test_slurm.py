@@ -57,7 +57,7 @@ def digests(folder: Path, *patterns: str) -> dict[str, str]:
 
 
 def made(clone: Path) -> dict[str, str]:
-    return digests(clone / "results", "shards/**/*.parquet", "models/**/*.safetensors")
+    return digests(clone / "results", "shards/**/*.parquet", "models/**/model.safetensors")
 
 
 def start(clone: Path, *options: str) -> subprocess.Popen:
@@ -149,7 +149,7 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
     clone = tmp_path / "clone"
     shutil.copytree(series, clone)
     (clone / "sitecustomize.py").write_text(
-        "import brainlm.resources\nbrainlm.resources._memory = lambda stage, largest: 250\n"
+        "import brainlm.resources\nbrainlm.resources._memory = lambda stage, largest: 100\n"
     )
     paths = os.pathsep.join([str(clone), os.environ.get("PYTHONPATH", "")])
     with pytest.MonkeyPatch.context() as patch:
@@ -158,7 +158,7 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
         assert process.wait(600) == 0, said(clone)[-5000:]
     asked = [job["MinMemoryNode"] for job in jobs(clone)]
     states = [job["JobState"] for job in jobs(clone)]
-    assert asked[:2] == ["250M", "500M"]
+    assert asked[:2] == ["100M", "200M"]
     assert states[0] in ("FAILED", "OUT_OF_MEMORY") and states[-1] == "COMPLETED"
     assert (clone / "results/shards/c/00000.parquet").exists()
 
@@ -185,7 +185,7 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
     assert "going on from update" in text  # where SIGTERM saved: the next checkpoint was far away
     assert [job["Restarts"] for job in jobs(clones[1])][-1] == "1"
     assert jobs(clones[0])[-1]["NumNodes"] == "2"
-    whole, preempted = (digests(c / "results", "models/**/*.safetensors") for c in clones)
+    whole, preempted = (digests(c / "results", "models/**/model.safetensors") for c in clones)
     assert whole == preempted
 
 
