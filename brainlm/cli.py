@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.others = others
     if others and args.verb != "run":
         parser.error(f"unrecognized arguments: {' '.join(others)}")
-    with logged(getattr(args, "log", None)):
+    with logged(getattr(args, "log_file", None)):
         return _run_verb(args)
 
 
@@ -57,7 +57,7 @@ def _run_verb(args: argparse.Namespace) -> int:
         print(f"brainlm {args.verb}: {describe_disk_error(error)}", file=sys.stderr)
         return 1
     except Exception:
-        if getattr(args, "log", None) is None:
+        if getattr(args, "log_file", None) is None:
             raise
         traceback.print_exc()  # into the log too
         return 1
@@ -159,7 +159,7 @@ def _add_study_verbs(verb, step_verb) -> None:
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
     log = argparse.ArgumentParser(add_help=False)
-    log.add_argument("--log", type=Path, help="a file to append to what is printed")
+    log.add_argument("--log-file", type=Path, help="a file to append to what is printed")
     sub = step_verb("pretrain", _pretrain, log)
     sub.add_argument("--sweep", nargs=3, metavar=("PRESET", "SHARE", "SEED"),
                      help="a point of a scaling task instead of the model")  # fmt: skip

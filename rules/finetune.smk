@@ -22,7 +22,7 @@ rule finetune:
         ),
     shell:
         "exec brainlm finetune --task {wildcards.task} --seed {wildcards.seed} {params.scratch}"
-        " --log {log:q}"
+        " --log-file {log:q}"
 
 
 rule predict:

@@ -29,7 +29,7 @@ rule pretrain:
         settings("pretrain"),
         launch="brainlm",  # of before, when a change of machines trained anew
     shell:
-        f"exec {START} pretrain --log {{log:q}}"
+        f"exec {START} pretrain --log-file {{log:q}}"
 
 
 # One point of a scaling task: another size, a share of the training participants, as many updates.
@@ -49,5 +49,5 @@ rule sweep:
         settings("sweep"),
         launch="brainlm",
     shell:
-        f"exec {START} pretrain --log {{log:q}}"
+        f"exec {START} pretrain --log-file {{log:q}}"
         " --sweep {wildcards.preset} {wildcards.share} {wildcards.seed}"

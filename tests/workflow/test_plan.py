@@ -660,7 +660,7 @@ def test_eight_nodes_are_planned_and_launched_as_one_step(clone, tmp_path):
     clone.configure("finetune:", "pretrain: {nodes: 8, gpus: 8, cpus: 64}\nfinetune:")
     text = clone.snakemake("--dry-run", "--printshellcmds", "--forcerun", "pretrain", "--",
                            "results/models/r1/pretrain/model.safetensors")  # fmt: skip
-    launch = re.search(r"Shell command: exec (bash .*?) --log", text)[1]
+    launch = re.search(r"Shell command: exec (bash .*?) --log-file", text)[1]
     assert launch == f"bash {clone.folder}/slurm/torchrun.sh 8 8 64 gpu pretrain"
     resources = re.search(r"resources: (.*nodes=.*)", text)[1].split(", ")
     assert {"nodes=8", "tasks=8", "mpi=srun", "cpus_per_task=64"} <= set(resources)
