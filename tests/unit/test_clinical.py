@@ -124,11 +124,12 @@ def job(folder, kind="regression", target="age", external=False, **task) -> Job:
 def run(this: Job) -> pd.DataFrame:
     from brainlm.training.predict import predict
 
+    external = [path for path in this.shards if path.parent.name == "away"]
     for start in ("finetune", "scratch"):
         for seed, out in zip(this.task.seeds, this.fits(start), strict=True):
             fit_task(this, out, ATLAS, seed=seed, from_scratch=start == "scratch")
-            if this.external:
-                predict(out, this.external, out / "external.parquet")
+            if external:
+                predict(out, external, out / "external.parquet")
     return evaluate(this)
 
 
@@ -368,7 +369,8 @@ def test_an_external_cohort_of_another_atlas_is_refused(folder, age, tmp_path):
     path = tmp_path / "00000.parquet"
     write_shard(path, [Recording("sub-a", "sub-a", "away", "train", series=np.ones((60, 6)))],
                 ShardInfo("other", "1" * 64, PARCELS, 1.0))  # fmt: skip
-    this = dataclasses.replace(job(folder, external=True, seeds=[1, 2]), external=[path])
+    this = job(folder, external=True, seeds=[1, 2])
+    this = dataclasses.replace(this, shards=[this.shards[0], path])
     with pytest.raises(BrainLMError, match=r"00000.parquet: atlas_sha256 is 111"):
         evaluate(this)
 
