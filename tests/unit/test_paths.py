@@ -51,6 +51,7 @@ first_atlas.json
     logs/STAGE/COHORT/CHUNK.log
     logs/STAGE/COHORT/CHUNK.jsonl
     logs/STAGE/r1-PARTS.log
+    logs/STAGE/r1-PARTS.jsonl
     benchmarks/STAGE/COHORT/CHUNK.tsv
     benchmarks/STAGE/r1-PARTS.tsv
 """

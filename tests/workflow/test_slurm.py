@@ -149,7 +149,11 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
     clone = tmp_path / "clone"
     shutil.copytree(series, clone)
     (clone / "sitecustomize.py").write_text(
-        "import brainlm.resources\nbrainlm.resources._memory = lambda stage, largest: 100\n"
+        "import sys, time, brainlm.resources\n"
+        "brainlm.resources._memory = lambda stage, largest: 250\n"
+        "if sys.orig_argv[2:3] == ['series']:\n"  # needs more, for longer than SLURM looks away
+        "    held = b'x' * 200_000_000\n"
+        "    time.sleep(4)\n"
     )
     paths = os.pathsep.join([str(clone), os.environ.get("PYTHONPATH", "")])
     with pytest.MonkeyPatch.context() as patch:
@@ -158,7 +162,7 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
         assert process.wait(600) == 0, said(clone)[-5000:]
     asked = [job["MinMemoryNode"] for job in jobs(clone)]
     states = [job["JobState"] for job in jobs(clone)]
-    assert asked[:2] == ["100M", "200M"]
+    assert asked[:2] == ["250M", "500M"]
     assert states[0] in ("FAILED", "OUT_OF_MEMORY") and states[-1] == "COMPLETED"
     assert (clone / "results/shards/c/00000.parquet").exists()
 
