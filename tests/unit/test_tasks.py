@@ -1,12 +1,11 @@
 """Tasks are declared: what a task's file may say, and what is answered to a wrong one."""
 
-from importlib import import_module
-
 import pytest
 
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.job import EVALUATORS
 from brainlm.evaluation.tasks import KINDS, REGISTRY, find_task, load_task, load_tasks, parse_task
+from brainlm.steps import load
 
 
 def test_every_built_in_file_is_valid_and_every_kind_has_one():
@@ -50,4 +49,4 @@ def test_a_users_file_enters_by_its_path_and_shadows_a_built_in_name(tmp_path):
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_every_kind_has_an_evaluator(kind):
-    assert callable(import_module(f"brainlm.evaluation.{EVALUATORS[kind]}").run)
+    assert callable(load(f"brainlm.evaluation.{EVALUATORS[kind]}"))
