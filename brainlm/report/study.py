@@ -50,7 +50,8 @@ class Headline(NamedTuple):
     @property
     def card(self) -> tuple[str, str, str]:
         """What a card shows."""
-        other = f"{self.words} ({self.other}): {cell(self.rows, self.other)}"
+        name = PREDICTORS.get(self.other, self.other)
+        other = f"{self.words} ({name}): {cell(self.rows, self.other)}"
         return self.label, cell(self.rows, self.model), other
 
     @property

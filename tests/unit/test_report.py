@@ -109,7 +109,8 @@ def test_headline_figures_are_shown_with_their_baseline_with_intervals(study):
         for name in ("model", "linear")
     }
     assert text["model"] in page.text
-    assert f"best predictor without a network (linear): {text['linear']}" in page.text
+    words = "best predictor without a network (linear interpolation in time)"
+    assert f"{words}: {text['linear']}" in page.text
 
 
 @pytest.mark.parametrize(("metric", "model", "other", "says"), [
