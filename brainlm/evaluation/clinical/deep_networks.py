@@ -1,12 +1,10 @@
-"""Deep networks of others that the transformer has to beat, from `ml4fmri`_.
+"""Deep networks of others that the transformer has to beat, from ``ml4fmri``.
 
 The same participants, windows, budget and early stopping as fine-tuning: at most
 ``Finetune.epochs`` passes, one random window of each recording a pass, the weights of the best
 validation loss kept.
 Each is fitted at its authors' learning rate, meant for hundreds of passes, and at :data:`RATE`;
 validation participants decide.
-
-.. _ml4fmri: https://pypi.org/project/ml4fmri
 """
 
 from __future__ import annotations
