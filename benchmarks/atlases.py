@@ -39,7 +39,7 @@ from brainlm.shards import (
 )
 from brainlm.training.covariance import fit_gaussian
 from brainlm.training.distributed import Ranks
-from brainlm.training.schedule import learning_rate_at, make_optimizers
+from brainlm.training.schedule import learning_rate_at, make_optimizers, update_weights
 from brainlm.training.windows import Windows
 
 WINDOW, PATCH, BATCH = 80, 10, 8
@@ -157,17 +157,13 @@ def cluster(places: np.ndarray, count: int) -> np.ndarray:
 
 def train(model: BrainLM, windows: Windows, updates: int) -> BrainLM:
     """As brainlm.training.pretrain does."""
-    options = Pretrain(learning_rate=3e-3)
+    options = Pretrain(learning_rate=3e-3).of_preset("tiny")
     optimizers = make_optimizers(model.train(), options)
     for step in range(updates):
         batch = windows.batch(windows.stream(step * BATCH, BATCH))
         model(batch.signal, batch.masking).loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, updates, options)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update_weights(optimizers, learning_rate_at(step, updates, options))
     return model.eval()
 
 

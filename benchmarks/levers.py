@@ -33,7 +33,7 @@ from brainlm.model.masking import Masker, Masking
 from brainlm.shards import Corpus, Scaling
 from brainlm.training.covariance import fit_gaussian
 from brainlm.training.distributed import Ranks
-from brainlm.training.schedule import learning_rate_at, make_optimizers
+from brainlm.training.schedule import learning_rate_at, make_optimizers, update_weights
 from brainlm.training.windows import Windows
 
 WINDOW, PATCH, BATCH, RATIO = 80, 10, 8, 0.75
@@ -178,11 +178,7 @@ def train(model: BrainLM, windows: Windows, lever: Lever, updates: int) -> None:
             loss = loss + SHARE * trained["more"](batch.signal, out.latent)
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, updates, options)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update_weights(optimizers, learning_rate_at(step, updates, options))
     model.eval()
 
 

@@ -20,7 +20,12 @@ from brainlm.model import preset
 from brainlm.model.masking import Masker
 from brainlm.training.device import choose_device
 from brainlm.training.distributed import Ranks, TrainingStep, compile_blocks, shard_model
-from brainlm.training.schedule import learning_rate_at, make_optimizers, scale_gradients
+from brainlm.training.schedule import (
+    learning_rate_at,
+    make_optimizers,
+    scale_gradients,
+    update_weights,
+)
 
 PARCELS, WINDOW, NETWORKS, RATIO = 424, 200, 17, 0.75
 
@@ -51,11 +56,7 @@ def train(name: str, half: bool, sharded: bool, args, device: torch.device) -> l
             error, count, *_ = step(torch.einsum("bnt,nr->brt", courses, networks), masker(noise))
         (error / count).backward()
         scale_gradients(step, torch.ones((), device=device))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(update, args.updates, options)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update_weights(optimizers, learning_rate_at(update, args.updates, options))
         losses.append((error / count).detach())
     return torch.stack(losses).tolist()
 

@@ -35,10 +35,11 @@ from scipy import stats
 from brainlm import config
 from brainlm.files import write_text
 from brainlm.model import BrainLM, BrainLMConfig
+from brainlm.model.masking import Masker
 from brainlm.model.published import PARCEL
 from brainlm.shards import Corpus, Scaling
 from brainlm.training.masked_r2 import MaskedR2
-from brainlm.training.schedule import learning_rate_at, make_optimizer
+from brainlm.training.schedule import learning_rate_at, make_optimizer, update_weights
 from brainlm.training.windows import Windows, choose_rows
 
 #: per family: (depth, decoder depth, time points per token)
@@ -72,26 +73,23 @@ class Data:
         self.rows = {s: choose_rows(self.corpus, window, s)[0]
                      for s in ("train", "validation", "test")}  # fmt: skip
 
-    def windows(self, split: str, seed: int, tokens: int) -> Windows:
+    def windows(self, split: str, seed: int, model: BrainLM) -> Windows:
         return Windows(self.corpus, self.scaling, self.window, self.rows[split], seed=seed,
-                       num_tokens=tokens)  # fmt: skip
+                       masker=Masker(model.grid, 0.75))  # fmt: skip
 
 
 def train(shape: BrainLMConfig, data: Data, seed: int, options: config.Pretrain, updates: int):
     """One small model: validation R2, test R2, processor seconds per window."""
     torch.manual_seed(seed)
     model = BrainLM(shape, data.points if shape.has_coordinates else None)
-    windows = data.windows("train", seed, model.num_tokens)
+    windows = data.windows("train", seed, model)
     optimizer = make_optimizer(model, options.learning_rate, options.weight_decay)
     start, size = time.process_time(), options.batch_size
     for step in range(updates):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, updates, options)
         batch = windows.batch(windows.stream(step * size, size))
-        model(batch.signal, noise=batch.noise).loss.backward()
+        model(batch.signal, batch.masking).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        update_weights([optimizer], learning_rate_at(step, updates, options))
     cost = (time.process_time() - start) / (updates * size)
     return *(held_out(model.eval(), data, split) for split in ("validation", "test")), cost
 
@@ -99,10 +97,10 @@ def train(shape: BrainLMConfig, data: Data, seed: int, options: config.Pretrain,
 @torch.no_grad()
 def held_out(model: BrainLM, data: Data, split: str) -> float:
     """Masked R2 of one window of each participant, the same for every contestant."""
-    windows, meter = data.windows(split, 0, model.num_tokens), MaskedR2()
+    windows, meter = data.windows(split, 0, model), MaskedR2()
     for part in np.array_split(windows.rows, -(-len(windows) // 16)):
         batch = windows.batch([(0, int(row)) for row in part])
-        out = model(batch.signal, noise=batch.noise)
+        out = model(batch.signal, batch.masking)
         meter.add(batch.signal, out.pixel_mask, out.prediction)
     return meter.result()["r2"]
 

@@ -49,7 +49,7 @@ from .meter import Meter, Rates, Spent, device_name
 from .model_cards import pretrained_card
 from .predictors import PREDICTORS
 from .preemption import EXIT_SAVED, on_sigterm
-from .schedule import learning_rate_at, make_optimizers, scale_gradients
+from .schedule import learning_rate_at, make_optimizers, scale_gradients, update_weights
 from .settings import (
     ADVICE,
     describe_change,
@@ -405,12 +405,7 @@ class Run:
         # Sums over the global batch, divided once: the same whatever shares the processes have.
         total = self.ranks.sum(seen).clamp(min=1)
         meter.norm = scale_gradients(self.wrapped, unit * self.ranks.world / total)
-        rate = learning_rate_at(self.step, self.steps, self.options)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update_weights(self.optimizers, learning_rate_at(self.step, self.steps, self.options))
 
     def _forward(self, batch: Batch):
         device = self.ranks.device

@@ -61,6 +61,15 @@ def learning_rate_at(step: int, total: int, options: Pretrain) -> float:
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def update_weights(optimizers: Iterable[torch.optim.Optimizer], learning_rate: float) -> None:
+    """A step of every optimiser; the gradients are gone afterwards."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
 @torch.no_grad()
 def scale_gradients(model: nn.Module, factor: Tensor, most: float = 1.0) -> Tensor:
     """Multiply all gradients by `factor`, and clip them to a norm of `most`, in one pass.
