@@ -136,6 +136,16 @@ def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks, *, half: b
     )  # fmt: skip
 
 
+def release(step: nn.Module) -> None:
+    """Let go of DDP's reducer while the processes are still joined.
+
+    Left alive it ends gloo's group itself: holding the interpreter's lock, it waits for a thread
+    that may be waiting for that lock, and a finished run never ends (seen in 1 of 6).
+    """
+    if isinstance(step, nn.parallel.DistributedDataParallel):
+        del step.logger, step.reducer
+
+
 def compile_blocks(model: BrainLM, blocks: list[nn.Module], half: bool,
                    say: Callable[[str], None]) -> bool:  # fmt: skip
     """Compile each block; where that fails (no compiler on the node) say so, and go on without.

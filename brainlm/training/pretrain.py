@@ -40,7 +40,7 @@ from .checkpoint import (
     read_checkpoint,
 )
 from .covariance import fit_gaussian
-from .distributed import Ranks, gradient_sync, join_processes, prepare_training
+from .distributed import Ranks, gradient_sync, join_processes, prepare_training, release
 from .given_model import open_given
 from .journal import Journal, clock, figure
 from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
@@ -103,7 +103,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
             run.train()
             run.finish()
         finally:
-            run.journal.close()
+            run.close()
 
 
 class Run:
@@ -291,6 +291,11 @@ class Run:
             write_json(ModelFolder(self.out).run, facts)
             write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})
         self.ranks.from_first(lambda: None)
+
+    def close(self) -> None:
+        """At the end of every run, also of one that failed."""
+        self.journal.close()
+        release(self.wrapped)
 
     def _facts(self) -> dict:
         last = [json.loads(line) for line in self.journal.lines.splitlines()]
