@@ -72,7 +72,7 @@ def main() -> None:
     args.out = args.out.absolute()
     rows = []
 
-    def add(model: str, representation: str, dataset: str, name: str, **kwargs) -> None:
+    def add(model: str, representation: str, dataset: str, name: str, /, **kwargs) -> None:
         options = [f"model_kwargs.{key}={value}" for key, value in kwargs.items()]
         found = run(model, representation, dataset, options, args)
         rows.append(summarise(found, name, dataset))
