@@ -109,6 +109,23 @@ def test_statements_that_cannot_be_true_are_refused(tmp_path, sidecar, words):
     refused(write_run(tmp_path, own=sidecar), words)
 
 
+@pytest.mark.parametrize("slices", [[0.0, 1.5, 3.0], [0, 500, 1000], [2.1]])
+def test_slices_are_taken_within_the_repetition_time(tmp_path, slices):
+    own = {"RepetitionTime": 2.0, "SliceTiming": slices}
+    refused(write_run(tmp_path / "1", own=own), f"a slice at {max(slices):g} s", "2 s apart")
+    for number, times in enumerate(([0, 0.7, 2.0], ["0", 3000.0], [0.5]), 2):  # words are not used
+        run = open_bold(write_run(tmp_path / str(number), own=own | {"SliceTiming": times}))
+        assert run.tr_s == 2.0 and not any("slice times" in text for text in run.warnings)
+
+
+def test_slice_times_that_cannot_be_true_are_a_warning_where_the_time_is_confirmed(tmp_path):
+    own = {"RepetitionTime": 2.0, "SliceTiming": [0, 500, 1000]}
+    alone, confirmed = (write_run(tmp_path / name, tr, own=own)
+                        for name, tr in (("a", 1.0), ("b", 2.0)))  # fmt: skip
+    for run in (open_bold(alone, repetition_time_s=2.0), open_bold(confirmed)):
+        assert run.tr_s == 2.0 and "slice times" in " ".join(run.warnings)
+
+
 def test_a_header_may_confirm_but_not_contradict_a_sidecar(tmp_path):
     path = write_run(tmp_path, 1.794, own={"RepetitionTime": 2.0})
     refused(path, "the sidecar says 2 s", "the header 1.794 s", "RepetitionTime")

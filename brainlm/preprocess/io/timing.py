@@ -8,6 +8,7 @@ in milliseconds states nothing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +33,14 @@ class Statement:
     """s between volumes, and who states it (for messages).
 
     `sparse`: by ``VolumeTiming``, so the scanner may rest between volumes, and a header may have
-    the shorter time in which a volume is acquired.
+    the shorter time in which a volume is acquired. `least`: by the last of the slice times, so
+    volumes are no closer than this.
     """
 
     seconds: float
     source: str
     sparse: bool = False
+    least: bool = False
 
 
 def agree_repetition_time(
@@ -68,7 +71,7 @@ def agree_repetition_time(
         ``bad_metadata``: nothing states it, or two statements differ by more than 1 %.
     """
     warnings = [] if warnings is None else warnings
-    stated = [*statements]
+    stated = [s for s in statements if not s.least]
     if cohort_s is not None:
         stated.append(Statement(cohort_s, "the cohort's repetition_time_s"))
     in_header = header.step_s if header else 0.0
@@ -102,6 +105,18 @@ def agree_repetition_time(
                 f"{path}: {first.source} says {seconds:g} s between volumes, {other.source} "
                 f"{other.seconds:g} s; correct RepetitionTime or the cohort's repetition_time_s",
             )
+    for slices in (s for s in statements if s.least and s.seconds > (1 + _TOLERANCE) * seconds):
+        told = (
+            f"{slices.source} has a slice at {slices.seconds:g} s, but volumes are {seconds:g} s "
+            "apart"
+        )
+        if len(stated) == 1:
+            raise RecordingError(
+                "bad_metadata",
+                f"{path}: {told} by {first.source}, and nothing else states the repetition time; "
+                "correct whichever is wrong, or confirm it as repetition_time_s of the cohort",
+            )
+        warnings.append(f"slice times: {told}; they are not used")
     return seconds
 
 
@@ -145,6 +160,9 @@ def _statements_of(sidecar: Sidecar, name: str, count: int | None = None) -> lis
     frequency = sidecar.read("SamplingFrequency")
     if isinstance(frequency, float):
         found.append(Statement(1 / frequency, f"SamplingFrequency of {name}"))
+    with contextlib.suppress(RecordingError):  # only who corrects slice times needs them whole
+        if (slices := sidecar.read("SliceTiming")) is not None:
+            found.append(Statement(max(slices), f"SliceTiming of {name}", least=True))
     return found
 
 
