@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+_ECHO = re.compile(r"_echo-[a-zA-Z0-9]+(?=_)")
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Entry:
     recording_id : str
         The BIDS name up to the suffix, e.g. ``sub-01_ses-2_task-rest_run-1``; unique in a cohort.
     path : Path
-        The image or series file, absolute.
+        The image or series file, absolute; of a multi-echo run the first echo.
     source : str
         The same, relative to the cohort's folder.
     t1w : Path or None
@@ -43,3 +47,18 @@ class Entry:
     def cohort_folder(self) -> Path:
         """The folder that `source` starts from."""
         return self.path.parents[len(Path(self.source).parts) - 1]
+
+    def list_echoes(self) -> list[Path]:
+        """The images of a multi-echo run that is one recording; of any other run its image."""
+        name = self.path.name
+        if not _ECHO.search(name) or _ECHO.search(f"{self.recording_id}_"):
+            return [self.path]
+        plain = _strip(name)
+        names = [other for other in os.listdir(self.path.parent)
+                 if _ECHO.search(other) and _strip(other) == plain]  # fmt: skip
+        return [self.path.with_name(other) for other in sorted(names)]
+
+
+def _strip(name: str) -> str:
+    """A file's name without its echo, compressed or not."""
+    return _ECHO.sub("", name).removesuffix(".gz")

@@ -167,12 +167,18 @@ def test_the_only_image_in_template_space_is_a_recording_though_it_has_an_echo(t
     assert LAYOUTS["fmriprep"].companions(tmp_path / found[0].source).motion == tmp_path / table
 
 
-def test_raw_echoes_are_refused_or_chosen(tmp_path):
-    plant(tmp_path, *(f"sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2)),
-          GOOD["bids"])  # fmt: skip
+def test_raw_echoes_are_one_recording_or_one_is_chosen(tmp_path):
+    names = [f"sub-01/func/sub-01_task-rest_echo-{n}_run-1_bold.nii.gz" for n in (1, 2, 10)]
+    plant(tmp_path, *names[::-1], GOOD["bids"])
+    found, _ = examine_folder(Cohort(name="c", folder=tmp_path, layout="bids"))
+    (run,) = [item for item in found if "run" in item.entities]
+    assert run.recording_id == "sub-01_task-rest_run-1" and run.source == names[0]
+    assert set(names[1:]) <= set(run.companions)
+    assert run.size == sum((tmp_path / name).stat().st_size for name in names)
+    assert sort(tmp_path, select={"echo": 2})[0] == ["sub-01_task-rest_echo-2_run-1"]
+    plant(tmp_path, *(name.replace("echo", "rec-norm_echo") for name in names))
     ids, left = sort(tmp_path)
-    assert ids == [] and all("select: {echo: 1}" in why for _, why in left.values())
-    assert sort(tmp_path, select={"echo": 2})[0] == ["sub-01_task-rest_echo-2"]
+    assert ids == [] and all("echo, rec" in why or "rec, echo" in why for _, why in left.values())
 
 
 def test_confounds_are_matched_by_entities(tmp_path):

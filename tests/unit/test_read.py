@@ -301,11 +301,11 @@ def test_sidecars_are_inherited(tmp_path):
     assert read_sidecar(path) == {"RepetitionTime": 2.0, "EchoTime": 0.04}
 
 
-def test_one_echo_of_several_is_refused(tmp_path):
+def test_one_echo_of_several_is_used_with_a_warning(tmp_path):
     first = write(tmp_path, name="sub-01_task-rest_echo-1_bold.nii.gz")
-    assert read_bold(first).tr_s == TR_S
+    assert read_bold(first).warnings == []
     write(tmp_path, name="sub-01_task-rest_echo-2_bold.nii.gz")
-    fails(first, "bad_metadata", "multi-echo")
+    assert read_bold(first).warnings == ["single echo: echo-1 of 2 is used alone"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -11,9 +11,15 @@ import pytest
 from runs import make_clone, snakemake
 
 from brainlm.cli import main
+from brainlm.evaluation.states.clips import list_clips
+from brainlm.evaluation.tasks import parse_task
 from brainlm.shards import Corpus
 
 pytestmark = pytest.mark.timeout(1200)  # alone it takes minutes; other work may share the cores
+
+#: columns of A424: FFC, then PHA1, PHA3 and PHA2, right and left
+FUSIFORM_FACE = [17, 197]
+PARAHIPPOCAMPAL = [125, 126, 154, 305, 306, 334]
 
 COMMON = """
 results: results
@@ -87,6 +93,22 @@ def test_homologous_areas_of_the_two_hemispheres_go_together(real):
         same = np.nanmean(np.diag(block))
         other = np.nanmean(block[~np.eye(180, dtype=bool)])
         assert same > other + 0.15
+
+
+def test_the_blocks_of_a_real_run_are_seen_in_its_series(real, shared):
+    """Faces raise both fusiform face areas, scenes all six parahippocampal ones."""
+    corpus, task = shards(real, "real"), parse_task({"kind": "states"}, "states", "states.yaml")
+    clips = list_clips(corpus, task, 15, {"real": shared / "data/bids_real"})
+    counts = clips.table["condition"].value_counts().to_dict()
+    assert counts == dict.fromkeys(["body", "face", "house", "object", "scene", "scramble"], 2)
+    assert clips.count_left_out(corpus.table) == {"without an events.tsv": 1,
+                                                  "without a usable recording": 1}  # fmt: skip
+    means = {}
+    for condition, rows in clips.table.groupby("condition"):
+        parts = [corpus.series(c.row)[c.start : c.stop].astype(float) for c in rows.itertuples()]
+        means[condition] = np.concatenate(parts).mean(0)
+    contrast = means["face"] - means["scene"]
+    assert (contrast[FUSIFORM_FACE] > 0.1).all() and (contrast[PARAHIPPOCAMPAL] < -0.05).all()
 
 
 def test_the_report_does_not_pretend(real):

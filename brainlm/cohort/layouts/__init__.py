@@ -86,7 +86,7 @@ def examine_folder(
     except BrainLMError as error:
         raise BrainLMError(f"{folder}: {error}") from None
     left_out += left
-    found, left = settle_versions(found)
+    found, left = settle_versions(found, raw=layout.enters == "motion")
     left_out += left
     if not found and not skip:
         raise BrainLMError(

@@ -457,10 +457,13 @@ def select(
     return kept, left
 
 
-def settle_versions(recordings: Iterable[Found]) -> tuple[list[Found], list[Found]]:
+def settle_versions(
+    recordings: Iterable[Found], *, raw: bool = False
+) -> tuple[list[Found], list[Found]]:
     """Runs that are there once, and the files left out or refused where a run is there twice.
 
-    Single echoes are left out where the run is there combined.
+    Single echoes are left out where the run is there combined. `raw` ones are one recording,
+    which is combined when it is read.
     """
     runs: dict[tuple, list[Found]] = {}
     for item in recordings:
@@ -470,23 +473,45 @@ def settle_versions(recordings: Iterable[Found]) -> tuple[list[Found], list[Foun
         whole = [item for item in items if "echo" not in item.versions] or items
         single = [item for item in items if item not in whole]
         left += [replace(item, left_out="single echoes of a combined run") for item in single]
+        differing = _list_differing(whole)
         if len(whole) == 1:
             kept += whole
+        elif raw and differing == ["echo"] and all("echo" in item.versions for item in whole):
+            kept.append(_join_echoes(whole))
         else:
-            why = _describe_versions(whole)
+            why = _describe_versions(whole, differing)
             left += [replace(item, left_out=why, refused=True) for item in whole]
     return kept, left
 
 
-def _describe_versions(items: list[Found]) -> str:
-    """What distinguishes the files of one run, and what to do."""
+def _join_echoes(items: list[Found]) -> Found:
+    """One recording without an echo in its name: the first echo, on which all others are told."""
+    first, *others = sorted(items, key=lambda item: (len(item.versions["echo"]), item.source))
+    entities = {key: value for key, value in first.entities.items() if key != "echo"}
+    files = [name for item in items for name in item.companions]
+    return replace(
+        first,
+        recording_id="_".join(f"{key}-{value}" for key, value in entities.items()),
+        entities=entities,
+        versions={key: value for key, value in first.versions.items() if key != "echo"},
+        size=sum(item.size for item in items) if min(item.size for item in items) >= 0 else -1,
+        mtime_ns=max(item.mtime_ns for item in items),
+        companions=tuple(dict.fromkeys([*(item.source for item in others), *files])),
+    )
+
+
+def _list_differing(items: list[Found]) -> list[str]:
+    """The entities by which files of one run differ."""
     keys = dict.fromkeys(key for item in items for key in item.versions)
-    values = {key: {item.versions.get(key) for item in items} for key in keys}
-    differing = [key for key in keys if len(values[key]) > 1]
+    return [key for key in keys if len({item.versions.get(key) for item in items}) > 1]
+
+
+def _describe_versions(items: list[Found], differing: list[str]) -> str:
+    """What distinguishes the files of one run, and what to do."""
     if not differing:
         return "several files are the same recording; keep one of them in the cohort's folder"
     key = differing[0]
-    first = min(value for value in values[key] if value is not None)
+    first = min(item.versions[key] for item in items if key in item.versions)
     choice = f"select: {{{key}: {first}}}"
     if differing == ["echo"]:
         return f"single echoes of a run; combine them, or choose one for the cohort with {choice}"

@@ -149,15 +149,15 @@ def _check_geometry(path: Path, sizes: np.ndarray, shape: np.ndarray) -> None:
 
 
 def check_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Refuse what is no BOLD run, or only one echo of it."""
+    """Refuse what is no BOLD run."""
     if sidecar.get("ArterialSpinLabelingType") is not None:
         raise RecordingError(
             "bad_metadata", f"{path}: arterial spin labelling (by its sidecar), expected BOLD"
         )
+
+
+def note_single_echo(path: Path) -> list[str]:
+    """A warning where other echoes of the run lie next to the one that is used alone."""
     echo = next((part for part in path.name.split("_") if part.startswith("echo-")), None)
-    if echo and len(list(path.parent.glob(path.name.replace(echo, "echo-*")))) > 1:
-        raise RecordingError(
-            "bad_metadata",
-            f"{path}: one echo of a multi-echo run; combine the echoes first, or leave only the "
-            "echo to use in the folder",
-        )
+    count = len(list(path.parent.glob(path.name.replace(echo, "echo-*")))) if echo else 1
+    return [f"single echo: {echo} of {count} is used alone"] if count > 1 else []

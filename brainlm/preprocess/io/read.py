@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import RecordingError
 from ...files import describe_absent
-from .metadata import check_sidecar, read_affine
+from .metadata import check_sidecar, note_single_echo, read_affine
 from .nifti_header import Header, read_header
 from .series_table import check_names, load_parcel_cifti, load_table
 from .sidecars import Sidecar, read_sidecar
@@ -42,6 +42,8 @@ class Bold:
         All inherited BIDS metadata.
     warnings : list of str
         What was odd but usable.
+    echo_times_s : tuple of float
+        Of the echoes that were combined; empty for a run of one.
     """
 
     volumes: np.ndarray
@@ -49,6 +51,7 @@ class Bold:
     tr_s: float
     sidecar: Sidecar = field(default_factory=Sidecar)
     warnings: list[str] = field(default_factory=list)
+    echo_times_s: tuple[float, ...] = ()
 
 
 def read_bold(
@@ -74,7 +77,8 @@ def read_bold(
     run = open_bold(path, repetition_time_s=repetition_time_s, orientation=orientation)
     volumes, ranges = _read_volumes(run.path, run.header, run.shape, run.warnings)
     run.check_unchanged()
-    _check_volumes(run.path, volumes, ranges, run.warnings)
+    check_volumes(run.path, volumes, ranges, run.warnings)
+    run.warnings.extend(note_single_echo(run.path))
     return Bold(volumes, run.affine, run.tr_s, run.sidecar, run.warnings)
 
 
@@ -352,7 +356,7 @@ def _fill(stream: BinaryIO, block: np.ndarray, dtype: np.dtype, slope: float, in
         block += np.float32(inter)
 
 
-def _check_volumes(
+def check_volumes(
     path: Path, volumes: np.ndarray, ranges: np.ndarray, warnings: list[str]
 ) -> None:
     """NaN background is set to 0; a volume with NaN elsewhere, or of one value, is an error."""

@@ -46,6 +46,7 @@ _FIELDS: dict[str, tuple[TypeAdapter[Any], str]] = {
         ),
         "the start of every slice, a list of seconds",
     ),
+    "EchoTime": (TypeAdapter(_Number), "seconds"),
     "SliceEncodingDirection": (TypeAdapter(_Direction), "i, j, k, i-, j- or k-"),
 }
 

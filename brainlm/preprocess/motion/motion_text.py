@@ -8,6 +8,7 @@ from ..io.derivatives import Derivatives, read_own_sidecar
 
 POWER = "Power et al. 2012, NeuroImage 59:2142"
 NICHOLS = "Nichols 2013, Notes on creating a standardized version of DVARS"
+POSSE = "Posse et al. 1999, Magnetic Resonance in Medicine 42:87"
 JENKINSON = "Jenkinson et al. 2002, NeuroImage 17:825"
 
 TEXT = PageText(
@@ -44,6 +45,12 @@ def describe_motion(files: Derivatives, atlas: Atlas) -> Sentence:
             f"{dropped} non-steady-state {'volume' if dropped == 1 else 'volumes'} at the start "
             f"of the run {'was' if dropped == 1 else 'were'} discarded."
         )
+    if times := made.get("EchoTimes"):
+        echoes = ", ".join(f"{1000 * time:.3g}" for time in times)
+        parts.append(
+            f"The {len(times)} echoes (TE {echoes} ms) were combined with weights "
+            "TE exp(−TE / T2*) (Posse et al. 1999), T2* fitted to each voxel's means over time."
+        )
     if made["SliceTimingCorrected"]:
         parts.append("Slice timing was corrected by cubic interpolation.")
     fsl = made["Engine"].startswith("FSL")
@@ -53,4 +60,5 @@ def describe_motion(files: Derivatives, atlas: Atlas) -> Sentence:
         "framewise displacement follows Power et al. 2012, and DVARS is standardised after "
         "Nichols 2013. Susceptibility distortion was not corrected."
     )
-    return Sentence(" ".join(parts), (*((JENKINSON,) if fsl else ()), POWER, NICHOLS))
+    sources = ((POSSE,) if times else ()) + ((JENKINSON,) if fsl else ())
+    return Sentence(" ".join(parts), (*sources, POWER, NICHOLS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...cohort.recordings import Entry
 from ...files import plain_values
 from ..io.derivatives import describe_dataset
-from ..io.read import read_bold
+from ..io.echoes import read_run
 from ..quality import check_brain, check_duration, count_non_steady, measure_run
 from .context import Context, Figures, reproducible, timed
 from .products import write_motion
@@ -36,8 +36,8 @@ def run_motion(entry: Entry, context: Context) -> Figures:
     figures: Figures = {}
     with timed(figures, "read"):
         cohort = context.cohort
-        bold = read_bold(
-            entry.path,
+        bold = read_run(
+            entry.list_echoes(),
             repetition_time_s=cohort.repetition_time_s,
             orientation=cohort.orientation,
         )
@@ -63,6 +63,7 @@ def run_motion(entry: Entry, context: Context) -> Figures:
         "Warnings": bold.warnings,
         "Figures": plain_values(stated),
     }
+    about |= {"EchoTimes": bold.echo_times_s} if bold.echo_times_s else {}
     about |= {"Orientation": cohort.orientation} if cohort.orientation else {}
     write_motion(out, entry, context.atlas, bold.affine, estimate, mask, tsnr, columns, about)
     return figures | stated | {"warnings": bold.warnings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ from ...config import Preprocess
 from ...errors import BrainLMError, RecordingError
 from ...files import read_json
 from ..io.derivatives import Derivatives, read_transforms, read_volume, sidecar
-from ..io.read import Bold, read_bold
+from ..io.echoes import read_run
+from ..io.read import Bold
 from ..io.sidecars import read_field
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def settle(bold: Bold, dropped: int, config: Preprocess) -> Bold:
     volumes = bold.volumes[dropped:]
     if corrects_slices(bold, config):
         volumes = shift_slices(volumes, bold.tr_s, bold.sidecar)
-    return Bold(volumes, bold.affine, bold.tr_s, bold.sidecar, bold.warnings)
+    return replace(bold, volumes=volumes)
 
 
 def corrects_slices(bold: Bold, config: Preprocess) -> bool:
@@ -65,8 +67,8 @@ def read_prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
     if not sidecar(paths.boldref).exists():
         raise BrainLMError(f"{sidecar(paths.boldref)}: not found; run the motion stage again")
     made = read_json(sidecar(paths.boldref))
-    bold = read_bold(
-        entry.path,
+    bold = read_run(
+        entry.list_echoes(),
         repetition_time_s=made["RepetitionTime"],
         orientation=made.get("Orientation"),
     )
