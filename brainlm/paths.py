@@ -282,6 +282,11 @@ def side_table(table: Path, what: str, suffix: str = ".parquet") -> Path:
     return table.with_suffix(f".{what}{suffix}")
 
 
+def table_record(table: Path) -> Path:
+    """How far a task's evaluation is; see :func:`brainlm.progress.read_record`."""
+    return side_table(table, "progress", ".jsonl")
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """The files in the folder of a model or a fit, wherever it is."""

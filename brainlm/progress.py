@@ -17,10 +17,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, TypeVar
 
 from .errors import BrainLMError
 
+T = TypeVar("T")
 _TAIL = 8192  # bytes in which the last record stands
 _SAVE, _RESTORE = "\x1b7", "\x1b8"
 
@@ -55,6 +56,13 @@ def read_record(path: Path, since: float | None) -> Record | None:
         return None
 
 
+def clock(seconds: float) -> str:
+    """H:MM:SS, or M:SS below an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
 class Count:
     """How many of `total` are through: a line and a record every few seconds, and at the end.
 
@@ -62,26 +70,44 @@ class Count:
     ----------
     path : Path
         Of the records.
+    unit : str
+        What is counted.
     """
 
     def __init__(
         self, stage: str, total: int, path: Path, log: Callable[[str], None] = print,
-        every_s: float = 3.0,
+        every_s: float = 3.0, unit: str = "recordings",
     ):  # fmt: skip
-        self.stage, self.total, self.path, self._log = stage, total, path, log
+        self.stage, self.total, self.path, self.unit, self._log = stage, total, path, unit, log
         self._every_s, self._began = every_s, time.monotonic()
-        self._last = self._began
-        write_record(path, Record(stage, 0, total, f"0/{total} recordings"), first=True)
+        self._last, self.done = self._began, 0
+        write_record(path, Record(stage, 0, total, f"0/{total} {unit}"), first=True)
+
+    def add(self) -> None:
+        """One more is through."""
+        self(self.done + 1)
+
+    def after(self, function: Callable[..., T]) -> Callable[..., T]:
+        """The function; every call of it is one more."""
+
+        def counted(*given: Any, **named: Any) -> T:
+            result = function(*given, **named)
+            self.add()
+            return result
+
+        return counted
 
     def __call__(self, done: int) -> None:
+        self.done = done
         now = time.monotonic()
         if now - self._last < self._every_s and done < self.total:
             return
         self._last = now
         rate = done / max(1e-3, now - self._began)
-        text = f"{done}/{self.total} recordings, {rate:.3g}/s"
+        often = f"{rate:.3g}/s" if rate >= 0.1 else f"{60 * rate:.3g}/min"
+        text = f"{done}/{self.total} {self.unit}, {often}"
         if done < self.total:
-            text += f", {(self.total - done) / max(rate, 1e-9):.0f} s left"
+            text += f", ETA {clock((self.total - done) / max(rate, 1e-9))}"
         write_record(self.path, Record(self.stage, done, self.total, text))
         self._log(f"{self.stage}: {text}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections import Counter
@@ -10,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .config import Config
-from .evaluation.tasks import CLINICAL, tasks_of
-from .paths import STARTS, ModelFolder
+from .evaluation.tasks import CLINICAL, ScalingTask, Task, tasks_of
+from .paths import STARTS, ModelFolder, table_record
 from .preprocess.chunk import read_stage_table
 from .preprocess.summary import HARMLESS
-from .progress import read_record
+from .progress import clock, read_record
 from .steps import stages_of
-from .training.journal import clock
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Status:
     later: dict[str, bool]
     since: float | None
     failures: Path
-    training: str = ""
+    jobs: tuple[str, ...] = ()  # of the release, as far as each is
 
     def rate(self) -> float | None:
         """Steps per second of this run so far."""
@@ -90,8 +90,8 @@ class Status:
         if running:
             stages_now = Counter(text.split()[0] for text in running)
             words.append("now " + ", ".join(f"{n} {stage}" for stage, n in stages_now.items()))
-        elif self.training:
-            words.append(f"now {self.training}")
+        elif self.jobs:
+            words.append(f"now {'; '.join(self.jobs)}")
         elif not left:
             words.append("next: " + (next((n for n, made in self.later.items() if not made), "–")))
         return " · ".join(words)
@@ -127,6 +127,27 @@ class Status:
                 yield f"  running: {chunk} {text}"
 
 
+@dataclass(frozen=True)
+class ReleaseJob:
+    """A job after the shards, and the files that it makes and tells its progress in."""
+
+    step: str
+    product: Path
+    record: Path | None = None
+    part: str = ""  # tells jobs of a step apart
+
+    @property
+    def name(self) -> str:
+        return f"{self.step}, {self.part}" if self.part else self.step
+
+    def read_progress(self, since: float | None) -> str | None:
+        """How far it is in the run that began at `since`; None if it is not under way."""
+        if self.record is None or self.product.exists():
+            return None
+        now = read_record(self.record, since)
+        return f"{self.name}: {now.text}" if now and now.done < now.total else None
+
+
 def read_status(config: Config, folder: Path = Path()) -> Status:
     """Look at the results; `folder` is where Snakemake runs.
 
@@ -135,34 +156,49 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
     locks = [path.stat().st_mtime for path in (folder / ".snakemake/locks").glob("*.lock")]
     since = min(locks, default=None)
     cohorts = [_cohort_status(config, cohort, since) for cohort in config.cohorts]
+    made: dict[str, bool] = {}
+    going = []
+    for job in _release_jobs(config):
+        made[job.step] = made.get(job.step, True) and job.product.exists()
+        if since and (now := job.read_progress(since)):
+            going.append(now)
+    return Status(cohorts, made, since, config.paths.failures, tuple(going))
+
+
+def _release_jobs(config: Config) -> Iterator[ReleaseJob]:
+    """Every job after the shards, in the order in which they can run."""
     paths = config.paths
-    later = {
-        f"release {config.release}": [paths.scaling],
-        "pretrain": [ModelFolder(paths.pretrained).weights],
-        **_task_files(config),
-        "report": [paths.report_page],
-    }
-    made = {name: all(path.exists() for path in files) for name, files in later.items()}
-    records = [paths.release_record("embed", cohort.name) for cohort in config.cohorts]
-    if not made["pretrain"]:
-        records = [ModelFolder(paths.pretrained).record]
-    found = [now for record in records if (now := read_record(record, since))]
-    going = [now for now in found if now.done < now.total]
-    training = f"{going[0].stage} {going[0].text}" if going else ""
-    return Status(cohorts, made, since, paths.failures, training)
+    yield ReleaseJob(f"release {config.release}", paths.scaling)
+    pretrained = ModelFolder(paths.pretrained)
+    yield ReleaseJob("pretrain", pretrained.weights, pretrained.record)
+    for cohort in config.cohorts:
+        record = paths.release_record("embed", cohort.name)
+        yield ReleaseJob(f"embed {cohort.name}", paths.embeddings(cohort.name), record)
+    for task in tasks_of(config).values():
+        yield from _task_jobs(config, task)
+    for cohort in config.cohorts:
+        if cohort.role == "predict":
+            yield ReleaseJob(f"predict {cohort.name}", paths.predicted(cohort.name))
+    yield ReleaseJob("report", paths.report_page)
 
 
-def _task_files(config: Config) -> dict[str, list[Path]]:
-    """What every task's jobs make."""
-    files = {}
-    for name, task in tasks_of(config).items():
-        if isinstance(task, CLINICAL):
-            fits = [ModelFolder(config.paths.fit(s, name, n)) for s in STARTS for n in task.seeds]
-            files[f"finetune {name}"] = [fit.predictions for fit in fits]
+def _task_jobs(config: Config, task: Task) -> Iterator[ReleaseJob]:
+    """Fits and sweeps, and the table."""
+    paths = config.paths
+    if isinstance(task, CLINICAL):
+        for start, seed in itertools.product(STARTS, task.seeds):
+            fit = ModelFolder(paths.fit(start, task.name, seed))
+            part = f"{'from scratch, ' if start == 'scratch' else ''}seed {seed}"
+            yield ReleaseJob(f"finetune {task.name}", fit.predictions, fit.record, part)
             if any(c.role == "external" for c in config.cohorts) and not task.groups:
-                files[f"predict {name}"] = [fit.external for fit in fits]
-        files[f"evaluate {name}"] = [config.paths.table(name)]
-    return files
+                yield ReleaseJob(f"predict {task.name}", fit.external)
+    if isinstance(task, ScalingTask):
+        for preset, share, seed in task.points():
+            point = ModelFolder(paths.sweep(preset, share, seed))
+            part = f"{preset}, {share:.0%}, seed {seed}"
+            yield ReleaseJob("sweep", point.weights, point.record, part)
+    table = paths.table(task.name)
+    yield ReleaseJob(f"evaluate {task.name}", table, table_record(table))
 
 
 def _cohort_status(config: Config, cohort, since: float | None) -> CohortStatus:

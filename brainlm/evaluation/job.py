@@ -13,7 +13,8 @@ import pandas as pd
 
 from ..config import Config, Evaluate
 from ..errors import BrainLMError
-from ..paths import side_table
+from ..paths import side_table, table_record
+from ..progress import Count
 from ..shards import Corpus
 from ..shards.release import read_release
 from ..tables import write_parquet
@@ -99,6 +100,10 @@ class Job:
     ) -> Iterator[tuple[str, str, pd.DataFrame]]:
         """What is evaluated: see :func:`~brainlm.evaluation.participants.cohort_parts`."""
         return cohort_parts(table, splits, self.roles)
+
+    def count(self, total: int, unit: str) -> Count:
+        """Called with how many are through, it tells the log and ``brainlm status``."""
+        return Count(f"evaluate {self.task.name}", total, table_record(self.out), unit=unit)
 
     def save(self, what: str, table: pd.DataFrame) -> None:
         """Write a table next to the task's own."""

@@ -110,6 +110,7 @@ def _embed(job: Job):
         summaries["connectivity"] = "latent connectivity"
     names = (*summaries.values(), "connectivity")
     ends: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    count = job.count(len(table), "recordings")
     for row in table["row"]:
         both = model.embed(windows.cover(int(row)).to(device), "cls+mean").mean(0).cpu()
         for values, half in zip(tokens.values(), both.chunk(2), strict=True):
@@ -122,6 +123,7 @@ def _embed(job: Job):
             ends[name].append(made if apart else np.full((2, made.shape[1]), np.nan))
         made = np.stack([correlate_parcels(window.numpy().T) for window in signal[[0, -1]]])
         ends["connectivity"].append(made if apart else np.full_like(made, np.nan))
+        count.add()
     arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
     recorded = pd.MultiIndex.from_frame(corpus.table[KEY].drop_duplicates())
     stacked = {name: np.stack(v) if v else np.empty((0, 2, 1)) for name, v in ends.items()}

@@ -41,7 +41,9 @@ def evaluate_scaling(job: Job) -> pd.DataFrame:
     opened = {point: open_pretrained(folder, corpus) for point, folder in models.items()}
     window = next(iter(opened.values())).config.window
     rows: list[dict] = []
-    for cohort, split, part in job.parts(corpus.table):
+    parts = list(job.parts(corpus.table))
+    count = job.count(len(parts) * len(models), "models")
+    for cohort, split, part in parts:
         indices, why = long_enough(part, window)
         people = corpus.table["participant_id"][indices].to_numpy()
         points: list[tuple[dict, np.ndarray]] = []
@@ -56,18 +58,13 @@ def evaluate_scaling(job: Job) -> pd.DataFrame:
             if not len(indices):
                 rows.append(where)
                 continue
-            sums = [
-                evaluate_masking(
-                    opened[point],
-                    None,
-                    corpus,
-                    indices,
-                    "random",
-                    job.config.pretrain.mask_ratio,
-                    options.seed,
-                )[0]["model"][0]
-                for point in seeds.values()
-            ]
+            sums, ratio = [], job.config.pretrain.mask_ratio
+            for point in seeds.values():
+                found, _ = evaluate_masking(
+                    opened[point], None, corpus, indices, "random", ratio, options.seed
+                )
+                sums.append(found["model"][0])
+                count.add()
             points.append((where, add_by_participant(np.sum(sums, 0), people)))
             by_seed = (POOLED["r2"](one.sum(0)) for one in sums)
             rows += rows_of_units(where | {"metric": "r2"}, "seed", seeds, by_seed)

@@ -54,7 +54,9 @@ def evaluate_reconstruction(job: Job) -> pd.DataFrame:
     var = _fit_var(corpus, model)
     rows: list[dict] = []
     examples: dict[str, np.ndarray] = {}
-    for cohort, split, table in job.parts(corpus.table):
+    parts, maskings = list(job.parts(corpus.table)), list(_maskings(options, model))
+    count = job.count(len(parts) * len(maskings), "maskings")
+    for cohort, split, table in parts:
         indices, why = long_enough(table, model.config.window)
         where: dict = {"task": "reconstruction", "cohort": cohort, "split": split}
         notes = [
@@ -65,13 +67,14 @@ def evaluate_reconstruction(job: Job) -> pd.DataFrame:
         where |= {"left_out": int(sum(why.values())), "note": "; ".join(filter(None, notes))}
         if not len(indices):
             rows.append(where | {"method": "model", "level": "pooled", "n": 0})
-        for mask, ratio in _maskings(options, model) if len(indices) else ():
+        for mask, ratio in maskings if len(indices) else ():
             sums, traces = evaluate_masking(
                 model, gaussian, corpus, indices, mask, ratio, options.seed, var
             )
             name = f"{mask} {ratio:.0%}"
             rows += _summarise(sums, corpus.table.iloc[indices], where | {"target": name}, options)
             examples |= {f"{cohort}/{name}/{key}": value for key, value in traces.items()}
+            count.add()
     _save_traces(side_table(job.out, "traces", ".npz"), examples)
     return job.write(rows)
 

@@ -33,6 +33,7 @@ from ..model.pooling import check_pool, summary_width
 from ..model.ranges import describe_range
 from ..output import tell
 from ..paths import ModelFolder
+from ..progress import clock
 from ..shards import Corpus, Scaling
 from ..tables import write_parquet
 from .checkpoint import Saver, exchange, list_checkpoints, read_checkpoint
@@ -327,7 +328,9 @@ class FineTuning:
 
     def _run(self, epochs: range, learners: list[Learner], state: dict, *, whole: bool) -> None:
         """Epochs until nobody's validation loss falls any more; from `state` on if it is given."""
-        for epoch in epochs[state["epoch"] - epochs.start if state else 0 :]:
+        left = epochs[state["epoch"] - epochs.start if state else 0 :]
+        self._phase, self._phase_s = left.start, time.monotonic()  # for its rate
+        for epoch in left:
             at_work = [learner for learner in learners if not learner.is_over]
             if not at_work:
                 return
@@ -347,6 +350,9 @@ class FineTuning:
                                 seconds=time.monotonic() - self.began_s)  # fmt: skip
         text = f"epoch {epoch} {'all' if whole else 'head, begun ' + learner.start}"
         text += f" loss {loss:.4f} validation {figure(held_out, 4)}"
+        per_epoch = (time.monotonic() - self._phase_s) / (epoch - self._phase)
+        text += f" {len(self.fit_rows) / max(per_epoch, 1e-9):.3g} recordings/s"
+        text += f" ETA {clock((self.options.epochs - epoch) * per_epoch)}"
         self.journal.progress(epoch, self.options.epochs, text)
 
     @torch.no_grad()

@@ -92,13 +92,6 @@ def _short(value):
     return value
 
 
-def clock(seconds: float) -> str:
-    """H:MM:SS, or M:SS below an hour."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
 def figure(value: float | None, digits: int = 3) -> str:
     """A number for a log line; a dash where there is none."""
     return "–" if value is None else f"{value:.{digits}f}"

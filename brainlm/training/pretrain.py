@@ -29,6 +29,7 @@ from ..model.grids import token_grid
 from ..model.masking import Masker
 from ..output import tell
 from ..paths import ModelFolder
+from ..progress import clock
 from ..shards import Corpus, Scaling
 from .checkpoint import (
     Saver,
@@ -42,7 +43,7 @@ from .checkpoint import (
 from .covariance import fit_gaussian
 from .distributed import Ranks, gradient_sync, join_processes, prepare_training, release
 from .given_model import open_given
-from .journal import Journal, clock, figure
+from .journal import Journal, figure
 from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
 from .memory import TrainingTrial, largest_micro_batch, total_memory
 from .meter import Meter, Rates, Spent, device_name

@@ -155,13 +155,13 @@ def test_external_people_train_nothing(study, monkeypatch):
     monkeypatch.setattr("brainlm.training.loop.fit", note)
     moved = corpus.table.index[corpus.table["participant_id"] < "sub-020"]
     corpus.table.loc[moved, "cohort"] = "other"
-    _trained(model, corpus, {"toy": "reference", "other": "external"}, 1, 4, 1)
+    _trained(model, corpus, {"toy": "reference", "other": "external"}, 1, 4, 1, lambda: None)
     for split, rows in zip(("train", "validation"), seen, strict=True):
         table = corpus.table.loc[rows]
         assert set(table["cohort"]) == {"toy"} and set(table["split"]) == {split}
         assert len(table) == (14 if split == "train" else 4)
     with pytest.raises(BrainLMError, match="no training recording holds 40 time points"):
-        _trained(model, corpus, {"toy": "external", "other": "external"}, 1, 4, 1)
+        _trained(model, corpus, {"toy": "external", "other": "external"}, 1, 4, 1, lambda: None)
 
 
 def test_a_table_for_another_atlas_or_of_one_network_is_refused(study, monkeypatch):

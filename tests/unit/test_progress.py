@@ -43,5 +43,5 @@ def test_a_count_tells_every_few_seconds_and_at_the_end(tmp_path, monkeypatch):
     assert read_record(count.path, 0.0) == Record("embed", 0, 40, "0/40 recordings")
     for done in (5, 20, 25, 40):
         count(done)
-    assert said == ["embed: 20/40 recordings, 5/s, 4 s left", "embed: 40/40 recordings, 5/s"]
+    assert said == ["embed: 20/40 recordings, 5/s, ETA 0:04", "embed: 40/40 recordings, 5/s"]
     assert read_record(count.path, 0.0).done == 40

@@ -16,6 +16,8 @@ from runs import make_clone, make_series, snakemake
 
 from brainlm.config import load_config, parse_config
 from brainlm.doctor import examine_setup
+from brainlm.evaluation.job import Job
+from brainlm.evaluation.tasks import tasks_of
 from brainlm.paths import ModelFolder, Results
 from brainlm.progress import Record, read_record, write_record
 from brainlm.status import read_status
@@ -82,7 +84,7 @@ def test_status_answers_from_the_files(finished):
     text = status.text()
     assert "c: found 12, done 12 (ok 11), chunks 2/2" in text
     assert "failed: 1 bad_data" in text
-    assert "next: release r1, pretrain, report" in text
+    assert "next: release r1, pretrain, embed c, report" in text
     assert "no snakemake is running" in text
 
 
@@ -129,13 +131,36 @@ def test_status_of_a_run_that_is_under_way(clone):
     assert status.rate() == pytest.approx(sum(c.steps_now for c in status.cohorts) / 60, rel=0.1)
 
 
-def test_status_says_how_far_training_is(clone):
+def test_status_says_how_far_every_job_after_the_shards_is(clone, monkeypatch):
+    tasks = clone / "config.yaml"
+    tasks.write_text(tasks.read_text().replace("tasks: []", "tasks: [age, reconstruction, sizes]"))
+    for name, text in {
+        "age": "{kind: regression, target: age, seeds: [3, 4]}",
+        "sizes": "{kind: scaling, presets: [tiny], shares: [0.5], seeds: [1]}",
+    }.items():
+        (clone / f"{name}.yaml").write_text(text)
+    tasks.write_text(tasks.read_text().replace("age,", "age.yaml,").replace("sizes", "sizes.yaml"))
     (clone / ".snakemake/locks").mkdir(exist_ok=True)
     (clone / ".snakemake/locks/0.input.lock").touch()
-    journal = Journal(ModelFolder(clone / "results/models/r1/pretrain").metrics, "", quiet=False)
-    journal.progress(3, 90, "update 3/90 loss 1.0 ETA 0:40", force=True)
-    journal.progress(7, 90, "update 7/90 loss 0.9 ETA 0:37", force=True)
-    assert "now pretrain update 7/90 loss 0.9 ETA 0:37" in status_of(clone).line()
+    monkeypatch.chdir(clone)
+    config = load_config("config.yaml")
+    paths = Results(clone / "results", config.release)
+    for folder, done in (
+        (paths.pretrained, 7), (paths.fit("finetune", "age", 3), 2),
+        (paths.fit("scratch", "age", 4), 1), (paths.sweep("tiny", 0.5, 1), 90),
+    ):  # fmt: skip
+        journal = Journal(ModelFolder(folder).metrics, "", quiet=False)
+        journal.progress(done - 1, 90, "before", force=True)
+        journal.progress(done, 90, f"{done}/90 ETA 0:37", force=True)
+    for name, done in (("age", 0), ("reconstruction", 4)):
+        job = Job(tasks_of(config)[name], config, paths.pretrained, [], paths.table(name))
+        job.count(4, "fits")(done)
+    text = status_of(clone).line()
+    assert "now pretrain: 7/90 ETA 0:37; finetune age, seed 3: 2/90 ETA 0:37; " in text
+    assert "; finetune age, from scratch, seed 4: 1/90 ETA 0:37; evaluate age: 0/4 fits" in text
+    assert "sweep" not in text and "reconstruction" not in text  # they are through
+    paths.table("age").touch()
+    assert "evaluate age" not in status_of(clone).line()
 
 
 def test_more_failures_than_allowed_end_with_an_error_and_everything_else_done(clone):

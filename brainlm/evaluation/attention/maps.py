@@ -109,10 +109,10 @@ def attention_maps(
     left_out = {str(name): long_enough(part, model.config.window)[1] for name, part in parts}
     rows = corpus.usable(min_timepoints=model.config.window)
     windows = Windows(corpus, model.scaling, model.config.window, rows)
-    maps = [
-        cls_attention(model, windows.cover(int(row)).to(device)).mean(0).cpu().numpy()
-        for row in rows
-    ]
+    count, maps = job.count(len(rows), "recordings"), []
+    for row in rows:
+        maps.append(cls_attention(model, windows.cover(int(row)).to(device)).mean(0).cpu().numpy())
+        count.add()
     recorded = pd.MultiIndex.from_frame(corpus.table[KEY].drop_duplicates())
     return corpus.table.loc[rows].assign(map=maps).reset_index(drop=True), left_out, recorded
 

@@ -9,7 +9,7 @@ any one fit), resampled over subjects; each seed's own value stands next to it a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +136,10 @@ class Study:
         counts: dict[str, list[int]] = {}
         values: dict[str, list[np.ndarray]] = {}
         splits = [s for s in splits if len(s.test) and not self.population.describe_lack(s)]
+        seeds = tuple(self.task.seeds)
+        fits_of = sum(len(seeds) if method.random else 1 for method in methods)
+        told = self.job.count(fits_of * len(splits), "fits")
+        methods = [replace(method, fit=told.after(method.fit)) for method in methods]
         for split in splits:
             transform = self._transform(split)
             train, validation, test = (
@@ -146,7 +150,6 @@ class Study:
             )
             cache = self.cache if len(splits) > 1 else None
             fold = Fold(self.corpus, train, validation, self.model, self._windows, cache)
-            seeds = tuple(self.task.seeds)
             for name, predicted in fold.predict(
                 methods, test, len(self.labels.classes), seeds
             ).items():

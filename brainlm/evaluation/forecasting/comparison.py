@@ -93,10 +93,12 @@ def evaluate_forecasting(job: Job) -> pd.DataFrame:
     train, check = setting.rows("train", roles), setting.rows("validation", roles)
     if not len(train):
         raise BrainLMError(f"forecasting: no training recording holds {setting.window} points")
+    builds = _networks(base, setting.ahead)
+    count = job.count(len(builds) * len(task.seeds), "networks")
     fits = [_fit_linear(setting, train, check)]
     for seed in task.seeds:
         budget = Budget(task.epochs, task.batch_size, task.learning_rates, seed)
-        fits.append(_fit_networks(base, setting, train, check, budget))
+        fits.append(_fit_networks(builds, setting, train, check, budget, count.add))
     rows, examples = [], []
     for cohort, split, part in job.parts(corpus.table):
         indices, why = long_enough(part, setting.window)
@@ -159,17 +161,13 @@ def _fit_linear(setting: Setting, train, check) -> dict[str, FittedForecaster]:
     }
 
 
-def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, FittedForecaster]:
-    """Every network, trained with the same budget."""
+def _networks(base, ahead: int) -> dict[str, Callable]:
+    """How each network is made."""
     from ...model import BrainLM
-    from ...training.loop import fit
-    from ...training.windows import Windows
     from . import forecasters as nets
 
     parcels, config = base.config.num_parcels, base.config
     points = base.coordinates.cpu() if config.has_coordinates else None
-    windows = partial(Windows, setting.corpus, setting.scaling, config.window, seed=budget.seed)
-    ahead = setting.ahead
 
     def transformer(pretrained: bool):
         model = BrainLM(dataclasses.replace(config, head_outputs=0), points)
@@ -177,20 +175,31 @@ def _fit_networks(base, setting: Setting, train, check, budget) -> dict[str, Fit
             model.load_state_dict(base.state_dict())
         return nets.TransformerForecaster(model, ahead)
 
-    builds = {
+    return {
         MODEL: lambda: transformer(True),
         "from scratch": lambda: transformer(False),
         "LSTM": lambda: nets.LSTMForecaster(parcels, ahead),
         "Neural ODE": lambda: nets.NeuralODEForecaster(parcels, ahead),
         "Latent ODE": lambda: nets.LatentODEForecaster(parcels, ahead),
     }
+
+
+def _fit_networks(builds, setting: Setting, train, check, budget,
+                  told: Callable[[], None]) -> dict[str, FittedForecaster]:  # fmt: skip
+    """Every network, trained with the same budget; `told` after each."""
+    from ...training.loop import fit
+    from ...training.windows import Windows
+    from .forecasters import forecast_error
+
+    windows = partial(Windows, setting.corpus, setting.scaling, setting.window, seed=budget.seed)
     out = {}
     for name, build in builds.items():
-        fitted = fit(build, nets.forecast_error, windows(train), windows(check), budget)
+        fitted = fit(build, forecast_error, windows(train), windows(check), budget)
         choice = f"learning rate {fitted.learning_rate:g}, epoch {fitted.epoch} of {budget.epochs}"
         print(f"{name}, seed {budget.seed}: validation MSE {fitted.validation:.4f}; {choice}",
               flush=True)  # fmt: skip
         out[name] = FittedForecaster(_method(fitted.network), choice)
+        told()
     return out
 
 

@@ -9,7 +9,7 @@ is told where parcels are may just know that), the most frequent network, and sh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,8 @@ def evaluate_networks(job: Job) -> pd.DataFrame:
     corpus, model = job.open()
     labels = _check(networks, corpus.info.num_parcels)
     missing = describe_left_out({"parcels without a network": int((labels < 0).sum())})
-    kinds = [_trained(model, corpus, roles, epochs, batch_size, seed) for seed in seeds]
+    fits = job.count(2 * len(seeds), "networks").add
+    kinds = [_trained(model, corpus, roles, epochs, batch_size, seed, fits) for seed in seeds]
     rows: list[dict] = []
     for cohort, split, part in job.parts(corpus.table):
         indices, why = long_enough(part, model.config.window)
@@ -61,7 +62,8 @@ def evaluate_networks(job: Job) -> pd.DataFrame:
         if not len(indices):
             rows.append(where | {"method": MODEL, "level": "pooled", "n": 0})
             continue
-        right = _classify_all(model, corpus, indices, labels, coordinates, kinds, seeds)
+        right = _classify_all(model, corpus, indices, labels, coordinates, kinds, seeds,
+                              job.count(len(indices), "recordings").add)  # fmt: skip
         names = sorted({name for name in networks if name})
         rows += _score(right, corpus.table.loc[indices], names, where, options)
     return job.write(rows)
@@ -101,8 +103,10 @@ def _check(networks: Sequence[str | None], parcels: int) -> np.ndarray:
 # ---- features -----------------------------------------------------------------------------------
 
 
-def _trained(model, corpus: Corpus, roles, epochs: int, batch_size: int, seed: int) -> dict:
-    """{name: network} of the VAE and the GCN, fitted on training participants' windows."""
+def _trained(model, corpus: Corpus, roles, epochs: int, batch_size: int, seed: int,
+             told: Callable[[], None]) -> dict:  # fmt: skip
+    """{name: network} of the VAE and the GCN, fitted on training participants' windows; `told`
+    after each."""
     import torch
 
     from ...training.loop import Budget, fit
@@ -133,6 +137,7 @@ def _trained(model, corpus: Corpus, roles, epochs: int, batch_size: int, seed: i
         print(f"{name}, seed {seed}: validation loss {fitted.validation:.4f}, epoch "
               f"{fitted.epoch} of {epochs}", flush=True)  # fmt: skip
         out[name] = fitted.network
+        told()
     return out
 
 
@@ -208,8 +213,10 @@ def classify_parcels(features: np.ndarray, labels: np.ndarray, train, test, metr
     return KNeighborsClassifier(count).fit(features[train], labels[train]).predict(features[test])
 
 
-def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, seeds) -> dict:
-    """{method: [N, C, 2]} right and all classified parcels by network, summed over seeds."""
+def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, seeds,
+                  told: Callable[[], None]) -> dict:  # fmt: skip
+    """{method: [N, C, 2]} right and all classified parcels by network, summed over seeds; `told`
+    after each recording."""
     from ...training.device import device_of
     from ...training.windows import Windows
 
@@ -239,6 +246,7 @@ def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, se
                 table = out.setdefault(name, np.zeros((len(indices), labels.max() + 1, 2)))
                 np.add.at(table[row, :, 0], aim, guess == aim)
                 np.add.at(table[row, :, 1], aim, 1)
+        told()
     return out
 
 

@@ -60,9 +60,7 @@ def evaluate_states(job: Job) -> pd.DataFrame:
     points = clip_points(task, shape.patch, shape.window, corpus.info.sample_period_s)
     clips = list_clips(corpus, task, points, _folders(task, job.config.cohorts))
     study = LabelledStudy.of(clips, job.roles)
-    decoder = (
-        ClipDecoder(corpus, model, task, points, study, job.out.parent) if study.classes else None
-    )
+    decoder = ClipDecoder(corpus, model, job, points, study) if study.classes else None
     rows: list[dict] = []
     confusion: list[pd.DataFrame] = []
     for cohort, split, part in job.parts(corpus.table):
@@ -179,39 +177,37 @@ class ClipDecoder:
     penalties are chosen by cross-validation over training participants.
     """
 
-    def __init__(self, corpus: Corpus, model, task: StatesTask, points: int, study: LabelledStudy,
-                 folder: Path):  # fmt: skip
+    def __init__(self, corpus: Corpus, model, job: Job, points: int, study: LabelledStudy):
         self.corpus, self.model, self.points = corpus, model, points
         self.untrained = make_untrained(model)
-        self.seeds, self.classes = task.seeds, study.classes
-        self._fit(task, study, folder)
+        self.seeds, self.classes = job.task.seeds, study.classes
+        self._fit(job, study)
 
-    def _fit(self, task: StatesTask, study: LabelledStudy, folder: Path) -> None:
+    def _fit(self, job: Job, study: LabelledStudy) -> None:
         from .probes import TokenStore, fit_attentive, fit_mlp
 
+        task: StatesTask = job.task
         train = _draw(study.of_split("train"), MOST_CLIPS, task.seeds[0])
         check = _draw(study.of_split("validation"), MOST_CLIPS // 4, task.seeds[0])
         both = pd.concat([train, check])
-        store = TokenStore(folder, len(both))
+        store, told = TokenStore(job.out.parent, len(both)), job.count(len(both), "clips")
         parts: dict[str, list[np.ndarray]] = {}
         for features, tokens in self._see(both):
             store.add(tokens)
             for name, values in features.items():
                 parts.setdefault(name, []).append(values)
+            told(told.done + len(values))
         views = {name: np.concatenate(values) for name, values in parts.items()}
         y, count = both["y"].to_numpy(), len(train)
         groups = train["cohort"] + " " + train["participant_id"]
         self.common = int(np.bincount(y[:count]).argmax())
         self.fixed: dict[str, tuple[str, Callable]] = {}
-        for method, view in {
-            LINEAR: "mean token",
-            UNTRAINED: "untrained mean token",
-            CONNECTIVITY: "connectivity",
-            PATTERN: "pattern",
-        }.items():
+        told = job.count(len(_FIXED) + 2 * len(self.seeds), "probes")
+        for method, view in _FIXED.items():
             print(f"fitting {method} on {count} clips", flush=True)
             fit = fit_logistic(views[view][:count], y[:count], task.seeds[0], groups.to_numpy())
             self.fixed[method] = (view, fit)
+            told.add()
         self.share = y[:count]
         options = Finetune(epochs=task.epochs, batch_size=task.batch_size)
         self.attentive, self.mlps = [], []
@@ -225,7 +221,9 @@ class ClipDecoder:
 
             places = known(np.arange(len(both)))
             self.attentive.append(fit_attentive(store, places, options, device))
+            told.add()
             self.mlps.append(fit_mlp(known(views["raw"]), options, device))
+            told.add()
 
     def _see(self, clips: pd.DataFrame) -> Iterator[tuple[dict[str, np.ndarray], Tokens]]:
         """Features and tokens of clips, some at a time, in their order."""
@@ -259,6 +257,13 @@ class ClipDecoder:
         return found | {MAJORITY: np.full((len(clips), 1), self.common)}
 
 
+#: logistic regressions and what they see
+_FIXED = {
+    LINEAR: "mean token",
+    UNTRAINED: "untrained mean token",
+    CONNECTIVITY: "connectivity",
+    PATTERN: "pattern",
+}
 _ORDER = (ATTENTIVE, LINEAR, UNTRAINED, CONNECTIVITY, PATTERN, MLP)
 
 
