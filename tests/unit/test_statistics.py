@@ -137,6 +137,12 @@ def test_recordings_of_one_participant_are_one_unit():
 def test_holm_is_the_step_down_correction():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, np.nan]), [0.03, 0.06, 0.06, np.nan])
     assert holm(np.array([[0.9, 0.8]])).max() == 1
+    p = np.random.default_rng(0).uniform(0, 0.05, (4, 5)).round(2)  # with ties
+    smaller = p.ravel()[:, None] <= p.ravel()  # [i, j]: i is not larger than j
+    rank = {value: int((p < value).sum()) for value in set(p.ravel())}
+    each = np.array([min(1, (p.size - rank[value]) * value) for value in p.ravel()])
+    by_definition = np.where(smaller, each[:, None], 0).max(0)  # the largest of those before it
+    np.testing.assert_allclose(holm(p), by_definition.reshape(p.shape))
     assert holm(np.array([])).shape == (0,) and np.isnan(holm([np.nan])).all()
 
 
