@@ -81,6 +81,7 @@ class Saver:
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        ranks.ending.callback(self._end_writing)
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Copy `tensors` and write them to step-N in the background.
@@ -103,6 +104,11 @@ class Saver:
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
+
+    def _end_writing(self) -> None:
+        """Of a run that failed: what is being written needs the group until it is whole."""
+        if self._writing:
+            self._writing.exception()
 
     def _end(self, writing, path: Path, facts: dict[str, Any]) -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,11 +25,18 @@ from .device import choose_device
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all processes of the run."""
+    """This process among all processes of the run.
+
+    Attributes
+    ----------
+    ending : ExitStack
+        What is let go of before the processes part, however the run ends.
+    """
 
     rank: int
     world: int
     device: torch.device
+    ending: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
 
     @property
     def main(self) -> bool:
@@ -94,10 +101,9 @@ def join_processes(gpus: int, cpus: int) -> Iterator[Ranks]:
     # gloo too: checkpoints are written from the host, and so is what the first process decides
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo",
                             device_id=device if gpus else None)  # fmt: skip
-    try:
-        yield Ranks(dist.get_rank(), world, device)
-    finally:
-        dist.destroy_process_group()
+    with contextlib.ExitStack() as ending:
+        ending.callback(dist.destroy_process_group)
+        yield Ranks(dist.get_rank(), world, device, ending)
 
 
 class TrainingStep(nn.Module):
@@ -130,20 +136,22 @@ def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks, *, half: b
     if options.sharding == "fsdp":
         return shard_model(step, blocks, ranks, half)
     # buffers are the same everywhere; gradients live in the buckets that are sent
-    return nn.parallel.DistributedDataParallel(
+    wrapped = nn.parallel.DistributedDataParallel(
         step, [ranks.device] if on_gpu else None,
         broadcast_buffers=False, gradient_as_bucket_view=True,
     )  # fmt: skip
+    ranks.ending.callback(_release, wrapped)
+    return wrapped
 
 
-def release(step: nn.Module) -> None:
+def _release(wrapped: nn.parallel.DistributedDataParallel) -> None:
     """Let go of DDP's reducer while the processes are still joined.
 
     Left alive it ends gloo's group itself: holding the interpreter's lock, it waits for a thread
-    that may be waiting for that lock, and a finished run never ends (seen in 1 of 6).
+    that may be waiting for that lock, and a finished run never ends (seen in 1 of 6). All else
+    that knows a group (FSDP, the mesh, checkpoints) gives the lock back before it ends one.
     """
-    if isinstance(step, nn.parallel.DistributedDataParallel):
-        del step.logger, step.reducer
+    del wrapped.logger, wrapped.reducer
 
 
 def compile_blocks(model: BrainLM, blocks: list[nn.Module], half: bool,

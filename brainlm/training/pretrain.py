@@ -41,7 +41,7 @@ from .checkpoint import (
     read_checkpoint,
 )
 from .covariance import fit_gaussian
-from .distributed import Ranks, gradient_sync, join_processes, prepare_training, release
+from .distributed import Ranks, gradient_sync, join_processes, prepare_training
 from .given_model import open_given
 from .journal import Journal, figure
 from .masked_r2 import MaskedR2, predict_hidden, r2_interval, sums_by_window
@@ -104,7 +104,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
             run.train()
             run.finish()
         finally:
-            run.close()
+            run.journal.close()
 
 
 class Run:
@@ -292,11 +292,6 @@ class Run:
             write_json(ModelFolder(self.out).run, facts)
             write_json(ModelFolder(self.out).done, {"settings": self.settings, "step": self.step})
         self.ranks.from_first(lambda: None)
-
-    def close(self) -> None:
-        """At the end of every run, also of one that failed."""
-        self.journal.close()
-        release(self.wrapped)
 
     def _facts(self) -> dict:
         last = [json.loads(line) for line in self.journal.lines.splitlines()]

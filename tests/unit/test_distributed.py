@@ -80,6 +80,7 @@ def check():
     ddp = torch.nn.parallel.DistributedDataParallel
     made = [module for module in gc.get_objects() if isinstance(module, ddp)]
     assert made and not [module for module in made if hasattr(module, "reducer")]
+    print("released", flush=True)
     destroy()
 dist.destroy_process_group = check
 """
@@ -91,6 +92,21 @@ def test_same_losses_as_one_process(study, alone, tmp_path):
     check_same(one, two)
     for a, b in zip(one[:3], two[:3], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+FAILING = """
+from brainlm.training import pretrain
+def fail(self):
+    raise OSError("no place to read from")
+pretrain.Run.resume = fail
+"""
+
+
+def test_a_run_that_fails_lets_go_too(study, tmp_path):
+    process = start(study, tmp_path / "out", "ddp", before=RELEASED + FAILING)
+    text, errors = process.communicate(timeout=240)
+    assert process.returncode != 0 and "no place to read from" in errors
+    assert text.count("released") == 2
 
 
 #: run before training: two "nodes" of two processes each, and what they made of the mesh
