@@ -18,8 +18,8 @@ import torch.distributed as dist
 from brainlm.config import Pretrain
 from brainlm.model import preset
 from brainlm.model.masking import Masker
-from brainlm.training.device import choose_device
-from brainlm.training.distributed import Ranks, TrainingStep, compile_blocks, shard_model
+from brainlm.training.device import choose_device, prepare
+from brainlm.training.distributed import Ranks, TrainingStep, shard_model
 from brainlm.training.schedule import (
     learning_rate_at,
     make_optimizers,
@@ -33,14 +33,12 @@ PARCELS, WINDOW, NETWORKS, RATIO = 424, 200, 17, 0.75
 def train(name: str, half: bool, sharded: bool, args, device: torch.device) -> list[float]:
     """Losses of all updates."""
     torch.manual_seed(0)
-    model = preset(name, num_parcels=PARCELS, window=WINDOW).to(device).train()
+    model = preset(name, num_parcels=PARCELS, window=WINDOW).train()
+    prepare(model, device, "bf16" if half else "float32", args.compile)
     masker = Masker(model.grid, RATIO)
-    blocks = [*model.encoder, *model.decoder.blocks]
-    if args.compile:
-        compile_blocks(model, blocks, half, print)
     step = TrainingStep(model)
     if sharded:
-        step = shard_model(step, blocks, Ranks(0, 1, device), half)
+        step = shard_model(step, Ranks(0, 1, device))
     options = Pretrain(batch_size=args.batch).of_preset(name)
     optimizers = make_optimizers(step, options)
     dice = torch.Generator(device).manual_seed(1)
@@ -52,8 +50,7 @@ def train(name: str, half: bool, sharded: bool, args, device: torch.device) -> l
         courses = courses / courses.std(-1, keepdim=True)
         noise = torch.rand(args.batch, model.num_tokens, device=device, generator=dice)
         torch.manual_seed(update)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            error, count, *_ = step(torch.einsum("bnt,nr->brt", courses, networks), masker(noise))
+        error, count, *_ = step(torch.einsum("bnt,nr->brt", courses, networks), masker(noise))
         (error / count).backward()
         scale_gradients(step, torch.ones((), device=device))
         update_weights(optimizers, learning_rate_at(update, args.updates, options))
@@ -69,7 +66,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    device = choose_device(int(args.device == "cuda"))
+    device = choose_device(Pretrain(gpus=int(args.device == "cuda")))
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29431"}
     kind = "nccl" if args.device == "cuda" else "gloo"
     dist.init_process_group(kind, rank=0, world_size=1)

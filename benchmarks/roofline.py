@@ -1,6 +1,6 @@
 """The least time that a training step can take on a GPU, counted kernel by kernel without one.
 
-    python benchmarks/roofline.py [--size 13m 111m 650m] [--gpu H200] [--out FILE]
+    python benchmarks/roofline.py [--size 13m 111m 650m] [--gpu H200] [--embed] [--out FILE]
 
 One forward and backward pass in bf16 and one update of the optimiser run on fake tensors, which
 have shapes and no values; every kernel is noted. A matrix product or an attention takes as long
@@ -10,12 +10,16 @@ every other kernel its bytes; none takes less than 3 us. That is the ceiling: ke
 `compiled` counts what stands between two matrix products as one kernel that reads what comes from
 outside, once, and writes what is read later: torch.compile cannot do better. MFU is of the model's
 own operations (three forward passes), recomputation left out, as in the log line of a training.
+
+With --embed: the encoder's pass over every token, as `brainlm embed`, `predict` and the first half
+of a fine-tuning make it, and the hours that three windows of 77,000 recordings take of one GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +33,8 @@ from torch.utils.flop_counter import flop_registry
 from brainlm.config import Pretrain
 from brainlm.files import write_text
 from brainlm.model import BrainLM, preset
-from brainlm.model.masking import Masker
+from brainlm.model.masking import Masker, Masking
+from brainlm.training.device import TOKENS_ON_GPU
 from brainlm.training.journal import PEAK_TFLOPS
 from brainlm.training.schedule import make_optimizers, scale_gradients
 
@@ -37,6 +42,8 @@ PARCELS, WINDOW, RATIO, UPDATE = 424, 200, 0.75, 512
 #: TB/s of the memory (makers' data sheets)
 BANDWIDTH = {"H200": 4.8, "H100": 3.35, "A100": 2.04}
 LAUNCH_S = 3e-6
+#: three windows of each of 77,000 recordings
+EMBEDDED = 3 * 77_000
 MICRO = {"13m": (4, 16, 64), "111m": (16, 64, 256), "650m": (16, 64, 128)}
 #: attention on the CPU, which stands in for the GPU's: forward, backward
 _ATTENTION = {"_scaled_dot_product_flash_attention_for_cpu": 4.0,
@@ -161,6 +168,29 @@ def record(
     return passes.kernels, update.kernels, flops
 
 
+def record_embedding(size: str) -> tuple[list[Kernel], int, float]:
+    """Kernels of a pass of :meth:`BrainLM.embed` that fills a GPU, how many windows it takes, and
+    the FLOP of one."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model: BrainLM = preset(size, num_parcels=PARCELS, window=WINDOW)
+        windows = max(1, TOKENS_ON_GPU // model.num_tokens)
+        signal = torch.randn(windows, PARCELS, WINDOW)
+        shown = Masking.show(torch.ones(windows, model.num_tokens, dtype=torch.bool),
+                             model.num_tokens)  # fmt: skip
+        with torch.no_grad(), Recorder() as passes, torch.autocast("cpu", torch.bfloat16):
+            model.encode(model.grid.cut(signal)[0], shown).mean(1)
+        encoder = BrainLM(dataclasses.replace(model.config, decoder_depth=0))
+    return passes.kernels, windows, encoder.flops_per_window(0.0)
+
+
+def hours_of_embedding(size: str, gpu: str) -> list[str]:
+    kernels, windows, flops = record_embedding(size)
+    peak = PEAK_TFLOPS[gpu] * 1e12
+    took = seconds(kernels, peak, BANDWIDTH[gpu] * 1e12) / windows
+    return [size, f"{flops / 1e9:.0f}", str(windows), f"{100 * flops / took / peak:.0f} %",
+            f"{EMBEDDED * took / 3600:.3f}"]  # fmt: skip
+
+
 def ceilings(size: str, micro: int, gpu: str, gpus: int, share: float | None) -> list[str]:
     peak, bandwidth = PEAK_TFLOPS[gpu] * 1e12, BANDWIDTH[gpu] * 1e12
     passes, update, flops = record(size, micro, share)
@@ -174,6 +204,7 @@ def ceilings(size: str, micro: int, gpu: str, gpus: int, share: float | None) ->
     return [*cells, str(len(passes)), str(len(fuse(passes))), f"{1e3 * rest:.1f}"]
 
 
+EMBED_HEAD = ["size", "GFLOP per window", "windows a pass", "of the peak", "GPU-hours"]
 HEAD = ["size", "micro-batch", "eager, passes", "with the update", "compiled, passes",
         "with the update", "kernels, eager", "compiled", "update, ms"]  # fmt: skip
 
@@ -186,13 +217,20 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=1, help="that share an update (DDP)")
     parser.add_argument("--decode-share", type=float, help="instead of the preset's")
     parser.add_argument("--out", type=Path, help="markdown file to write")
+    parser.add_argument("--embed", action="store_true", help="embedding instead of training")
     args = parser.parse_args()
-    rows = [HEAD, ["---"] * len(HEAD)]
+    head = EMBED_HEAD if args.embed else HEAD
+    rows = [head, ["---"] * len(head)]
     for size in args.size:
+        if args.embed:
+            rows.append(hours_of_embedding(size, args.gpu))
+            continue
         for micro in args.micro or MICRO.get(size, (16,)):
             rows.append(ceilings(size, micro, args.gpu, args.gpus, args.decode_share))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     title = f"Ceilings of MFU on {args.gpus} {args.gpu}, {UPDATE} windows an update, computed:"
+    if args.embed:
+        title = f"Least hours of one {args.gpu} for {EMBEDDED:,} windows in bf16, computed:"
     text = [title, "", *lines]
     print("\n".join(text))
     if args.out:

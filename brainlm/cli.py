@@ -462,7 +462,7 @@ def _finetune(args) -> None:
     from .training.device import choose_device
 
     config = _load(args)
-    choose_device(config.pretrain.gpus)
+    choose_device(config.pretrain)
     job = _job(config, args.task)
     if not isinstance(job.task, CLINICAL):
         raise BrainLMError(f"task {args.task} is of kind {job.task.kind}: nothing is fine-tuned")
@@ -479,7 +479,7 @@ def _predict(args) -> None:
 
     if args.source is None:
         config = _load(args)
-        choose_device(config.pretrain.gpus)
+        choose_device(config.pretrain)
         folder = _fit_folder(config, args)
         out = ModelFolder(folder).external
         table = predict(folder, _shards(config, "external"), out)
@@ -488,7 +488,7 @@ def _predict(args) -> None:
         from .inference.cohort_predictions import predict_cohort
 
         config = _load(args)
-        choose_device(config.pretrain.gpus)
+        choose_device(config.pretrain)
         table = predict_cohort(
             config, args.source, args.out or config.paths.predicted(args.source)
         )
@@ -526,7 +526,7 @@ def _evaluate(args) -> None:
     from .training.device import choose_device
 
     config = _load(args)
-    choose_device(config.pretrain.gpus)
+    choose_device(config.pretrain)
     _print_results(evaluate(_job(config, args.task)))
 
 

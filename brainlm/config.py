@@ -286,7 +286,11 @@ class Pretrain(Section):
         "the batch (masked autoencoders of images)",
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="share of all updates")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05,
+        description="share of all updates; of every preset what masked autoencoders of images "
+        "take (40 of 800 epochs)",
+    )
     beta2: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="of AdamW's second moment; default .999, of presets 111m and 650m .95 as in "
@@ -359,6 +363,12 @@ class Finetune(Section):
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Positive = 3e-4
+    frozen_windows: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="windows of a recording, spread evenly, that the head learns from before the "
+        "encoder does: each is encoded once, for large models and cohorts; default: a window "
+        "anywhere, another one in every epoch",
+    )
 
 
 class Evaluate(Section):

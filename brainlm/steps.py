@@ -205,7 +205,7 @@ def _embed(config, cohort, atlas, task) -> Dependencies:
 
 
 def _finetune(config, cohort, atlas, task) -> Dependencies:
-    settings = {"model": _model(config), "finetune": config.finetune.model_dump()}
+    settings = {"model": _model(config), "finetune": config.finetune.model_dump(exclude_none=True)}
     others = {"seeds", "networks"}  # a job per seed; networks are other methods
     return Dependencies(settings, task=task and task.model_dump(exclude=others))
 

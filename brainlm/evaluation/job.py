@@ -123,7 +123,7 @@ def open_pretrained(folder: Path, corpus: Corpus) -> BrainLM:
         No model there, one without its scaling, or of another atlas or sample period.
     """
     from ..model import from_pretrained
-    from ..training.device import place
+    from ..training.device import prepare
 
     model = from_pretrained(folder)
     if model.scaling is None:
@@ -132,7 +132,7 @@ def open_pretrained(folder: Path, corpus: Corpus) -> BrainLM:
             "given to it as it learnt it; write the folder with save_pretrained"
         )
     corpus.check(model.scaling)
-    return place(model)
+    return prepare(model)
 
 
 def make_untrained(model: BrainLM, seed: int = 0) -> BrainLM:
@@ -140,13 +140,14 @@ def make_untrained(model: BrainLM, seed: int = 0) -> BrainLM:
     import torch
 
     from ..model import BrainLM
+    from ..training.device import prepare
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         places = model.coordinates.cpu() if model.config.has_coordinates else None
         untrained = BrainLM(model.config, places)
     untrained.scaling = model.scaling
-    return untrained.to(model.cls_token.device)
+    return prepare(untrained, model.cls_token.device)
 
 
 def evaluate(job: Job) -> pd.DataFrame:

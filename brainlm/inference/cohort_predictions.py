@@ -55,15 +55,15 @@ def _list_models(config: Config) -> Iterator[Iterator[BrainLM]]:
     """For each target the models that predict it, one per seed, opened one at a time."""
     from ..evaluation.tasks import predicting_fits
     from ..model import from_pretrained
-    from ..training.device import place
+    from ..training.device import prepare
     from ..training.predict import why_skipped
 
     if not config.has_reference:
         own = from_pretrained(config.paths.pretrained)
         if own.head is not None:
-            yield iter([place(own)])
+            yield iter([prepare(own)])
     for folders in predicting_fits(config):
-        yield (place(from_pretrained(f)) for f in folders if not why_skipped(f))
+        yield (prepare(from_pretrained(f)) for f in folders if not why_skipped(f))
 
 
 def combine_seeds(tables: list[pd.DataFrame]) -> pd.DataFrame:

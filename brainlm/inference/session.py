@@ -141,10 +141,10 @@ class Session:
         """
         from ..model import from_pretrained
         from ..model.hub import split_name
-        from ..training.device import choose_device, place
+        from ..training.device import choose_device, prepare
 
         if self.study:
-            choose_device(self.study.pretrain.gpus)
+            choose_device(self.study.pretrain)
 
         scaling, points = None, None
         if self.scaling:
@@ -167,7 +167,7 @@ class Session:
                 "with --scaling results/releases/<release>/scaling.json, fitted on a reference "
                 "cohort of yours"
             )
-        return place(model)
+        return prepare(model)
 
     def _of_study(self) -> bool:
         names = [cohort.name for cohort in self.study.cohorts] if self.study else []

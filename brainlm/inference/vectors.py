@@ -6,6 +6,7 @@ Nothing is dropped: a recording without a usable series is a row too, with its s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,28 @@ IDENTITY = [
     "level", "cohort", "participant_id", "session_id", "task", "run", "recording_id", "status",
     "reason", "start_s", "duration_s", "repetition_time_s", "coverage", "mean_fd_mm",
 ]  # fmt: skip
-_BATCH = 8  # windows in one pass of the encoder
 _UNSTATED = "as delivered"
 _MISSING = 0.2  # share of missing values that is worth a warning
 #: values of each window, and of the recording
 Made = tuple[list[dict], dict]
+
+
+@dataclass
+class _Method:
+    """What is made of windows: by the model, many at a time; of a recording's values [K, F]."""
+
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    describe: Callable[[np.ndarray], Made]
+
+
+@dataclass
+class _Ready:
+    """A recording, and its windows; none where it has a status and a reason instead."""
+
+    about: dict
+    units: str | None = None
+    windows: torch.Tensor | None = None
+    starts: Sequence[int] = ()
 
 
 def embed_corpus(
@@ -74,12 +92,12 @@ def embed_corpus(
     """
     pool = choose_pool(model, pool)
 
-    def run(windows: torch.Tensor) -> Made:
-        vectors = _batched(windows, lambda part: model.embed(part, pool)).float().numpy()
+    def describe(vectors: np.ndarray) -> Made:
         mean = np.nanmean(vectors, 0).astype(np.float32)  # NaN: a parcel no window has
         return [{"vector": vector} for vector in vectors], {"vector": mean}
 
-    rows = list(_rows(model, corpus, run, short, notes, progress))
+    method = _Method(lambda windows: model.embed(windows, pool).float(), describe)
+    rows = list(_rows(model, corpus, method, short, notes, progress))
     table = pd.DataFrame(rows, columns=[*IDENTITY, "vector", "warnings"])
     table.insert(len(IDENTITY), "pool", pool)
     return table
@@ -110,8 +128,7 @@ def predict_corpus(
     """
     check_head(model)
 
-    def run(windows: torch.Tensor) -> Made:
-        values = _batched(windows, lambda part: model.predict(part).values).numpy()
+    def describe(values: np.ndarray) -> Made:
         mean = decode(values.mean(0))
         outside = {"label": mean["prediction"]} if "prediction" in mean else {}
         return [decode(row) for row in values], mean | {"outside": outside}
@@ -123,7 +140,8 @@ def predict_corpus(
         named = {f"probability_{name}": share for name, share in shares.items()}
         return {"predicted_class": max(shares, key=lambda name: shares[name]), **named}
 
-    table = pd.DataFrame(list(_rows(model, corpus, run, short, notes, progress)))
+    method = _Method(lambda windows: model.predict(windows).values, describe)
+    table = pd.DataFrame(list(_rows(model, corpus, method, short, notes, progress)))
     table.insert(len(IDENTITY), "target", model.config.target)
     probabilities = [f"probability_{name}" for name in model.config.classes]
     made = ["predicted_class", *probabilities] if probabilities else ["prediction"]
@@ -171,16 +189,65 @@ def check_units(corpus: Corpus, units: str) -> None:
         )
 
 
-def _rows(model, corpus: Corpus, run, short: str, notes, progress) -> Iterator[dict]:
+def _rows(model, corpus: Corpus, method: _Method, short: str, notes, progress) -> Iterator[dict]:
     corpus.check(model.scaling)
     check_units(corpus, model.scaling.units)
+    enough, held = _windows_together(model), []
     for index in range(len(corpus)):
-        about = _identity(corpus, index)
-        if about["status"] == "ok":
-            yield from _recording_rows(model, corpus, index, about, run, short, notes)
+        held.append(_read(model, corpus, index, short))
+        count = sum(len(one.starts) for one in held)
+        if count >= enough or index + 1 == len(corpus):
+            yield from _run(model, held, method, notes)
+            held = []
+            progress(index + 1)
+
+
+def _windows_together(model: BrainLM) -> int:
+    """How many windows make a pass: on the CPU those of one recording, whose values then depend on
+    nothing else; a GPU is filled."""
+    from ..training.device import device_of, windows_at_once
+
+    return 0 if device_of(model).type == "cpu" else windows_at_once(model)
+
+
+def _read(model: BrainLM, corpus: Corpus, index: int, short: str) -> _Ready:
+    from ..model.own_series import cut_windows
+
+    assert model.scaling is not None
+    about = _identity(corpus, index)
+    if about["status"] != "ok":
+        return _Ready(about)
+    try:
+        series = model.scaling.apply(corpus.series(index))
+        model.scaling.check_amplitude(series)
+        windows, starts = cut_windows(model, series, short=short)
+    except BrainLMError as error:
+        return _Ready(about | {"status": "not_embedded", "reason": str(error)})
+    return _Ready(about, corpus.table["units"][index], windows, starts.tolist())
+
+
+def _run(model: BrainLM, recordings: list[_Ready], method: _Method, notes) -> Iterator[dict]:
+    """Rows of some recordings, whose windows go through the model together."""
+    import torch
+
+    windows = [one.windows for one in recordings if one.windows is not None]
+    values = iter(_encode(model, torch.cat(windows), method.encode).split([*map(len, windows)])
+                  if windows else ())  # fmt: skip
+    for one in recordings:
+        if one.windows is None:
+            yield {"level": "recording", **one.about, "warnings": ""}
         else:
-            yield {"level": "recording", **about, "warnings": ""}
-        progress(index + 1)
+            yield from _recording_rows(model, one, *method.describe(next(values).numpy()), notes)
+
+
+def _encode(model: BrainLM, windows: torch.Tensor, encode) -> torch.Tensor:
+    """Values [n, F] on the host, as many windows at a time as the device takes."""
+    import torch
+
+    from ..training.device import windows_at_once
+
+    with torch.inference_mode():
+        return torch.cat([encode(part).cpu() for part in windows.split(windows_at_once(model))])
 
 
 def _identity(corpus: Corpus, index: int) -> dict:
@@ -191,25 +258,16 @@ def _identity(corpus: Corpus, index: int) -> dict:
     return {**{k: row[k] for k in IDENTITY if k in row}, "coverage": coverage, "start_s": None}
 
 
-def _recording_rows(model, corpus: Corpus, index: int, about: dict, run, short: str, common):
-    from ..model.own_series import cut_windows
-
-    try:
-        series = model.scaling.apply(corpus.series(index))
-        model.scaling.check_amplitude(series)
-        windows, starts = cut_windows(model, series, short=short)
-    except BrainLMError as error:
-        failed = {"status": "not_embedded", "reason": str(error)}
-        yield {"level": "recording", **about, **failed, "warnings": ""}
-        return
-    each, together = run(windows)
-    units = corpus.table["units"][index]
-    own = _warn(model, about | together.pop("outside", {}), windows, units)
-    notes = "; ".join([*common, *own])
-    for start, values in zip(starts, each, strict=True):
+def _recording_rows(
+    model: BrainLM, one: _Ready, each: list[dict], together: dict, common: Sequence[str]
+) -> Iterator[dict]:
+    assert model.scaling is not None and one.windows is not None
+    about = one.about | together.pop("outside", {})
+    notes = "; ".join([*common, *_warn(model, about, one.windows, one.units)])
+    for start, values in zip(one.starts, each, strict=True):
         at = {"start_s": start * model.scaling.sample_period_s}
-        yield {"level": "window", **about, **at, **values, "warnings": notes}
-    yield {"level": "recording", **about, **together, "warnings": notes}
+        yield {"level": "window", **one.about, **at, **values, "warnings": notes}
+    yield {"level": "recording", **one.about, **together, "warnings": notes}
 
 
 def _warn(model: BrainLM, about: dict, windows: torch.Tensor, units: str | None) -> Iterator[str]:
@@ -224,14 +282,6 @@ def _warn(model: BrainLM, about: dict, windows: torch.Tensor, units: str | None)
     missing = float(windows.isnan().float().mean())
     if missing > _MISSING:
         yield f"{missing:.0%} of the windows' values are missing"
-
-
-def _batched(windows: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Results of a few windows at a time, on the host."""
-    import torch
-
-    with torch.inference_mode():
-        return torch.cat([run(part).cpu() for part in windows.split(_BATCH)])
 
 
 def write_vectors(table: pd.DataFrame, out: Path, form: str) -> list[Path]:

@@ -79,6 +79,10 @@ class BrainLM(Shared):
     ----------
     scaling : Scaling or None
         The artefact that makes this model's input, set by :func:`from_pretrained`.
+    matmul_dtype : torch.dtype
+        What matrix products are computed in; weights, sums and the loss stay as they are.
+    is_compiled : bool
+        Whether its blocks are.
     """
 
     def __init__(self, config: BrainLMConfig, coordinates=None):
@@ -86,6 +90,7 @@ class BrainLM(Shared):
         _check(config, coordinates)
         self.config = config
         self.scaling: Scaling | None = None
+        self.matmul_dtype, self.is_compiled = torch.float32, False
         points = torch.zeros(0, 3) if coordinates is None else torch.as_tensor(coordinates)
         self.register_buffer("coordinates", points.float().clone())
         self.grid = token_grid(config, points)
@@ -106,7 +111,7 @@ class BrainLM(Shared):
                                        config.head_dropout, linear=True)  # fmt: skip
         self.apply(self._initialise)
         if config.fourier_places and config.family == "parcel":
-            for block in [*self.encoder, *(self.decoder.blocks if self.decoder else [])]:
+            for block in self.blocks():
                 block.attention.start_alike()
         if config.zero_last and self.decoder is not None:
             nn.init.zeros_(self.decoder.predict.weight)
@@ -157,8 +162,9 @@ class BrainLM(Shared):
             target = masking.values
             shown = patches.masked_fill(target, 0.0)
         gain = self._gain(patches, known & ~(target | masking.mask[..., None]))
-        latent = self.encode(shown / gain, masking)
-        predicted, decoded = self.require_decoder()(latent, masking, self.coordinates)
+        with self.at_work():
+            latent = self.encode(shown / gain, masking)
+            predicted, decoded = self.require_decoder()(latent, masking, self.coordinates)
         hidden = target & known & decoded
         return self._compare(patches / gain, predicted, hidden, masking, latent, gain)
 
@@ -213,6 +219,16 @@ class BrainLM(Shared):
             masking=masking,
             unit=unit,
         )
+
+    def at_work(self) -> contextlib.AbstractContextManager:
+        """What forward passes run in: autocast to `matmul_dtype`, where that is not float32."""
+        if self.matmul_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.cls_token.device.type, self.matmul_dtype)
+
+    def blocks(self) -> list[nn.Module]:
+        """All transformer blocks, of the encoder and of the decoder if there is one."""
+        return [*self.encoder, *(self.decoder.blocks if self.decoder else ())]
 
     def require_decoder(self) -> Decoder:
         """The decoder; an error of a model that has none."""
@@ -272,7 +288,8 @@ class BrainLM(Shared):
         for count in counts.unique().tolist():
             rows = (counts == count).nonzero()[:, 0]
             masking = Masking.show(shown[rows], count)
-            latent = self.encode(patches[rows], masking)
+            with self.at_work():
+                latent = self.encode(patches[rows], masking)
             ids = masking.ids_keep[..., None].expand(-1, -1, latent.shape[2])
             empty = latent.new_zeros(len(rows), N, latent.shape[2])
             values.append(empty.scatter(1, ids, latent[:, 1:]) if count < N else latent[:, 1:])

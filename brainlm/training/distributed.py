@@ -1,7 +1,6 @@
-"""Processes and devices: the only place that knows about either.
+"""Processes: the only place that knows about them.
 
-The model is prepared in a stated order: attention backend → activation checkpointing →
-compilation → sharding (DDP, or FSDP2 block by block).
+A model is prepared (device.py) and then shared out: DDP, or FSDP2 block by block.
 """
 
 from __future__ import annotations
@@ -15,12 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import Pretrain
-from ..model import BrainLM, set_attention
+from ..model import BrainLM
 from ..model.masking import Masking
-from .device import choose_device
+from .device import choose_device, prepare
 
 
 @dataclass(frozen=True)
@@ -80,27 +78,27 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def join_processes(gpus: int, cpus: int) -> Iterator[Ranks]:
+def join_processes(options: Pretrain) -> Iterator[Ranks]:
     """Join the processes that torchrun started, or be the only one.
 
-    On the CPU the processes of a machine share `cpus` threads (never more than PyTorch took).
+    On the CPU the processes of a machine share ``cpus`` threads (never more than PyTorch took).
 
     Raises
     ------
     BrainLMError
-        `gpus` asked for and none visible.
+        ``gpus`` asked for and none visible.
     """
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    device = choose_device(gpus, local)
-    if not gpus:
-        share = cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = choose_device(options, local)
+    if not options.gpus:
+        share = options.cpus // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
     if world == 1:
         yield Ranks(0, 1, device)
         return
     # gloo too: checkpoints are written from the host, and so is what the first process decides
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo",
-                            device_id=device if gpus else None)  # fmt: skip
+    dist.init_process_group("cpu:gloo,cuda:nccl" if options.gpus else "gloo",
+                            device_id=device if options.gpus else None)  # fmt: skip
     with contextlib.ExitStack() as ending:
         ending.callback(dist.destroy_process_group)
         yield Ranks(dist.get_rank(), world, device, ending)
@@ -119,25 +117,19 @@ class TrainingStep(nn.Module):
         return out.error_sum, out.count, out.prediction, out.pixel_mask, out.latent[:, 0]
 
 
-def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks, *, half: bool = False,
-            say: Callable[[str], None] = print) -> nn.Module:  # fmt: skip
-    """The model on its device, ready to train; the order of the steps matters."""
-    set_attention(model, options.attention)
-    step = TrainingStep(model.to(ranks.device))
-    blocks = [*model.encoder, *(model.decoder.blocks if model.decoder else ())]
-    on_gpu = ranks.device.type == "cuda"
-    if options.activation_checkpointing:
-        for block in blocks:
-            block.forward = _keep_the_input_only(block.forward)
-    if options.compile is True or (options.compile == "auto" and on_gpu):
-        compile_blocks(model, blocks, half, say)
+def prepare_training(model: BrainLM, options: Pretrain, ranks: Ranks,
+                     say: Callable[[str], None] = print) -> nn.Module:  # fmt: skip
+    """The model ready to train, over all processes: prepared, then sharded."""
+    prepare(model, ranks.device, options.precision, options.compile, attention=options.attention,
+            checkpointing=options.activation_checkpointing, say=say)  # fmt: skip
+    step = TrainingStep(model)
     if ranks.world == 1:
         return step
     if options.sharding == "fsdp":
-        return shard_model(step, blocks, ranks, half)
+        return shard_model(step, ranks)
     # buffers are the same everywhere; gradients live in the buckets that are sent
     wrapped = nn.parallel.DistributedDataParallel(
-        step, [ranks.device] if on_gpu else None,
+        step, [ranks.device] if ranks.device.type == "cuda" else None,
         broadcast_buffers=False, gradient_as_bucket_view=True,
     )  # fmt: skip
     ranks.ending.callback(_release, wrapped)
@@ -154,45 +146,7 @@ def _release(wrapped: nn.parallel.DistributedDataParallel) -> None:
     del wrapped.logger, wrapped.reducer
 
 
-def compile_blocks(model: BrainLM, blocks: list[nn.Module], half: bool,
-                   say: Callable[[str], None]) -> bool:  # fmt: skip
-    """Compile each block; where that fails (no compiler on the node) say so, and go on without.
-
-    The first block is tried at once: forward and backward, on two tokens.
-    """
-    for block in blocks:
-        block.compile()
-    weight = next(blocks[0].parameters())
-    tokens = torch.zeros(1, 2, model.config.width, device=weight.device, requires_grad=True)
-    try:
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=half):
-            blocks[0](tokens).float().sum().backward()
-    except Exception as error:
-        for block in blocks:
-            block._compiled_call_impl = None
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        say(f"the blocks are not compiled, training is slower: {type(error).__name__}: {reason}")
-        return False
-    finally:
-        model.zero_grad(set_to_none=True)
-        torch._dynamo.reset()  # or the real shape would be the second one, and compiled for any
-    return True
-
-
-def _keep_the_input_only(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`forward`, computed a second time for the backward pass.
-
-    A function of its own, and no ``functools.partial``: torch.compile looks into functions, and
-    leaves a bare call of torch's `checkpoint` uncompiled without a word.
-    """
-
-    def run(*inputs) -> Tensor:
-        return checkpoint(forward, *inputs, use_reentrant=False)
-
-    return run
-
-
-def shard_model(step: nn.Module, blocks: list[nn.Module], ranks: Ranks, half: bool) -> nn.Module:
+def shard_model(step: TrainingStep, ranks: Ranks) -> nn.Module:
     """FSDP2; over several nodes the state is divided within a node and the same in each (HSDP).
 
     In half precision the blocks work, and are sent, in bf16: the weights that are updated are
@@ -202,9 +156,9 @@ def shard_model(step: nn.Module, blocks: list[nn.Module], ranks: Ranks, half: bo
 
     mesh, exact = _mesh(ranks), MixedPrecisionPolicy(cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(
-        torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        step.model.matmul_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for block in blocks:
+    for block in step.model.blocks():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     return fully_shard(step, mesh=mesh, mp_policy=exact)
 

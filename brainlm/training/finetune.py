@@ -37,13 +37,15 @@ from ..progress import clock
 from ..shards import Corpus, Scaling
 from ..tables import write_parquet
 from .checkpoint import Saver, exchange, list_checkpoints, read_checkpoint
-from .device import get_device, place
+from .device import get_device, prepare, windows_at_once
 from .distributed import Ranks
+from .encoded_windows import EncodedWindows, count_windows
 from .journal import Journal, figure
 from .learner import Learner
 from .model_cards import finetuned_card
 from .predict import (
     WINDOWS_PER_RECORDING,
+    apply_heads,
     decode_table,
     predict_recordings,
     summarise_recordings,
@@ -67,8 +69,10 @@ SCALED_BY = 512
 #: training participants that the head's linear path begins with, in closed form: 0.7 GB for 424
 #: parcels
 FITTED_ON = 2000
-#: validation summaries up to this size are made once for all epochs of the heads alone
-KEPT_BYTES = 2**30
+#: summaries of validation windows, and of training windows, up to this size are made once for all
+#: epochs of the heads alone; larger ones (connectivity of a large cohort) would come from a disk,
+#: which is no faster than encoding again
+KEPT_BYTES = 2**31
 #: minutes between checkpoints
 SAVED_EVERY_MIN = 10.0
 #: bootstrap of the card's figures
@@ -147,16 +151,22 @@ class FineTuning:
         )  # fmt: skip
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
                                seed=seed, num_tokens=base.num_tokens)  # fmt: skip
+        #: what the heads see before the encoder learns
+        self.frozen = copy.copy(self.windows)
+        self.frozen.few = options.frozen_windows
         ranges = training_ranges(self.windows, corpus.table)
         if self.classes is None:
             ranges["label"] = describe_range(people["label"])
-        self.model = place(_with_head(base, self.transform, target=target, classes=names,
+        self.model = prepare(_with_head(base, self.transform, target=target, classes=names,
                                       pool=options.pool, ranges=ranges))  # fmt: skip
         #: summaries of validation windows, while the encoder stays as it is and they fit in memory
         self.kept: list[Tensor] | None = None
+        #: the same of training windows, where there are so few that the epochs see each often
+        self.encoded: EncodedWindows | None = None
         self.settings = json.dumps({
             "target": target, "kind": kind, "transform": transform, "classes": names, "seed": seed,
-            "options": options.model_dump(), "model": dataclasses.asdict(base.config),
+            "options": options.model_dump(exclude_none=True),
+            "model": dataclasses.asdict(base.config),
             "start": pretrained and sha256(ModelFolder(Path(pretrained)).weights),
             "labels": digest(labels.dropna().to_csv()), **describe_release(shards, scaling),
         }, sort_keys=True)  # fmt: skip
@@ -240,12 +250,18 @@ class FineTuning:
         width = summary_width(self.model.config, self.model.config.pool)
         if 4 * width * len(self.check_rows) <= KEPT_BYTES:
             self.kept = list(self._summaries(self.check_rows, 1))
+        choice = count_windows(self.frozen)
+        if 2 * choice <= len(epochs) * len(self.fit_rows) and 4 * width * choice <= KEPT_BYTES:
+            self.encoded = EncodedWindows(
+                self.frozen, lambda signal: self.model.embed(signal, self.model.config.pool),
+                windows_at_once(self.model),
+            )  # fmt: skip
         heads = heads or self._begin_heads()
         self._run(epochs, heads, state, whole=False)
         # without validation participants, the one that knows most
         best = min(heads, key=lambda head: head.loss) if len(self.check_rows) else heads[-1]
         self.model.head.load_state_dict(best.weights)
-        self.kept = None
+        self.kept = self.encoded = None
         return best
 
     # ---- interrupted ------------------------------------------------------------------------
@@ -409,21 +425,15 @@ class FineTuning:
         self.model.train(whole)
         for learner in learners:
             learner.head.train()
-        drop = STEP_DROP if self.model.config.pool == "connectivity" else TOKEN_DROP
-        drop = drop if whole else 0.0
         done = state.get("batches", 0)
         totals = torch.tensor(state.get("totals", [0.0] * len(learners)), device=self.device)
-        picks = itertools.islice(self._picks(epoch), done, None)
-        for number, batch in enumerate(Prefetch(self.windows.batch, picks), done + 1):
-            torch.manual_seed(hash((self.seed, epoch, number)))  # nothing random to save
-            with torch.set_grad_enabled(whole):
-                summary = self._summary(batch, drop)
-            targets = self._targets(batch.rows).to(self.device)
+        for number, (rows, summary) in enumerate(self._summarise(epoch, done, whole), done + 1):
+            targets = self._targets(rows).to(self.device)
             for k, learner in enumerate(learners):
                 loss = self._loss(learner.head(summary), targets)
                 norm = learner.step(loss)
                 # a norm that is not finite must not pass: the head reads NaN as "missing"
-                totals[k] += loss.detach() * len(batch.rows) + 0.0 * norm
+                totals[k] += loss.detach() * len(rows) + 0.0 * norm
             self._save_in_time(epoch, number, all_learners, totals, whole)
         if not bool(totals.isfinite().all()):
             raise BrainLMError(
@@ -439,6 +449,24 @@ class FineTuning:
         for first in range(0, len(order), size):
             yield order[first : first + size]
 
+    def _summarise(
+        self, epoch: int, done: int, whole: bool
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Rows and summaries [B, F] of an epoch's batches after the first `done`; the seed that is
+        set before each holds for what is made of it too."""
+        drop = STEP_DROP if self.model.config.pool == "connectivity" else TOKEN_DROP
+        picks = list(self._picks(epoch))[done:]
+        windows = self.windows if whole else self.frozen
+        batches = iter(Prefetch(windows.batch, iter([] if self.encoded else picks)))
+        for number, some in enumerate(picks, done + 1):
+            torch.manual_seed(hash((self.seed, epoch, number)))  # nothing random to save
+            if self.encoded:
+                summary = self.encoded.batch(some)
+            else:
+                with torch.set_grad_enabled(whole):
+                    summary = self._summary(next(batches), drop if whole else 0.0)
+            yield np.array([row for _, row in some]), summary
+
     def _summary(self, batch: Batch, drop: float) -> Tensor:
         return self.model.summarise(batch.signal.to(self.device), self.model.config.pool,
                                     batch.noise.to(self.device), drop)  # fmt: skip
@@ -448,12 +476,9 @@ class FineTuning:
             return [None] * len(heads)
         self.model.eval()
         targets = self._targets(self.check_rows)
-        outputs: list[list[Tensor]] = [[] for _ in heads]
-        with torch.no_grad():
-            for summary in self.kept or self._summaries(self.check_rows, 1):
-                for head, own in zip(heads, outputs, strict=True):
-                    own.append(head.eval()(summary).mean(0).cpu())
-        return [float(self._loss(torch.stack(own), targets)) for own in outputs]
+        summaries = self.kept or self._summaries(self.check_rows, 1)
+        outputs = apply_heads([head.eval() for head in heads], summaries)
+        return [float(self._loss(own, targets)) for own in outputs]
 
     # ---- results ----------------------------------------------------------------------------
 

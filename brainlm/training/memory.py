@@ -45,12 +45,12 @@ def total_memory(device: torch.device) -> int:
 class TrainingTrial:
     """Forward and backward passes on noise; `__call__` gives the bytes that training would need.
 
-    Before anything is compiled or sharded, which only ever needs less; the optimiser's state,
-    which is made at the first update, is added.
+    Of a model that is prepared, but not compiled or sharded, which only ever needs less; the
+    optimiser's state, which is made at the first update, is added.
     """
 
-    def __init__(self, model: BrainLM, masker: Masker, half: bool):
-        self.model, self.masker, self.half = model, masker, half
+    def __init__(self, model: BrainLM, masker: Masker):
+        self.model, self.masker = model, masker
 
     def __call__(self, windows: int) -> int:
         device = next(self.model.parameters()).device
@@ -60,9 +60,7 @@ class TrainingTrial:
         try:
             signal = torch.randn(windows, c.num_parcels, c.window, device=device)
             masking = self.masker(torch.rand(windows, self.model.num_tokens)).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
-                out = self.model(signal, masking)
-            out.loss.backward()
+            self.model(signal, masking).loss.backward()
             return torch.cuda.max_memory_allocated(device) + optimizer_bytes(self.model)
         finally:
             self.model.zero_grad(set_to_none=True)

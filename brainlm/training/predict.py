@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..files import read_json, write_json
 from ..model import BrainLM, BrainLMConfig, from_pretrained
@@ -16,14 +17,14 @@ from ..model.prediction import decode_outputs
 from ..paths import ModelFolder
 from ..shards import Corpus
 from ..tables import write_parquet
-from .device import device_of, place
+from .device import device_of, prepare, windows_at_once
 from .windows import Windows
 
 #: windows averaged per recording when predicting
 WINDOWS_PER_RECORDING = 3
 COLUMNS = ["cohort", "participant_id", "recording_id", "split", "prediction"]
-#: windows in one pass of the encoder
-_BATCH = 16
+#: recordings whose summaries a head reads at a time
+_HEADED = 64
 
 
 def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
@@ -43,7 +44,7 @@ def predict(folder: Path, shards: list[Path], out: Path) -> pd.DataFrame:
         table = pd.DataFrame(columns=COLUMNS)
         write_parquet(out, table)
         return table
-    model, corpus = place(from_pretrained(folder)), Corpus(shards)
+    model, corpus = prepare(from_pretrained(folder)), Corpus(shards)
     rows = corpus.usable(min_timepoints=model.config.window)
     assert model.scaling is not None
     windows = Windows(corpus, model.scaling, model.config.window, rows)
@@ -61,7 +62,7 @@ def summarise_recordings(
     K is at most `count` windows, spread evenly over the recording. Several recordings are encoded
     at a time, which changes nothing: a window's summary does not depend on its batch.
     """
-    device, together = device_of(model), max(1, _BATCH // count)
+    device, together = device_of(model), max(1, windows_at_once(model) // count)
     for first in range(0, len(rows), together):
         parts = [windows.even(int(row), count) for row in rows[first : first + together]]
         summaries = model.embed(torch.cat(parts).to(device), model.config.pool)
@@ -76,8 +77,21 @@ def predict_recordings(
     head = model.eval().head
     assert head is not None
     made = summarise_recordings(model, windows, rows, WINDOWS_PER_RECORDING)
-    outputs = [head(summaries).mean(0).cpu() for summaries in made]
-    return torch.stack(outputs) if outputs else torch.zeros(0, model.config.head_outputs)
+    (outputs,) = apply_heads([head], made)
+    return outputs if len(rows) else torch.zeros(0, model.config.head_outputs)
+
+
+@torch.no_grad()
+def apply_heads(heads: Sequence[nn.Module], summaries: Iterable[Tensor]) -> list[Tensor]:
+    """[N, outputs] of each head on the host: the mean over the windows [K, F] of a recording."""
+    outputs: list[list[Tensor]] = [[] for _ in heads]
+    left = iter(summaries)
+    while some := list(itertools.islice(left, _HEADED)):
+        together = torch.cat(some)
+        for head, own in zip(heads, outputs, strict=True):
+            parts = head(together).split([len(part) for part in some])
+            own.append(torch.stack([part.mean(0) for part in parts]).cpu())
+    return [torch.cat(own) if own else torch.empty(0) for own in outputs]
 
 
 def decode_table(config: BrainLMConfig, outputs: Tensor) -> dict[str, np.ndarray]:

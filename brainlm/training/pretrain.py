@@ -24,7 +24,7 @@ from ..atlas import Atlas
 from ..cohort.splits import in_share
 from ..errors import BrainLMError
 from ..files import write_json
-from ..model import BrainLM, kernel_name, preset, set_attention
+from ..model import BrainLM, kernel_name, preset
 from ..model.grids import token_grid
 from ..model.masking import Masker
 from ..output import tell
@@ -41,6 +41,7 @@ from .checkpoint import (
     read_checkpoint,
 )
 from .covariance import fit_gaussian
+from .device import prepare
 from .distributed import Ranks, gradient_sync, join_processes, prepare_training
 from .given_model import open_given
 from .journal import Journal, figure
@@ -94,7 +95,7 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     """
     options = options.of_preset(model.preset)
     settings = describe_settings(shards, scaling, model, options)
-    with join_processes(options.gpus, options.cpus) as ranks:
+    with join_processes(options) as ranks:
         if _is_finished(Path(out), settings, ranks):
             return
         run = Run(shards, scaling, Path(out), model, options, atlas, ranks)
@@ -139,9 +140,6 @@ class Run:
         self.gaussian = fit_gaussian(self.train_set, self.validation_set, ranks)
         if model.start is None:
             self.model.start_parcels(self.gaussian.covariance)
-        self.half = options.precision == "bf16" or (
-            options.precision == "auto" and ranks.device.type == "cuda"
-        )
         self.micro = self._choose_micro_batch()
         # of all training recordings: training on a share of the participants takes as many
         # updates, on the same schedule, in more passes over fewer recordings
@@ -150,11 +148,11 @@ class Run:
         self.validate_every = epoch_steps * options.validate_every_epochs
         self.step = 0
         self.loader = self._loader()
-        self.wrapped = prepare_training(self.model, options, ranks, half=self.half, say=self.say)
+        self.wrapped = prepare_training(self.model, options, ranks, self.say)
         self.optimizers = make_optimizers(self.wrapped, options)
         self.saver = Saver(ModelFolder(out).checkpoints, ranks)
         self.kernel = kernel_name(
-            options.attention, ranks.device, torch.bfloat16 if self.half else torch.float32,
+            options.attention, ranks.device, self.model.matmul_dtype,
             self.model.config.width // self.model.config.heads,
         )  # fmt: skip
         self.interval: tuple[float, float] | None = None  # of the last validation's R²
@@ -188,8 +186,8 @@ class Run:
             return _micro_batch(options.micro_batch_size, options.batch_size, ranks.world)
         if ranks.device.type != "cuda":
             return _micro_batch(ON_CPU, options.batch_size, ranks.world)
-        set_attention(self.model, options.attention)
-        train = TrainingTrial(self.model.to(ranks.device), self.masker, self.half)
+        prepare(self.model, ranks.device, options.precision, attention=options.attention)
+        train = TrainingTrial(self.model, self.masker)
         share = _micro_batch(options.batch_size, options.batch_size, ranks.world)
         found = largest_micro_batch(train, share, total_memory(ranks.device))
         return int(ranks.least(found))
@@ -300,9 +298,9 @@ class Run:
             "versions": {"brainlm": __version__, "torch": torch.__version__,
                          "python": platform.python_version(), "numpy": np.__version__},
             "attention": self.kernel,
-            "precision": "bf16" if self.half else "float32",
+            "precision": "float32" if self.model.matmul_dtype == torch.float32 else "bf16",
             "micro_batch_size": self.micro,
-            "compiled": getattr(self.model, "is_compiled", False),
+            "compiled": self.model.is_compiled,
             "processes": self.ranks.world,
             "sharding": self.options.sharding if self.ranks.world > 1 else "none",
             "device": device_name(self.ranks),
@@ -412,8 +410,7 @@ class Run:
         device = self.ranks.device
         assert batch.masking is not None
         batch.signal = batch.signal.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.half):
-            return self.wrapped(batch.signal, batch.masking.to(device))
+        return self.wrapped(batch.signal, batch.masking.to(device))
 
     # ---- validation -------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import functools
 import mmap
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -109,11 +109,16 @@ class Windows:
         N of the model, for noise; 0 gives none.
     masker : Masker, optional
         Draws a masking for each batch, here on the host, where nothing waits for the data.
+    few : int, optional
+        An epoch's window is one of so many, spread evenly over its recording; else it may begin
+        anywhere.
     """
 
     def __init__(self, corpus: Corpus, scaling: Scaling, window: int, rows, *, seed: int = 0,
-                 num_tokens: int = 0, masker: Masker | None = None):  # fmt: skip
+                 num_tokens: int = 0, masker: Masker | None = None,
+                 few: int | None = None):  # fmt: skip
         corpus.check(scaling)
+        self.few = few
         self.rows = np.asarray(rows, np.int64)
         self.window, self.seed, self.masker = window, seed, masker
         self.num_tokens = masker.grid.num_tokens if masker else num_tokens
@@ -154,9 +159,8 @@ class Windows:
         noise = torch.empty(len(picks), self.num_tokens, pin_memory=pin)
         sums = torch.empty(len(picks))
         for slot, (epoch, row) in enumerate(picks):
-            random = np.random.default_rng([self.seed, epoch, self._keys[row]])
-            spare = int(self.series.num_timepoints[row]) - self.window
-            self._fill(signal[slot], row, int(random.integers(spare + 1)))
+            random, start = self._draw(epoch, row)
+            self._fill(signal[slot], row, start)
             random.random(out=noise[slot].numpy(), dtype=np.float32)
             torch.sum(signal[slot], (0, 1), out=sums[slot])  # NaN if any is, still in the cache
         rows = np.array([row for _, row in picks])
@@ -164,6 +168,28 @@ class Windows:
             return Batch(signal, noise, rows)
         masking = self.masker(noise, signal if sums.isnan().any() else None)
         return Batch(signal, noise, rows, masking.pin_memory() if pin else masking)
+
+    def _draw(self, epoch: int, row: int) -> tuple[np.random.Generator, int]:
+        """Where an epoch's window of a recording begins, and the dice that said so."""
+        random = np.random.default_rng([self.seed, epoch, self._keys[row]])
+        starts = self.starts(row)
+        return random, int(starts[int(random.integers(len(starts)))])
+
+    def start(self, epoch: int, row: int) -> int:
+        """Where an epoch's window of a recording begins."""
+        return self._draw(epoch, row)[1]
+
+    def starts(self, row: int) -> Sequence[int]:
+        """Where a recording's windows may begin."""
+        spare = int(self.series.num_timepoints[row]) - self.window
+        return range(spare + 1) if self.few is None else _spread_evenly(spare, self.few)
+
+    def read(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """[n, R, T] the windows at (row, start)."""
+        signal = torch.empty(len(places), self.series.num_parcels, self.window)
+        for slot, (row, start) in enumerate(places):
+            self._fill(signal[slot], row, start)
+        return signal
 
     def whole(self, row: int) -> np.ndarray:
         """[T, R] float32, one recording, scaled."""
@@ -173,11 +199,7 @@ class Windows:
     def even(self, row: int, count: int) -> Tensor:
         """[count, R, T] windows spread evenly over one recording, for evaluation."""
         spare = int(self.series.num_timepoints[row]) - self.window
-        starts = np.unique(np.linspace(0, spare, count).round().astype(int))
-        signal = torch.empty(len(starts), self.series.num_parcels, self.window)
-        for slot, start in enumerate(starts):
-            self._fill(signal[slot], row, int(start))
-        return signal
+        return self.read([(row, start) for start in _spread_evenly(spare, count)])
 
     def cover(self, row: int, most: int = 3) -> Tensor:
         """[K, R, T] as many windows as fit without overlap, `most` at most, spread evenly."""
@@ -188,6 +210,11 @@ class Windows:
         stored = self.series[row][start : start + self.window]
         half = torch.from_numpy(np.array(stored.T, order="C"))  # transposed while it is small
         out.copy_(half).sub_(self._median[:, None]).mul_(self._scale[:, None])
+
+
+def _spread_evenly(spare: int, count: int) -> list[int]:
+    """Where at most `count` windows begin in a recording with `spare` more time points."""
+    return np.unique(np.linspace(0, spare, count).round().astype(int)).tolist()
 
 
 class Prefetch:

@@ -17,6 +17,7 @@ from brainlm.atlas import load_atlas
 from brainlm.cli import main
 from brainlm.config import load_config, parse_config
 from brainlm.errors import BrainLMError
+from brainlm.inference import vectors
 from brainlm.inference.cohort_predictions import combine_seeds
 from brainlm.inference.scans import dataset_root, guess_layout
 from brainlm.inference.session import Session
@@ -105,6 +106,21 @@ def test_one_series_in_every_format(home, tmp_path):
                  "--pool", "cls")[0] == 0  # fmt: skip
     np.testing.assert_allclose(np.load(tmp_path / "e.npy"), np.stack(table["vector"]), atol=1e-6)
     assert len(pd.read_csv(tmp_path / "e.tsv", sep="\t")) == 4
+
+
+@pytest.mark.parametrize("together", [1, 4, 1000])
+def test_windows_of_several_recordings_go_through_together(home, tmp_path, monkeypatch, together):
+    """As on a GPU: the same rows in the same order, the one that is too short in its place."""
+    given = ("--layout", "parcels", "--units", "scanner")
+    _, alone = embed(home, home / "series", tmp_path / "a.parquet", *given)
+    monkeypatch.setattr(vectors, "_windows_together", lambda model: together)
+    _, table = embed(home, home / "series", tmp_path / "b.parquet", *given)
+    rest = [name for name in table if name != "vector"]
+    pd.testing.assert_frame_equal(table[rest], alone[rest])
+    for ours, theirs in zip(table["vector"], alone["vector"], strict=True):
+        assert type(ours) is type(theirs)
+        if isinstance(ours, np.ndarray):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_short_clip_is_padded_where_asked(home, tmp_path):

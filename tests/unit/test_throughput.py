@@ -11,7 +11,7 @@ from torch import nn
 from brainlm import doctor
 from brainlm.config import Config, Pretrain, parse_config
 from brainlm.model import preset
-from brainlm.training.distributed import compile_blocks
+from brainlm.training.device import compile_blocks
 from brainlm.training.memory import FILLED, largest_micro_batch, optimizer_bytes
 from brainlm.training.schedule import make_optimizers, scale_gradients
 from brainlm.training.settings import describe_settings
@@ -67,7 +67,7 @@ def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch):
 
     monkeypatch.setattr(nn.Module, "compile", compile_to_nothing)
     model, said = small(), []
-    assert not compile_blocks(model, [*model.encoder], False, said.append)
+    assert not compile_blocks(model, said.append)
     assert said == [
         "the blocks are not compiled, training is slower: RuntimeError: no C compiler found"
     ]

@@ -24,10 +24,11 @@ from synthetic import make_study, small_model
 
 from brainlm import config
 from brainlm.errors import BrainLMError
-from brainlm.model import from_pretrained, preset
+from brainlm.model import BrainLM, from_pretrained, preset
 from brainlm.model.gaussian import Gaussian
 from brainlm.shards import Corpus, Scaling
 from brainlm.training import device
+from brainlm.training import finetune as finetuning
 from brainlm.training import pretrain as pretraining
 from brainlm.training.distributed import Ranks
 from brainlm.training.finetune import FineTuning, finetune
@@ -81,6 +82,7 @@ import json, sys, time, torch
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from brainlm.training import device
+from brainlm.training import finetune as finetuning
 from brainlm.training import pretrain as pretraining
 from test_training import make_study, run
 torch.set_num_threads(1)
@@ -573,24 +575,27 @@ def test_the_head_learns_first(study, finished, tmp_path, monkeypatch):
     assert "correlations between" in (tmp_path / "a" / "README.md").read_text()
 
 
-def test_interrupted_fine_tuning_resumes_bitwise(study, finished, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("frozen_windows", [None, 1])
+def test_interrupted_fine_tuning_resumes_bitwise(
+    study, finished, tmp_path, monkeypatch, capsys, frozen_windows
+):
     """SIGTERM after every fifth batch: while the heads learn alone, and while all learns."""
     whole = tmp_path / "whole"
-    tune(study, whole, finished, study.labels)
-    summary, count = FineTuning._summary, 0
+    tune(study, whole, finished, study.labels, frozen_windows=frozen_windows)
+    save, count = FineTuning._save_in_time, 0
 
     def stop_soon(self, *arguments):
         nonlocal count
         count += 1
-        if count % 5 == 0 and hasattr(self, "journal"):
+        if count % 5 == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return summary(self, *arguments)
+        save(self, *arguments)
 
-    monkeypatch.setattr(FineTuning, "_summary", stop_soon)
+    monkeypatch.setattr(FineTuning, "_save_in_time", stop_soon)
     out, times = tmp_path / "out", 0
     while not (out / "done.json").exists():
         with contextlib.suppress(SystemExit):
-            tune(study, out, finished, study.labels)
+            tune(study, out, finished, study.labels, frozen_windows=frozen_windows)
         times += 1
     assert times >= 4
     text = capsys.readouterr().out
@@ -601,7 +606,7 @@ def test_interrupted_fine_tuning_resumes_bitwise(study, finished, tmp_path, monk
     losses = [[(x["epoch"], x["split"], x["loss"]) for x in metrics(f)] for f in (out, whole)]
     assert losses[0] == losses[1]
     assert not saved(out)
-    tune(study, out, finished, study.labels)
+    tune(study, out, finished, study.labels, frozen_windows=frozen_windows)
     assert "already fitted with these settings" in capsys.readouterr().out
 
 
@@ -649,7 +654,8 @@ def test_one_device_for_all(study, finished, tmp_path, monkeypatch, gpus):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", lambda chosen: None)
     assert device.get_device() == torch.device("cuda")
-    assert device.choose_device(gpus) == (torch.device("cuda", 0) if gpus else torch.device("cpu"))
+    chosen = device.choose_device(config.Pretrain(gpus=gpus))
+    assert chosen == (torch.device("cuda", 0) if gpus else torch.device("cpu"))
     assert device.get_device().type == ("cuda" if gpus else "cpu")
     if not gpus:
         tune(study, tmp_path / "out", finished, study.labels, epochs=1)
@@ -673,3 +679,34 @@ def test_a_finished_model_is_of_its_configuration_whether_or_not_the_preset_fill
     assert _of_config(model, given) == _of_config(model, given.of_preset(name))
     other = config.Pretrain(beta2=0.9)
     assert _of_config(model, given) != _of_config(model, other)
+
+
+def test_a_frozen_encoder_sees_each_window_once(study, finished, tmp_path, monkeypatch):
+    """The result is that of encoding in every epoch anew."""
+    given = {"epochs": 10, "frozen_windows": 2}
+    embed, passes = BrainLM.summarise, []
+
+    def count(model, *arguments):
+        passes.append(torch.is_grad_enabled())
+        return embed(model, *arguments)
+
+    monkeypatch.setattr(BrainLM, "summarise", count)
+    once = tune(study, tmp_path / "once", finished, study.labels, **given)
+    scale = -(-14 // 4)  # batches that the head's scale is taken from
+    assert passes.count(False) == scale
+    monkeypatch.setattr(finetuning, "KEPT_BYTES", 0)
+    passes.clear()
+    anew = tune(study, tmp_path / "anew", finished, study.labels, **given)
+    assert passes.count(False) == scale + 5 * scale
+    np.testing.assert_allclose(once["prediction"], anew["prediction"], rtol=1e-3)
+
+
+def test_fine_tuning_in_half_precision_follows_float32(study, finished, tmp_path, monkeypatch):
+    """Predictions apart by a tenth of what the participants' labels spread, on average."""
+    exact = tune(study, tmp_path / "exact", finished, study.labels, epochs=8)
+    monkeypatch.setattr(device, "_precision", "bf16")
+    half = tune(study, tmp_path / "half", finished, study.labels, epochs=8)
+    apart = (half["prediction"] - exact["prediction"]).abs()
+    assert 0 < apart.mean() < 0.1 * study.labels.std()
+    losses = [metrics(tmp_path / name)[-1]["loss"] for name in ("exact", "half")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)

@@ -146,10 +146,10 @@ def embed(model, corpus: Corpus, rows) -> dict[str, np.ndarray]:
         ``CLS`` [S, D], ``mean token`` [S, D] and, of a model with a token per parcel,
         ``latent connectivity`` [S, R (R - 1) / 2]: Fisher z between the parcels' encodings.
     """
-    from ...training.device import get_device, place
+    from ...training.device import get_device, prepare
     from ...training.windows import Windows
 
-    model, device = place(model).eval(), get_device()
+    model, device = prepare(model).eval(), get_device()
     flat = np.array([row for some in rows for row in some], int)
     windows = Windows(corpus, model.scaling, model.config.window, flat)
     people = []
