@@ -36,14 +36,18 @@ if TYPE_CHECKING:
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
 
-def prepare_run(values: dict[str, Any], *, is_main_process: bool) -> Config:
+def prepare_run(values: dict[str, Any], *, is_main_process: bool, root: Path = Path()) -> Config:
     """Validate Snakemake's merged configuration and, in the main process, bring the index up to
     date and store the resolved configuration next to the results. Jobs read what was stored: a
     config.yaml that is edited during a run counts for the next one.
 
-    A run that holds the folder's lock is left alone: a second process reads what it wrote.
+    A run that holds the folder's lock is left alone: a second process reads what it wrote. `root`
+    is the folder that the workflow is in.
     """
     try:
+        if set(str(root)) & set("{}"):
+            raise BrainLMError(f"{root}: Snakemake takes braces in the workflow's own path for "
+                               "wildcards; move it to a folder without them")  # fmt: skip
         stored = os.environ.get("BRAINLM_CONFIG", "")
         if not is_main_process:
             end_with_daemon()

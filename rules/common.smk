@@ -37,7 +37,7 @@ from brainlm.workflow import (
 
 # The main process validates, scans the cohorts once and keeps the resolved configuration for
 # the jobs; jobs only read what it wrote.
-CONFIG = prepare_run(config, is_main_process=workflow.is_main_process)
+CONFIG = prepare_run(config, is_main_process=workflow.is_main_process, root=ROOT)
 PATHS = CONFIG.paths
 CHUNK = ("{cohort}", "{chunk}")  # the wildcards of all rules that work on a chunk
 

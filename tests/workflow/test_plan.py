@@ -705,7 +705,7 @@ def test_memory_and_time_follow_the_chunk_and_the_attempt(tmp_path):
 
 
 def move_clone(clone: Clone) -> None:
-    clone.folder = clone.folder.rename(clone.folder.with_name("a clone's new place"))
+    clone.folder = clone.folder.rename(clone.folder.with_name('a "clone"\'s new place'))
 
 
 def link_results(clone: Clone) -> None:
@@ -723,6 +723,13 @@ def name_results_otherwise(clone: Clone) -> None:
 def test_a_finished_study_is_finished_wherever_it_lies(clone, change):
     change(clone)
     assert clone.plan() == set()
+
+
+def test_a_clone_in_a_folder_with_braces_is_refused_in_words(clone):
+    clone.folder = clone.folder.rename(clone.folder.with_name('{lab} of "ours"'))
+    done = warm.snakemake(clone.folder, "-n")
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("brainlm:")]
+    assert done.returncode and '{lab} of "ours": Snakemake takes braces' in line
 
 
 def test_a_renamed_cohort_is_told_that_its_release_has_the_old_name(clone):

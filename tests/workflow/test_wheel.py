@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def site(tmp_path_factory) -> Path:
     (made,) = (folder / "made").glob("*.whl")
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", made], check=True)
     with zipfile.ZipFile(made) as wheel:
-        wheel.extractall(folder / "site")
-    return folder / "site"
+        wheel.extractall(folder / 'our lab\'s "site"')
+    return folder / 'our lab\'s "site"'
 
 
 def run(site: Path, folder: Path, *command: str, code: int = 0) -> str:
@@ -95,7 +96,7 @@ def test_a_study_with_awkward_names_runs_from_another_folder(site, tmp_path):
     (study / "config.yaml").write_text(CONFIG + "pretrain: {nodes: 2, gpus: 1}\n")
     said = run(site, tmp_path, "brainlm", "run", "--directory", str(study), "--dry-run",
                "--printshellcmds")  # fmt: skip
-    assert f"bash {site}/brainlm/share/slurm/torchrun.sh 2 1" in said
+    assert f"bash {shlex.quote(str(site / 'brainlm/share/slurm'))}/torchrun.sh 2 1" in said
 
 
 def test_the_bids_app_processes_the_participants_that_it_is_given(site, tmp_path):
