@@ -9,13 +9,14 @@ from pathlib import Path
 from ..atlas import Atlas
 from ..cohort.index import index_file, update_index
 from ..cohort.layouts import LAYOUTS, parse_name
+from ..cohort.layouts.base import IMAGES
+from ..cohort.layouts.parcels import EXTENSIONS
 from ..config import Cohort, Config
 from ..errors import BrainLMError
 from ..files import read_json
 from ..paths import Results
 from ..shards import Corpus
 
-_IMAGES, _SERIES = (".nii", ".nii.gz"), (".npy", ".tsv", ".dat")
 _OWN_SPACES = {"func", "T1w", "T2w", "boldref", "individual"}
 _GENERATORS = {"fmriprep": "fmriprep", "xcp_d": "xcpd", "xcp-d": "xcpd"}
 
@@ -39,14 +40,16 @@ def guess_layout(source: Path) -> str:
     """
     if source.is_dir():
         return _guess_folder(source)
-    if source.name.endswith(_IMAGES):
+    if source.name.endswith(EXTENSIONS):
+        return "parcels"
+    if source.name.endswith(IMAGES) and not source.name.endswith(
+        (".dtseries.nii", ".dscalar.nii")
+    ):
         space = parse_name(source.name)[0].get("space")
         return "bids" if space is None or space in _OWN_SPACES else "fmriprep"
-    if source.name.endswith(_SERIES):
-        return "parcels"
     raise BrainLMError(
-        f"{source}: expected an image ({', '.join(_IMAGES)}), parcel series "
-        f"({', '.join(_SERIES)}) or a folder"
+        f"{source}: expected an image ({', '.join(IMAGES)}), parcel series "
+        f"({', '.join(EXTENSIONS)}) or a folder"
     )
 
 

@@ -36,10 +36,14 @@ Made = tuple[list[dict], dict]
 
 @dataclass
 class _Method:
-    """What is made of windows: by the model, many at a time; of a recording's values [K, F]."""
+    """What is made of windows: by the model, many at a time; of a recording's values [K, F].
+
+    `count` windows of each recording, or as many as fit without overlap.
+    """
 
     encode: Callable[[torch.Tensor], torch.Tensor]
     describe: Callable[[np.ndarray], Made]
+    count: int | None = None
 
 
 @dataclass
@@ -119,13 +123,15 @@ def predict_corpus(
         :data:`IDENTITY`, ``target``, ``prediction`` (in the label's units), or of a classifier
         ``predicted_class`` and ``probability_<class>``, and ``warnings``, which also name what is
         outside the range of the model's training data. A recording's prediction is the mean of
-        its windows'.
+        its windows', as many and as spread out as when the model was evaluated.
 
     Raises
     ------
     BrainLMError
         As :func:`embed_corpus`; or the model was not fine-tuned.
     """
+    from ..training.predict import WINDOWS_PER_RECORDING
+
     check_head(model)
 
     def describe(values: np.ndarray) -> Made:
@@ -140,7 +146,7 @@ def predict_corpus(
         named = {f"probability_{name}": share for name, share in shares.items()}
         return {"predicted_class": max(shares, key=lambda name: shares[name]), **named}
 
-    method = _Method(lambda windows: model.predict(windows).values, describe)
+    method = _Method(lambda part: model.predict(part).values, describe, WINDOWS_PER_RECORDING)
     table = pd.DataFrame(list(_rows(model, corpus, method, short, notes, progress)))
     table.insert(len(IDENTITY), "target", model.config.target)
     probabilities = [f"probability_{name}" for name in model.config.classes]
@@ -194,7 +200,7 @@ def _rows(model, corpus: Corpus, method: _Method, short: str, notes, progress) -
     check_units(corpus, model.scaling.units)
     enough, held = _windows_together(model), []
     for index in range(len(corpus)):
-        held.append(_read(model, corpus, index, short))
+        held.append(_read(model, corpus, index, method.count, short))
         count = sum(len(one.starts) for one in held)
         if count >= enough or index + 1 == len(corpus):
             yield from _run(model, held, method, notes)
@@ -210,7 +216,7 @@ def _windows_together(model: BrainLM) -> int:
     return 0 if device_of(model).type == "cpu" else windows_at_once(model)
 
 
-def _read(model: BrainLM, corpus: Corpus, index: int, short: str) -> _Ready:
+def _read(model: BrainLM, corpus: Corpus, index: int, count: int | None, short: str) -> _Ready:
     from ..model.own_series import cut_windows
 
     assert model.scaling is not None
@@ -220,7 +226,7 @@ def _read(model: BrainLM, corpus: Corpus, index: int, short: str) -> _Ready:
     try:
         series = model.scaling.apply(corpus.series(index))
         model.scaling.check_amplitude(series)
-        windows, starts = cut_windows(model, series, short=short)
+        windows, starts = cut_windows(model, series, count=count, short=short)
     except BrainLMError as error:
         return _Ready(about | {"status": "not_embedded", "reason": str(error)})
     return _Ready(about, corpus.table["units"][index], windows, starts.tolist())

@@ -198,14 +198,18 @@ def test_layouts_are_told_by_names_and_descriptions(tmp_path):
     assert layout("sub-1_bold.nii.gz") == layout("sub-1_space-T1w_bold.nii") == "bids"
     assert layout("sub-1_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz") == "fmriprep"
     assert layout("x.dat") == layout("x.tsv") == "parcels"
+    assert layout("sub-1_space-fsLR_seg-Glasser_timeseries.ptseries.nii") == "parcels"
     described = '{"DatasetType": "derivative", "GeneratedBy": [{"Name": "%s"}]}'
     assert layout("f/dataset_description.json", described % "fMRIPrep") == "fmriprep"
     assert layout("x/dataset_description.json", described % "XCP-D") == "xcpd"
     assert layout("r/dataset_description.json", '{"DatasetType": "raw"}') == "bids"
     with pytest.raises(BrainLMError, match=r"made by tedana; .*--layout"):
         layout("t/dataset_description.json", described % "tedana")
-    with pytest.raises(BrainLMError, match="expected an image"):
-        layout("x.mat")
+    for name in ("x.mat", "sub-1_space-fsLR_den-91k_bold.dtseries.nii"):
+        with pytest.raises(
+            BrainLMError, match=r"expected an image .* parcel series .*ptseries.nii"
+        ):
+            layout(name)
 
 
 def test_where_a_dataset_and_a_model_begin(tmp_path):

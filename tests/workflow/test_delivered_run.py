@@ -10,15 +10,20 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from runs import make_clone, snakemake
 
+from brainlm.atlas import load_atlas
+from brainlm.cli import main
+from brainlm.model import PRESETS, BrainLM, BrainLMConfig
 from brainlm.preprocess.denoise.confounds import motion_columns
 from brainlm.preprocess.denoise.filter import clean
 from brainlm.preprocess.io.derivatives import write_table, write_volume
 from brainlm.preprocess.kernels.sampling import sample
 from brainlm.preprocess.motion.rigid import framewise_displacement_power
-from brainlm.shards import Corpus
+from brainlm.shards import Corpus, Scaling
 from brainlm.simulate.truth import load_truth
+from brainlm.training.windows import Windows
 
 pytestmark = pytest.mark.timeout(1200)  # alone it takes minutes; other work may share the cores
 
@@ -123,6 +128,24 @@ def test_series_keep_their_values(study, simulated):
     series = shards.series(0).astype(float)
     truth = load_truth(simulated / "more", shards.table["participant_id"][0]).series
     np.testing.assert_allclose(series[::2][: len(truth)], truth, atol=2e-3 * np.abs(truth).max())
+
+
+def test_one_image_in_template_space_is_embedded_as_its_series_are(study, tmp_path, monkeypatch):
+    atlas = load_atlas("demo424", study / "atlas")
+    shape = BrainLMConfig(num_parcels=424, window=60, patch=20, has_coordinates=True,
+                          **PRESETS["tiny"])  # fmt: skip
+    scaling = Scaling(np.zeros(424), np.ones(424), atlas.name, atlas.image_sha256, 1.0, 9,
+                      units="percent")  # fmt: skip
+    torch.manual_seed(0)
+    model = BrainLM(shape, atlas.coordinates)
+    model.save_pretrained(tmp_path / "model", scaling)
+    shards = Corpus([study / "results/shards/images/00000.parquet"])
+    vectors = model.embed(Windows(shards, scaling, 60, [0]).cover(0)).numpy()
+    monkeypatch.chdir(tmp_path)
+    image = next((study / "fmriprep/sub-101").rglob("*desc-preproc_bold.nii.gz"))
+    assert main(["embed", str(image), "--model", "model", "--out", "e.parquet"]) == 0
+    rows = pd.read_parquet("e.parquet").query("level == 'window'")
+    np.testing.assert_allclose(np.stack(rows["vector"]), vectors, rtol=1e-3, atol=1e-4)
 
 
 def test_every_recording_has_a_page_without_a_gap(study):

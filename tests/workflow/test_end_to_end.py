@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from runs import DAMAGE, ROOT, link_data, make_clone, snakemake
 
+from brainlm.cli import main
 from brainlm.cohort.splits import split_of
 from brainlm.config import load_config
 from brainlm.evaluation.job import Job
@@ -130,6 +131,32 @@ def test_a_saved_model_predicts_what_it_predicted_when_it_was_trained(study, tmp
     both = first.merge(again, on="recording_id", suffixes=("", "_again"))
     assert len(both) == len(first) > 10
     np.testing.assert_allclose(both["prediction"], both["prediction_again"], rtol=1e-4)
+
+
+def test_scans_outside_of_any_study_get_what_their_study_gave_them(study, tmp_path, monkeypatch):
+    """One raw image, then its folder, through a model folder and without a config.yaml."""
+    name, models = "sub-01_task-rest", study / "results/models/r1"
+    func = tmp_path / "bids/sub-01/func"
+    func.mkdir(parents=True)
+    for path in (study / "bids/sub-01/func").glob(f"{name}_bold.*"):
+        shutil.copy(path, func)
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    image, folder = str(func / f"{name}_bold.nii.gz"), str(tmp_path / "bids")
+    assert main(["embed", image, "--model", str(models / "pretrain"), "--out", "e.parquet"]) == 0
+    ours = pd.read_parquet("e.parquet")
+    theirs = pd.read_parquet(study / "results/embeddings/r1/raw.parquet")
+    theirs = theirs[theirs["recording_id"] == name]
+    assert ours["level"].tolist() == theirs["level"].tolist() and set(ours["status"]) == {"ok"}
+    for own, given in zip(ours["vector"], theirs["vector"], strict=True):
+        np.testing.assert_allclose(own, given, rtol=1e-3, atol=1e-4)
+    fit = models / "finetune-age/seed-1"
+    assert main(["predict", folder, "--model", str(fit), "--out", "p.parquet"]) == 0
+    found = pd.read_parquet("p.parquet").query("level == 'recording'")["prediction"].item()
+    known = pd.read_parquet(fit / "predictions.parquet").set_index("recording_id")["prediction"]
+    assert found == pytest.approx(known[name], rel=1e-3)
+    for table in ("e", "p"):
+        assert name in Path(f"{table}.html").read_text()
 
 
 def test_the_report_says_what_happened(study):

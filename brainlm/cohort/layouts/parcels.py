@@ -27,7 +27,8 @@ from .base import (
     tables,
 )
 
-_EXTENSIONS = (".npy", ".tsv", ".dat", ".ptseries.nii")
+#: Ends of files that hold parcel series.
+EXTENSIONS = (".npy", ".tsv", ".dat", ".ptseries.nii")
 _BIDS = re.compile(r"sub-[^_]+(_[a-zA-Z0-9]+-[^_]+)*(_[a-zA-Z]+)?")
 _UKB = re.compile(r"(\d{7})_(\d{5})_(\d+)_(\d+)(_[a-zA-Z]\w*)?")
 #: Suffixes of BIDS, fMRIPrep and XCP-D for tables about a recording.
@@ -39,7 +40,7 @@ _ABOUT = (
 
 def find(folder: Path, skip: Set[str]) -> list[Found]:
     """BIDS-named ``*_timeseries.{npy,tsv,dat,ptseries.nii}`` in a BIDS tree, or a flat folder."""
-    named = find_named(folder, skip, _EXTENSIONS, _below)
+    named = find_named(folder, skip, EXTENSIONS, _below)
     if named or any(name.startswith("sub-") for name in os.listdir(folder) if "." not in name):
         return named
     return _flat(folder, skip)
@@ -83,7 +84,7 @@ def _below(
         if item.is_dir():
             if depth > 1:
                 yield from _below(folder, f"{subject}/{item.name}", left, depth - 1)
-        elif item.name.endswith(_EXTENSIONS):
+        elif item.name.endswith(EXTENSIONS):
             yield item, near
         elif item.is_symlink() and not os.path.exists(item.path) and "." not in item.name:
             left.append(leave(folder, item, NO_CONTENT, refused=True))
@@ -109,7 +110,7 @@ def _flat(folder: Path, skip: Set[str]) -> list[Found]:
     items = files(str(folder))
     sidecars = {item.name for item in items if item.name.endswith(".json")}
     for item in items:
-        if item.name.endswith(_EXTENSIONS) and item.name not in skip and not item.is_dir():
+        if item.name.endswith(EXTENSIONS) and item.name not in skip and not item.is_dir():
             entities = _flat_entities(item.name)
             why = "a file of an atlas" if item.name in of_atlases else _no_series(item)
             if why:
@@ -127,7 +128,7 @@ def _flat(folder: Path, skip: Set[str]) -> list[Found]:
 
 def _stem(name: str) -> str:
     """Without the extension; a participant's id may have dots."""
-    return name.removesuffix(next(end for end in _EXTENSIONS if name.endswith(end)))
+    return name.removesuffix(next(end for end in EXTENSIONS if name.endswith(end)))
 
 
 def _flat_entities(name: str) -> dict[str, str]:
