@@ -283,13 +283,14 @@ def _out(made):
 def probe_all(atlases: dict[int, Parcellation], models: dict, args) -> None:
     import pandas as pd
 
-    people = pd.read_csv(args.participants, sep="\t").set_index("participant_id")
+    participants = pd.read_csv(args.participants, sep="\t").set_index("participant_id")
     splits = ("train", "external")
     means = {}
 
     def say(count: int, name: str, features) -> None:
         atlas = atlases[count]
-        tables = {split: people.loc[atlas.corpus.table["participant_id"].iloc[atlas.rows[split]]]
+        ids = atlas.corpus.table["participant_id"]
+        tables = {split: participants.loc[ids.iloc[atlas.rows[split]]]
                   for split in splits}  # fmt: skip
         found = {target: probe(features, tables, target) for target in ("age", *values_of)}
         print(f"{count:4d} {name:46} " + ", ".join(f"{k} {v}" for k, v in found.items()),

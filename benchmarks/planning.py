@@ -62,12 +62,12 @@ class Study:
     def add(self, cohort: str, count: int, first: int = 0) -> None:
         for number in range(first, first + count):
             name = f"sub-{number:07d}"
-            person = f"{self.folder}/data/{cohort}/{name}"
-            os.makedirs(f"{person}/func")
-            os.mkdir(f"{person}/anat")
+            subject = f"{self.folder}/data/{cohort}/{name}"
+            os.makedirs(f"{subject}/func")
+            os.mkdir(f"{subject}/anat")
             for file in ("func/{}_task-rest_bold.nii.gz", "func/{}_task-rest_bold.json",
                          "anat/{}_T1w.nii.gz"):  # fmt: skip
-                os.close(os.open(f"{person}/{file.format(name)}", os.O_CREAT | os.O_WRONLY))
+                os.close(os.open(f"{subject}/{file.format(name)}", os.O_CREAT | os.O_WRONLY))
 
     def let_a_day_pass(self) -> None:
         """The next run looks at the known recordings whose turn it is."""

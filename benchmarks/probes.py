@@ -33,7 +33,7 @@ POOLS = {"latent connectivity": "connectivity", "mean token": "mean", "CLS": "cl
 COLUMNS = ("age", "sex", "diagnosis")
 
 
-class People:
+class Participants:
     """Participants with a recording, their labels, and summaries of them."""
 
     def __init__(self, shards: list[Path], participants: Path, window: int, out: Path):
@@ -100,13 +100,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    people = People(args.shards, args.participants, args.window, args.out)
-    plain = connectivity_of(people.corpus, people.rows[:, None])
+    participants = Participants(args.shards, args.participants, args.window, args.out)
+    plain = connectivity_of(participants.corpus, participants.rows[:, None])
     found = {
-        "connectivity": [people.predict("connectivity", lambda _: plain)],
-        "tangent": [people.predict("tangent", lambda train: Tangent(plain[train])(plain))],
+        "connectivity": [participants.predict("connectivity", lambda _: plain)],
+        "tangent": [participants.predict("tangent", lambda train: Tangent(plain[train])(plain))],
     }
-    ends = {"connectivity": people.ends(correlate_parcels)}
+    ends = {"connectivity": participants.ends(correlate_parcels)}
     for spec in args.models:
         name, folders = spec.split("=")
         for number, folder in enumerate(folders.split(",")):
@@ -115,22 +115,22 @@ def main() -> None:
             whole = None
             for label, pool in wanted.items():
                 if not (args.out / f"{label} {number}.npy").exists() and whole is None:
-                    whole = embed(model, people.corpus, people.rows[:, None])
+                    whole = embed(model, participants.corpus, participants.rows[:, None])
 
                 def features(train, values=whole and whole[pool], pool=pool):
                     if pool == "latent connectivity":
                         return values
                     return (values - values[train].mean(0)) / (values[train].std(0) + 1e-9)
 
-                predicted = people.predict(f"{label} {number}", features)
+                predicted = participants.predict(f"{label} {number}", features)
                 found.setdefault(label, []).append(predicted)
 
                 def summarise(series, model=model, pool=pool):
                     window = torch.from_numpy(model.scaling.apply(series).T)[None].float()
                     return model.embed(window, POOLS[pool])[0].numpy()
 
-                ends[f"{label} {number}"] = people.ends(summarise)
-    scores = {name: people.estimate(runs) for name, runs in found.items()}
+                ends[f"{label} {number}"] = participants.ends(summarise)
+    scores = {name: participants.estimate(runs) for name, runs in found.items()}
     names = list(scores)
     for name in names:
         show(name, scores[name])
@@ -142,9 +142,11 @@ def main() -> None:
                 show(f"{name} less {other}", gaps)
         both = [(p - p.mean(0)) / p.std(0) for p in found["tangent"]]
         mixed = [both[0] + (p - p.mean(0)) / p.std(0) for p in found[name]]
-        gaps = [a - b for a, b in zip(people.estimate(mixed), scores["tangent"], strict=True)]
+        gaps = [
+            a - b for a, b in zip(participants.estimate(mixed), scores["tangent"], strict=True)
+        ]
         show(f"tangent + {name} less tangent", gaps)
-    for row in score_fingerprint(ends, people.motion[people.twice], {}, Evaluate()):
+    for row in score_fingerprint(ends, participants.motion[participants.twice], {}, Evaluate()):
         if " minus " not in row.get("method", ""):
             print(row["metric"], row["method"], f"{row['value']:.3f}", flush=True)
 

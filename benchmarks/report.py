@@ -43,16 +43,16 @@ def make_results(folder: Path, count: int):
     for start in range(0, count, _CHUNK):
         chunk = []
         for number in range(start, min(start + _CHUNK, count)):
-            person = f"sub-{number:06d}"
-            facts = {"recording_id": f"{person}_task-rest", "participant_id": person,
-                     "cohort": "large", "split": split_of(person)}  # fmt: skip
+            subject = f"sub-{number:06d}"
+            facts = {"recording_id": f"{subject}_task-rest", "participant_id": subject,
+                     "cohort": "large", "split": split_of(subject)}  # fmt: skip
             good = {"series": series, "coverage": coverage, "sample_period_s": 1.0,
                     "units": "percent", "duration_s": 490 * 0.735, "repetition_time_s": 0.735,
                     "mean_fd_mm": float(rng.gamma(3, 0.07)), "tsnr": float(rng.normal(70, 9)),
                     "mean_dvars": float(rng.gamma(9, 0.1))}  # fmt: skip
             bad = {"status": "unreadable", "reason": "the file ends after 31 of 490 volumes"}
             chunk.append(Recording(**facts, **(bad if number % 100 == 7 else good)))
-            rows.append((facts["recording_id"], person, f"{start // _CHUNK:05d}"))
+            rows.append((facts["recording_id"], subject, f"{start // _CHUNK:05d}"))
         write_shard(config.results / f"shards/large/{start // _CHUNK:05d}.parquet", chunk, info)
     index = config.results / "index/large/recordings.tsv"
     index.parent.mkdir(parents=True)

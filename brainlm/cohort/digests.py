@@ -35,11 +35,13 @@ def digest_columns(config: Config, columns: Collection[str], *, trained: bool) -
     parts = []
     for cohort, chunks in _cohorts_that_count(config, trained=trained):
         index = config.paths.index(cohort.name)
-        people = read_participant_ids(index, chunks) if index.exists() else None
+        participants = read_participant_ids(index, chunks) if index.exists() else None
         wanted = {column.casefold() for column in columns}
         for column in sorted(c for c in read_columns([cohort]) if c.casefold() in wanted):
             answers = read_column(cohort, column).dropna().droplevel(0)
-            if known := sorted(a for a in answers.index if people is None or a in people):
+            if known := sorted(
+                a for a in answers.index if participants is None or a in participants
+            ):
                 parts.append([cohort.name, column, [[name, answers[name]] for name in known]])
     return digest(parts)
 

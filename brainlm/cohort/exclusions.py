@@ -44,10 +44,10 @@ def _nearest(name: str, known: Collection[str]) -> str:
     """Of the same participant, if there are some: all others are many."""
     who = "sub-" + name.strip().split("_")[0].removeprefix("sub-")
     near = sorted(other for other in known if other.split("_")[0] == who)
-    people = {other.split("_")[0]: other for other in sorted(known, reverse=True)}
+    participants = {other.split("_")[0]: other for other in sorted(known, reverse=True)}
     if not near:
-        alike = difflib.get_close_matches(who, people, 1, 0.6)
-        near = [people[alike[0]]] if alike else []
+        alike = difflib.get_close_matches(who, participants, 1, 0.6)
+        near = [participants[alike[0]]] if alike else []
     best = difflib.get_close_matches(name, near, 1, 0.0)
     return f"{name!r} (nearest: {best[0]})" if best else f"{name!r}"
 

@@ -88,9 +88,10 @@ def _quoted(name: str) -> bool:
     return name[:1] == name[-1:] == '"'
 
 
-def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
-    """How many of `people` (``sub-01``, with recordings) have a row, and the reverse; None without
-    a table.
+def describe_match(cohort: Cohort, participants: Set[str]) -> str | None:
+    """How many of `participants` (``sub-01``, with recordings) have a row, and the reverse.
+
+    None without a table.
 
     Raises
     ------
@@ -101,17 +102,17 @@ def describe_match(cohort: Cohort, people: Set[str]) -> str | None:
     if path is None:
         return None
     rows = set(read_participants(cohort, ()).index)
-    without = sorted(people - rows)
-    if rows and people and len(without) == len(people):
+    without = sorted(participants - rows)
+    if rows and participants and len(without) == len(participants):
         raise BrainLMError(
             f"{path}: no row is of anybody with a recording (rows: {min(rows)}, ...; recordings: "
-            f"{min(people)}, ...); correct the ids"
+            f"{min(participants)}, ...); correct the ids"
         )
-    known = len(people) - len(without)
-    text = f"{known} of {len(people)} participants with recordings are in {path}"
+    known = len(participants) - len(without)
+    text = f"{known} of {len(participants)} participants with recordings are in {path}"
     if without:
         text += f" (not: {', '.join(without[:3])}{', ...' if len(without) > 3 else ''})"
-    return text + f"; {len(rows - people)} of its {len(rows)} rows have no recording"
+    return text + f"; {len(rows - participants)} of its {len(rows)} rows have no recording"
 
 
 def check_columns(cohorts: Sequence[Cohort], wanted: Mapping[str, Collection[str]]) -> None:

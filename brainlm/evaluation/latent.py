@@ -183,32 +183,32 @@ def map_points(values: np.ndarray, seed: int) -> np.ndarray:
 def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict,
            why: dict[str, int], options: Evaluate) -> Iterator[dict]:  # fmt: skip
     """Rows of one token, column, cohort and split; `why` others were left out before."""
-    everybody = part["participant_id"].nunique()
+    total = part["participant_id"].nunique()
     if not part[column].notna().any():
-        where["left_out"] = everybody + sum(why.values())
+        where["left_out"] = total + sum(why.values())
         yield where | {"n": 0, "note": f"no {column} in its participants table"}
         return
     known = part[column].notna().to_numpy()
-    labels, people = part[column][known], part["participant_id"][known].to_numpy(str)
-    count = len(np.unique(people))
-    why = why | {f"without {column}": everybody - count}
+    labels, participants = part[column][known], part["participant_id"][known].to_numpy(str)
+    count = len(np.unique(participants))
+    why = why | {f"without {column}": total - count}
     where = where | {"n": count, "left_out": sum(why.values()), "note": describe_left_out(why)}
     if count <= NEIGHBOURS or labels.nunique() < 2:
         values = labels.nunique()
         note = f"{count} participants with {values} values; more than {NEIGHBOURS} are needed"
         yield where | {"note": "; ".join(filter(None, [note, where["note"]]))}
         return
-    near = nearest_of_others(standardise(values)[known], people)
+    near = nearest_of_others(standardise(values)[known], participants)
     numeric = pd.api.types.is_numeric_dtype(labels) and labels.nunique() > 2
     sample = Sample(count, options)
-    for metric, formula, sums in _statistics(labels, near, people, numeric):
+    for metric, formula, sums in _statistics(labels, near, participants, numeric):
         of = {where["method"]: lambda counts: formula(counts @ sums)}  # noqa: B023
         yield from compare(sample, of, where | {"metric": metric})
     rng = np.random.default_rng(options.seed)
     chance: dict[str, list[float]] = {}
     for _ in range(_SHUFFLES):
         mixed = labels.iloc[rng.permutation(len(labels))]
-        for metric, formula, sums in _statistics(mixed, near, people, numeric):
+        for metric, formula, sums in _statistics(mixed, near, participants, numeric):
             chance.setdefault(metric, []).append(float(formula(sums.sum(0))))
     for metric, draws in chance.items():
         low, high = np.percentile(draws, [2.5, 97.5])
@@ -217,22 +217,22 @@ def _score(values: np.ndarray, part: pd.DataFrame, column: str, where: dict,
                        "value": float(np.mean(draws)), "low": low, "high": high}  # fmt: skip
 
 
-def nearest_of_others(values: np.ndarray, people: np.ndarray, count: int = NEIGHBOURS):
+def nearest_of_others(values: np.ndarray, participants: np.ndarray, count: int = NEIGHBOURS):
     """[N, k] the nearest points that are of another participant."""
     squares = (values**2).sum(1)
     distance = squares[:, None] + squares - 2 * values @ values.T
-    distance[people[:, None] == people] = np.inf
+    distance[participants[:, None] == participants] = np.inf
     return np.argsort(distance, axis=1, kind="stable")[:, :count]
 
 
-def _statistics(labels: pd.Series, near: np.ndarray, people: np.ndarray, numeric: bool):
+def _statistics(labels: pd.Series, near: np.ndarray, participants: np.ndarray, numeric: bool):
     """(metric, formula of sums, sums per participant [S, ...]) of the neighbours' prediction."""
     values = labels.to_numpy()
     if numeric:
         guess = values[near].astype(float).mean(1)
         pairs = zip(values.astype(float), guess, strict=True)
-        sums = add_by_participant([sum_values(truth, one) for truth, one in pairs], people)
+        sums = add_by_participant([sum_values(truth, one) for truth, one in pairs], participants)
         return [("r2", r2, sums), ("r", pearson_r, sums)]
     same = (values[near] == values[:, None]).mean(1)
-    sums = add_by_participant(np.stack([same, np.ones(len(same))], 1), people)
+    sums = add_by_participant(np.stack([same, np.ones(len(same))], 1), participants)
     return [("purity", lambda s: s[..., 0] / s[..., 1], sums)]

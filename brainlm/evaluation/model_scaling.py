@@ -45,7 +45,7 @@ def evaluate_scaling(job: Job) -> pd.DataFrame:
     count = job.count(len(parts) * len(models), "models")
     for cohort, split, part in parts:
         indices, why = long_enough(part, window)
-        people = corpus.table["participant_id"][indices].to_numpy()
+        participants = corpus.table["participant_id"][indices].to_numpy()
         points: list[tuple[dict, np.ndarray]] = []
         for preset, share in dict.fromkeys(point[:2] for point in models):
             seeds = {p[2]: p for p in models if p[:2] == (preset, share)}
@@ -54,7 +54,7 @@ def evaluate_scaling(job: Job) -> pd.DataFrame:
             where: dict = {"task": "scaling", "cohort": cohort, "split": split, "method": preset}
             where |= {"target": f"{share:g}", "left_out": sum(why.values()), "level": "pooled"}
             where |= {"n_train": _count_participants(corpus.table, share, window, roles)}
-            where |= {"note": "; ".join(filter(None, note)), "n": len(set(people))}
+            where |= {"note": "; ".join(filter(None, note)), "n": len(set(participants))}
             if not len(indices):
                 rows.append(where)
                 continue
@@ -65,10 +65,10 @@ def evaluate_scaling(job: Job) -> pd.DataFrame:
                 )
                 sums.append(found["model"][0])
                 count.add()
-            points.append((where, add_by_participant(np.sum(sums, 0), people)))
+            points.append((where, add_by_participant(np.sum(sums, 0), participants)))
             by_seed = (POOLED["r2"](one.sum(0)) for one in sums)
             rows += rows_of_units(where | {"metric": "r2"}, "seed", seeds, by_seed)
-        rows += _rows(points, Sample(len(set(people)), options))
+        rows += _rows(points, Sample(len(set(participants)), options))
     return job.write(rows)
 
 
@@ -102,8 +102,8 @@ def _count_participants(
     usable = (table["status"] == "ok") & (table["num_timepoints"] >= window)
     inside = table["cohort"].map(lambda cohort: roles.get(cohort) != "external")
     seen = table[usable & inside & (table["split"] == "train")]
-    people = seen.drop_duplicates(["cohort", "participant_id"])["participant_id"]
-    return sum(in_share(person, share) for person in people)
+    participants = seen.drop_duplicates(["cohort", "participant_id"])["participant_id"]
+    return sum(in_share(subject, share) for subject in participants)
 
 
 def _describe(model, folder: Path) -> str:

@@ -72,20 +72,24 @@ def list_participants(
     usable = corpus.table["status"] == "ok"
     fits = usable & (corpus.table["num_timepoints"] >= min_timepoints)
     groups = corpus.table.groupby(KEY, sort=False)
-    people = groups["split"].first().to_frame()
-    people["external"] = [
-        (roles or {}).get(cohort) == "external" for cohort, _ in people.index
+    participants = groups["split"].first().to_frame()
+    participants["external"] = [
+        (roles or {}).get(cohort) == "external" for cohort, _ in participants.index
     ]  # fmt: skip
     again = corpus.table["status"] == SEEN
-    people["seen"] = again.groupby([corpus.table[k] for k in KEY], sort=False).any()
-    people["recorded"] = usable.groupby([corpus.table[k] for k in KEY], sort=False).any()
-    people["rows"] = groups.apply(lambda g: g.index[fits[g.index]].tolist(), include_groups=False)
-    people["mean_fd_mm"] = corpus.table[usable].groupby(KEY)["mean_fd_mm"].mean()
+    participants["seen"] = again.groupby([corpus.table[k] for k in KEY], sort=False).any()
+    participants["recorded"] = usable.groupby([corpus.table[k] for k in KEY], sort=False).any()
+    participants["rows"] = groups.apply(
+        lambda g: g.index[fits[g.index]].tolist(), include_groups=False
+    )
+    participants["mean_fd_mm"] = corpus.table[usable].groupby(KEY)["mean_fd_mm"].mean()
     if motion is not None:
-        people["mean_fd_mm"] = people["mean_fd_mm"].fillna(motion.reindex(people.index))
-    people["label"] = labels.reindex(people.index)
-    people["ready"] = people["label"].notna() & (people["rows"].str.len() > 0)
-    return people
+        participants["mean_fd_mm"] = participants["mean_fd_mm"].fillna(
+            motion.reindex(participants.index)
+        )
+    participants["label"] = labels.reindex(participants.index)
+    participants["ready"] = participants["label"].notna() & (participants["rows"].str.len() > 0)
+    return participants
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ class Population:
         Why nothing can be learnt.
     """
 
-    people: pd.DataFrame
+    participants: pd.DataFrame
     labels: Labels
     shortage: str | None
 
@@ -110,20 +114,20 @@ class Population:
     def of(cls, corpus: Corpus, labels: Labels, window: int, *,
            roles: Mapping[str, str] | None = None, motion: pd.Series | None = None
            ) -> Population:  # fmt: skip
-        everybody = list_participants(corpus, labels.values, roles=roles)
-        inside = everybody["recorded"] & ~everybody["external"]
-        train = everybody.index[inside & (everybody["split"] == "train")]
+        candidates = list_participants(corpus, labels.values, roles=roles)
+        inside = candidates["recorded"] & ~candidates["external"]
+        train = candidates.index[inside & (candidates["split"] == "train")]
         shortage = describe_shortage(labels, train)
         labels, rare = labels.drop_small_classes(train)
-        people = list_participants(
+        participants = list_participants(
             corpus, labels.values, roles=roles, motion=motion, min_timepoints=window
         )
-        people["class left out"] = rare.reindex(people.index)
-        return cls(people, labels, shortage)
+        participants["class left out"] = rare.reindex(participants.index)
+        return cls(participants, labels, shortage)
 
     def describe_rare(self) -> str | None:
         """Classes that are too rare to be predicted."""
-        names = self.people["class left out"].dropna().value_counts()
+        names = self.participants["class left out"].dropna().value_counts()
         return "; ".join(
             f"class {name} ({count} in all) has fewer than {SMALLEST_CLASS} training participants"
             for name, count in names.items()
@@ -131,7 +135,9 @@ class Population:
 
     def describe_lack(self, split: Split) -> str | None:
         """Why nothing can be learnt from a fold's training participants, or None."""
-        known = self.people.loc[split.train, "label"].astype(int if self.labels.classes else float)
+        known = self.participants.loc[split.train, "label"].astype(
+            int if self.labels.classes else float
+        )
         lacking = sorted(set(range(len(self.labels.classes))) - set(known))
         if lacking:
             names = ", ".join(self.labels.classes[k] for k in lacking)
@@ -146,21 +152,23 @@ def read_motion(cohorts: Sequence[Cohort]) -> pd.Series | None:
 
 
 def read_questionnaires(
-    cohorts: Sequence[Cohort], people: pd.DataFrame, columns: Sequence[str]
+    cohorts: Sequence[Cohort], participants: pd.DataFrame, columns: Sequence[str]
 ) -> pd.DataFrame:
-    """`people` with a column ``is:<name>`` for those of `columns` that a table has, by any of
-    :data:`QUESTIONS`' names: ages as numbers where all are, else words (a site's number names it).
+    """`participants` with a column ``is:<name>`` for each of `columns` that a table has.
+
+    Any of :data:`QUESTIONS`' names will do. Ages are numbers where all are, else words, as sites
+    are (a site's number is its name).
     """
-    people = people.copy()
+    participants = participants.copy()
     for name in columns:
         called = [(c, column) for c in cohorts if (column := _find_question(name, c))]
         if called:
             text = pd.concat([read_column(cohort, column) for cohort, column in called])
-            text = text.reindex(people.index)
+            text = text.reindex(participants.index)
             numbers = pd.to_numeric(text, errors="coerce")
             is_number = numbers.notna().sum() == text.notna().sum() > 0
-            people[f"is:{name}"] = numbers if name == "age" and is_number else text
-    return people
+            participants[f"is:{name}"] = numbers if name == "age" and is_number else text
+    return participants
 
 
 def _find_question(name: str, cohort: Cohort) -> str | None:
@@ -206,16 +214,16 @@ class Split:
     test: pd.Index
 
 
-def split_participants(people: pd.DataFrame) -> Split:
+def split_participants(participants: pd.DataFrame) -> Split:
     """The stable split of reference cohorts; external cohorts are tested whole."""
-    inside = people["ready"] & ~people["external"]
-    train = people.index[inside & (people["split"] == "train")]
-    validation = people.index[inside & (people["split"] == "validation")]
-    tested = people["ready"] & (people["external"] | (people["split"] == "test"))
-    return Split(train, validation, people.index[tested])
+    inside = participants["ready"] & ~participants["external"]
+    train = participants.index[inside & (participants["split"] == "train")]
+    validation = participants.index[inside & (participants["split"] == "validation")]
+    tested = participants["ready"] & (participants["external"] | (participants["split"] == "test"))
+    return Split(train, validation, participants.index[tested])
 
 
-def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
+def hold_out_groups(participants: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
     """Folds of whole groups: no member of a test participant's group is trained or validated on.
 
     Within a fold the stable split holds: test participants are of its test split, so that the
@@ -226,8 +234,8 @@ def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
     BrainLMError
         All participants are of one group.
     """
-    inside = people.index[people["ready"] & ~people["external"] & groups.notna()]
-    split = people["split"].reindex(inside)
+    inside = participants.index[participants["ready"] & ~participants["external"] & groups.notna()]
+    split = participants["split"].reindex(inside)
     if groups.reindex(inside).nunique() < 2:
         found = ", ".join(sorted(groups.dropna().unique())) or "n/a"
         raise BrainLMError(
@@ -242,10 +250,10 @@ def hold_out_groups(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
         ))  # fmt: skip
 
 
-def hold_out_every_group(people: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
+def hold_out_every_group(participants: pd.DataFrame, groups: pd.Series) -> Iterator[Split]:
     """Every group held out in turn, all tested: for methods that need no pretraining."""
-    inside = people.index[people["ready"] & ~people["external"] & groups.notna()]
-    validation = people["split"].reindex(inside) == "validation"
+    inside = participants.index[participants["ready"] & ~participants["external"] & groups.notna()]
+    validation = participants["split"].reindex(inside) == "validation"
     known = groups.reindex(inside)
     for group in sorted(known.unique()):
         others = known != group

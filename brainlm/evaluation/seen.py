@@ -37,13 +37,13 @@ def open_corpus(shards: Iterable[str | os.PathLike], roles: Mapping[str, str] | 
     known = set(learnt["participant_id"])
     seen = others["participant_id"].isin(known) | _with_series_of(corpus, others, learnt)
     for cohort, part in others[seen].groupby("cohort", sort=False):
-        people = sorted(set(part["participant_id"]))
+        participants = sorted(set(part["participant_id"]))
         print(
-            f"caution: {len(people)} participants of the external cohort {cohort} were trained on "
-            f"(by participant_id or by their series: {', '.join(people[:3])}"
-            f"{', ...' if len(people) > 3 else ''}); they are left out of its figures"
+            f"caution: {len(participants)} participants of the external cohort {cohort} were "
+            f"trained on (by participant_id or by their series: {', '.join(participants[:3])}"
+            f"{', ...' if len(participants) > 3 else ''}); they are left out of its figures"
         )
-        same = (table["cohort"] == cohort) & table["participant_id"].isin(people)
+        same = (table["cohort"] == cohort) & table["participant_id"].isin(participants)
         table.loc[same & usable, "status"] = SEEN
     return corpus
 

@@ -151,7 +151,7 @@ class AttentionTask(_Task):
     permutations: Annotated[int, Field(ge=100)] = 2000
 
     @model_validator(mode="after")
-    def _groups_of_people(self) -> AttentionTask:
+    def _paired_groups(self) -> AttentionTask:
         if why := refuse_held(self.contrast, self.within, self.adjust):
             raise ValueError(why)
         return self

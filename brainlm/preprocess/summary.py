@@ -22,14 +22,14 @@ HARMLESS = ("ok", "too_short", "excluded")
 class Summary:
     """Counts of recordings by (cohort, status); ``pending`` are not through yet.
 
-    `people` says of each cohort with a participants table who is in it; `short` counts the ``ok``
-    recordings in which no window of `window` time points fits; `warnings` counts recordings by
+    `participants` says of each cohort with a participants table who is in it; `short` counts the
+    ok recordings in which no window of `window` time points fits; `warnings` counts recordings by
     kind of warning.
     """
 
     counts: dict[str, Counter]
     failures: Path
-    people: dict[str, str]
+    participants: dict[str, str]
     short: dict[str, int]
     window: int
     warnings: dict[str, Counter] = field(default_factory=dict)
@@ -56,14 +56,14 @@ class Summary:
                 )
             if kinds := _list_kinds(self.warnings.get(cohort)):
                 lines.append(f"{cohort}: recordings with warnings: {kinds}")
-            if cohort in self.people:
-                lines.append(f"{cohort}: {self.people[cohort]}")
+            if cohort in self.participants:
+                lines.append(f"{cohort}: {self.participants[cohort]}")
         return "\n".join([*lines, f"what failed and why: {self.failures}"])
 
 
 def summarise_outcomes(config: Config) -> Summary:
     """Read the stage tables of all chunks; write ``failures.tsv`` and ``summary.tsv``."""
-    counts, failures, people = {}, [], {}
+    counts, failures, participants = {}, [], {}
     warned: dict[str, dict[str, Counter]] = {}
     short: Counter = Counter()
     for cohort in config.cohorts:
@@ -92,7 +92,7 @@ def summarise_outcomes(config: Config) -> Summary:
         counts[cohort.name] = +counter
         match = describe_match(cohort, seen)
         if match:
-            people[cohort.name] = match
+            participants[cohort.name] = match
     path = config.paths.failures
     write_tsv(path, ("cohort", "recording_id", "status", "reason", "source"), failures)
     rows = [
@@ -102,7 +102,7 @@ def summarise_outcomes(config: Config) -> Summary:
     ]
     write_tsv(config.paths.summary, ("cohort", "status", "recordings", "warnings"), rows)
     kinds = {c: sum(by_status.values(), Counter()) for c, by_status in warned.items()}
-    return Summary(counts, path, people, short, config.model.window, kinds)
+    return Summary(counts, path, participants, short, config.model.window, kinds)
 
 
 def _list_kinds(kinds: Counter | None) -> str | None:

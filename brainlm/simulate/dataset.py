@@ -172,12 +172,12 @@ def draw_participant(seed: int, number: int) -> Participant:
 
 def _write_subject(job: tuple[Path, Protocol, int, str | None]) -> None:
     folder, protocol, number, damage = job
-    person = draw_participant(protocol.seed, number)
+    participant = draw_participant(protocol.seed, number)
     rng = np.random.default_rng([protocol.seed, number, 1])
     head = make_head(rng, protocol.voxel_mm)
-    strength, coupling = draw_strengths(rng, person.age)
+    strength, coupling = draw_strengths(rng, participant.age)
     for session in range(1, protocol.sessions + 1):
-        entities = [person.participant_id] + [f"ses-{session}"] * (protocol.sessions > 1)
+        entities = [participant.participant_id] + [f"ses-{session}"] * (protocol.sessions > 1)
         place, stem = folder.joinpath(*entities), "_".join(entities)
         rng = np.random.default_rng([protocol.seed, number, 1 + session])
         bold = place / "func" / f"{stem}_task-{protocol.task}_bold.nii.gz"
@@ -270,7 +270,7 @@ def _write_t1w(path: Path, rng: np.random.Generator, head: Head) -> None:
     write_json(sidecar_path(path), {"MagneticFieldStrength": 3, "Manufacturer": "Simulated"})
 
 
-def write_descriptions(folder: Path, people: list[Participant]) -> None:
+def write_descriptions(folder: Path, participants: list[Participant]) -> None:
     """The files at the top of the dataset; participants who are there already stay."""
     write_json(
         folder / "dataset_description.json",
@@ -292,8 +292,8 @@ def write_descriptions(folder: Path, people: list[Participant]) -> None:
         },
     )
     rows = _read_participants(folder / "participants.tsv")
-    rows |= {p.participant_id: {k: str(v) for k, v in asdict(p).items()} for p in people}
-    columns = list(asdict(people[0]))
+    rows |= {p.participant_id: {k: str(v) for k, v in asdict(p).items()} for p in participants}
+    columns = list(asdict(participants[0]))
     cells = [[rows[key][column] for column in columns]
              for key in sorted(rows, key=lambda key: (len(key), key))]  # fmt: skip
     write_tsv(folder / "participants.tsv", columns, cells)

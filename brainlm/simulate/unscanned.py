@@ -36,16 +36,16 @@ def simulate_series(
     times = tr_s * np.arange(round(duration_s / tr_s))
     hertz = np.fft.rfftfreq(len(times), tr_s)
     inside = (hertz >= BAND_HZ[0]) & (hertz <= BAND_HZ[1])
-    people = [draw_participant(seed, first_subject + k) for k in range(num_subjects)]
-    for number, person in enumerate(people, start=first_subject):
+    participants = [draw_participant(seed, first_subject + k) for k in range(num_subjects)]
+    for number, participant in enumerate(participants, start=first_subject):
         rng = np.random.default_rng([seed, number, 3])
-        _, series = make_parcel_series(rng, times, networks, *draw_strengths(rng, person.age))
+        _, series = make_parcel_series(rng, times, networks, *draw_strengths(rng, participant.age))
         waves = np.fft.rfft(rng.standard_normal((len(times), NUM_PARCELS)), axis=0)
         noise = np.fft.irfft(waves * inside[:, None], len(times), axis=0)
         mixed = _TRUE * series / series.std(0) + (1 - _TRUE**2) ** 0.5 * noise / noise.std(0)
-        stem = f"{person.participant_id}_task-rest_atlas-demo424_timeseries"
-        path = folder / person.participant_id / "func" / f"{stem}.npy"
+        stem = f"{participant.participant_id}_task-rest_atlas-demo424_timeseries"
+        path = folder / participant.participant_id / "func" / f"{stem}.npy"
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             np.save(handle, (_SD_PERCENT * mixed).astype(np.float32))
         write_json(path.with_suffix(".json"), {"RepetitionTime": tr_s, "TaskName": "rest"})
-    write_descriptions(folder, people)
+    write_descriptions(folder, participants)

@@ -144,8 +144,8 @@ class FineTuning:
         self.short = int((labelled & ~long_enough).sum())
         self.table = self.table[long_enough]
         self.fit_rows, self.check_rows = (self._labelled(s) for s in ("train", "validation"))
-        people = self.table.loc[self.fit_rows].drop_duplicates(["cohort", "participant_id"])
-        self._fit_labels(people["label"], base.config.window, transform)
+        participants = self.table.loc[self.fit_rows].drop_duplicates(["cohort", "participant_id"])
+        self._fit_labels(participants["label"], base.config.window, transform)
         names = () if self.classes is None else tuple(
             class_names[int(k)] if class_names else f"{k:g}" for k in self.classes
         )  # fmt: skip
@@ -156,7 +156,7 @@ class FineTuning:
         self.frozen.few = options.frozen_windows
         ranges = training_ranges(self.windows, corpus.table)
         if self.classes is None:
-            ranges["label"] = describe_range(people["label"])
+            ranges["label"] = describe_range(participants["label"])
         self.model = prepare(_with_head(base, self.transform, target=target, classes=names,
                                       pool=options.pool, ranges=ranges))  # fmt: skip
         #: summaries of validation windows, while the encoder stays as it is and they fit in memory
@@ -384,20 +384,20 @@ class FineTuning:
         """The head as ridge regression on what the encoder makes of training participants: the
         mean of a few windows."""
         rows = self.table.loc[self.fit_rows].groupby(["cohort", "participant_id"], sort=False)
-        people = [group.index.to_numpy() for _, group in rows]
-        targets = self._targets([rows[0] for rows in people]).numpy()
-        some = np.random.default_rng(self.seed).permutation(len(people))[:FITTED_ON]
+        participants = [group.index.to_numpy() for _, group in rows]
+        targets = self._targets([rows[0] for rows in participants]).numpy()
+        some = np.random.default_rng(self.seed).permutation(len(participants))[:FITTED_ON]
         if self.classes is not None:  # some of each, however rare
             some = np.union1d(some, np.unique(targets, return_index=True)[1])
         self.model.eval()
-        summaries = torch.stack([self._person(people[k]) for k in some]).cpu().numpy()
+        summaries = torch.stack([self._summarise(participants[k]) for k in some]).cpu().numpy()
         classes = 0 if self.classes is None else len(self.classes)
         weights, bias = (
             torch.from_numpy(x) for x in linear_readout(summaries, targets[some], classes)
         )
         head.start_linear(weights.to(self.device), bias.to(self.device))
 
-    def _person(self, rows: np.ndarray) -> Tensor:
+    def _summarise(self, rows: np.ndarray) -> Tensor:
         """[F] mean summary of a participant's recordings; NaN where none has it."""
         return torch.cat(list(self._summaries(rows, WINDOWS_PER_RECORDING))).nanmean(0)
 

@@ -488,8 +488,8 @@ def _is_finished(out: Path, settings: str, ranks: Ranks) -> bool:
 
 def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
     """Rows of a share of the participants: the same participants whatever the seed."""
-    people = corpus.table["participant_id"]
-    chosen = rows[[in_share(people[row], share) for row in rows]]
+    participants = corpus.table["participant_id"]
+    chosen = rows[[in_share(participants[row], share) for row in rows]]
     if len(chosen) == 0:
         raise BrainLMError(
             f"pretrain.share: {share:g} of the training participants is no one; raise it"

@@ -51,8 +51,9 @@ cohort = config.cohorts[0]
 if not cohort.folder.exists():
     simulate = [sys.executable, "-m", "brainlm", "simulate", str(cohort.folder)]
     subprocess.run([*simulate, "--subjects", "16", "--duration", "220", "--seed", "1"], check=True)
-people = pd.read_csv(cohort.folder / "participants.tsv", sep="\t")
-print(f"{len(people)} participants, aged {people['age'].min():.0f} to {people['age'].max():.0f}")
+participants = pd.read_csv(cohort.folder / "participants.tsv", sep="\t")
+ages = participants["age"]
+print(f"{len(ages)} participants, aged {ages.min():.0f} to {ages.max():.0f}")
 
 # %% [markdown]
 # ## 3. Everything

@@ -73,9 +73,9 @@ def make_results(folder: Path, *, subjects: int = 60, evaluated: bool = True) ->
 
 def _recording(cohort: str, number: int, rng) -> Recording:
     """Number 3 is unreadable, 4 too short, 5 shorter than a window, the others are whole."""
-    person = f"sub-{cohort}{number:03d}"
-    facts = {"recording_id": f"{person}_task-rest", "participant_id": person, "cohort": cohort,
-             "split": split_of(person), "repetition_time_s": 2.0,
+    subject = f"sub-{cohort}{number:03d}"
+    facts = {"recording_id": f"{subject}_task-rest", "participant_id": subject, "cohort": cohort,
+             "split": split_of(subject), "repetition_time_s": 2.0,
              "duration_s": TIME * 2.0}  # fmt: skip
     if number == 3:
         return Recording(**facts, status="unreadable", reason=HOSTILE)
@@ -226,9 +226,9 @@ def _rows(truth, guesses: dict, where: dict):
 
 def _write_reconstruction(results: Path, recordings: list[Recording], rng) -> None:
     folder, rows, traces = results / "evaluation" / "r1", [], {}
-    for cohort, split, people in (("home", "test", 8), ("away", "all", 57)):
+    for cohort, split, participants in (("home", "test", 8), ("away", "all", 57)):
         for target in ("random 20%", "random 75%", "random 90%", "future 10%"):
-            truth = rng.normal(size=(people, 50))
+            truth = rng.normal(size=(participants, 50))
             guesses = {"model": truth * 0.5,
                        "linear": truth * 0.3 + rng.normal(size=truth.shape) / 2,
                        "zero": truth * 0}  # fmt: skip
@@ -236,8 +236,8 @@ def _write_reconstruction(results: Path, recordings: list[Recording], rng) -> No
                      "left_out": 2, "note": "2 without a usable recording"}  # fmt: skip
             rows += list(_rows(truth, guesses, where))
             rows += [where | {"method": "model", "level": "recording", "unit": f"r{i}",
-                              "metric": "r2", "value": rng.normal(0.4, 0.1), "n": people}
-                     for i in range(people)]  # fmt: skip
+                              "metric": "r2", "value": rng.normal(0.4, 0.1), "n": participants}
+                     for i in range(participants)]  # fmt: skip
             wave = np.sin(np.arange(TIME) / 4) + rng.normal(0, 0.3, TIME)
             hidden = (np.arange(TIME) // 10) % 2
             traces[f"{cohort}/{target}/sub-{cohort}001"] = np.stack(
@@ -259,7 +259,7 @@ def _write_target(results: Path, subjects: int, rng) -> None:
     }  # fmt: skip
     rows = list(_rows(age[:, None], {k: v[:, None] for k, v in guesses.items()}, where))
     write_results(rows, folder / "age.parquet", 1234)
-    people = pd.DataFrame({"cohort": "home", "participant_id": [f"sub-{i}" for i in range(9)],
-                           "split": "test", "label": age} | guesses)  # fmt: skip
-    long = people.melt(list(people.columns[:4]), list(guesses), "method", "prediction")
+    facts = {"cohort": "home", "participant_id": [f"sub-{i}" for i in range(9)], "split": "test"}
+    table = pd.DataFrame(facts | {"label": age} | guesses)
+    long = table.melt(list(table.columns[:4]), list(guesses), "method", "prediction")
     long.to_parquet(folder / "age.predictions.parquet")

@@ -30,12 +30,12 @@ def write_tasks(folder: Path, rng) -> None:
              "p": rng.random()} for group in ("F", "M") for k in range(PARCELS)]  # fmt: skip
     pd.DataFrame(maps).to_parquet(folder / "attention.maps.parquet")
     write(_networks(), folder / "networks.parquet")
-    people = pd.DataFrame(rng.normal(size=(40, 2)), columns=["x", "y"])
-    people["cohort"], people["split"] = "home", "test"
-    people["age"] = rng.uniform(20, 80, 40)
-    people["site"] = np.where(np.arange(40) % 2, "A", HOSTILE)
-    people["recording_id"] = [f"sub-{k:02d}_task-rest" for k in range(40)]
-    tokens = [people.assign(token=token) for token in ("cls", "mean")]
+    participants = pd.DataFrame(rng.normal(size=(40, 2)), columns=["x", "y"])
+    participants["cohort"], participants["split"] = "home", "test"
+    participants["age"] = rng.uniform(20, 80, 40)
+    participants["site"] = np.where(np.arange(40) % 2, "A", HOSTILE)
+    participants["recording_id"] = [f"sub-{k:02d}_task-rest" for k in range(40)]
+    tokens = [participants.assign(token=token) for token in ("cls", "mean")]
     pd.concat(tokens).to_parquet(folder / "latent.points.parquet")
     row = {"task": "latent", "target": "age", "cohort": "home", "split": "all", "n": 40,
            "method": "CLS token", "level": "pooled", "metric": "r2", "value": 0.2}  # fmt: skip

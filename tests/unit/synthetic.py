@@ -27,21 +27,21 @@ class Study:
     labels: pd.Series
 
 
-def make_study(folder: Path, *, people: int = 20, seed: int = 0, timepoints: int = 60,
+def make_study(folder: Path, *, participants: int = 20, seed: int = 0, timepoints: int = 60,
                dtype: str = "float16") -> Study:  # fmt: skip
-    """`people` recordings [T, R] in shards of eight: 70 % train, 20 % validation, 10 % test."""
+    """`participants` recordings [T, R] in shards of eight: 70, 20 and 10 % by split."""
     random = np.random.default_rng(seed)
     info = ShardInfo("toy", SHA, R, 1.0)
     recordings, labels = [], {}
-    for person in range(people):
-        name, strength = f"sub-{person:03d}", random.uniform(0.5, 2)
-        courses = np.cumsum(random.standard_normal((timepoints + person % 3, 3)), 0)
+    for subject in range(participants):
+        name, strength = f"sub-{subject:03d}", random.uniform(0.5, 2)
+        courses = np.cumsum(random.standard_normal((timepoints + subject % 3, 3)), 0)
         courses = (courses - courses.mean(0)) / courses.std(0)
         series = strength * courses[:, np.arange(R) % 3]  # parcels of a network move together
         series = series + 0.3 * random.standard_normal(series.shape)
-        if person % 6 == 1:
+        if subject % 6 == 1:
             series[:, 2] = np.nan
-        split = "train" if person % 10 < 7 else "validation" if person % 10 < 9 else "test"
+        split = "train" if subject % 10 < 7 else "validation" if subject % 10 < 9 else "test"
         recordings.append(Recording(f"{name}_task-rest", name, "toy", split, series=series,
                                     sample_period_s=1.0, units="percent"))  # fmt: skip
         labels["toy", name] = 20 + 30 * strength

@@ -101,14 +101,14 @@ def test_groups_are_two_values_two_halves_or_an_error():
 def planted(tmp_path, monkeypatch):
     """60 participants, 20 parcels; parcel 5 differs by diagnosis, parcel 9 by site and task."""
     rng = np.random.default_rng(3)
-    people = [f"sub-{n:02d}" for n in range(60)]
+    participants = [f"sub-{n:02d}" for n in range(60)]
     sick, site = np.arange(60) % 2 == 1, np.arange(60) // 30
-    table = pd.DataFrame({"participant_id": people, "diagnosis": np.where(sick, "yes", "no"),
+    table = pd.DataFrame({"participant_id": participants, "diagnosis": np.where(sick, "yes", "no"),
                           "site": site, "score": rng.normal(size=60)})  # fmt: skip
     table.loc[59, "diagnosis"] = None
     table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     rows = []
-    for n, name in enumerate(people):
+    for n, name in enumerate(participants):
         trait = rng.normal(size=20)
         for task in ("rest", "movie") if n < 40 else ("rest",):
             values = trait + 0.3 * rng.normal(size=20)
@@ -152,7 +152,7 @@ def test_a_difference_between_groups_is_found_where_it_was_planted(planted):
     assert (maps["low"] < maps["mean"]).all() and (maps["mean"] < maps["high"]).all()
 
 
-def test_people_without_another_group_at_their_site_are_left_out(planted):
+def test_participants_without_another_group_at_their_site_are_left_out(planted):
     evaluate, folder = planted
     table = pd.read_csv(folder / "participants.tsv", sep="\t")
     table["site"] = table["site"].astype(str)
@@ -165,7 +165,7 @@ def test_people_without_another_group_at_their_site_are_left_out(planted):
     )
 
 
-def test_people_with_a_label_and_no_recording_are_counted(planted):
+def test_participants_with_a_label_and_no_recording_are_counted(planted):
     evaluate, folder = planted
     table = pd.read_csv(folder / "participants.tsv", sep="\t")
     for name, diagnosis in [("sub-never", "yes"), ("sub-bad", "no"), ("sub-unknown", None)]:
@@ -189,14 +189,14 @@ def test_a_cohort_that_cannot_be_compared_does_not_stop_the_others(planted, monk
     _, folder = planted
     rng, others, parts = np.random.default_rng(5), [], []
     for name, sexes in [("c", "MF"), ("one", "MM"), ("unmeasured", "MF")]:
-        people = [f"sub-{n:02d}" for n in range(20)]
-        table = pd.DataFrame({"participant_id": people, "sex": list(sexes) * 10})
+        participants = [f"sub-{n:02d}" for n in range(20)]
+        table = pd.DataFrame({"participant_id": participants, "sex": list(sexes) * 10})
         if name != "unmeasured":
             table["score"] = rng.normal(size=20)
         (folder / name).mkdir()
         table.to_csv(folder / name / "participants.tsv", sep="\t", index=False)
         maps = list(rng.normal(size=(20, 4)))
-        parts.append(pd.DataFrame({"cohort": name, "participant_id": people, "map": maps,
+        parts.append(pd.DataFrame({"cohort": name, "participant_id": participants, "map": maps,
                                    "task": "rest", "mean_fd_mm": np.nan}))  # fmt: skip
         others.append(Cohort(name=name, folder=folder / name))
     maps = pd.concat(parts)
@@ -220,7 +220,7 @@ def test_a_cohort_that_cannot_be_compared_does_not_stop_the_others(planted, monk
     assert "found 1: rest" in found.loc["one", "note"]
 
 
-def test_conditions_of_the_same_people_take_no_covariates(planted):
+def test_conditions_of_the_same_participants_take_no_covariates(planted):
     evaluate, _ = planted
     for held in ({"within": "anything"}, {"adjust": ["score"]}):
         for contrast in ("task", None):
@@ -248,20 +248,20 @@ def test_measured_motion_is_a_covariate_and_the_tables_stands_in_for_it(planted,
     table = pd.read_csv(folder / "participants.tsv", sep="\t").assign(mean_fd=5.0)
     table.loc[59, ["mean_fd", "diagnosis"]] = None, "yes"
     table.to_csv(folder / "participants.tsv", sep="\t", index=False, na_rep="n/a")
-    people = table["participant_id"].repeat(2)
+    participants = table["participant_id"].repeat(2)
     second = (table["diagnosis"] == "yes").repeat(2).to_numpy()
     moved = second + rng.normal(size=120)
     moved[2 * 59 :] = np.nan  # neither measured nor in the table
     moved[:2] = np.nan  # sub-00: of the table
-    maps = pd.DataFrame({"cohort": "c", "participant_id": people, "task": "rest",
+    maps = pd.DataFrame({"cohort": "c", "participant_id": participants, "task": "rest",
                          "mean_fd_mm": moved, "map": list(rng.normal(size=(120, 3)))})  # fmt: skip
     got = _evaluate(monkeypatch, folder, maps, contrast="diagnosis", adjust=["mean_fd_mm"])
     assert set(got["n"]) == {59} and "1 without mean_fd_mm" in got["note"].iloc[0]
-    person = np.stack(maps["map"].to_list()).reshape(60, 2, 3).mean(1)
+    subject = np.stack(maps["map"].to_list()).reshape(60, 2, 3).mean(1)
     motion = maps.groupby("participant_id")["mean_fd_mm"].mean().to_numpy(copy=True)
     motion[0] = 5.0
     design = np.column_stack([np.ones(60), motion, second[::2]])[:59]
-    expected = np.linalg.lstsq(design, person[:59], rcond=None)[0][2]
+    expected = np.linalg.lstsq(design, subject[:59], rcond=None)[0][2]
     np.testing.assert_allclose(got["value"][got["metric"] == "difference"], expected)
 
 
@@ -278,7 +278,7 @@ def test_a_whole_table_is_not_read_for_one_column(planted, monkeypatch):
     assert seen == [{"diagnosis", "site", "score"}]
 
 
-def test_conditions_are_compared_within_people(planted):
+def test_conditions_are_compared_within_participants(planted):
     evaluate, _ = planted
     table = evaluate(contrast="task")
     assert _parcels(table) == {"10"}
@@ -296,7 +296,7 @@ def test_a_score_is_cut_at_the_median_and_a_missing_column_is_refused(planted):
 
 
 def test_maps_of_a_model_have_one_row_per_recording(tmp_path):
-    study = make_study(tmp_path, people=9)
+    study = make_study(tmp_path, participants=9)
     _model("parcel").save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
     maps, left_out, recorded = module.attention_maps(
         make_job(tmp_path / "a.parquet", {"kind": "attention"}, model=tmp_path / "model",

@@ -42,11 +42,11 @@ def test_logistic_on_the_kernel_axes_is_logistic_on_the_features():
 def test_age_from_connectivity_in_real_data(shared):
     """804 participants of 15 sites: r about .77 over five folds; the mean's MAE is 5.9 y."""
     root = shared / "data" / "abide_cc200"
-    people = pd.read_csv(root / "participants.tsv", sep="\t", dtype={"participant_id": str})
-    people = people.iloc[::2]  # every second one: a test, not the benchmark
-    files = (next((root / p / "func").glob("*.npy")) for p in people["participant_id"])
+    participants = pd.read_csv(root / "participants.tsv", sep="\t", dtype={"participant_id": str})
+    participants = participants.iloc[::2]  # every second one: a test, not the benchmark
+    files = (next((root / p / "func").glob("*.npy")) for p in participants["participant_id"])
     features = np.array([views.correlate_parcels(np.load(path)) for path in files])
-    age = people["age"].to_numpy(float)
+    age = participants["age"].to_numpy(float)
     predicted = np.empty(len(age))
     for seen, unseen in KFold(5, shuffle=True, random_state=0).split(features):
         predicted[unseen] = Ridge.fit(features[seen], age[seen, None])(features[unseen])[:, 0]

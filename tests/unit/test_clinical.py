@@ -58,13 +58,13 @@ def folder(tmp_path_factory):
 
 def _write_cohort(folder, cohort: str, count: int) -> None:
     rng = np.random.default_rng(count)
-    recordings, people = [], []
+    recordings, participants = [], []
     for number in range(count):
-        person = f"sub-{cohort}{number:03d}"
+        subject = f"sub-{cohort}{number:03d}"
         age = float(rng.uniform(20, 80))
-        people.append(
+        participants.append(
             {
-                "participant_id": person,
+                "participant_id": subject,
                 "age": age,
                 "sex": "FM"[number % 2],
                 "old": "yes" if age > 50 else "no",
@@ -84,7 +84,7 @@ def _write_cohort(folder, cohort: str, count: int) -> None:
         series[:, 1] += (age - 20) / 20 * series[:, 0]
         if number == 7:
             series[:, 4] = np.nan
-        recordings.append(Recording(person, person, cohort, split_of(person), series=series,
+        recordings.append(Recording(subject, subject, cohort, split_of(subject), series=series,
                                     mean_fd_mm=float(rng.gamma(2, 0.1))))  # fmt: skip
     where = "test" if cohort == "home" else "train"
     recordings += [
@@ -98,8 +98,8 @@ def _write_cohort(folder, cohort: str, count: int) -> None:
     train = [r.series for r in recordings if r.split == "train" and r.series is not None]
     ParcelQuantiles.of(train, PARCELS).save(path.with_suffix(".quantiles.parquet"))
     (folder / cohort).mkdir()
-    people += [{"participant_id": f"sub-{name}", "age": 33} for name in ABSENT]
-    pd.DataFrame(people).to_csv(
+    participants += [{"participant_id": f"sub-{name}", "age": 33} for name in ABSENT]
+    pd.DataFrame(participants).to_csv(
         folder / cohort / "participants.tsv", sep="\t", index=False, na_rep="n/a"
     )
 
@@ -145,7 +145,7 @@ def age(folder):
     return run(job(folder, external=True, seeds=[1, 2], networks=NETWORKS))
 
 
-def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
+def test_every_method_predicts_the_same_participants_of_both_cohorts(age, folder):
     methods = set(age["method"][~age["method"].str.contains(" minus ")])
     assert methods == {
         "fine-tuned", "from scratch", "mean", "mean FD", "site", "demographics",
@@ -166,8 +166,8 @@ def test_every_method_predicts_the_same_people_of_both_cohorts(age, folder):
         part = age[age["cohort"] == cohort]
         assert set(part["note"]) == {f"{said}; {absent} with a label and no recording at all"}
         assert set(part["left_out"]) == {3 + absent}
-    people = pd.read_parquet(folder / "results/evaluation/r1/age-2.predictions.parquet")
-    assert (people.groupby(["method", "seed"], dropna=False).size() == tested + 12).all()
+    participants = pd.read_parquet(folder / "results/evaluation/r1/age-2.predictions.parquet")
+    assert (participants.groupby(["method", "seed"], dropna=False).size() == tested + 12).all()
 
 
 def test_an_external_cohort_in_months_is_a_row_that_says_so(age, folder, tmp_path):
@@ -260,15 +260,15 @@ def test_classes_keep_their_names(folder, target, classes):
     assert value(table, "connectivity + logistic", "auc")["value"] > 0.65
     assert value(table, "chance", "balanced_accuracy")["value"] == pytest.approx(1 / len(classes))
     assert value(table, "chance", "auc")["value"] == 0.5
-    people = pd.read_parquet(this.out.with_suffix(".predictions.parquet"))
-    assert set(people["true_class"]) == set(classes)
-    right = people[people["method"] == "connectivity + SVC"]
+    participants = pd.read_parquet(this.out.with_suffix(".predictions.parquet"))
+    assert set(participants["true_class"]) == set(classes)
+    right = participants[participants["method"] == "connectivity + SVC"]
     accuracy = (right["class"] == right["true_class"]).groupby(right["true_class"]).mean().mean()
     found = value(table, "connectivity + SVC", "balanced_accuracy")["value"]
     assert accuracy == pytest.approx(found)
 
 
-def test_a_class_of_one_person_is_left_out_and_counted(folder):
+def test_a_class_of_one_participant_is_left_out_and_counted(folder):
     table = run(job(folder, "classification", "rare"))
     test = split_of("sub-home005") == "test"
     assert "class odd (1 in all) has fewer than 5 training participants" in table["note"].iloc[0]
@@ -281,11 +281,11 @@ def test_whole_sites_are_held_out(folder):
     this = job(folder, groups="site")
     table = run(this)
     assert set(table["split"]) == {"test, site held out", "all, site held out"}
-    everybody = table[table["split"].str.startswith("all")]
-    assert set(everybody["n"]) == {130}
-    assert not everybody["method"].str.contains("fine-tuned|CLS|LSTM").any()
+    pooled = table[table["split"].str.startswith("all")]
+    assert set(pooled["n"]) == {130}
+    assert not pooled["method"].str.contains("fine-tuned|CLS|LSTM").any()
     assert "site" not in set(table["method"])  # nobody of the site was seen
-    row = everybody[(everybody["method"] == "connectivity + ridge") & (everybody["metric"] == "r")]
+    row = pooled[(pooled["method"] == "connectivity + ridge") & (pooled["metric"] == "r")]
     assert row["value"].item() > 0.5
     fits = pd.read_parquet(this.fits("finetune")[0] / "predictions.parquet")
     assert set(fits["split"]) == {"test"}
@@ -375,7 +375,7 @@ def test_an_external_cohort_of_another_atlas_is_refused(folder, age, tmp_path):
         evaluate(this)
 
 
-def test_transforms_come_from_training_people_and_go_back():
+def test_transforms_come_from_training_participants_and_go_back():
     train, other = np.array([1.0, 3.0, 8.0]), np.array([2.0, 20.0])
     for name in ("zscore", "minmax", "log_minmax", "none"):
         transform = LabelTransform.fit(name, train)

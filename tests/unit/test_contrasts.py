@@ -17,7 +17,7 @@ from brainlm.evaluation.attention.contrasts import (
 OPTIONS = Evaluate(bootstrap=400)
 
 
-def _people(maps, second, strata=None, covariates=None) -> Groups:
+def _groups(maps, second, strata=None, covariates=None) -> Groups:
     strata = np.zeros(len(maps), int) if strata is None else strata
     covariates = maps[:, :0] if covariates is None else covariates
     return Groups(maps, np.asarray(second, bool), ("a", "b"), strata, covariates, False, {})
@@ -43,24 +43,24 @@ def _two_sites(seed: int, effect: float = 1.0) -> Groups:
     maps[:, 0] += effect * second
     maps[:, 1] += 4 * site
     maps[:, 2] += effect * second + 4 * site
-    return _people(maps, second, site)
+    return _groups(maps, second, site)
 
 
 def test_differences_are_the_coefficients_of_a_multiple_regression():
     rng = np.random.default_rng(0)
-    people, covariates = _two_sites(0), rng.normal(size=(60, 3))
-    covariates[:, 2] = people.strata  # says nothing that the strata do not
-    maps = people.maps + covariates[:, :1]
+    groups, covariates = _two_sites(0), rng.normal(size=(60, 3))
+    covariates[:, 2] = groups.strata  # says nothing that the strata do not
+    maps = groups.maps + covariates[:, :1]
     maps[rng.random(maps.shape) < 0.05] = np.nan
     maps[:, 5] = np.nan
-    maps[people.second, 6] = np.nan  # no one of a group has it
-    people = _people(maps, people.second, people.strata, covariates)
-    gap, draws = coefficient(people, OPTIONS)
-    expected = _regression(maps, people.second, people.strata, covariates)
+    maps[groups.second, 6] = np.nan  # no one of a group has it
+    groups = _groups(maps, groups.second, groups.strata, covariates)
+    gap, draws = coefficient(groups, OPTIONS)
+    expected = _regression(maps, groups.second, groups.strata, covariates)
     rest = np.setdiff1d(np.arange(20), [5, 6])
     np.testing.assert_allclose(gap[rest], expected[rest])
     assert np.isnan(gap[5:7]).all() and draws.shape == (400, 20)
-    _, rows = compare_groups(people, {}, 100, OPTIONS)
+    _, rows = compare_groups(groups, {}, 100, OPTIONS)
     unknown = [row for row in rows if row.get("unit") in ("6", "7")]
     assert all(np.isnan(row["value"]) and np.isnan(row["p"]) for row in unknown)
 
@@ -68,16 +68,16 @@ def test_differences_are_the_coefficients_of_a_multiple_regression():
 def test_with_nothing_held_constant_it_is_welchs_t_and_the_difference_of_means():
     rng = np.random.default_rng(1)
     second = np.arange(50) < 12
-    people = _people(rng.normal(size=(50, 8)) * np.where(second, 3, 1)[:, None], second)
-    expected = ttest_ind(people.maps[second], people.maps[~second], equal_var=False)
-    observed, p = _test_labels(people, 200, np.random.default_rng(0))
-    same, close = _test_residuals(people, 200, np.random.default_rng(0))
+    groups = _groups(rng.normal(size=(50, 8)) * np.where(second, 3, 1)[:, None], second)
+    expected = ttest_ind(groups.maps[second], groups.maps[~second], equal_var=False)
+    observed, p = _test_labels(groups, 200, np.random.default_rng(0))
+    same, close = _test_residuals(groups, 200, np.random.default_rng(0))
     np.testing.assert_allclose(observed, expected.statistic)
     np.testing.assert_allclose(same, expected.statistic)
     assert np.abs(p - close).max() < 0.1  # other permutations of the same kind
-    gap = people.maps[second].mean(0) - people.maps[~second].mean(0)
-    np.testing.assert_allclose(coefficient(people, OPTIONS)[0], gap)
-    _, rows = compare_groups(people, {}, 100, OPTIONS)
+    gap = groups.maps[second].mean(0) - groups.maps[~second].mean(0)
+    np.testing.assert_allclose(coefficient(groups, OPTIONS)[0], gap)
+    _, rows = compare_groups(groups, {}, 100, OPTIONS)
     np.testing.assert_allclose([row["value"] for row in rows[2:]], gap)
 
 
@@ -101,7 +101,7 @@ def test_what_a_covariate_shares_with_the_group_is_not_taken_from_the_difference
         motion = 2 * second + rng.normal(size=80)  # r = .7
         maps = rng.normal(size=(80, 5)) + motion[:, None]
         maps[:, 0] += 1.5 * second
-        _, rows = compare_groups(_people(maps, second, None, motion[:, None]), {}, 200, OPTIONS)
+        _, rows = compare_groups(_groups(maps, second, None, motion[:, None]), {}, 200, OPTIONS)
         gaps.append([row["value"] for row in rows[2:]])
         found += rows[2]["p"] < 0.05
         assert rows[2]["low"] < rows[2]["value"] < rows[2]["high"]

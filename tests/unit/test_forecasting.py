@@ -37,7 +37,7 @@ def _tiny(family: str = "tiny"):
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forecasting")
-    made = make_study(folder, people=60, dtype="float32")
+    made = make_study(folder, participants=60, dtype="float32")
     torch.manual_seed(0)
     _tiny().save_pretrained(folder / "model", Scaling.load(made.scaling), "")
     return SimpleNamespace(
@@ -185,7 +185,7 @@ def test_linear_methods_reach_the_best_that_is_possible():
     assert "rank" in fits["VAR"].choice
 
 
-def test_training_keeps_the_weights_that_are_best_on_validation_people(study):
+def test_training_keeps_the_weights_that_are_best_on_validation_participants(study):
     corpus, scaling = Corpus(study.shards), Scaling.load(study.scaling)
     rows = [corpus.usable(split=s, min_timepoints=WINDOW) for s in ("train", "validation")]
     train, check = (Windows(corpus, scaling, WINDOW, r, seed=0) for r in rows)
@@ -206,7 +206,7 @@ def job_of(study, shards=None, external=(), **task):
                     external=external, evaluate={"bootstrap": 100})  # fmt: skip
 
 
-def test_all_methods_are_compared_on_the_same_people(study):
+def test_all_methods_are_compared_on_the_same_participants(study):
     table = evaluate_forecasting(job_of(study))
     pooled = table[(table["level"] == "pooled") & (table["metric"] == "r2")].set_index("method")
     methods = {MODEL, "from scratch", "LSTM", "Neural ODE", "Latent ODE", "AR", "VAR", "linear",

@@ -107,7 +107,7 @@ def test_any_table_joins_by_its_own_column_of_ids(tmp_path, layout, column, writ
     assert list(read_participants(c, ["age"]).columns) == ["age"]
 
 
-def test_people_without_recordings_and_the_reverse_are_counted(tmp_path):
+def test_participants_without_recordings_and_the_reverse_are_counted(tmp_path):
     c = cohort(tmp_path / "a", "participant_id\tage\nsub-1\t3\nsub-2\t4\nsub-3\t5\n")
     found = describe_match(c, {"sub-1", "sub-9"})
     assert found.startswith("1 of 2 participants with recordings are in")

@@ -16,10 +16,10 @@ from brainlm.model import preset
 from brainlm.shards import Scaling
 
 
-def test_neighbours_are_other_peoples():
+def test_neighbours_are_other_participants():
     values = np.array([[0.0], [0.1], [0.2], [5.0], [6.0]])
-    people = np.array(["a", "a", "b", "b", "c"])
-    near = nearest_of_others(values, people, 2)
+    names = np.array(["a", "a", "b", "b", "c"])
+    near = nearest_of_others(values, names, 2)
     assert near[0].tolist() == [2, 3]
     assert near[3].tolist() == [4, 1]
 
@@ -28,17 +28,17 @@ def test_neighbours_are_other_peoples():
 def planted(tmp_path, monkeypatch):
     """80 participants, two recordings each: tokens hold age and sex, and nothing of the site."""
     rng = np.random.default_rng(0)
-    people = [f"sub-{n:02d}" for n in range(80)]
+    names = [f"sub-{n:02d}" for n in range(80)]
     age, sex = rng.uniform(20, 80, 80), rng.integers(0, 2, 80)
-    table = pd.DataFrame({"participant_id": people, "age": age, "sex": np.where(sex, "F", "M"),
+    table = pd.DataFrame({"participant_id": names, "age": age, "sex": np.where(sex, "F", "M"),
                           "site": rng.integers(1, 6, 80), "mean_fd": 0.1})  # fmt: skip
     table.loc[3, "age"] = None
     for name in ("sub-g1", "sub-ghost"):  # without a recording; of test and of train by the hash
         table.loc[len(table), ["participant_id", "age"]] = name, 50
     table.to_csv(tmp_path / "participants.tsv", sep="\t", index=False, na_rep="n/a")
     points = pd.DataFrame({
-        "cohort": "c", "participant_id": np.repeat(people, 2), "split": "test",
-        "recording_id": [f"{p}_run-{r}" for p in people for r in (1, 2)], "mean_fd_mm": np.nan,
+        "cohort": "c", "participant_id": np.repeat(names, 2), "split": "test",
+        "recording_id": [f"{p}_run-{r}" for p in names for r in (1, 2)], "mean_fd_mm": np.nan,
     })  # fmt: skip
     clear = np.stack([age / 10, 8 * sex], 1).repeat(2, 0) + 0.1 * rng.normal(size=(160, 2))
     tokens = {"cls": clear, "mean": rng.normal(size=(160, 2))}
@@ -95,13 +95,13 @@ def test_the_map_is_seeded_and_separates_what_is_far_apart():
 
 def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
-    study = make_study(tmp_path, people=60)
+    study = make_study(tmp_path, names=60)
     model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
     torch.manual_seed(0)
     model.save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
     task = load_tasks(["latent"])["latent"].model_dump(exclude={"name"})
-    people = study.labels.reset_index().rename(columns={0: "age"})
-    people.drop(columns="cohort").to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
+    names = study.labels.reset_index().rename(columns={0: "age"})
+    names.drop(columns="cohort").to_csv(tmp_path / "participants.tsv", sep="\t", index=False)
     job = make_job(tmp_path / "latent.parquet", task, model=tmp_path / "model",
                    shards=study.shards, evaluate={"bootstrap": 100})  # fmt: skip
     table = evaluate_latent(job)

@@ -208,7 +208,7 @@ def test_entries_to_skip_are_not_looked_at(tmp_path, name):
     assert {item.source.split("/")[0] for item in left} == entries - {gone}
 
 
-def test_a_visit_without_an_anatomy_takes_the_persons_other_one(tmp_path):
+def test_a_visit_without_an_anatomy_takes_the_participants_other_one(tmp_path):
     for name in ("adni", "embarc"):
         plant(tmp_path / name, TREES[name])
     first, second, _ = find(tmp_path / "adni", "adni")
@@ -253,7 +253,7 @@ def test_native_resolution_can_be_chosen_beside_another(tmp_path):
     }
 
 
-def test_people_who_are_only_in_another_space_are_counted(tmp_path):
+def test_participants_who_are_only_in_another_space_are_counted(tmp_path):
     names = {"01": "space-MNI152NLin6Asym_", "02": "space-T1w_", "03": "", "04": "space-MNI_"}
     plant(
         tmp_path,
@@ -402,7 +402,7 @@ def test_a_flat_folder_of_series(tmp_path):
                                                                   "sub-c", "sub-d1"]  # fmt: skip
 
 
-def test_files_of_one_person_in_a_flat_folder_are_one_person(tmp_path):
+def test_files_of_one_participant_in_a_flat_folder_are_one_participant(tmp_path):
     names = [
         "1000223_20227_2_0_rs.dat", "1000223_20227_3_0_rs.dat", "1000223_20249_2_0_tf.dat",
         "sub-01_ses-1_task-rest_atlas-A424_timeseries.npy",
@@ -448,7 +448,7 @@ def test_files_of_a_flat_folder_that_are_no_series_are_left_out_and_counted(tmp_
         find(only, "parcels", task="rest")
 
 
-def test_series_anywhere_below_a_person_are_found_or_said_to_be_left_out(tmp_path):
+def test_series_anywhere_below_a_participant_are_found_or_said_to_be_left_out(tmp_path):
     plant(
         tmp_path,
         [

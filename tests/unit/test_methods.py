@@ -25,7 +25,7 @@ from brainlm.training.windows import Windows
 KEYS = ["cohort", "participant_id"]
 
 
-def people(count: int, **columns) -> pd.DataFrame:
+def participants(count: int, **columns) -> pd.DataFrame:
     index = pd.MultiIndex.from_product(
         [["home"], [f"sub-{i:03d}" for i in range(count)]], names=KEYS
     )
@@ -33,14 +33,14 @@ def people(count: int, **columns) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("count", [60, 200])
-def test_neighbours_are_found_among_tokens_wider_than_there_are_people(count):
+def test_neighbours_are_found_among_tokens_wider_than_there_are_participants(count):
     """A rotation to as many axes as participants, standardised, puts all equally far apart."""
     rng = np.random.default_rng(count)
     y = (np.arange(count + 40) % 2).astype(float)
     tokens = rng.normal(size=(len(y), 256)) + np.outer(2 * y - 1, rng.normal(size=256)) / 2
-    everybody = people(len(y), y=y)
-    cache = {("CLS", key): of for key, of in zip(everybody.index, tokens, strict=True)}
-    train, check, test = (everybody.iloc[a:b] for a, b in
+    everyone = participants(len(y), y=y)
+    cache = {("CLS", key): of for key, of in zip(everyone.index, tokens, strict=True)}
+    train, check, test = (everyone.iloc[a:b] for a, b in
                           ((0, count), (count, count + 20), (count + 20, None)))  # fmt: skip
     fold = Fold(None, train, check, cache=cache)
     found = fold.predict([Method("k-NN", "CLS", fit_neighbours)], test, 2, (1,))["k-NN"]
@@ -49,19 +49,19 @@ def test_neighbours_are_found_among_tokens_wider_than_there_are_people(count):
 
 def test_connectivity_without_known_confounds_is_no_method_of_its_own():
     rng = np.random.default_rng(0)
-    everybody = people(30, y=rng.normal(size=30), mean_fd_mm=np.nan)
-    cache = {("connectivity", key): rng.normal(size=10) for key in everybody.index}
-    fold = Fold(None, everybody, everybody.iloc[:0], cache=cache)
+    everyone = participants(30, y=rng.normal(size=30), mean_fd_mm=np.nan)
+    cache = {("connectivity", key): rng.normal(size=10) for key in everyone.index}
+    fold = Fold(None, everyone, everyone.iloc[:0], cache=cache)
     tried = [Method(name, name, fit_ridge) for name in ("connectivity", "cleaned")]
-    assert list(fold.predict(tried, everybody, 0, (1,))) == ["connectivity"]
+    assert list(fold.predict(tried, everyone, 0, (1,))) == ["connectivity"]
 
 
-def test_only_what_grows_with_people_squared_is_fitted_on_a_draw(monkeypatch):
+def test_only_what_grows_with_participants_squared_is_fitted_on_a_draw(monkeypatch):
     monkeypatch.setattr(methods, "MOST_PARTICIPANTS", 20)
     rng = np.random.default_rng(0)
-    everybody = people(50, y=rng.normal(size=50))
-    cache = {("connectivity", key): rng.normal(size=10) for key in everybody.index}
-    fold = Fold(None, everybody, everybody.iloc[:0], cache=cache)
+    everyone = participants(50, y=rng.normal(size=50))
+    cache = {("connectivity", key): rng.normal(size=10) for key in everyone.index}
+    fold = Fold(None, everyone, everyone.iloc[:0], cache=cache)
     seen = []
 
     def fit(known):
@@ -69,15 +69,15 @@ def test_only_what_grows_with_people_squared_is_fitted_on_a_draw(monkeypatch):
         return lambda features: np.zeros(len(features))
 
     tried = [Method("ridge", "connectivity", fit), Method("LSTM", "rows", fit)]
-    fold.predict(tried, everybody, 0, (1,))
+    fold.predict(tried, everyone, 0, (1,))
     assert seen == [20, 50]
     assert fold.count_trained_on(tried) == {"ridge": 20, "LSTM": 50}
 
 
-def test_people_of_one_class_have_no_auc_and_it_is_said():
+def test_participants_of_one_class_have_no_auc_and_it_is_said():
     rng = np.random.default_rng(0)
     guesses = rng.dirichlet([1, 1], size=(8, 1))
-    index = people(8).index
+    index = participants(8).index
     both = {"connectivity + ridge": guesses, "fine-tuned": guesses}
     part = Part("away", "all", index, np.zeros(8), [LabelTransform()] * 8, both, {},
                 {"fine-tuned": 40}, (1,), ("patient", "control"))  # fmt: skip
@@ -104,12 +104,12 @@ def corpus(tmp_path):
     return Corpus([tmp_path / "a.parquet"])
 
 
-def test_folds_are_of_the_people_who_are_predicted(corpus):
-    index = people(40).index
+def test_folds_are_of_the_participants_who_are_predicted(corpus):
+    index = participants(40).index
     labels = Labels(pd.Series(np.arange(40.0), index))
     population = Population.of(corpus, labels, 40)
     site = pd.Series([f"s{i % 8}" for i in range(40)], index)
-    splits = list(hold_out_groups(population.people, site))
+    splits = list(hold_out_groups(population.participants, site))
     short = {key for i, key in enumerate(index) if i % 8 < 2 and i % 16 < 8}
     assert short
     for split in splits:

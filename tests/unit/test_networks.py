@@ -107,7 +107,7 @@ def test_both_networks_learn_to_fill_in_what_is_hidden():
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("networks")
-    made = make_study(folder, people=40, dtype="float32")
+    made = make_study(folder, participants=40, dtype="float32")
     torch.manual_seed(0)
     model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
     model.save_pretrained(folder / "model", Scaling.load(made.scaling), "")
@@ -143,7 +143,7 @@ def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatc
     assert len(recordings) == 4
 
 
-def test_external_people_train_nothing(study, monkeypatch):
+def test_external_participants_train_nothing(study, monkeypatch):
     folder, made = study
     corpus, model = Corpus(made.shards), from_pretrained(folder / "model")
     seen = []

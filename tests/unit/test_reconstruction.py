@@ -96,7 +96,7 @@ def _pooled(table, **where):
     return table.iloc[0]
 
 
-def test_methods_are_compared_on_the_same_hidden_points_of_held_out_people(study):
+def test_methods_are_compared_on_the_same_hidden_points_of_held_out_participants(study):
     table = _run(study)
     assert set(table["split"]) == {"test"}
     for cohort in ("home", "away"):

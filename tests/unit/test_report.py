@@ -343,8 +343,20 @@ def test_the_pages_of_a_chunk_are_drawn_once(tmp_path):
     )
     lines = ["\t".join(columns.split())]
     for number in range(5):
-        person = f"sub-away{number:03d}"
-        cells = (f"{person}_task-rest", person, "n/a", "rest", "n/a", "x", "n/a", 1, 1, 0, "00000")
+        subject = f"sub-away{number:03d}"
+        cells = (
+            f"{subject}_task-rest",
+            subject,
+            "n/a",
+            "rest",
+            "n/a",
+            "x",
+            "n/a",
+            1,
+            1,
+            0,
+            "00000",
+        )
         lines.append("\t".join(map(str, cells)))
     table.write_text("\n".join(lines) + "\n")
     atlas, said = make_atlas(tmp_path), []

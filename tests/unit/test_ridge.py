@@ -51,7 +51,7 @@ def test_a_head_begins_as_the_ridge_regression():
     np.testing.assert_allclose(said, Ridge.fit(x, y[:, None])(x), rtol=1e-3, atol=1e-3)
 
 
-def test_classes_come_as_log_odds_that_are_no_surer_than_left_out_people_allow():
+def test_classes_come_as_log_odds_that_are_no_surer_than_left_out_participants_allow():
     """Far more features than participants: within the training set everything would be certain."""
     rng = np.random.default_rng(4)
     labels = rng.permutation(np.repeat([0, 1, 2], [40, 20, 20]))

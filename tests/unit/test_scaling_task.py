@@ -20,12 +20,12 @@ from brainlm.workflow import sweep_models
 
 
 def test_shares_are_nested_and_of_their_size():
-    people = [f"sub-{n:05d}" for n in range(4000)]
-    tenth, third = ({p for p in people if in_share(p, share)} for share in (0.1, 0.3))
+    participants = [f"sub-{n:05d}" for n in range(4000)]
+    tenth, third = ({p for p in participants if in_share(p, share)} for share in (0.1, 0.3))
     assert tenth < third
     assert len(tenth) == pytest.approx(400, abs=60)
     assert len(third) == pytest.approx(1200, abs=90)
-    assert all(in_share(p, 1.0) for p in people)
+    assert all(in_share(p, 1.0) for p in participants)
 
 
 def test_rules_and_evaluation_agree_on_the_folders():
@@ -53,10 +53,10 @@ def test_rules_and_evaluation_agree_on_the_folders():
         sweep_point(config, "tiny", "1.5", "1")
 
 
-def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_same(
+def test_a_sweep_trains_as_many_updates_on_fewer_participants_and_is_scored_on_the_same(
     tmp_path, monkeypatch
 ):
-    study = make_study(tmp_path, people=60)
+    study = make_study(tmp_path, participants=60)
     task = {"kind": "scaling", "presets": ["tiny"], "shares": [0.3, 1.0], "seeds": [1, 2]}
     job = make_job(tmp_path / "scaling.parquet", task, model=tmp_path, shards=study.shards,
                    evaluate={"bootstrap": 100})  # fmt: skip
@@ -98,25 +98,25 @@ def test_a_sweep_trains_as_many_updates_on_fewer_people_and_is_scored_on_the_sam
     assert seeds["value"].min() <= pooled["value"]["0.3"] <= seeds["value"].max()
 
 
-def test_a_share_is_all_recordings_of_some_people_whatever_the_seed():
-    people = [f"sub-{n:03d}" for n in range(200)]
-    table = pd.DataFrame({"participant_id": people * 2})
+def test_a_share_is_all_recordings_of_some_participants_whatever_the_seed():
+    participants = [f"sub-{n:03d}" for n in range(200)]
+    table = pd.DataFrame({"participant_id": participants * 2})
     corpus, rows = SimpleNamespace(table=table), np.arange(100, 400)
     some = _choose_share(corpus, rows, 0.3)
     assert set(some) < set(rows)
-    wanted = {person for person in people if in_share(person, 0.3)}
+    wanted = {subject for subject in participants if in_share(subject, 0.3)}
     assert set(table["participant_id"][some]) == wanted
     assert len(some) == sum(table["participant_id"][rows].isin(wanted))
     assert np.array_equal(_choose_share(corpus, rows, 1.0), rows)
 
 
-def test_people_are_counted_as_the_training_saw_them():
-    person = next(f"sub-{n}" for n in range(99) if in_share(f"sub-{n}", 0.1))
+def test_participants_are_counted_as_the_training_saw_them():
+    subject = next(f"sub-{n}" for n in range(99) if in_share(f"sub-{n}", 0.1))
     other = next(f"sub-{n}" for n in range(99) if not in_share(f"sub-{n}", 0.9))
-    rows = [("a", person, "train", "ok", 50), ("a", person, "train", "ok", 50),
-            ("b", person, "train", "ok", 50), ("a", other, "train", "ok", 50),
-            ("a", person + "s", "train", "ok", 39), ("a", person + "t", "test", "ok", 50),
-            ("a", person + "f", "train", "failed", 0), ("c", person, "train", "ok", 50),
+    rows = [("a", subject, "train", "ok", 50), ("a", subject, "train", "ok", 50),
+            ("b", subject, "train", "ok", 50), ("a", other, "train", "ok", 50),
+            ("a", subject + "s", "train", "ok", 39), ("a", subject + "t", "test", "ok", 50),
+            ("a", subject + "f", "train", "failed", 0), ("c", subject, "train", "ok", 50),
             ]  # fmt: skip
     names = ["cohort", "participant_id", "split", "status", "num_timepoints"]
     table, roles = pd.DataFrame(rows, columns=names), {"c": "external"}
@@ -125,7 +125,7 @@ def test_people_are_counted_as_the_training_saw_them():
 
 
 def test_a_share_of_nobody_is_an_error(tmp_path):
-    study = make_study(tmp_path, people=10)
+    study = make_study(tmp_path, participants=10)
     options = Pretrain(epochs=1, batch_size=2, micro_batch_size=2, cpus=1, share=1e-9)
     with pytest.raises(BrainLMError, match="is no one"):
         pretrain(study.shards, study.scaling, tmp_path / "out", options=options,

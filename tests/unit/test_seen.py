@@ -59,11 +59,11 @@ def test_a_participant_of_the_training_set_is_left_out_of_an_external_cohort(tmp
     assert len(rows) == 3
     assert why == {SEEN: 2, "without a usable recording": 0, "with fewer than 10 time points": 0}
     labels = corpus.table.groupby(["cohort", "participant_id"]).size() * 1.0
-    people = list_participants(corpus, labels, roles=ROLES)
-    people["class left out"] = None
-    left_out = count_left_out(people.loc[["away"]], 1)
+    participants = list_participants(corpus, labels, roles=ROLES)
+    participants["class left out"] = None
+    left_out = count_left_out(participants.loc[["away"]], 1)
     assert {k: n for k, n in left_out.items() if n} == {SEEN: 2}
-    assert sorted(people.loc["away"].index[people.loc["away", "ready"]]) == [
+    assert sorted(participants.loc["away"].index[participants.loc["away", "ready"]]) == [
         "sub-3", "sub-y", "sub-z",
     ]  # fmt: skip
 

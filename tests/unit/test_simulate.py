@@ -149,7 +149,7 @@ def test_planted_conditions_add_their_patterns_and_nothing_else(cohort, tmp_path
     assert 0.8 < answer.std() / (NEURAL_SD * pattern.std()) <= 1.01
 
 
-def test_other_seed_other_people(cohort, tmp_path):
+def test_other_seed_other_participants(cohort, tmp_path):
     simulate_cohort(tmp_path, num_subjects=1, seed=1, sessions=2, **SHORT)
     path = bold_path(tmp_path, "sub-01_ses-1")
     assert path.read_bytes() != bold_path(cohort, "sub-01_ses-1").read_bytes()
@@ -291,17 +291,17 @@ def test_motion_is_rigid_and_of_a_likely_size():
     assert max(sizes) < 8
 
 
-def make_people(count, age=None):
+def draw_series(count, age=None):
     times, networks = np.arange(120) * 2.0, parcellate_template().networks
     for number in range(count):
-        person = draw_participant(0, number)
+        subject = draw_participant(0, number)
         rng = np.random.default_rng([0, number])
-        strength, coupling = draw_strengths(rng, person.age if age is None else age)
-        yield person, coupling, *make_parcel_series(rng, times, networks, strength, coupling)
+        strength, coupling = draw_strengths(rng, subject.age if age is None else age)
+        yield subject, coupling, *make_parcel_series(rng, times, networks, strength, coupling)
 
 
 def test_series_stay_in_their_band_and_networks_are_coupled_as_stated():
-    _, coupling, courses, series = next(make_people(1))
+    _, coupling, courses, series = next(draw_series(1))
     power = np.abs(np.fft.rfft(series * np.hanning(120)[:, None], axis=0)) ** 2
     hertz = np.fft.rfftfreq(120, 2.0)
     inside = (hertz > BAND_HZ[0] - 0.01) & (hertz < BAND_HZ[1] + 0.01)
@@ -314,7 +314,7 @@ def test_series_stay_in_their_band_and_networks_are_coupled_as_stated():
 
 def test_masked_patches_are_predictable_from_the_past():
     """A course's next ten seconds follow from the last forty far better than chance."""
-    _, _, courses, _ = next(make_people(1))
+    _, _, courses, _ = next(draw_series(1))
     rows = np.array([courses[t : t + 20].T for t in range(95)])  # [time, network, 20 volumes]
     target = courses[25:120]
     train, test = slice(0, 60), slice(65, 95)
@@ -329,8 +329,8 @@ def test_age_can_be_read_from_connectivity():
 
     upper = np.triu_indices(142, 1)
     ages, features = [], []
-    for person, _, _, series in make_people(50):
-        ages.append(person.age)
+    for subject, _, _, series in draw_series(50):
+        ages.append(subject.age)
         features.append(np.arctanh(np.corrcoef(series[:, ::3].T)[upper] * 0.999))
     ages, features = np.array(ages), np.array(features)
     predicted = cross_val_predict(RidgeCV(10.0 ** np.arange(2, 8)), features, ages, cv=5)
@@ -340,7 +340,7 @@ def test_age_can_be_read_from_connectivity():
     assert abs(np.corrcoef(chance, shuffled)[0, 1]) < 0.5
 
 
-def test_ages_spread_evenly_even_over_few_people():
+def test_ages_spread_evenly_even_over_few_participants():
     ages = np.sort([draw_participant(0, number).age for number in range(1, 9)])
     assert ages.min() >= 20
     assert ages.max() <= 80

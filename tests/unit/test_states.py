@@ -178,13 +178,15 @@ def test_a_clip_is_whole_patches():
 # ---- planted conditions
 
 
-def make(folder, *, conditions=2, people=18, shuffle=False, strength=1.0, cohort="c", seed=3):
+def make(
+    folder, *, conditions=2, participants=18, shuffle=False, strength=1.0, cohort="c", seed=3
+):
     """Runs with planted conditions, their events in a folder like BIDS, and a shard."""
     random = np.random.default_rng(seed if cohort == "c" else [seed, 1])  # others, as ids are
     patterns = strength * draw_patterns(seed, conditions, R)
     rows = []
-    for person in range(people):
-        who = f"sub-{'' if cohort == 'c' else cohort}{person:02d}"
+    for subject in range(participants):
+        who = f"sub-{'' if cohort == 'c' else cohort}{subject:02d}"
         name = f"{who}_task-blocks"
         activity = make_activity(random, np.arange(LENGTH + 2) * PERIOD, patterns)
         noise = random.standard_normal((LENGTH + 2, R))
@@ -192,7 +194,7 @@ def make(folder, *, conditions=2, people=18, shuffle=False, strength=1.0, cohort
             noise[t] = 0.6 * noise[t - 1] + 0.8 * noise[t]
         series = (noise + activity.series)[2:]  # the first two volumes are discarded
         series[:, 7] = np.nan  # a parcel without data
-        series[:, 3 if person % 5 == 1 else 7] = np.nan
+        series[:, 3 if subject % 5 == 1 else 7] = np.nan
         blocks = pd.DataFrame(activity.events, columns=COLUMNS)
         if shuffle:  # whole blocks change their names
             number = (blocks["onset"].diff() > 5).cumsum()
@@ -200,9 +202,9 @@ def make(folder, *, conditions=2, people=18, shuffle=False, strength=1.0, cohort
             blocks["trial_type"] = names[number]
         write(folder / who / "func" / f"{name}_events.tsv",
               *blocks.itertuples(index=False))  # fmt: skip
-        split = ("train", "train", "test", "validation")[person % 4]
+        split = ("train", "train", "test", "validation")[subject % 4]
         rows.append(Recording(
-            name, who, cohort, split, task="blocks" if person % 2 else "rest",
+            name, who, cohort, split, task="blocks" if subject % 2 else "rest",
             series=series, sample_period_s=PERIOD, units="percent", start_s=2 * PERIOD,
             source=f"{who}/func/{name}_bold.nii.gz",
         ))  # fmt: skip
@@ -248,7 +250,7 @@ def value(table, method, metric="balanced_accuracy", column="value", **where):
 def decoded(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("decoded")
     here = make(out / "c", strength=1.5)
-    other = make(out / "other", cohort="other", people=5, strength=1.5)
+    other = make(out / "other", cohort="other", participants=5, strength=1.5)
     for row in sorted((out / "other").rglob("*_events.tsv"))[:1]:
         row.unlink()  # a participant without events
     return evaluate(model, out, here, other, external=("other",))
@@ -293,7 +295,7 @@ def test_confusions_add_up_to_the_recall(decoded):
 
 
 def test_conditions_with_shuffled_names_are_not_decoded(model, tmp_path):
-    made = make(tmp_path / "c", shuffle=True, people=24)
+    made = make(tmp_path / "c", shuffle=True, participants=24)
     table, _ = evaluate(model, tmp_path, made, task=states(seeds=[1], epochs=3))
     assert 0.3 < value(table, PATTERN) < 0.7 and 0.3 < value(table, LINEAR) < 0.7
 
@@ -307,7 +309,7 @@ def test_nobodys_clips_are_on_both_sides(model, tmp_path, monkeypatch):
             return super()._see(clips)
 
     monkeypatch.setattr(decoding, "ClipDecoder", Watched)
-    made = make(tmp_path / "c", people=12)
+    made = make(tmp_path / "c", participants=12)
     evaluate(model, tmp_path, made, task=states(seeds=[1], epochs=1))
     fitted, tested = (set(seen[name]["participant_id"]) for name in ("fitted", "tested"))
     assert len(fitted) == 9 and len(tested) == 3 and not fitted & tested
@@ -325,7 +327,7 @@ def test_inner_folds_keep_participants_together():
 
 
 def test_where_nothing_can_be_decoded_the_table_says_why(model, tmp_path):
-    made = make(tmp_path / "c", people=8)
+    made = make(tmp_path / "c", participants=8)
     for task, words in [
         (states(conditions=["condition1"]), "fewer than 2 conditions can be learnt"),
         (states(conditions=["nothing"]), "without a clip of one condition"),
@@ -344,7 +346,7 @@ def test_where_nothing_can_be_decoded_the_table_says_why(model, tmp_path):
 
 
 def test_events_of_a_cohort_or_folder_that_is_not_there_are_refused(model, tmp_path):
-    made = make(tmp_path / "c", people=3)
+    made = make(tmp_path / "c", participants=3)
     for events, words in [({"d": tmp_path}, "cohort 'd'; there are: c"),
                           ({"c": tmp_path / "none"}, "found none at .*none")]:  # fmt: skip
         with pytest.raises(BrainLMError, match=words):
@@ -352,7 +354,7 @@ def test_events_of_a_cohort_or_folder_that_is_not_there_are_refused(model, tmp_p
 
 
 def test_runs_are_told_apart_by_their_task(model, tmp_path):
-    made = make(tmp_path / "c", people=16)
+    made = make(tmp_path / "c", participants=16)
     for row in made.rows:  # rest is what has no blocks: here, slower
         if row.task == "rest":
             row.series[:] = np.cumsum(row.series, 0) - np.cumsum(row.series, 0).mean(0)
@@ -367,7 +369,7 @@ def test_runs_are_told_apart_by_their_task(model, tmp_path):
 
 
 def test_a_series_of_unknown_beginning_is_said(tmp_path):
-    made = make(tmp_path / "c", people=3)
+    made = make(tmp_path / "c", participants=3)
     rows = [Recording(**{**vars(row), "start_s": None}) for row in made.rows]
     write_shard(made.shard, rows, ShardInfo("toy", SHA, R, PERIOD))
     clips = list_clips(Corpus([made.shard]), states(), PATCH, {"c": made.cohort.folder})

@@ -111,7 +111,7 @@ def finished(study, tmp_path_factory):
 
 
 def test_pretraining_writes_a_model_that_beats_zero(tmp_path, capsys):
-    study = make_study(tmp_path, people=60)
+    study = make_study(tmp_path, participants=60)
     out = run(study, tmp_path / "out", epochs=40, batch_size=8, micro_batch_size=8)
     lines = metrics(out)
     last = [line for line in lines if line["split"] == "validation"][-1]
@@ -437,7 +437,7 @@ def test_masks_are_drawn_on_the_host(study, tmp_path, mask):
 
 
 def test_no_validation_recordings(study, tmp_path, capsys):
-    alone = make_study(tmp_path, people=7)
+    alone = make_study(tmp_path, participants=7)
     run(alone, tmp_path / "out", epochs=1)
     assert "without validation" in capsys.readouterr().out
 

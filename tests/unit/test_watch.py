@@ -12,13 +12,13 @@ from brainlm.config import Cohort
 from brainlm.errors import BrainLMError
 from brainlm.paths import Results
 
-PEOPLE = [f"{k:02d}" for k in range(40)]
+SUBJECTS = [f"{k:02d}" for k in range(40)]
 
 
-def image(folder: Path, person: str, middle: str = "") -> Path:
-    func = folder / f"sub-{person}/func"
+def image(folder: Path, subject: str, middle: str = "") -> Path:
+    func = folder / f"sub-{subject}/func"
     func.mkdir(parents=True, exist_ok=True)
-    return func / f"sub-{person}_task-rest{middle}_bold.nii.gz"
+    return func / f"sub-{subject}_task-rest{middle}_bold.nii.gz"
 
 
 class Study:
@@ -26,8 +26,8 @@ class Study:
 
     def __init__(self, folder: Path):
         self.folder, self.results = folder / "bids", folder / "results"
-        for person in PEOPLE:
-            image(self.folder, person).write_bytes(b"x")
+        for subject in SUBJECTS:
+            image(self.folder, subject).write_bytes(b"x")
         self.cohort = Cohort(name="c", folder=self.folder)
         self.day = 738_000
         self.update()
@@ -41,8 +41,8 @@ class Study:
         return {path.name: path.read_bytes() for path in folder.rglob("*.tsv")}
 
     def rewrite_all(self, text: bytes) -> None:
-        for person in PEOPLE:
-            image(self.folder, person).write_bytes(text)
+        for subject in SUBJECTS:
+            image(self.folder, subject).write_bytes(text)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def study(tmp_path, monkeypatch) -> Study:
 def test_each_recording_is_looked_at_within_seven_days_and_once(study):
     study.rewrite_all(b"another")
     seen = [study.update(days=1).changed for _ in range(7)]
-    assert sum(seen) == len(PEOPLE)
+    assert sum(seen) == len(SUBJECTS)
     assert seen[0] >= 5 and max(seen[1:]) < 20
     whole = study.tables()
     assert study.update(everything=True).changed == 0
@@ -84,11 +84,11 @@ def test_a_day_looks_at_a_bounded_share_of_a_very_large_cohort(tmp_path, monkeyp
 def test_days_without_a_run_are_made_up_for(study):
     study.rewrite_all(b"another")
     first = study.update(days=1).changed
-    assert first + study.update(days=6).changed == len(PEOPLE)
+    assert first + study.update(days=6).changed == len(SUBJECTS)
     study.rewrite_all(b"and another")
-    assert study.update(days=30).changed == len(PEOPLE)
+    assert study.update(days=30).changed == len(SUBJECTS)
     study.rewrite_all(b"by a clock that was wrong")
-    assert study.update(days=-3).changed == len(PEOPLE)
+    assert study.update(days=-3).changed == len(SUBJECTS)
 
 
 def test_on_the_same_day_the_newest_new_and_gone_ones_are_seen(study):
@@ -116,8 +116,8 @@ def test_a_whole_look_finds_nothing_that_the_shares_left_or_made(study):
 
 
 def test_another_kind_of_recording_is_looked_for_everywhere(study):
-    for person in PEOPLE:
-        image(study.folder, person).with_name(f"sub-{person}_task-nback_bold.nii.gz").touch()
+    for subject in SUBJECTS:
+        image(study.folder, subject).with_name(f"sub-{subject}_task-nback_bold.nii.gz").touch()
     study.cohort = study.cohort.model_copy(update={"task": "nback"})
     with pytest.raises(BrainLMError, match="40 of 40 known recordings are gone"):
         study.update()
@@ -136,7 +136,7 @@ def test_a_lost_table_is_written_again_and_an_empty_folder_is_refused(study):
     assert away.exists() and len(Results(study.results).list_chunks("c")) == 8
 
 
-def test_a_visit_of_a_known_person_that_is_an_entry_of_its_own_is_new(study, tmp_path):
+def test_a_visit_of_a_known_participant_that_is_an_entry_of_its_own_is_new(study, tmp_path):
     ukb = tmp_path / "ukb"
     for eid in range(1_000_000, 1_000_040):
         (ukb / f"{eid}_20227_2_0.zip").parent.mkdir(exist_ok=True)
@@ -167,7 +167,7 @@ def test_a_nights_look_costs_less_than_one_operation_per_recording(study, monkey
     def cost(**options) -> float:
         calls.clear()
         study.update(**options)
-        return sum(call.startswith(str(study.folder)) for call in calls) / len(PEOPLE)
+        return sum(call.startswith(str(study.folder)) for call in calls) / len(SUBJECTS)
 
     nights = [cost(days=1) for _ in range(7)]
     assert sum(nights) / 7 < 1

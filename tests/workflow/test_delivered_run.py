@@ -28,7 +28,7 @@ from brainlm.training.windows import Windows
 pytestmark = pytest.mark.timeout(1200)  # alone it takes minutes; other work may share the cores
 
 SPACE = "MNI152NLin2009aSym"
-PEOPLE = ("sub-101", "sub-102", "sub-103")
+SUBJECTS = ("sub-101", "sub-102", "sub-103")
 CONFIG = """
 results: results
 cohorts:
@@ -53,12 +53,12 @@ def normalised(raw: Path, truth) -> tuple[np.ndarray, np.ndarray]:
     return np.nan_to_num(values).reshape(-1, *shape), affine
 
 
-def write_person(folder: Path, source: Path, person: str) -> None:
-    raw = source / person / "func" / f"{person}_task-rest_bold.nii.gz"
-    truth = load_truth(source, person)
-    func = folder / "fmriprep" / person / "func"
+def write_subject(folder: Path, source: Path, subject: str) -> None:
+    raw = source / subject / "func" / f"{subject}_task-rest_bold.nii.gz"
+    truth = load_truth(source, subject)
+    func = folder / "fmriprep" / subject / "func"
     func.mkdir(parents=True)
-    run = func / f"{person}_task-rest"
+    run = func / f"{subject}_task-rest"
     volumes, affine = normalised(raw, truth)
     path = Path(f"{run}_space-{SPACE}_res-4_desc-preproc_bold.nii.gz")
     write_volume(path, volumes, affine, space="template")
@@ -70,9 +70,9 @@ def write_person(folder: Path, source: Path, person: str) -> None:
     columns = motion_columns(parameters)
     columns["framewise_displacement"] = framewise_displacement_power(parameters)
     write_table(Path(f"{run}_desc-confounds_timeseries.tsv"), columns)
-    series = folder / "xcpd" / person / "func"
+    series = folder / "xcpd" / subject / "func"
     series.mkdir(parents=True)
-    table = series / f"{person}_task-rest_space-{SPACE}_seg-demo424_stat-mean_timeseries.tsv"
+    table = series / f"{subject}_task-rest_space-{SPACE}_seg-demo424_stat-mean_timeseries.tsv"
     np.savetxt(table, truth.series, delimiter="\t", comments="",
                header="\t".join(f"parcel-{k}" for k in range(424)))  # fmt: skip
     table.with_suffix(".json").write_text('{"RepetitionTime": 2.0}')
@@ -82,8 +82,8 @@ def write_person(folder: Path, source: Path, person: str) -> None:
 def study(simulated, tmp_path_factory) -> Path:
     clone = make_clone(tmp_path_factory.mktemp("delivered") / "clone")
     (clone / "config.yaml").write_text(CONFIG)
-    for person in PEOPLE:
-        write_person(clone, simulated / "more", person)
+    for subject in SUBJECTS:
+        write_subject(clone, simulated / "more", subject)
     shutil.copy(simulated / "more/participants.tsv", clone / "fmriprep/participants.tsv")
     files = [f"results/shards/{name}/00000.parquet" for name in ("images", "series")]
     pages = [f"results/work/{name}/00000/pages.tsv" for name in ("images", "series")]

@@ -136,8 +136,10 @@ def test_a_label_that_cannot_be_learnt_is_refused_before_anything_is_done(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRAINLM_CONFIG", "")
     make_series(tmp_path / "series", 2)
-    people = sorted({path.name.split("_")[0] for path in (tmp_path / "series").rglob("sub-*_*")})
-    lines = [f"{person}\t{age}" for person, age in zip(people, ages.split(), strict=True)]
+    participants = sorted(
+        {path.name.split("_")[0] for path in (tmp_path / "series").rglob("sub-*_*")}
+    )
+    lines = [f"{subject}\t{age}" for subject, age in zip(participants, ages.split(), strict=True)]
     text = "\n".join(["participant_id\tage", *lines, ""])
     (tmp_path / "series/participants.tsv").write_text(text)
     cohort = {"name": "c", "folder": "series", "layout": "parcels"}
@@ -221,7 +223,7 @@ def test_a_changed_file_of_equal_size_and_a_broken_link_are_seen(tmp_path):
     assert status["sub-01_task-rest"]["status"] == "ok"
 
 
-def test_the_same_subject_in_two_cohorts_stays_two_people(tmp_path):
+def test_the_same_subject_in_two_cohorts_stays_two_participants(tmp_path):
     names, cohorts = ("a", "b"), []
     for number, name in enumerate(names):
         folder = make_series(tmp_path / name, 2)

@@ -422,12 +422,12 @@ def test_who_is_left_out_counts(clone, monkeypatch):
 
 def test_a_corrected_participants_table_repeats_what_read_it(clone):
     results, table = clone.folder / "results", clone.folder / "bids_a/participants.tsv"
-    people = [f"sub-{n}" for n in range(10, 18)]
+    participants = [f"sub-{n}" for n in range(10, 18)]
 
     def write(**changes: str) -> None:
         rows = [
             f"{name}\t{20 + k}\tF\tblue" if name not in changes else f"{name}\t{changes[name]}"
-            for k, name in enumerate([*people, *(set(changes) - set(people))])
+            for k, name in enumerate([*participants, *(set(changes) - set(participants))])
         ]
         table.write_text("\n".join(["participant_id\tage\tsex\teyes", *rows]) + "\n")
 

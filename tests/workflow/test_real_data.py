@@ -124,8 +124,8 @@ def test_abide_enters_as_parcel_series(shared, tmp_path, monkeypatch):
     source, folder = shared / "data/abide_cc200", tmp_path / "abide"
     folder.mkdir()
     os.symlink(source / "participants.tsv", folder / "participants.tsv")
-    people = sorted(p.name for p in source.glob("sub-*"))[::10]
-    for name in people:
+    participants = sorted(p.name for p in source.glob("sub-*"))[::10]
+    for name in participants:
         os.symlink(source / name, folder / name)
     config = (
         COMMON % {"chunk": 30, "window": 100, "epochs": 2, "batch": 16}
@@ -140,7 +140,7 @@ finetune: {{epochs: 2}}
     monkeypatch.chdir(study)
     assert main(["report"]) == 0
     corpus = shards(study, "abide")
-    assert len(corpus.table) == len(people)
+    assert len(corpus.table) == len(participants)
     assert (corpus.table["status"] == "ok").mean() > 0.9
     assert corpus.info.num_parcels == 200
     age = pd.read_parquet(study / "results/evaluation/r1/age.parquet")

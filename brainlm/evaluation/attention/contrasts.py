@@ -57,44 +57,44 @@ class Groups:
         return bool(self.strata.any() or self.covariates.size)
 
 
-def can_compare(people: Groups) -> bool:
+def can_compare(groups: Groups) -> bool:
     """Whether groups still differ where strata and covariates do not."""
-    if not len(people.second):
+    if not len(groups.second):
         return False
-    label = people.second[:, None].astype(float)
-    left = residuals(label, people.strata, people.covariates)
+    label = groups.second[:, None].astype(float)
+    left = residuals(label, groups.strata, groups.covariates)
     return bool((left**2).sum() > _FLAT * len(label))
 
 
-def compare_groups(people: Groups, where: dict, permutations: int, options: Evaluate):
+def compare_groups(groups: Groups, where: dict, permutations: int, options: Evaluate):
     """The table of maps, and rows of results.
 
     Means and their intervals are those of the groups as they are; the difference, its interval
     and p hold strata and covariates constant.
     """
-    parts = [people.maps[~people.second], people.maps[people.second]][: len(people.names)]
-    sizes = ", ".join(f"{n} {len(m)}" for n, m in zip(people.names, parts, strict=True))
-    note = "; ".join(filter(None, [sizes, describe_left_out(people.left_out)]))
-    count = len(parts[0]) if people.paired else len(people.maps)
-    where = where | {"n": count, "left_out": sum(people.left_out.values()), "note": note}
-    draws = [_mean_draws(part, options, paired=people.paired, group=g)
+    parts = [groups.maps[~groups.second], groups.maps[groups.second]][: len(groups.names)]
+    sizes = ", ".join(f"{n} {len(m)}" for n, m in zip(groups.names, parts, strict=True))
+    note = "; ".join(filter(None, [sizes, describe_left_out(groups.left_out)]))
+    count = len(parts[0]) if groups.paired else len(groups.maps)
+    where = where | {"n": count, "left_out": sum(groups.left_out.values()), "note": note}
+    draws = [_mean_draws(part, options, paired=groups.paired, group=g)
              for g, part in enumerate(parts)]  # fmt: skip
     if len(parts) == 1 or min(map(len, parts)) < MIN_PARTICIPANTS:
-        gap = p = np.full(people.maps.shape[1], np.nan)
+        gap = p = np.full(groups.maps.shape[1], np.nan)
         rows = [where]
         if len(parts) > 1:
             few = f"a group of fewer than {MIN_PARTICIPANTS} participants"
             rows = [where | {"note": f"{note}; {few}"}]
     else:
         gap, spread = _mean(parts[1]) - _mean(parts[0]), draws[1] - draws[0]
-        test = _test_signs if people.paired else _test_labels
-        if people.held and not people.paired:
-            (gap, spread), test = coefficient(people, options), _test_residuals
-        observed, p = test(people, permutations, np.random.default_rng(options.seed))
+        test = _test_signs if groups.paired else _test_labels
+        if groups.held and not groups.paired:
+            (gap, spread), test = coefficient(groups, options), _test_residuals
+        observed, p = test(groups, permutations, np.random.default_rng(options.seed))
         p = np.where(np.isfinite(gap), p, np.nan)
         rows = list(_rows(where, observed, p, gap, spread))
     tables = []
-    for name, part, values in zip(people.names, parts, draws, strict=True):
+    for name, part, values in zip(groups.names, parts, draws, strict=True):
         low, high = Estimate(_mean(part), values, len(part)).interval
         tables.append(pd.DataFrame({
             "group": name, "parcel": np.arange(1, len(p) + 1), "n": len(part), "mean": _mean(part),
@@ -114,31 +114,31 @@ def _rows(where: dict, observed, p, gap, draws) -> Iterator[dict]:
 # ---- tests: t of every parcel [R], and its family-wise corrected p ------------------------------
 
 
-def _test_signs(people: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def _test_signs(groups: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
     """Two conditions of the same participants."""
-    half = len(people.maps) // 2
-    gap = people.maps[half:] - people.maps[:half]
+    half = len(groups.maps) // 2
+    gap = groups.maps[half:] - groups.maps[:half]
     signs = rng.choice([-1.0, 1.0], size=(permutations, half))
     observed = paired_t(gap)
     return observed, max_statistic_p(lambda s: paired_t(gap * s[:, None]), observed, signs)
 
 
-def _test_labels(people: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def _test_labels(groups: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
     """Two groups as they are."""
-    orders = _shuffle(people.strata, permutations, rng)
-    observed = welch_t(people.maps, people.second)
+    orders = _shuffle(groups.strata, permutations, rng)
+    observed = welch_t(groups.maps, groups.second)
     return observed, max_statistic_p(
-        lambda order: welch_t(people.maps, people.second[order]), observed, orders
+        lambda order: welch_t(groups.maps, groups.second[order]), observed, orders
     )
 
 
-def _test_residuals(people: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def _test_residuals(groups: Groups, permutations: int, rng) -> tuple[np.ndarray, np.ndarray]:
     """Two groups with strata and covariates held constant (Freedman & Lane 1983)."""
-    strata, covariates = people.strata, people.covariates
-    left, _ = _residuals_where_known(people)
-    label = residuals(people.second[:, None].astype(float), strata, covariates)[:, 0]
+    strata, covariates = groups.strata, groups.covariates
+    left, _ = _residuals_where_known(groups)
+    label = residuals(groups.second[:, None].astype(float), strata, covariates)[:, 0]
     directions, size = _directions(covariates, strata), label @ label
-    weight = label**2 / np.maximum(1 - _leverage(people), _FLAT)
+    weight = label**2 / np.maximum(1 - _leverage(groups), _FLAT)
 
     def statistic(order: np.ndarray) -> np.ndarray:
         mixed = left[order]  # within strata: their means stay 0
@@ -188,18 +188,18 @@ def paired_t(gap: np.ndarray) -> np.ndarray:
 # ---- regression ---------------------------------------------------------------------------------
 
 
-def coefficient(people: Groups, options: Evaluate) -> tuple[np.ndarray, np.ndarray]:
+def coefficient(groups: Groups, options: Evaluate) -> tuple[np.ndarray, np.ndarray]:
     """[R] second group minus first at the same stratum and covariates, and its bootstrap [B, R].
 
     Residuals of maps on residuals of the label (Frisch & Waugh 1933). Participants are drawn anew
     to first order, without fitting again; a residual is divided by √(1 - leverage), since a fit
     follows the participants that it is made of.
     """
-    left, label = _residuals_where_known(people)
+    left, label = _residuals_where_known(groups)
     size = (label**2).sum(0)
     size = np.where(size > _FLAT * len(label), size, np.nan)  # a parcel that one group lacks
     gap = (label * left).sum(0) / size
-    spare = np.sqrt(np.maximum(1 - _leverage(people), _FLAT))[:, None]
+    spare = np.sqrt(np.maximum(1 - _leverage(groups), _FLAT))[:, None]
     pull = label * (left - label * np.nan_to_num(gap)) / spare
     counts = draw_counts(len(label), options.bootstrap, options.seed)
     return gap, gap + (counts - 1) @ pull / size
@@ -211,25 +211,25 @@ def residuals(values: np.ndarray, strata: np.ndarray, covariates: np.ndarray) ->
     return centred - directions @ (directions.T @ centred)
 
 
-def _residuals_where_known(people: Groups) -> tuple[np.ndarray, np.ndarray]:
+def _residuals_where_known(groups: Groups) -> tuple[np.ndarray, np.ndarray]:
     """Residuals of maps and of the same participants' label: [S, R] each; 0 where missing."""
-    left, label = np.zeros((2, *people.maps.shape))
-    patterns, which = np.unique(np.isfinite(people.maps), axis=1, return_inverse=True)
+    left, label = np.zeros((2, *groups.maps.shape))
+    patterns, which = np.unique(np.isfinite(groups.maps), axis=1, return_inverse=True)
     for number, known in enumerate(patterns.T):
         if not known.any():
             continue
         where = np.ix_(known, np.flatnonzero(which.ravel() == number))
-        both = np.column_stack([people.maps[where], people.second[known]])
-        both = residuals(both, people.strata[known], people.covariates[known])
+        both = np.column_stack([groups.maps[where], groups.second[known]])
+        both = residuals(both, groups.strata[known], groups.covariates[known])
         left[where], label[where] = both[:, :-1], both[:, -1:]
     return left, label
 
 
-def _leverage(people: Groups) -> np.ndarray:
+def _leverage(groups: Groups) -> np.ndarray:
     """[S] how far the fit of strata, covariates and group follows each participant, 0..1."""
-    label = residuals(people.second[:, None].astype(float), people.strata, people.covariates)
-    directions = _directions(people.covariates, people.strata)
-    share = 1 / np.bincount(people.strata)[people.strata]
+    label = residuals(groups.second[:, None].astype(float), groups.strata, groups.covariates)
+    directions = _directions(groups.covariates, groups.strata)
+    share = 1 / np.bincount(groups.strata)[groups.strata]
     return share + (directions**2).sum(1) + (label**2 / (label**2).sum())[:, 0]
 
 

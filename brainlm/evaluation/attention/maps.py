@@ -71,14 +71,14 @@ def evaluate_attention(job: Job) -> pd.DataFrame:
             rows.append(where | {"n": 0, "left_out": sum(why.values()), "note": note})
             continue
         names = names_of(recorded, cohort.name)
-        people = _assign(part, cohort, names, Contrast(contrast, groups, within, tuple(adjust)))
-        if isinstance(people, str):
-            refused[cohort.name] = people
-            everybody = part["participant_id"].nunique() + sum(why.values())
-            rows.append(where | {"n": 0, "left_out": everybody, "note": people})
+        compared = _assign(part, cohort, names, Contrast(contrast, groups, within, tuple(adjust)))
+        if isinstance(compared, str):
+            refused[cohort.name] = compared
+            total = part["participant_id"].nunique() + sum(why.values())
+            rows.append(where | {"n": 0, "left_out": total, "note": compared})
             continue
-        people = replace(people, left_out=why | people.left_out)
-        table, found = compare_groups(people, where, task.permutations, options)
+        compared = replace(compared, left_out=why | compared.left_out)
+        table, found = compare_groups(compared, where, task.permutations, options)
         tables.append(table.assign(cohort=cohort.name, target=contrast))
         rows += found
     if contrast and not tables:
@@ -143,8 +143,8 @@ def _assign(
     column = contrast.column
     if column == TASK:
         return _conditions(part, contrast.groups)
-    people = part.groupby("participant_id", sort=True)["map"].apply(_mean_map)
-    maps = np.stack(people.to_list())
+    participants = part.groupby("participant_id", sort=True)["map"].apply(_mean_map)
+    maps = np.stack(participants.to_list())
     if column is None:
         none = np.zeros(len(maps), int)
         return Groups(maps, none.astype(bool), ("all",), none, maps[:, :0], False, {})
@@ -153,7 +153,7 @@ def _assign(
         if name not in table:
             return f"its participants table has no {name!r}"
     try:
-        found = _split(maps, table.reindex(people.index), contrast)
+        found = _split(maps, table.reindex(participants.index), contrast)
     except BrainLMError as error:
         return str(error)
     words = table[column].dropna().map(as_word)

@@ -38,7 +38,7 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
     kind = getattr(ml4fmri.models, name)
     build = partial(kind, windows.series.num_parcels, max(1, known.classes))
     device = get_device()
-    person = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])
+    subject = np.repeat(np.arange(len(known.train)), [len(rows) for rows in known.train])
     recordings = np.concatenate(list(known.train))
     shift, scale = (0.0, 1.0) if known.classes else (known.y.mean(), known.y.std() or 1.0)
     target = torch.from_numpy((known.y - shift) / scale).float().to(device)
@@ -64,7 +64,7 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
             for some in np.array_split(random.permutation(len(recordings)), batches):
                 picks = [(epoch, int(row)) for row in recordings[some]]
                 output, parts = net(look(windows.batch(picks).signal))
-                y = target[torch.from_numpy(person[some])]
+                y = target[torch.from_numpy(subject[some])]
                 if known.classes:
                     yield net.compute_loss(parts, y.long())[0]
                 else:

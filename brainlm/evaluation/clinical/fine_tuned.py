@@ -61,7 +61,7 @@ def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -
     known = read_labels(cohorts, task.target, task.kind, task.transform, task.spellings)
     corpus = Corpus(read_release(job.config.paths))
     population = Population.of(corpus, known, job.config.model.window)
-    people, labels = population.people, population.labels
+    participants, labels = population.participants, population.labels
     if population.shortage:
         print(f"{task.name}: not fine-tuned: {population.shortage}")
         skip_target(out, population.shortage)
@@ -70,8 +70,8 @@ def _fit_all(job: Job, out: Path, atlas: Atlas, seed: int, from_scratch: bool) -
         _fit(job, labels, out, atlas, seed, from_scratch)
         return
     columns = [read_column(cohort, task.groups) for cohort in cohorts]
-    groups, tables = pd.concat(columns).reindex(people.index), []
-    for number, split in enumerate(hold_out_groups(people, groups), 1):
+    groups, tables = pd.concat(columns).reindex(participants.index), []
+    for number, split in enumerate(hold_out_groups(participants, groups), 1):
         if why := population.describe_lack(split):
             print(f"{task.name}: fold {number} is left out: {why}")
             continue

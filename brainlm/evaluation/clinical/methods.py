@@ -65,7 +65,7 @@ def list_methods(
     logistic = [Method("connectivity + logistic", "connectivity", baselines.fit_logit)]
     svm = "SVR" if kind == "regression" else "SVC"
     methods = [
-        Method("mean" if kind == "regression" else "chance", "people", fit_constant),
+        Method("mean" if kind == "regression" else "chance", "no features", fit_constant),
         Method("mean FD", "mean FD", baselines.fit_ridge),
         Method("site", "site", baselines.fit_ridge),
         Method("demographics", "demographics", baselines.fit_ridge),
@@ -113,39 +113,39 @@ class Fold:
     def __init__(self, corpus: Corpus, train: pd.DataFrame, validation: pd.DataFrame, model=None,
                  windows: Windows | None = None, cache: dict | None = None):  # fmt: skip
         self.corpus, self.model, self.windows = corpus, model, windows
-        self.everybody = train, validation
+        self.everyone = train, validation
         many = len(train) > MOST_PARTICIPANTS
         self.train = train.sample(MOST_PARTICIPANTS, random_state=0) if many else train
         self.validation = validation.head(MOST_PARTICIPANTS)
         self._keep, self._cache = cache is not None, {} if cache is None else cache
 
-    def view(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
+    def view(self, name: str, participants: pd.DataFrame) -> np.ndarray | None:
         """Features [N, ...] of participants, before anything is fitted; None if none is known."""
-        rows = people["rows"]
-        if name == "people":
-            return np.zeros((len(people), 0))
+        rows = participants["rows"]
+        if name == "no features":
+            return np.zeros((len(participants), 0))
         if name == "rows":
-            out = np.empty(len(people), object)
+            out = np.empty(len(participants), object)
             out[:] = [np.array(some) for some in rows]
             return out
         if name == "mean FD":
-            return people[["mean_fd_mm"]].to_numpy(float)
+            return participants[["mean_fd_mm"]].to_numpy(float)
         if name in ("site", "demographics"):
             wanted = ["site"] if name == "site" else ["age", "sex"]
-            some = [c for c in wanted if f"is:{c}" in people]
+            some = [c for c in wanted if f"is:{c}" in participants]
             named = [f"is:{c}" for c in some]
-            return views.one_hot(people[named], self.train[named]) if some else None
+            return views.one_hot(participants[named], self.train[named]) if some else None
         if name in ("connectivity", "tangent", "cleaned"):
-            return self._per_participant("connectivity", people)
+            return self._per_participant("connectivity", participants)
         if name == "both":  # does the model add to what connectivity knows?
-            latent = self._per_participant("latent connectivity", people)
-            plain = self._per_participant("connectivity", people)
+            latent = self._per_participant("latent connectivity", participants)
+            plain = self._per_participant("connectivity", participants)
             return None if latent is None else np.concatenate([plain, latent], 1)  # type: ignore[list-item]
         if name == "raw series":
             assert self.windows is not None
             scaling, window = self.model.scaling, self.model.config.window
             return views.raw_series(self.corpus, scaling, window, rows)
-        return self._per_participant(name, people)
+        return self._per_participant(name, participants)
 
     def count_trained_on(self, methods: list[Method]) -> dict[str, int]:
         """Training participants by method: networks that learn from windows get all of them."""
@@ -153,18 +153,18 @@ class Fold:
 
     def _learners(self, view: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Training and validation participants that methods of a view are fitted on."""
-        return self.everybody if view == "rows" else (self.train, self.validation)
+        return self.everyone if view == "rows" else (self.train, self.validation)
 
-    def _known(self, name: str, people: pd.DataFrame) -> np.ndarray:
-        features = self.view(name, people)
+    def _known(self, name: str, participants: pd.DataFrame) -> np.ndarray:
+        features = self.view(name, participants)
         assert features is not None  # it was known of the training participants
         return features
 
-    def _per_participant(self, name: str, people: pd.DataFrame) -> np.ndarray | None:
+    def _per_participant(self, name: str, participants: pd.DataFrame) -> np.ndarray | None:
         """Features that are dear and belong to a participant whatever the fold: kept."""
-        missing = [i for i, key in enumerate(people.index) if (name, key) not in self._cache]
+        missing = [i for i, key in enumerate(participants.index) if (name, key) not in self._cache]
         if missing:
-            rows = people["rows"].iloc[missing]
+            rows = participants["rows"].iloc[missing]
             if name == "connectivity":
                 found = {name: views.connectivity_of(self.corpus, list(rows))}
             else:
@@ -175,9 +175,9 @@ class Fold:
             for view, values in found.items():
                 for key, value in zip(rows.index, values, strict=True):
                     self._cache[view, key] = value
-        if (name, people.index[0]) not in self._cache:
+        if (name, participants.index[0]) not in self._cache:
             return None
-        return np.stack([self._cache[name, key] for key in people.index])
+        return np.stack([self._cache[name, key] for key in participants.index])
 
     def _fitted(self, name: str) -> Callable[[pd.DataFrame], np.ndarray] | None:
         """The view with what it fits; a wide one as its axes, at most as many as participants.
@@ -186,35 +186,35 @@ class Fold:
         participants every training participant would be as far from every other.
         """
         features = self.view(name, self.train)
-        if features is None or (features.dtype != object and name != "people"
+        if features is None or (features.dtype != object and name != "no features"
                                 and not np.isfinite(features).any()):  # fmt: skip
             return None
         step: Callable[[np.ndarray, pd.DataFrame], np.ndarray]
         if name == "tangent":
             tangent = views.Tangent(features)
-            step = lambda f, people: tangent(f)  # noqa: E731
+            step = lambda f, participants: tangent(f)  # noqa: E731
         elif name == "cleaned":
             if not self._confounds(self.train).shape[1]:
                 return None
             cleaned = views.Cleaned(features, self._confounds(self.train))
-            step = lambda f, people: cleaned(f, self._confounds(people))  # noqa: E731
+            step = lambda f, participants: cleaned(f, self._confounds(participants))  # noqa: E731
         elif name == "both":
             scale = np.repeat(
                 [np.nanstd(half) for half in np.split(features, 2, axis=1)], features.shape[1] // 2
             )
-            step = lambda f, people: f / scale.astype(f.dtype)  # noqa: E731
+            step = lambda f, participants: f / scale.astype(f.dtype)  # noqa: E731
         else:
-            step = lambda f, people: f  # noqa: E731
+            step = lambda f, participants: f  # noqa: E731
         features = step(features, self.train)
         tokens = name.removeprefix(UNTRAINED) in ("CLS", "mean token")
         if tokens or features.dtype == object or features.shape[1] <= len(features):
-            return lambda people: step(self._known(name, people), people)
+            return lambda participants: step(self._known(name, participants), participants)
         axes = Kernel.of(features).axes()
-        return lambda people: axes(step(self._known(name, people), people))
+        return lambda participants: axes(step(self._known(name, participants), participants))
 
-    def _confounds(self, people: pd.DataFrame) -> np.ndarray:
-        sites = self.view("site", people)
-        motion = people[["mean_fd_mm"]].to_numpy(float)
+    def _confounds(self, participants: pd.DataFrame) -> np.ndarray:
+        sites = self.view("site", participants)
+        motion = participants[["mean_fd_mm"]].to_numpy(float)
         motion = motion if np.isfinite(self.train["mean_fd_mm"]).any() else motion[:, :0]
         return motion if sites is None else np.concatenate([motion, sites], 1)
 
@@ -228,14 +228,14 @@ class Fold:
         fitted = list(self._fit(methods, classes, seeds)) if len(test) else []
         parts: dict[str, list[np.ndarray]] = {}
         for first in range(0, len(test), _CHUNK):
-            people = test.iloc[first : first + _CHUNK]
+            participants = test.iloc[first : first + _CHUNK]
             for features, predictors in fitted:
-                some = features(people)
+                some = features(participants)
                 for method, fits in predictors.items():
                     predicted = np.stack([predict(some) for predict in fits], 1)
                     parts.setdefault(method, []).append(predicted)
             if not self._keep:
-                used = set(people.index)
+                used = set(participants.index)
                 self._cache = {k: v for k, v in self._cache.items() if k[1] not in used}
         return {method: np.concatenate(chunks) for method, chunks in parts.items()}
 
@@ -245,10 +245,11 @@ class Fold:
             features = self._fitted(name)
             if features is None:
                 continue
-            people, others = self._learners(name)
-            train = features(people)
+            participants, others = self._learners(name)
+            train = features(participants)
             known = Known(
-                train, people["y"].to_numpy(float), features(others) if len(others) else train[:0],
+                train, participants["y"].to_numpy(float),
+                features(others) if len(others) else train[:0],
                 others["y"].to_numpy(float), classes,
             )  # fmt: skip
             yield (

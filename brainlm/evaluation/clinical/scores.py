@@ -45,7 +45,7 @@ class Part:
 
     cohort: str
     split: str
-    people: pd.Index
+    participants: pd.Index
     label: np.ndarray
     transforms: list[LabelTransform]
     predictions: dict[str, np.ndarray]
@@ -56,7 +56,7 @@ class Part:
     note: str = ""
 
     def __len__(self) -> int:
-        return len(self.people)
+        return len(self.participants)
 
     def scale(self, values: np.ndarray) -> np.ndarray:
         """Labels [N] or predictions [N, seeds] as a network learns them."""

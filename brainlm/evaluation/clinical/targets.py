@@ -44,7 +44,7 @@ from .methods import Fold, Method, list_methods
 from .scores import Part, score
 
 #: Views that need no pretrained model, whose training participants can be tested, too.
-_WITHOUT_MODEL = ("people", "mean FD", "demographics", "connectivity", "tangent", "cleaned")
+_WITHOUT_MODEL = ("no features", "mean FD", "demographics", "connectivity", "tangent", "cleaned")
 
 
 def evaluate_target(job: Job) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def evaluate_target(job: Job) -> pd.DataFrame:
     study = Study(job, corpus, labels, model)
     if study.shortage:
         row = {"method": "fine-tuned", "level": "pooled", "cohort": "all", "n": 0}
-        row |= {"left_out": len(study.people), "note": f"not evaluated: {study.shortage}"}
+        row |= {"left_out": len(study.participants), "note": f"not evaluated: {study.shortage}"}
         return job.write([study.where | row])
     parts = list(study.parts())
     rows = [row for part in parts for row in score(part, study.where, job.options)]
@@ -86,7 +86,7 @@ class Study:
         self.labels, self.shortage = self.population.labels, self.population.shortage
         known = {self.task.target.casefold(), (self.groups or "").casefold()}
         asked = [question for question, names in QUESTIONS.items() if not known & set(names)]
-        self.people = read_questionnaires(cohorts, self.population.people, asked)
+        self.participants = read_questionnaires(cohorts, self.population.participants, asked)
 
     @property
     def groups(self) -> str | None:
@@ -95,15 +95,17 @@ class Study:
     def parts(self) -> Iterator[Part]:
         """The tables to score."""
         if self.groups is None:
-            test = self._predict([split_participants(self.people)], self._methods(), fits=True)
+            test = self._predict(
+                [split_participants(self.participants)], self._methods(), fits=True
+            )
             for cohort, split, table in cohort_parts(
-                self.people.reset_index(), ["test"], self.job.roles
+                self.participants.reset_index(), ["test"], self.job.roles
             ):
                 yield self._part(cohort, split, table.set_index(KEY), test)
             return
         known = [read_column(cohort, self.groups) for cohort in self.job.config.cohorts]
-        groups = pd.concat(known).reindex(self.people.index)
-        inside = self.people[~self.people["external"]]
+        groups = pd.concat(known).reindex(self.participants.index)
+        inside = self.participants[~self.participants["external"]]
         kinds = {
             f"test, {self.groups} held out": (hold_out_groups, self._methods(), True),
             f"all, {self.groups} held out": (hold_out_every_group, [
@@ -111,7 +113,7 @@ class Study:
             ], False),
         }  # fmt: skip
         for split, (hold_out, methods, fits) in kinds.items():
-            test = self._predict(list(hold_out(self.people, groups)), methods, fits=fits)
+            test = self._predict(list(hold_out(self.participants, groups)), methods, fits=fits)
             tested = inside if not fits else inside[inside["split"] == "test"]
             lost = {f"without a {self.groups}": groups.reindex(tested.index).isna()}
             for cohort, table in tested.groupby("cohort", sort=False):
@@ -120,7 +122,7 @@ class Study:
     def _methods(self) -> list[Method]:
         from ...training.windows import Windows
 
-        rows = np.array([row for some in self.people["rows"] for row in some], int)
+        rows = np.array([row for some in self.participants["rows"] for row in some], int)
         assert self.model.scaling is not None
         windows = Windows(self.corpus, self.model.scaling, self.window, rows)
         self._windows = windows
@@ -132,7 +134,7 @@ class Study:
 
         A fold from which nothing can be learnt is left out, and its test participants with it.
         """
-        found: dict[str, list] = {"transform": [], "people": []}
+        found: dict[str, list] = {"transform": [], "participants": []}
         counts: dict[str, list[int]] = {}
         values: dict[str, list[np.ndarray]] = {}
         splits = [s for s in splits if len(s.test) and not self.population.describe_lack(s)]
@@ -143,7 +145,7 @@ class Study:
         for split in splits:
             transform = self._transform(split)
             train, validation, test = (
-                self.people.loc[keys].assign(
+                self.participants.loc[keys].assign(
                     y=lambda t: transform.apply(t["label"])  # noqa: B023
                 )
                 for keys in (split.train, split.validation, split.test)
@@ -154,40 +156,48 @@ class Study:
                 methods, test, len(self.labels.classes), seeds
             ).items():
                 values.setdefault(name, []).append(transform.invert(predicted))
-            found["people"].append(split.test)
+            found["participants"].append(split.test)
             found["transform"] += [transform] * len(split.test)
             for name, count in fold.count_trained_on(methods).items():
                 counts.setdefault(name, []).append(count)
-        if not found["people"]:
-            return {"people": self.people.index[:0], "transform": [], "n_train": {}, "methods": {}}
-        people = found["people"][0].append(found["people"][1:])
+        if not found["participants"]:
+            return {
+                "participants": self.participants.index[:0],
+                "transform": [],
+                "n_train": {},
+                "methods": {},
+            }
+        participants = found["participants"][0].append(found["participants"][1:])
         made = {  # a view may be known in some folds only
             name: np.concatenate(v)
             for name, v in values.items()
-            if sum(map(len, v)) == len(people)
+            if sum(map(len, v)) == len(participants)
         }
         if fits:
-            fitted = self._read_fits(people, splits)
+            fitted = self._read_fits(participants, splits)
             counts |= {name: [len(split.train) for split in splits] for name in fitted}
             made = fitted | made
         n_train = {name: round(float(np.mean(counts[name]))) for name in made}
-        return {"people": people, "transform": found["transform"], "n_train": n_train,
+        return {"participants": participants, "transform": found["transform"], "n_train": n_train,
                 "methods": made}  # fmt: skip
 
     def _transform(self, split: Split) -> LabelTransform:
-        train = self.people.loc[split.train, "label"].to_numpy()
+        train = self.participants.loc[split.train, "label"].to_numpy()
         return LabelTransform.fit(self.task.transform, train)
 
-    def _read_fits(self, people: pd.Index, splits: Sequence[Split]) -> dict[str, np.ndarray]:
+    def _read_fits(self, participants: pd.Index, splits: Sequence[Split]) -> dict[str, np.ndarray]:
         """Classes are weighed as the fold's own training participants have them."""
         out = {}
         for name, start in {"fine-tuned": "finetune", "from scratch": "scratch"}.items():
             for folder in self.job.fits(start):
                 check_fit(self.job, folder)
-            out[name] = read_predictions(self.job.fits(start), people, self.labels)
+            out[name] = read_predictions(self.job.fits(start), participants, self.labels)
             if self.labels.classes:
                 for split in splits:
-                    some, train = people.isin(split.test), self.people.loc[split.train, "label"]
+                    some, train = (
+                        participants.isin(split.test),
+                        self.participants.loc[split.train, "label"],
+                    )
                     out[name][some] = balance(out[name][some], train.to_numpy())
         return out
 
@@ -196,16 +206,16 @@ class Study:
         """Subjects that every method has a prediction for."""
         why = count_left_out(table, self.window)
         labelled = names_of(self.labels.values.dropna().index, cohort)
-        why |= count_absent(labelled, names_of(self.people.index, cohort), split)
+        why |= count_absent(labelled, names_of(self.participants.index, cohort), split)
         ready = table["ready"]
         for reason, missing in (lost or {}).items():
             missing = missing.reindex(table.index) & ready
             why[reason], ready = int(missing.sum()), ready & ~missing
-        unlearnt = ready & ~table.index.isin(test["people"])
+        unlearnt = ready & ~table.index.isin(test["participants"])
         why["of a fold whose training participants lack a class"] = int(unlearnt.sum())
         ready = ready & ~unlearnt
         keys = table.index[ready]
-        where = test["people"].get_indexer(keys)
+        where = test["participants"].get_indexer(keys)
         of = {name: values[where] for name, values in test["methods"].items()}
         whole = np.ones(len(keys), bool)
         for name, values in of.items():
@@ -224,7 +234,9 @@ class Study:
         )  # fmt: skip
 
 
-def read_predictions(folders: Sequence[Path], people: pd.Index, labels: Labels) -> np.ndarray:
+def read_predictions(
+    folders: Sequence[Path], participants: pd.Index, labels: Labels
+) -> np.ndarray:
     """Mean over each participant's recordings [N, seeds], or of the classes' probabilities
     [N, seeds, C]; NaN where none."""
     seeds = []
@@ -244,7 +256,7 @@ def read_predictions(folders: Sequence[Path], people: pd.Index, labels: Labels) 
             columns = [f"probability_{name}" for name in labels.classes]
             if not set(columns) <= set(table):
                 table = _name_classes(table, columns)
-        seeds.append(table.groupby(KEY)[columns].mean().reindex(people).to_numpy(float))
+        seeds.append(table.groupby(KEY)[columns].mean().reindex(participants).to_numpy(float))
     out = np.stack(seeds, 1)
     return out if labels.classes else out[..., 0]
 
@@ -275,7 +287,7 @@ def _save_predictions(path: Path, parts: Sequence[Part], task) -> None:
                     }
                 seed = part.seeds[k] if values.shape[1] > 1 else None
                 tables.append(
-                    part.people.to_frame(index=False).assign(
+                    part.participants.to_frame(index=False).assign(
                         split=part.split, label=part.label, method=name, seed=seed, **columns
                     )
                 )

@@ -152,14 +152,14 @@ def embed(model, corpus: Corpus, rows) -> dict[str, np.ndarray]:
     model, device = prepare(model).eval(), get_device()
     flat = np.array([row for some in rows for row in some], int)
     windows = Windows(corpus, model.scaling, model.config.window, flat)
-    people = []
+    participants = []
     for some in rows:
         parts = [_summarise(model, windows.even(int(row), WINDOWS).to(device)) for row in some]
-        people.append([_mean_of_known(same) for same in zip(*parts, strict=True)])
+        participants.append([_mean_of_known(same) for same in zip(*parts, strict=True)])
     names = ("CLS", "mean token", "latent connectivity")
     return {
         name: np.stack(values).astype(np.float32)
-        for name, values in zip(names, zip(*people, strict=True), strict=False)
+        for name, values in zip(names, zip(*participants, strict=True), strict=False)
     }
 
 

@@ -252,10 +252,10 @@ def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, se
 
 def _score(right: dict, table: pd.DataFrame, names, where, options: Evaluate) -> Iterator[dict]:
     """Accuracy, and paired differences from the attention rows; recall of every network."""
-    people = table["participant_id"]
-    sample = Sample(people.nunique(), options)
+    participants = table["participant_id"]
+    sample = Sample(participants.nunique(), options)
     where = where | {"n": sample.participants, "metric": "accuracy", "level": "pooled"}
-    totals = {name: add_by_participant(counts, people) for name, counts in right.items()}
+    totals = {name: add_by_participant(counts, participants) for name, counts in right.items()}
     overall = {name: _accuracy(counts.sum(1)) for name, counts in totals.items()}
     pairs = [(MODEL, other) for other in right if other != MODEL]
     yield from compare(sample, overall, where, pairs)

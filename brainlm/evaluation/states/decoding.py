@@ -298,11 +298,11 @@ def _score(tested: pd.DataFrame, predicted: Scores, classes: Sequence[str], seed
     units = [classes[k] for k in present]
     yield from compare(sample, statistics, where | {"level": "condition", "metric": "recall"},
                        units=units)  # fmt: skip
-    everybody = np.ones((1, len(names)))
+    once = np.ones((1, len(names)))
     for name, (right, total) in hits.items():
         if len(right) > 1:
             row = where | {"method": name, "metric": "balanced_accuracy"}
-            values = (float(_balanced(one[None], total)(everybody)[0]) for one in right)
+            values = (float(_balanced(one[None], total)(once)[0]) for one in right)
             yield from rows_of_units(row, "seed", seeds, values)
 
 
