@@ -114,7 +114,7 @@ def check_registered(name: str) -> None:
     names = registered()
     if name not in names:
         near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
         raise BrainLMError(f"atlas.name: no atlas {name!r} in {REGISTRY}; {hint}")
 
 

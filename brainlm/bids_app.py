@@ -45,16 +45,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"brainlm-bids {__version__}")
     parser.add_argument("bids_dir", type=Path, help="folder of the raw BIDS dataset")
-    parser.add_argument("output_dir", type=Path, help="folder for everything that is written")
+    parser.add_argument("output_dir", type=Path, help="folder for all output")
     parser.add_argument("level", choices=list(TARGETS), metavar="participant|group",
                         help="participant: preprocess; group: preprocess what is left, train, "
                         "evaluate and report")  # fmt: skip
     parser.add_argument("--participant-label", nargs="+", default=[], metavar="LABEL",
-                        help="only these (with or without sub-), added to those of earlier calls; "
-                        "default: every participant")  # fmt: skip
-    parser.add_argument("--n-cpus", "--n_cpus", type=int, help="processor cores (default: all)")
+                        help="only these participants (with or without sub-), in addition to "
+                             "those of earlier calls; default: all")  # fmt: skip
+    parser.add_argument("--n-cpus", "--n_cpus", type=int, help="CPU cores (default: all)")
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="YAML",
-                        help="settings of your own; may be repeated")  # fmt: skip
+                        help="your own settings; may be repeated")  # fmt: skip
     return parser
 
 

@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
             name, help=text, parents=parents, description=text, epilog=f"example: {example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
-        sub.add_argument("--debug", action="store_true", help="show a traceback on errors")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of errors")
         sub.add_argument("--config", type=Path, action="append", metavar="YAML",
                          help="configuration; may be repeated (default: config.yaml)")  # fmt: skip
         sub.set_defaults(run=run)
@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_data_verbs(verb) -> None:
-    sub = verb("simulate", _simulate, "make a raw BIDS cohort with known truth",
+    sub = verb("simulate", _simulate, "simulate a raw BIDS cohort whose true values are known",
                "brainlm simulate data/demo --subjects 48 --seed 1")  # fmt: skip
     sub.add_argument("folder", type=Path)
     sub.add_argument("--subjects", type=int, default=24)
@@ -99,24 +99,25 @@ def _add_data_verbs(verb) -> None:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--duration", type=float, default=240.0, metavar="S", help="s per run")
     sub.add_argument("--tr", type=float, default=2.0, metavar="S", help="repetition time, s")
-    sub.add_argument("--t1w", action="store_true", help="a T1-weighted image per subject too")
+    sub.add_argument("--t1w", action="store_true", help="also a T1-weighted image per subject")
     sub.add_argument("--conditions", type=int, default=0, metavar="N",
-                     help="blocks of so many conditions in every run")  # fmt: skip
+                     help="blocks of N conditions in every run")  # fmt: skip
     sub.add_argument("--damage", nargs="*", default=[], metavar="LABEL=KIND",
-                     help="spoil recordings, e.g. 07=truncated")  # fmt: skip
+                     help="damage recordings, e.g. 07=truncated")  # fmt: skip
     sub.add_argument("--series", action="store_true",
                      help="parcel series of atlas demo424 instead of images")  # fmt: skip
     sub.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     sub.add_argument("--index-only", action="store_true",
-                     help="write the index of a cohort of this size, and no image")  # fmt: skip
+                     help="write only the index of a cohort of this size, no images")  # fmt: skip
 
-    sub = verb("index", _index, "find the recordings of each cohort and give them chunks",
+    sub = verb("index", _index, "find the recordings of each cohort and assign them to chunks",
                "brainlm index --config config.yaml")  # fmt: skip
     sub.add_argument("--cohort", help="only this cohort")
     sub.add_argument("--accept-removed", action="store_true",
-                     help="many recordings were removed on purpose")  # fmt: skip
+                     help="continue although many recordings are gone (they were removed on "
+                          "purpose)")  # fmt: skip
     sub.add_argument("--explain", action="store_true",
-                     help="print what is made of every file, and why; write nothing")  # fmt: skip
+                     help="print how each file is classified, and why; write nothing")  # fmt: skip
 
 
 def _add_chunk_verbs(verb) -> None:
@@ -133,7 +134,7 @@ def _add_chunk_verbs(verb) -> None:
         whole = step.of == "chunk"
         sub.add_argument("--cohort", required=whole)
         sub.add_argument("--chunk", required=whole)
-        sub.add_argument("--workers", type=int, default=1, help="recordings at a time")
+        sub.add_argument("--workers", type=int, default=1, help="recordings to process at a time")
         if not whole:
             sub.add_argument("file", nargs="?", type=Path,
                              help="one recording of a configured cohort")  # fmt: skip
@@ -146,27 +147,31 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub = step_verb("summary", _summary)
     sub.add_argument("--check", action="store_true",
                      help="exit 3 when more than max_failed_fraction failed")  # fmt: skip
-    sub = verb("status", _status, "how far the run is, what failed and what is next",
+    sub = verb("status", _status, "show progress, failures and what to do next",
                "brainlm status --watch")  # fmt: skip
     sub.add_argument("--watch", action="store_true", help="redraw until the run ends")
     verb("run", _run, "run the whole workflow in this folder; further options are Snakemake's",
          "brainlm run --cores 8   (in a clone the same as: snakemake --cores 8)")  # fmt: skip
-    sub = verb("doctor", _doctor, "check what this configuration needs of this machine",
+    sub = verb("doctor", _doctor, "check that this machine has what the configuration needs",
                "brainlm doctor --config config.yaml")  # fmt: skip
     sub.add_argument("--fetch", action="store_true",
-                     help="download atlas and template ahead of jobs")  # fmt: skip
+                     help="download the atlas and the template before jobs need them")  # fmt: skip
     sub = verb("config", _config, "check the configuration and print it in full",
                "brainlm config --config config.yaml")  # fmt: skip
     sub.add_argument("--schema", action="store_true", help="print the JSON schema instead")
     log = argparse.ArgumentParser(add_help=False)
-    log.add_argument("--log-file", type=Path, help="a file to append to what is printed")
+    log.add_argument("--log-file", type=Path, help="also append the output to this file")
     sub = step_verb("pretrain", _pretrain, log)
     sub.add_argument("--sweep", nargs=3, metavar=("PRESET", "SHARE", "SEED"),
-                     help="a point of a scaling task instead of the model")  # fmt: skip
+                     help="train one model of a scaling task instead")  # fmt: skip
     fit = argparse.ArgumentParser(add_help=False)
     fit.add_argument("--task", help="a regression or classification task")
     fit.add_argument("--seed", type=int, default=1, help="one of the task's seeds")
-    fit.add_argument("--from-scratch", action="store_true", help="the network not pretrained")
+    fit.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="start from random weights, not from the pretrained model",
+    )
     step_verb("finetune", _finetune, fit, log)
     scans = _scan_arguments()
     sub = step_verb("embed", _embed, scans)
@@ -176,7 +181,8 @@ def _add_study_verbs(verb, step_verb) -> None:
                      "model's head, else mean)")  # fmt: skip
     sub = step_verb("predict", _predict, fit, scans)
     sub.add_argument("source", metavar="INPUT", nargs="?",
-                     help="as of embed; without it: external cohorts, by --task")  # fmt: skip
+                     help="as for embed; without it: the external cohorts, with the model of "
+                          "--task")  # fmt: skip
     sub = step_verb("evaluate", _evaluate)
     sub.add_argument("--task", required=True, help="a name in workflow/tasks or config.yaml")
     sub = step_verb("report", _report)
@@ -187,20 +193,28 @@ def _scan_arguments() -> argparse.ArgumentParser:
     """What `embed` and `predict` share: the model, the table, what the scans do not say."""
     scans = argparse.ArgumentParser(add_help=False)
     scans.add_argument("--model", metavar="PATH|HUB_ID[/SUBFOLDER]",
-                       help="default, for a cohort of config.yaml: the study's own")  # fmt: skip
-    scans.add_argument("--out", type=Path, help="the table (default: named for INPUT, here)")
+                       help="default for a cohort of the study: its own model")  # fmt: skip
+    scans.add_argument(
+        "--out", type=Path, help="the table (default: named after INPUT, in this folder)"
+    )
     scans.add_argument("--format", choices=FORMATS, default="parquet")
-    scans.add_argument("--layout", choices=get_args(LayoutName), help="default: told by the files")
-    scans.add_argument("--tr", type=float, metavar="S", help="repetition time, if no file says it")
+    scans.add_argument(
+        "--layout", choices=get_args(LayoutName), help="default: detected from the files"
+    )
+    scans.add_argument(
+        "--tr", type=float, metavar="S", help="repetition time, if no file states it"
+    )
     scans.add_argument("--units", choices=["scanner", "percent", "as delivered"],
-                       help="of parcel series: scanner for raw means")  # fmt: skip
-    scans.add_argument("--confounds", help="removed from images in template space; or none")
-    scans.add_argument("--space", help="template space of images whose names do not say it")
+                       help="units of parcel series: scanner for raw means")  # fmt: skip
+    scans.add_argument(
+        "--confounds", help="confounds to remove from images in template space, or none"
+    )
+    scans.add_argument("--space", help="template space of images whose names do not state it")
     scans.add_argument("--short", choices=["refuse", "pad"], default="refuse",
                        help="recordings shorter than the model's window")  # fmt: skip
-    scans.add_argument("--scaling", type=Path, help="for a model that carries none")
+    scans.add_argument("--scaling", type=Path, help="for a model without its own")
     scans.add_argument("--workers", type=int, default=os.cpu_count() or 1,
-                       help="recordings at a time")  # fmt: skip
+                       help="recordings to process at a time")  # fmt: skip
     return scans
 
 
@@ -256,7 +270,7 @@ def _index(args) -> None:
                 accept_removed=args.accept_removed, everything=True,
             )  # fmt: skip
             if not change.total:
-                print(f"{cohort.name}: sealed, not looked at")
+                print(f"{cohort.name}: sealed, not searched")
                 continue
             print(
                 f"{cohort.name}: {change.total} recordings in {change.chunks} chunks "

@@ -72,8 +72,8 @@ class Cohort(Section):
     )
     role: Literal["reference", "external", "predict"] = Field(
         "reference",
-        description="reference: fits the scaling and trains; external: evaluated only; predict: "
-        "preprocessed, embedded and predicted, and no part of any table of results",
+        description="reference: fits the scaling and trains; external: only evaluated; predict: "
+        "preprocessed, embedded and predicted, but in no table of results",
     )
     watch: Literal["auto", "full", "sealed"] = Field(
         "auto",
@@ -89,39 +89,44 @@ class Cohort(Section):
     )
     repetition_time_s: Positive | None = Field(
         None,
-        description="s; where neither sidecar nor header states it; refused where one differs",
+        description="s; used where neither sidecar nor header states one; a recording that "
+        "states another is refused",
     )
     orientation: Annotated[str, AfterValidator(_check_orientation)] | None = Field(
         None,
-        description="of images whose headers have none: where the voxels' axes lead, LAS: to "
-        "left, anterior, superior; refused where a header says otherwise",
+        description="directions of the voxel axes (LAS: left, anterior, superior) of images "
+        "whose headers have no orientation; a recording whose header says otherwise "
+        "is refused",
     )
     task: str | None = Field(None, description="use only this BIDS task; default all")
     select: dict[str, Annotated[str, BeforeValidator(str)] | None] = Field(
         {},
-        description="where a run is there in several versions, the one to use, by entities of the "
-        "file's name: {rec: norm}, {echo: 2}; {rec: null} is the one without",
+        description="which version to use where a run has several, by entities of the file "
+        "name: {rec: norm}, {echo: 2}; {rec: null} is the one without",
     )
     space: str | None = Field(
         None,
-        description="template space of images that enter in one (MNI152NLin6Asym:res-2); needed "
-        "where there are several, or to accept one that is not the atlas's (it is recorded)",
+        description="template space of images that are already normalised "
+        "(MNI152NLin6Asym:res-2); needed to choose one of several, or to accept "
+        "another space than the atlas's (this is recorded)",
     )
     confounds: Literal["none"] | ConfoundStep | tuple[ConfoundStep, ...] = Field(
         "motion24",
-        description="removed from images that enter in template space (never from FIX-cleaned "
-        "ones), one or a list: motion6, motion24, wm-csf, acompcor, global; or none",
+        description="confounds to remove from images that are already normalised (never from "
+        "FIX-cleaned ones), one or a list: motion6, motion24, wm-csf, acompcor, "
+        "global; or none",
     )
     segmentation: str | None = Field(
         None,
-        description="which parcellation's series, where a folder has several (XCP-D), or to "
-        "accept one whose name is not the atlas's",
+        description="parcellation to read where a folder has several (XCP-D); also accepts one "
+        "whose name is not the atlas's",
     )
     units: Literal["as delivered", "scanner", "percent"] = Field(
         "as delivered",
-        description="of parcel series: scanner, if they are raw means to be converted to percent "
-        "of each parcel's mean, as series made here are; percent, if they are that; other units "
-        "cannot be trained on together with percent",
+        description="units of parcel series: scanner for raw means, which are converted to "
+        "percent of each parcel's mean; percent for series that are in percent "
+        "already, as those made here are; series in other units cannot be trained "
+        "on together with these",
     )
 
     @property
@@ -135,7 +140,8 @@ class Cohort(Section):
 class Atlas(Section):
     name: Name = Field("a424", description="an entry of atlases/*.yaml")
     folder: Path = Field(
-        Path("atlases/files"), description="where its files are, or are downloaded to once"
+        Path("atlases/files"),
+        description="folder of the atlas files; they are downloaded there if missing",
     )
 
 
@@ -148,7 +154,7 @@ DenoiseStep = Literal[
 class Preprocess(Section):
     engine: Literal["builtin", "fsl"] = Field(
         "builtin",
-        description="motion, normalisation, ICA; fsl: by FSL, which must be on PATH",
+        description="for motion, normalisation and ICA; fsl needs FSL on PATH",
     )
     min_duration_s: Positive = Field(120.0, description="s; shorter runs are listed as too_short")
     sample_period_s: Positive = Field(1.0, description="s; every series is resampled to this")
@@ -168,7 +174,9 @@ class Preprocess(Section):
         "components instead of the ICA-AROMA rules; needs engine: fsl and a T1w per recording",
     )
     fix_threshold: Annotated[int, Field(ge=0, le=100)] = Field(
-        20, description="of FIX: components less probably signal than this, in %, are noise"
+        20,
+        description="FIX calls components noise whose probability of being signal is below "
+        "this, in %",
     )
     use_t1w: bool = Field(
         False,
@@ -182,7 +190,8 @@ class Preprocess(Section):
         "from TEMPLATEFLOW_HOME (brainlm doctor --fetch downloads it)",
     )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="share of a parcel inside the field of view, below which it is NaN"
+        0.5,
+        description="a parcel with a smaller share of its voxels inside the field of view is NaN",
     )
     time_limit_min: Positive = Field(30.0, description="min; a recording that takes longer fails")
 
@@ -227,7 +236,9 @@ class Chunks(Section):
     recordings: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="recordings per chunk (= shard = cluster job)"
     )
-    dtype: Literal["float16", "float32"] = Field("float16", description="of the stored series")
+    dtype: Literal["float16", "float32"] = Field(
+        "float16", description="type of the stored series"
+    )
 
 
 PresetName = Literal[
@@ -239,29 +250,30 @@ _PARCEL_PRESETS = ("tiny", "13m", "old_13M")
 
 class Model(Section):
     preset: PresetName = Field(
-        "13m", description="ours, or the published form of a size by its published name"
+        "13m", description="one of our presets, or a published model by its published name"
     )
     window: Annotated[int, Field(ge=2)] = Field(200, description="time points per window")
     patch: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="time points per patch; default 20, of the image presets 16"
+        None, description="time points per patch; default 20, or 16 for the image presets"
     )
     start: str | None = Field(
         None,
-        description="a finished model that takes the place of pretraining: a folder, or "
+        description="a finished model to use instead of pretraining: a folder, or "
         "owner/name[/subfolder] on the Hugging Face hub",
     )
     continue_training: bool = Field(
-        False, description="pretrain on from the weights of `start`, on this study's release"
+        False,
+        description="continue pretraining from the weights of `start` on this study's release",
     )
     decoder_context: Literal["visible", "all"] | None = Field(
         None,
-        description="tokens that the decoder attends to; default that of the preset: of tiny and "
-        "13m the visible ones, of the others all (the paper)",
+        description="tokens that the decoder attends to; default: visible for tiny and 13m, all "
+        "for the other presets (as in the paper)",
     )
     learned_parcels: bool | None = Field(
         None,
-        description="of tiny and 13m: false knows parcels by their coordinates alone, so that the "
-        "model takes other atlases; default true",
+        description="for tiny and 13m; with false, parcels are known by their coordinates "
+        "alone, so that the model works with other atlases; default true",
     )
 
 
@@ -274,7 +286,9 @@ class Pretrain(Section):
     })  # fmt: skip
 
     epochs: Annotated[int, Field(ge=1)] = 100
-    batch_size: Annotated[int, Field(ge=1)] = Field(512, description="windows per update, global")
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        512, description="windows per update, over all processes"
+    )
     micro_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="windows per forward pass and process; auto: as many as the GPU's memory "
@@ -282,8 +296,8 @@ class Pretrain(Section):
     )
     learning_rate: Positive | None = Field(
         None,
-        description="peak; default 1e-3, of presets 111m and 650m 1.5e-4 for each 256 windows of "
-        "the batch (masked autoencoders of images)",
+        description="peak; default 1e-3, or for presets 111m and 650m 1.5e-4 per 256 windows of "
+        "the batch (as masked autoencoders of images)",
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -293,16 +307,20 @@ class Pretrain(Section):
     )
     beta2: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
-        description="of AdamW's second moment; default .999, of presets 111m and 650m .95 as in "
-        "masked autoencoders of images",
+        description="decay of AdamW's second moment; default .999, or .95 for presets 111m and "
+        "650m (as masked autoencoders of images)",
     )
     optimizer: Literal["muon", "adamw"] = Field(
-        "muon", description="of the blocks' matrices; the rest is AdamW's; adamw: as the paper"
+        "muon",
+        description="muon: Muon for the matrices of the blocks and AdamW for the rest; "
+        "adamw: AdamW for all, as in the paper",
     )
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     mask: Literal["random", "future"] = "random"
     share: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="of the training participants, for scaling studies; updates stay as many"
+        1.0,
+        description="share of the training participants to use, for scaling studies; the "
+        "number of updates stays the same",
     )
     seed: int = 1234
     precision: Literal["auto", "float32", "bf16"] = Field(
@@ -310,24 +328,28 @@ class Pretrain(Section):
     )
     attention: Literal["auto", "flash", "flash-attn", "math"] = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    compile: bool | Literal["auto"] = Field("auto", description="the blocks; auto: on CUDA")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the transformer blocks; auto: only on CUDA"
+    )
     activation_checkpointing: bool = Field(
-        False, description="keep less for the backward pass: a third more work"
+        False,
+        description="recompute activations in the backward pass: less memory, a third "
+        "more computation",
     )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), description="where metrics go besides metrics.jsonl; nothing by default"
+        (), description="where metrics go in addition to metrics.jsonl; nowhere by default"
     )
     checkpoint_every_min: Positive = Field(10.0, description="min between checkpoints")
     validate_every_epochs: Annotated[int, Field(ge=1)] = 1
     nodes: Annotated[int, Field(ge=1)] = 1
-    gpus: Annotated[int, Field(ge=0)] = Field(0, description="per node; 0 trains on the CPU")
+    gpus: Annotated[int, Field(ge=0)] = Field(0, description="GPUs per node; 0 trains on the CPU")
     cpus: Annotated[int, Field(ge=1)] = Field(
-        8, description="per node; default 12 for each GPU, 8 without"
+        8, description="CPUs per node; default 12 per GPU, or 8 without GPUs"
     )
     hours: Positive = Field(
         24.0,
-        description="of a training or evaluation job on a cluster; one that is ended by the "
-        "clock resumes",
+        description="h; time limit of a training or evaluation job on a cluster; a training "
+        "that reaches it resumes in the next job",
     )
 
     def of_preset(self, name: str) -> Pretrain:
@@ -357,8 +379,8 @@ class Finetune(Section):
     pool: Literal["auto", "connectivity", "mean", "cls"] = Field(
         "auto",
         description="what the head sees: correlations between the parcels' tokens, the mean of "
-        "the tokens, or CLS (the paper); auto: connectivity where a token is one parcel's, "
-        "else mean",
+        "the tokens, or CLS (as in the paper); auto: connectivity for models with a "
+        "token per parcel, else mean",
     )
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -373,7 +395,9 @@ class Finetune(Section):
 
 class Evaluate(Section):
     mask_ratios: tuple[float, ...] = (0.2, 0.75, 0.9)
-    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="resamples of subjects")
+    bootstrap: Annotated[int, Field(ge=100)] = Field(
+        2000, description="bootstrap resamples of participants"
+    )
     seed: int = 1234
 
 
@@ -391,7 +415,9 @@ class Config(Section):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
     results: Annotated[Path, AfterValidator(_without_braces)] = Path("results")
-    release: Name = Field("r1", description="the frozen list of shards and scaling to train on")
+    release: Name = Field(
+        "r1", description="name of the frozen list of shards, with their scaling, to train on"
+    )
     tasks: tuple[str, ...] = Field(
         ("reconstruction", "age", "forecasting", "attention", "latent"),
         description="what to evaluate: names of files in workflow/tasks, or paths of such files",

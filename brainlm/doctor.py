@@ -103,7 +103,7 @@ def _results(config: Config) -> Iterator[Finding]:
         write_text(probe, "")
         probe.unlink()
     except OSError as error:
-        advice = "choose another folder (results:) or get the right to write there"
+        advice = "choose another folder (results:) or get permission to write there"
         yield Finding("results", False, f"{config.results}: {error.strerror}", advice)
         return
     need, known = 0.0, 0
@@ -185,10 +185,10 @@ def _slurm(config: Config) -> Iterator[Finding]:
     default = any(name.endswith("*") for name in partitions)
     named = os.environ.get("BRAINLM_PARTITION")
     if named and named not in {name.rstrip("*") for name in partitions}:
-        advice = f"BRAINLM_PARTITION={named} is none of them"
+        advice = f"BRAINLM_PARTITION={named} is not one of them"
         yield Finding("SLURM", False, text, advice)
     elif not default and not named:
-        yield Finding("SLURM", False, text, "there is no default one: set BRAINLM_PARTITION")
+        yield Finding("SLURM", False, text, "there is no default partition: set BRAINLM_PARTITION")
     else:
         yield Finding("SLURM", True, text)
 

@@ -96,7 +96,7 @@ def is_disk_error(error: OSError) -> bool:
 def describe_disk_error(error: OSError) -> str:
     """What to tell the user about an error of writing."""
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}; free some space or give the right to write there"
+    return f"{place}{error.strerror or error}; free some space or allow writing there"
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -272,7 +272,7 @@ STEPS: dict[str, Step] = {
         ),
         Step(
             "denoise",
-            "fit the ICA and decide which components are artefacts",
+            "fit an ICA and decide which components are artefacts",
             of="recording",
             run="brainlm.preprocess.stages.denoise_stage:run_denoise",
             prepare="brainlm.preprocess.stages.denoise_stage:prepare",
@@ -298,7 +298,7 @@ STEPS: dict[str, Step] = {
         ),
         Step(
             "volumes",
-            "parcellate images that are in template space already; filter, denoise, resample",
+            "parcellate images that are already in template space; filter, denoise, resample",
             of="recording",
             run="brainlm.preprocess.delivered.volumes:take_volumes",
             prepare="brainlm.preprocess.delivered.volumes:prepare",
@@ -309,7 +309,7 @@ STEPS: dict[str, Step] = {
         ),
         Step(
             "series",
-            "take parcel series that are already there",
+            "read parcel series that someone else made",
             of="recording",
             run="brainlm.preprocess.delivered.parcel_series:take_series",
             version=2,
@@ -340,11 +340,11 @@ STEPS: dict[str, Step] = {
         ),
         Step(
             "summary",
-            "count what became of every recording; list the failures",
+            "count the recordings by status and list the failures",
             example="brainlm summary",
         ),
         _PRETRAIN,
-        replace(_PRETRAIN, name="sweep", help="one pretraining of a scaling task", example=""),
+        replace(_PRETRAIN, name="sweep", help="train one model of a scaling task", example=""),
         _FINETUNE,
         replace(
             _FINETUNE,
@@ -361,7 +361,7 @@ STEPS: dict[str, Step] = {
         ),
         Step(
             "evaluate",
-            "compare with honest baselines, with intervals",
+            "compare methods and baselines, with confidence intervals",
             version=3,
             depends=_evaluate,
             example="brainlm evaluate --task reconstruction   (or --task age)",

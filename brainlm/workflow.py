@@ -236,7 +236,7 @@ def _check_finished(config: Config, cohort: Cohort) -> None:
 
 
 def _note_finished(config: Config, dag: Any) -> None:
-    """Chunks of this run's graph of which no job is left."""
+    """Chunks of this run's graph that have no jobs left."""
     from .cohort.finished import note_finished
 
     def chunk(job: Any) -> tuple[str, str]:

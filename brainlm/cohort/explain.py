@@ -35,7 +35,7 @@ def explain_files(cohort: Cohort) -> Iterator[tuple[str, str]]:
         words.setdefault(name, f"read with {ids[0]}{more}")
     words |= _tables(cohort)
     for name in sorted({*words, *_list_files(cohort.folder)}):
-        yield name, words.get(name, f"not read: layout {cohort.layout} has no use for it")
+        yield name, words.get(name, f"not read: layout {cohort.layout} does not use it")
 
 
 def _describe(item: Found) -> str:

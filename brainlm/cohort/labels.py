@@ -80,7 +80,7 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
     twice = table.index[table.index.duplicated()]
     if len(twice):
         rows = int((table.index == twice[0]).sum())
-        raise BrainLMError(f"{path}: {twice[0]} stands in {rows} rows; keep one")
+        raise BrainLMError(f"{path}: {twice[0]} appears in {rows} rows; keep one")
     return table
 
 
@@ -105,8 +105,8 @@ def describe_match(cohort: Cohort, participants: Set[str]) -> str | None:
     without = sorted(participants - rows)
     if rows and participants and len(without) == len(participants):
         raise BrainLMError(
-            f"{path}: no row is of anybody with a recording (rows: {min(rows)}, ...; recordings: "
-            f"{min(participants)}, ...); correct the ids"
+            f"{path}: no row matches a participant with a recording (rows: {min(rows)}, ...; "
+            f"recordings: {min(participants)}, ...); correct the ids"
         )
     known = len(participants) - len(without)
     text = f"{known} of {len(participants)} participants with recordings are in {path}"
@@ -435,7 +435,7 @@ def _refuse_other_names(names: pd.Series, known: pd.Series) -> None:
     if strange and (codes or len(strange) == len(there)):
         raise BrainLMError(
             f"{names.name} is {', '.join(there[:4])}, where the model learnt "
-            f"{', '.join(trained[:4])}: write the same words, or spellings: into the task's file"
+            f"{', '.join(trained[:4])}: use the same words, or add spellings: to the task's file"
         )
 
 
@@ -478,7 +478,7 @@ def _refuse_other_numbers(values: pd.Series, known: pd.Series) -> None:
         if low <= values.median() / ratio <= high:
             raise BrainLMError(
                 f"{values.name} is {values.min():g} to {values.max():g}, where the model learnt "
-                f"{low:g} to {high:g} ({words}?): write it in the same unit"
+                f"{low:g} to {high:g} ({words}?): convert it to the same unit"
             )
 
 
@@ -500,7 +500,7 @@ def _refuse_spellings(target: str, counts: pd.Series, spellings: Mapping[str, st
         mapping = {n: max(g, key=lambda n: counts[n]) for g in mixed for n in g}
         text = json.dumps({n: to for n, to in mapping.items() if n != to}, ensure_ascii=False)
         raise BrainLMError(
-            f"{target} has one class in several spellings: {found}; write into the task's file "
+            f"{target} has one class in several spellings: {found}; add to the task's file "
             f"spellings: {text} (or a class's own name, if they differ)"
         )
 

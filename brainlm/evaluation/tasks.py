@@ -34,14 +34,14 @@ _LIGHT: tuple[Literal["meanMLP", "LSTM", "Transformer"], ...] = ("meanMLP", "LST
 DeepNetworks = Annotated[
     tuple[Literal["meanMLP", "LSTM", "Transformer", "BNT", "BrainNetCNN", "BolT"], ...],
     Field(
-        description="deep baselines, by ml4fmri; those not in the default are for a GPU",
+        description="deep baselines from ml4fmri; those that are not in the default need a GPU",
         exclude_if=lambda names: names == _LIGHT,  # results of older studies stay as they are
     ),
 ]
 
 
 class _Task(Section):
-    name: Name = Field(description="from the file's name")
+    name: Name = Field(description="taken from the file's name")
 
     def columns(self) -> list[str]:
         """Of the participants tables, without which the task can do nothing."""
@@ -75,16 +75,19 @@ class RegressionTask(_Task):
     target: str = Field(description="column of the participants tables")
     transform: Literal["zscore", "minmax", "log_minmax"] = Field(
         "zscore",
-        description="of the label, fitted on training participants; metrics are in its units",
+        description="transform of the label, fitted on training participants; metrics are in "
+        "the label's own units",
     )
     groups: str | None = Field(
-        None, description="column, such as site: every group is predicted by methods that learnt "
-        "from none of its participants (leave-site-out); pretraining saw those in its training "
-        "split, without labels",
+        None, description="column, such as site, whose groups are held out in turn "
+                          "(leave-site-out): no method learns from the group that it predicts; "
+                          "pretraining saw the group's training participants, without labels",
     )  # fmt: skip
     metric: Literal["r", "r2", "mse", "mae"] = Field("r", description="the headline figure")
     networks: DeepNetworks = _LIGHT
-    seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
+    seeds: Seeds = Field(
+        (1, 2, 3, 4, 5), description="seeds of all random methods; one fit per seed"
+    )
 
 
 class ClassificationTask(_Task):
@@ -96,13 +99,15 @@ class ClassificationTask(_Task):
     spellings: dict[str, str] = Field(
         {},
         exclude_if=lambda value: not value,  # a key that came later leaves what was made before
-        description="where the tables write a class in several ways, which class a word means: "
-        "{F: female, f: female}",
+        description="class that each word stands for, where the tables spell a class in several "
+        "ways: {F: female, f: female}",
     )
-    groups: str | None = Field(None, description="as in a regression")
+    groups: str | None = Field(None, description="as for a regression")
     metric: Literal["auc", "balanced_accuracy"] = Field("auc", description="the headline figure")
     networks: DeepNetworks = _LIGHT
-    seeds: Seeds = Field((1, 2, 3, 4, 5), description="of everything random, a fit each")
+    seeds: Seeds = Field(
+        (1, 2, 3, 4, 5), description="seeds of all random methods; one fit per seed"
+    )
 
 
 class ForecastingTask(_Task):
@@ -112,10 +117,12 @@ class ForecastingTask(_Task):
     ahead: Annotated[int, Field(ge=1)] | None = Field(
         None, description="time points to forecast; default a tenth of the model's window"
     )
-    epochs: Annotated[int, Field(ge=1)] = Field(10, description="of every trained method")
+    epochs: Annotated[int, Field(ge=1)] = Field(
+        10, description="passes over the training windows, for every trained method"
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(16, description="windows per update")
     learning_rates: Annotated[tuple[float, ...], Field(min_length=1)] = Field(
-        (1e-3, 3e-3), description="each is tried; validation participants decide"
+        (1e-3, 3e-3), description="all are tried, and the best on validation participants is kept"
     )
     seeds: Seeds = (1, 2, 3, 4, 5)
 
@@ -124,8 +131,8 @@ def refuse_held(contrast: str | None, within: str | None, adjust: Sequence[str])
     """Why nothing can be held constant in a contrast, or None."""
     if contrast in (None, "task") and (within or adjust):
         return (
-            f"within and adjust are for groups of participants, and contrast is {contrast}; take "
-            "them out of the task, or name a column of the participants table"
+            f"within and adjust are for groups of participants, but contrast is {contrast}; "
+            "remove them from the task, or name a column of the participants table"
         )
     return None
 
@@ -135,17 +142,17 @@ class AttentionTask(_Task):
 
     kind: Literal["attention"]
     contrast: str | None = Field(
-        None, description="column (two values, or low against high half), or 'task'"
+        None, description="column (two values, or numbers split at the median), or 'task'"
     )
     groups: tuple[str, str] | None = Field(
-        None, description="the two values to compare, where the column has more"
+        None, description="the two values to compare if the column has more"
     )
     within: str | None = Field(
-        None, description="column, such as site, within whose values groups are compared"
+        None, description="column, such as site: groups are compared within each of its values"
     )
     adjust: tuple[str, ...] = Field(
         (),
-        description="columns of numbers, or mean_fd_mm (measured motion), held constant when "
+        description="numeric columns, or mean_fd_mm (measured motion), held constant when "
         "groups are compared",
     )
     permutations: Annotated[int, Field(ge=100)] = 2000
@@ -162,11 +169,11 @@ class NetworksTask(_Task):
 
     kind: Literal["networks"]
     table: Path | None = Field(
-        None, description="tab-separated table of networks; default that of the atlas"
+        None, description="tab-separated table of networks; default: the atlas's own"
     )
-    column: str = Field("network", description="of the table")
+    column: str = Field("network", description="column of the table")
     epochs: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="of the VAE and the GCN; default those of the pretraining"
+        None, description="epochs of the VAE and the GCN; default: as many as the pretraining"
     )
     seeds: Seeds = (1, 2, 3, 4, 5)
 
@@ -176,28 +183,30 @@ class StatesTask(_Task):
 
     kind: Literal["states"]
     label: str = Field(
-        "trial_type", description="column of events.tsv that names conditions, or 'task': the "
-        "BIDS task of the run",
+        "trial_type", description="column of events.tsv that names the conditions, or 'task' "
+                                  "for the BIDS task of the run",
     )  # fmt: skip
     events: dict[str, Path] = Field(
-        {}, description="cohort: folder of the raw BIDS dataset, where the cohort's own folder "
-        "has no events.tsv (derivatives)",
+        {}, description="folder of the raw BIDS dataset, by cohort, where the cohort's own "
+                        "folder has no events.tsv (derivatives)",
     )  # fmt: skip
-    conditions: tuple[str, ...] = Field((), description="which to tell apart; default all")
+    conditions: tuple[str, ...] = Field((), description="conditions to tell apart; default all")
     delay_s: Annotated[float, Field(ge=0)] = Field(
-        5.0, description="s, the haemodynamic delay: a block is looked for so much later than it "
-        "was shown (not for 'task')",
+        5.0, description="s; haemodynamic delay between a block and its response (not for "
+                         "'task')",
     )  # fmt: skip
     clip_s: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="s, rounded down to whole patches of the model; default one patch, for "
-        "'task' the model's window",
+        None, description="s; rounded down to whole patches of the model; default: one patch, "
+                          "or the model's window for 'task'",
     )  # fmt: skip
     min_share: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        0.8, description="of a clip that its condition covers; no other covers more than the rest"
+        0.8, description="smallest share of a clip that its condition must cover"
     )
-    epochs: Annotated[int, Field(ge=1)] = Field(30, description="of attentive probe and MLP")
+    epochs: Annotated[int, Field(ge=1)] = Field(
+        30, description="epochs of the attentive probe and the MLP"
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="clips per update")
-    seeds: Seeds = Field((1, 2, 3), description="of everything random, a fit each")
+    seeds: Seeds = Field((1, 2, 3), description="seeds of all random methods; one fit per seed")
 
 
 class LatentTask(_Task):
@@ -205,12 +214,12 @@ class LatentTask(_Task):
 
     kind: Literal["latent"]
     colour: tuple[str, ...] = Field(
-        ("age", "sex", "site", "mean_fd_mm"), description="columns to colour by, where present"
+        ("age", "sex", "site", "mean_fd_mm"), description="columns to colour by, where they exist"
     )
     splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
         Field(
             ("validation", "test"),
-            description="of the reference cohorts; the model was trained on train",
+            description="splits of the reference cohorts; the model was trained on train",
         )
     )
 
@@ -222,7 +231,8 @@ class ScalingTask(_Task):
     presets: Annotated[tuple[PresetName, ...], Field(min_length=1)] = ("tiny", "13m")
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.1, 0.3, 1.0),
-        description="of the training participants; smaller shares lie inside larger",
+        description="shares of the training participants; smaller ones are contained in larger "
+        "ones",
     )
     seeds: Seeds = (1,)
 
@@ -283,7 +293,7 @@ def load_task(entry: str) -> Task:
         known = sorted(p.stem for p in REGISTRY.glob("*.yaml"))
         if entry not in known:
             near = difflib.get_close_matches(entry, known, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise BrainLMError(
                 f"tasks: no task {entry!r} in {REGISTRY}; {hint} (or give the path of a .yaml)"
             )

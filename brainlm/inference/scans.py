@@ -63,7 +63,7 @@ def _guess_folder(folder: Path) -> str:
     if name.lower() in _GENERATORS:
         return _GENERATORS[name.lower()]
     raise BrainLMError(
-        f"{folder}: derivatives made by {name or 'an unnamed program'}; say how they are laid out "
+        f"{folder}: derivatives made by {name or 'an unnamed program'}; name their layout "
         f"with --layout, one of: {', '.join(LAYOUTS)}"
     )
 

@@ -157,7 +157,9 @@ def predict_corpus(
 def check_head(model: BrainLM, form: str = "parquet") -> None:
     """Refuse a model that was not fine-tuned, and a format that holds no predictions."""
     if model.head is None:
-        raise BrainLMError("this model predicts nothing: it has no head (brainlm finetune)")
+        raise BrainLMError(
+            "this model has no head, so it cannot predict; fine-tune it first (brainlm finetune)"
+        )
     check_format(form, vectors=False)
 
 

@@ -99,7 +99,7 @@ def open_model(
     given = {k: v for k, v in given.items() if v is not None and v is not False}
     if given:
         raise BrainLMError(
-            f"{path}: these options mean nothing to a BrainLM: {', '.join(sorted(given))}; known: "
+            f"{path}: unknown options for a BrainLM: {', '.join(sorted(given))}; known: "
             f"dtype, device_map, subfolder, {', '.join(HUB_OPTIONS)}"
         )
     model = BrainLM.from_pretrained(path, subfolder or None, **hub)
@@ -123,7 +123,7 @@ def _check_config(path, model: BrainLM, config) -> None:
     changed = [k for k in stored if k in known and _plain(known[k]) != _plain(stored[k])]
     if changed:
         raise BrainLMError(
-            f"{path}: {', '.join(changed)} cannot be changed as a model is opened; a mask is an "
+            f"{path}: {', '.join(changed)} cannot be changed when a model is loaded; a mask is an "
             "argument of the call: model(windows, mask_ratio=0.5)"
         )
 
@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
 def _to_dtype(path, name) -> torch.dtype:
     kind = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else name
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise BrainLMError(f"{path}: dtype {name!r} is no floating-point type of torch")
+        raise BrainLMError(f"{path}: dtype {name!r} is not a floating-point type of torch")
     return kind
 
 

@@ -151,7 +151,7 @@ def _limits(model: Described) -> str:
         "scanners and\n  populations.",
     ]  # fmt: skip
     if c.ranges:
-        lines += ["", "What the training data ranged over (predictions outside of it carry a "
+        lines += ["", "Ranges of the training data (predictions outside of it carry a "
                   "warning):", "", "| | minimum | 5 % | median | 95 % | maximum |",
                   "|---|---|---|---|---|---|"]  # fmt: skip
         lines += [f"| {name} | {' | '.join(f'{x:.4g}' for x in five)} |"

@@ -140,7 +140,7 @@ def _choose_scaling(folder: Path, given: Scaling | None, parcels: int) -> Scalin
     scaling = Scaling.load(path) if path.exists() else given
     if scaling is not None and scaling.num_parcels != parcels:
         raise BrainLMError(f"{folder}: the model has {parcels} parcels, the scaling "
-                           f"{scaling.num_parcels}: it is of another atlas")  # fmt: skip
+                           f"{scaling.num_parcels}: it belongs to another atlas")  # fmt: skip
     return scaling
 
 

@@ -69,7 +69,7 @@ def make_windows(
     except RecordingError as error:
         raise BrainLMError(f"series: {error.reason}") from None
     if settled.units != scaling.units:
-        raise BrainLMError(f"series in {settled.units!r}: the model wants {scaling.units!r}")
+        raise BrainLMError(f"series in {settled.units!r}: the model expects {scaling.units!r}")
     scaled = scaling.apply(settled.series)
     scaling.check_amplitude(scaled)
     return cut_windows(model, scaled, count=count, short=short)[0]

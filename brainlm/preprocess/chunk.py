@@ -309,7 +309,7 @@ def _receive(receiver, entry: Entry, process, seconds: float) -> Outcome:
         return _outcome(entry, "crashed", f"the process ended with {name}{hint}", seconds)
     process.join()
     if status == _DISK:
-        raise BrainLMError(f"{reason}; nothing that is done so far is lost: run it again")
+        raise BrainLMError(f"{reason}; no finished work is lost: run it again")
     return _outcome(entry, status, reason, seconds, **figures)
 
 

@@ -44,7 +44,9 @@ def list_cautions(facts: Facts) -> list[str]:
 def _about_data(facts: Facts) -> list[str]:
     found, table = [], facts.recordings
     if facts.info is not None and facts.info.atlas.startswith("demo"):
-        found.append("The atlas is the demonstration's: nothing here is a finding about brains.")
+        found.append(
+            "This study uses the demonstration atlas: nothing here is a finding about brains."
+        )
     failed = table[~table["status"].isin(_NOT_FAILED)]
     pending = table[table["status"] == "pending"]
     if len(failed):
@@ -87,7 +89,9 @@ def _about_training(facts: Facts) -> list[str]:
         return []
     last = curve[curve["split"] == "validation"].dropna(subset=["r2"]).tail(1)
     if last.empty:
-        return ["There was no validation recording, so it is not known if the model overfits."]
+        return [
+            "There was no validation recording, so it is not known whether the model overfits."
+        ]
     row = last.iloc[0]
     columns = {name: row.get(f"r2_{name}") for name in PREDICTORS}
     scores = {name: float(value) for name, value in columns.items() if pd.notna(value)}

@@ -32,7 +32,7 @@ FIGURES = {
 #: Robust standard deviations from the cohort's median beyond which a value is marked.
 OUTLIER_SD = 3.5
 #: What the status ``pending`` means.
-PENDING = "not processed to the end yet"
+PENDING = "not fully processed yet"
 _MAD_TO_SD = 1.4826
 
 

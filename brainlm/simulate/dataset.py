@@ -131,9 +131,7 @@ def simulate_cohort(
 def _check(protocol: Protocol, labels: list[str], damage: Mapping[str, str]) -> None:
     for label, kind in damage.items():
         if label not in labels:
-            raise BrainLMError(
-                f"damage: no subject {label!r}; there are {labels[0]}..{labels[-1]}"
-            )
+            raise BrainLMError(f"damage: no subject {label!r}; expected {labels[0]}..{labels[-1]}")
         if kind not in DAMAGE_KINDS:
             raise BrainLMError(f"damage: {kind!r} is not one of {', '.join(DAMAGE_KINDS)}")
     if len(protocol.times_s) < 20:

@@ -142,7 +142,11 @@ class Saver:
                 facts = self.ranks.from_first(functools.partial(read_checkpoint, path))
                 return facts, self.load(path, make(facts))
             except (Exception, CheckpointException) as error:  # damaged in any way
-                then = "starting anew" if path == paths[-1] else "going back to the one before"
+                then = (
+                    "starting from the beginning"
+                    if path == paths[-1]
+                    else "going back to the one before"
+                )
                 say(f"{path}: damaged checkpoint ({_reason(error):.80}); {then}")
         return None
 
@@ -169,7 +173,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def exchange(folder: Path, theirs: str, ours: str) -> None:
-    """Set checkpoints of other settings aside; take up again what was set aside of ours."""
+    """Move checkpoints of other settings away, and bring back those of ours that were moved."""
     for source, target in (
         (folder, folder / f"other-{digest(theirs)}"),
         (folder / f"other-{digest(ours)}", folder),

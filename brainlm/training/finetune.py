@@ -287,7 +287,7 @@ class FineTuning:
         before = read_checkpoint(newest)["settings"] if newest else ""
         if before != self.settings:
             if newest:
-                tell(f"checkpoints are of other settings: they are set aside in {folder}")
+                tell(f"checkpoints have other settings: they are moved to {folder}")
             exchange(folder, before, self.settings)
         head = self.model.head
         learners: list[Learner] = []
@@ -307,7 +307,7 @@ class FineTuning:
             learner.put({name.removeprefix(mine): value for name, value in tensors.items()
                          if name.startswith(mine)}, facts)  # fmt: skip
         self.began_s -= state["seconds"]
-        tell(f"going on from batch {state['batches']} of epoch {state['epoch'] + 1}")
+        tell(f"resuming from batch {state['batches']} of epoch {state['epoch'] + 1}")
         return state, learners
 
     def _save_in_time(self, epoch: int, done: int, learners: list[Learner], totals: Tensor,
@@ -327,7 +327,7 @@ class FineTuning:
         self.saved_s = time.monotonic()
         if self.stop:
             self.saver.settle()
-            self.journal.say(f"SIGTERM: saved in epoch {epoch + 1}; run again to go on")
+            self.journal.say(f"SIGTERM: saved in epoch {epoch + 1}; run again to resume")
             raise SystemExit(EXIT_SAVED)
 
     # ---- epochs -----------------------------------------------------------------------------

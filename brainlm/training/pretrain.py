@@ -56,7 +56,7 @@ from .settings import (
     ADVICE,
     describe_change,
     describe_settings,
-    is_prolonged,
+    is_extended,
     read_settings,
 )
 from .trackers import open_trackers
@@ -212,7 +212,7 @@ class Run:
         for reason, count in self.left_out.items():
             say(f"left out: {count} training recordings: {reason}")
         if not len(self.validation_set):
-            say("no validation recording holds a window: training goes on without validation")
+            say("no validation recording is as long as a window: training without validation")
         self.ranks.from_first(self._set_others_aside)
         read = self.saver.read_newest(
             lambda _: collect_tensors(self.wrapped, self.optimizers), say
@@ -225,7 +225,7 @@ class Run:
         put_tensors(tensors, self.wrapped, self.optimizers)
         self.loader.load_state_dict(state["loader"])
         self.step, self.spent = state["step"], Spent(self.ranks.device, state["spent"])
-        say(f"going on from update {self.step} of {self.steps}")
+        say(f"resuming from update {self.step} of {self.steps}")
         if state["world"] != self.ranks.world:
             say(f"with {self.ranks.world} processes instead of {state['world']}: the same "
                 "windows in the same order, sums in another order")  # fmt: skip
@@ -236,18 +236,18 @@ class Run:
         folder = ModelFolder(self.out).checkpoints
         newest = next(iter(list_checkpoints(folder)), None)
         if old := sorted(folder.glob("step-*.pt")):
-            self.say(f"{old[-1]}: a checkpoint of an earlier version, which is not read; finish "
-                     "that training with its version, or let it begin anew here")  # fmt: skip
+            self.say(f"{old[-1]}: a checkpoint of an earlier version, which cannot be read; "
+                     "training starts from the beginning")  # fmt: skip
         if newest is None:
             exchange(folder, "", self.settings)
             return
         before = read_checkpoint(newest)["settings"]
         changed = describe_change(before, self.settings)
-        if changed and is_prolonged(before, self.settings):
-            self.say(f"{changed}: the training is prolonged; its learning rate follows the "
+        if changed and is_extended(before, self.settings):
+            self.say(f"{changed}: the training is extended; its learning rate follows the "
                      "longer schedule from here")  # fmt: skip
         elif changed:
-            self.say(f"checkpoints are of other settings ({changed}): they are set aside in "
+            self.say(f"checkpoints have other settings ({changed}): they are moved to "
                      f"{folder}")  # fmt: skip
             exchange(folder, before, self.settings)
 
@@ -352,7 +352,7 @@ class Run:
                     self._save(wait=last or stop)
                     saved = time.monotonic()
                 if stop and not last:
-                    self.say(f"SIGTERM: saved at update {self.step}; run again to go on")
+                    self.say(f"SIGTERM: saved at update {self.step}; run again to resume")
                     raise SystemExit(EXIT_SAVED)
 
     def ask_to_stop(self) -> None:
@@ -492,7 +492,7 @@ def _choose_share(corpus: Corpus, rows: np.ndarray, share: float) -> np.ndarray:
     chosen = rows[[in_share(participants[row], share) for row in rows]]
     if len(chosen) == 0:
         raise BrainLMError(
-            f"pretrain.share: {share:g} of the training participants is no one; raise it"
+            f"pretrain.share: {share:g} of the participants selects nobody; raise it"
         )
     return chosen
 

@@ -43,7 +43,7 @@ def describe_change(before: str, after: str) -> str:
     return _compare(json.loads(before), json.loads(after))
 
 
-def is_prolonged(before: str, after: str) -> bool:
+def is_extended(before: str, after: str) -> bool:
     """Whether nothing but ``epochs`` differs, and they are more."""
     old, new = json.loads(before), json.loads(after)
     more = new.pop("epochs") > old.pop("epochs", math.inf)

@@ -330,7 +330,7 @@ def choose_rows(corpus: Corpus, window: int, split: str) -> tuple[np.ndarray, di
     if len(rows) == 0 and len(usable):
         longest = usable.loc[usable["num_timepoints"].idxmax()]
         raise BrainLMError(
-            f"no {split} recording holds a window of {window} time points; the longest is "
+            f"no {split} recording has the {window} time points of a window; the longest is "
             f"{longest['recording_id']} with {longest['num_timepoints']}: set model.window to at "
             "most that (a multiple of model.patch)"
         )

@@ -5,8 +5,8 @@
 # are simulated, so their truth is known. With your own folder in `tutorial.yaml` three things
 # change: the atlas is `a424` (`demo424` is the simulator's), `participants.tsv` needs the column
 # `age`, and there is no truth to compare with in section 4. Run this from the clone's root, as a
-# notebook or as a script; the whole of it takes some minutes on two cores, and is done at once the
-# second time.
+# notebook or as a script; it takes a few minutes on two cores, and almost no time
+# when run again.
 
 # %%
 import subprocess
@@ -22,7 +22,7 @@ from brainlm.shards import Corpus
 # %% [markdown]
 # ## 1. What to do
 #
-# A configuration says where the recordings are. This one is laid over `config.yaml`, which
+# A configuration says where the recordings are. This one adds to `config.yaml`, which
 # explains every key. `layout` is `bids` here; `docs/layouts.md` has fMRIPrep, HCP, UK Biobank, ...
 
 # %%
@@ -69,7 +69,7 @@ subprocess.run([*command, "--configfile", "config.yaml", "tutorial.yaml"], check
 # ## 4. What became of every recording
 #
 # A shard has one row per recording, with its status and the reason where it could not be used.
-# Nothing is dropped in silence.
+# Nothing is dropped silently.
 
 # %%
 shards = sorted((config.results / "shards" / cohort.name).glob("?????.parquet"))
@@ -86,8 +86,8 @@ series = corpus.series(first).astype(float)
 print(f"{corpus.table['recording_id'][first]}: {series.shape[0]} s of {series.shape[1]} parcels")
 
 # %% [markdown]
-# The cohort is simulated, so we can ask how much of the truth came through: connectivity of what
-# was recovered from the raw images against connectivity of what was put into them.
+# The cohort is simulated, so we can check how much of the truth was recovered: connectivity of the
+# series from the raw images against connectivity of the simulated series.
 
 # %%
 truth_file = cohort.folder / f"sourcedata/truth/{corpus.table['participant_id'][first]}.npz"
@@ -103,9 +103,8 @@ assert agreement > 0.4
 # %% [markdown]
 # ## 5. How good the model is
 #
-# Hidden patches of participants who were not trained on, compared with predictors that know
-# nothing. A model this small, trained for minutes, is only an example.
-
+# Hidden patches of participants who were not trained on, compared with trivial predictors. A model
+# this small, trained for minutes, is only an example.
 # %%
 table = pd.read_parquet(config.results / "evaluation" / config.release / "reconstruction.parquet")
 shown = table[(table["level"] == "pooled") & (table["metric"] == "r2")]

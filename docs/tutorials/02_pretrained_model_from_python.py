@@ -67,7 +67,7 @@ print(table[["level", "start_s", "coverage", "pool", "warnings"]].to_string(inde
 # %% [markdown]
 # ## 4. The same from Python
 #
-# `make_windows` is the door that the command uses: parcels without data become missing, units and
+# `make_windows` is what the command uses: parcels without data become missing, units and
 # amplitudes are checked, time and scale are brought to the model's. Nothing is masked and nothing
 # is random, so the same series gives the same vector.
 
@@ -97,7 +97,7 @@ assert not hidden[:, 5].any()  # no data there: nothing to compare with
 #
 # A fine-tuned model is a folder too: `brainlm predict SCAN --model FOLDER`, or from Python. A
 # regression answers in the label's units, a classifier with the probability of each class by name.
-# The series are made up, and so is the age.
+# The series are made up, so the age means nothing.
 
 # %%
 for path in sorted(folder.parent.glob("finetune-*/**/model.safetensors"))[:1]:

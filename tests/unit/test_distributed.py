@@ -159,7 +159,7 @@ def test_a_run_changes_its_number_of_processes(study, alone, tmp_path, monkeypat
         run(study, out)
     assert caught.value.code == pretraining.EXIT_SAVED
     text = two_processes(study, out, "fsdp", before=STALE, activation_checkpointing=True)
-    assert "going on from update 3 of 21" in text
+    assert "resuming from update 3 of 21" in text
     assert "with 2 processes instead of 1" in text
     check_same(metrics(alone), metrics(out))
 

@@ -16,14 +16,14 @@ FILES = {
     f"{FUNC}_bold.json": "read with sub-01_task-rest",
     "sub-01/anat/sub-01_T1w.nii.gz": "read with sub-01_task-rest",
     "task-rest_bold.json": "read with sub-01_task-rest and 1 more",
-    f"{FUNC}_sbref.nii.gz": "left out: no BOLD image by its suffix",
+    f"{FUNC}_sbref.nii.gz": "left out: not a BOLD image (by its suffix)",
     f"{FUNC}_part-phase_bold.nii.gz": "left out: phase, real or imaginary part",
-    f"{FUNC}_events.tsv": "not read: layout bids has no use for it",
+    f"{FUNC}_events.tsv": "not read: layout bids does not use it",
     "sub-02/func/sub-02_task-rest_bold.nii.gz": "recording sub-02_task-rest",
-    "sub-03/func/sub-04_task-rest_bold.nii.gz": "refused: folder and name are of different "
-    "participants or sessions; rename one of them",
+    "sub-03/func/sub-04_task-rest_bold.nii.gz": "refused: folder and name disagree about the "
+    "participant or session; rename one of them",
     "participants.tsv": "participants table",
-    "README": "not read: layout bids has no use for it",
+    "README": "not read: layout bids does not use it",
 }
 
 

@@ -416,7 +416,7 @@ def test_a_scaling_that_is_not_the_models(saved, tmp_path):
         from_pretrained(saved[0], scaling=SCALING)
     (saved[0] / "scaling.json").unlink()
     other = Scaling(np.zeros(7), np.ones(7), "toy", "a" * 64, 1.0, 3)
-    with pytest.raises(BrainLMError, match="the scaling 7: it is of another atlas"):
+    with pytest.raises(BrainLMError, match="the scaling 7: it belongs to another atlas"):
         from_pretrained(saved[0], scaling=other)
     assert from_pretrained(saved[0], scaling=SCALING).scaling is SCALING
 
@@ -463,7 +463,7 @@ def test_your_own_series_become_windows(saved):
         (lambda x: 1e-4 * x, {}, "expected 0.02 to 50"),
         (lambda x: np.where(np.arange(30)[:, None] == 7, np.nan, x), {}, "at 1 of 30 time points"),
         (lambda x: x, {"tr_s": 2000.0}, "milliseconds"),
-        (lambda x: x, {"units": "as delivered"}, "the model wants 'percent'"),
+        (lambda x: x, {"units": "as delivered"}, "the model expects 'percent'"),
     ],
 )
 def test_series_that_the_model_was_not_trained_on_are_refused(saved, change, options, words):

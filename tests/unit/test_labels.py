@@ -112,7 +112,7 @@ def test_participants_without_recordings_and_the_reverse_are_counted(tmp_path):
     found = describe_match(c, {"sub-1", "sub-9"})
     assert found.startswith("1 of 2 participants with recordings are in")
     assert found.endswith("(not: sub-9); 2 of its 3 rows have no recording")
-    with pytest.raises(BrainLMError, match=r"no row is of anybody.*rows: sub-1.*sub-8"):
+    with pytest.raises(BrainLMError, match=r"no row matches a participant.*rows: sub-1.*sub-8"):
         describe_match(c, {"sub-8"})
     assert describe_match(Cohort(name="c", folder=tmp_path), {"sub-1"}) is None
 
@@ -253,7 +253,7 @@ def _cohorts(tmp_path, **away) -> list[Cohort]:
         ("age", [30, 40, -999.0, -999.0], "-999 for 2 participants"),
         ("age", [30, 40, "old", 50], "expected a number"),
         ("sex", [1, 2, 1, 2], "sex is 1, 2, where the model learnt F, M"),
-        ("sex", ["male", "female", "male", "female"], "write the same words"),
+        ("sex", ["male", "female", "male", "female"], "use the same words"),
         ("code", [1, 2, 1, 2], "code is 1, 2, where the model learnt 0, 1"),
     ],
 )

@@ -317,7 +317,7 @@ def test_runs_combined_are_not_taken_beside_the_runs(tmp_path):
     assert [item.recording_id.removeprefix("sub-01_task-") for item in recordings] == [
         "motor", "nback_dir-AP_run-1", "rest_run-1", "rest_run-2",
     ]  # fmt: skip
-    assert left_out[0].startswith("left out, runs combined that are there one by one: 2 ")
+    assert left_out[0].startswith("left out, combined runs that are also there singly: 2 ")
 
 
 def test_what_lies_beside(tmp_path):
@@ -438,7 +438,7 @@ def test_files_of_a_flat_folder_that_are_no_series_are_left_out_and_counted(tmp_
     text = "; ".join(left_out)
     assert "a table of participants or recordings: 2 (phenotypes.tsv, ukb.tsv)" in text
     assert "a file of an atlas: 2 (A424_Coordinates.dat, demo424_labels.tsv)" in text
-    assert "no parcel series by its name: 2" in text
+    assert "not a parcel series (by its name): 2" in text
     assert [item.source for item in find(tmp_path, "parcels", task="rest")] == [
         "sub-01_task-rest.dat"
     ]
@@ -463,7 +463,7 @@ def test_series_anywhere_below_a_participant_are_found_or_said_to_be_left_out(tm
     assert [item.entities["sub"] for item in recordings] == ["01", "02", "03"]
     assert left_out == [
         "left out, no atlas- or seg- in its name: 1 (sub-04/func/sub-04_task-rest_timeseries.npy)",
-        "left out, no parcel series by its name: 1 "
+        "left out, not a parcel series (by its name): 1 "
         "(sub-04/func/sub-04_task-rest_desc-confounds_timeseries.tsv)",
     ]
 

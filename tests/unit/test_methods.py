@@ -82,7 +82,7 @@ def test_participants_of_one_class_have_no_auc_and_it_is_said():
     part = Part("away", "all", index, np.zeros(8), [LabelTransform()] * 8, both, {},
                 {"fine-tuned": 40}, (1,), ("patient", "control"))  # fmt: skip
     rows = pd.DataFrame(score(part, {"task": "classification"}, Evaluate(bootstrap=100)))
-    assert rows["note"].str.contains("all are patient: there is no AUC").all()
+    assert rows["note"].str.contains("all are patient, so there is no AUC").all()
     assert rows[rows["metric"] == "auc"]["value"].isna().all()
     assert rows[rows["metric"] == "balanced_accuracy"]["value"].notna().all()
     by = rows.drop_duplicates("method").set_index("method")["n_train"]

@@ -160,7 +160,7 @@ def test_external_participants_train_nothing(study, monkeypatch):
         table = corpus.table.loc[rows]
         assert set(table["cohort"]) == {"toy"} and set(table["split"]) == {split}
         assert len(table) == (14 if split == "train" else 4)
-    with pytest.raises(BrainLMError, match="no training recording holds 40 time points"):
+    with pytest.raises(BrainLMError, match="no training recording has 40 time points"):
         _trained(model, corpus, {"toy": "external", "other": "external"}, 1, 4, 1, lambda: None)
 
 

@@ -202,13 +202,13 @@ def test_cifti_series_of_parcels(tmp_path, axes):
 def test_what_is_no_cifti_series_of_parcels_says_so(tmp_path):
     path = tmp_path / "x.ptseries.nii"
     nib.save(nib.Nifti1Image(make_data(), AFFINE), path)
-    with pytest.raises(RecordingError, match="no CIFTI-2 file"):
+    with pytest.raises(RecordingError, match="not a CIFTI-2 file"):
         read_series(path)
     save_cifti(path, np.ones((9, 3)), ["a", "b", "c"], unit="HERTZ")
     with pytest.raises(RecordingError, match="steps in HERTZ, expected seconds"):
         read_series(path)
     path.write_text("no")
-    with pytest.raises(RecordingError, match="no CIFTI-2 file"):
+    with pytest.raises(RecordingError, match="not a CIFTI-2 file"):
         read_series(path)
 
 
@@ -437,9 +437,9 @@ def test_empty_cells_are_missing_and_nothing_moves(tmp_path):
         ("\t0\t1\n0\t.1\t.2\n1\t.3\t.4\n", "column 1 has no name"),
         ("\tp1\tp2\n0\t.1\t\n1\t.3\t\n", "column 1 has no name"),
         ("Unnamed: 0\tp1\n0\t.1\n1\t.3\n", "column 1 has no name"),
-        ("0\t.1\t.2\n1\t.3\t.4\n2\t.5\t.6\n", "column 1 grows as row numbers"),
-        ("0\t.1\t\n.72\t.3\t\n1.44\t.5\t\n2.16\t.6\t\n", "column 1 grows as row numbers"),
-        ("time\tp1\tp2\n1\t.1\t.2\n2\t.3\t.4\n3\t.5\t.6\n", "column 1 grows as row numbers"),
+        ("0\t.1\t.2\n1\t.3\t.4\n2\t.5\t.6\n", "column 1 looks like row numbers"),
+        ("0\t.1\t\n.72\t.3\t\n1.44\t.5\t\n2.16\t.6\t\n", "column 1 looks like row numbers"),
+        ("time\tp1\tp2\n1\t.1\t.2\n2\t.3\t.4\n3\t.5\t.6\n", "column 1 looks like row numbers"),
         ("p1\tp2\n0\t.1\t.2\n1\t.3\t.4\n", "rows have [2, 3] values"),
     ],
 )

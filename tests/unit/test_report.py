@@ -135,7 +135,7 @@ def test_limitations_are_listed(study):
     for words in (
         "has only 8 participants",
         "is not shown to beat connectivity + ridge",
-        "The atlas is the demonstration's",
+        "This study uses the demonstration atlas",
         "One model was pretrained (seed 1234)",
         "2 usable recordings are shorter than a window of the model (40 time points)",
     ):

@@ -428,7 +428,7 @@ def test_raw_means_become_percent_where_the_cohort_says_that_they_are(chain, tmp
     np.testing.assert_allclose(stored["baseline"], series.mean(0), rtol=1e-6)
     series[:, 3] -= 500
     entry = write_series(tmp_path, series, tr_s=CONFIG.sample_period_s)
-    with pytest.raises(RecordingError, match=r"1 parcels are no raw means \(parcel 4: mean"):
+    with pytest.raises(RecordingError, match=r"1 parcels are not raw means \(parcel 4: mean"):
         take(entry, tmp_path / "out", chain.atlas, units="scanner")
 
 

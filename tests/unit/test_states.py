@@ -347,7 +347,7 @@ def test_where_nothing_can_be_decoded_the_table_says_why(model, tmp_path):
 
 def test_events_of_a_cohort_or_folder_that_is_not_there_are_refused(model, tmp_path):
     made = make(tmp_path / "c", participants=3)
-    for events, words in [({"d": tmp_path}, "cohort 'd'; there are: c"),
+    for events, words in [({"d": tmp_path}, "cohort 'd'; known: c"),
                           ({"c": tmp_path / "none"}, "found none at .*none")]:  # fmt: skip
         with pytest.raises(BrainLMError, match=words):
             evaluate(model, tmp_path, made, task=states(events=events))

@@ -102,7 +102,7 @@ def test_sidecars_state_it_in_three_ways(tmp_path, sidecar, seconds):
         ({"RepetitionTime": [2.0]}, "expected seconds"),
         ('{"RepetitionTime": NaN}', "expected seconds"),
         ('{"RepetitionTime": 1' + "0" * 400 + "}", "expected seconds"),
-        ('{"RepetitionTime": 2.0, "RepetitionTime": 3.0}', "stands twice"),
+        ('{"RepetitionTime": 2.0, "RepetitionTime": 3.0}', "appears twice"),
     ],
 )
 def test_statements_that_cannot_be_true_are_refused(tmp_path, sidecar, words):

@@ -175,7 +175,7 @@ def test_killed_at_any_moment_and_resumed_bitwise(finished, tmp_path):
     process = start(tmp_path, out, 0.0)
     text, _ = process.communicate(timeout=240)
     assert process.returncode == 0
-    assert "going on from update" in text
+    assert "resuming from update" in text
     assert weights(out) == weights(finished)
     steps = [line["step"] for line in metrics(out) if line["split"] == "train"]
     assert steps == sorted(set(steps))
@@ -190,7 +190,7 @@ def test_preemption_saves_and_says_so(finished, tmp_path):
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=240)
     assert process.returncode == EXIT_SAVED == 75
-    assert "run again to go on" in text
+    assert "run again to resume" in text
     process = start(tmp_path, out, 0.0)
     process.communicate(timeout=240)
     assert weights(out) == weights(finished)
@@ -219,7 +219,7 @@ def test_sigterm_to_all_processes_of_a_job_saves(finished, tmp_path, lines):
     assert len(saved(out)) == 1
     process = start(tmp_path, out, 0.0)
     text, _ = process.communicate(timeout=240)
-    assert "going on from update" in text
+    assert "resuming from update" in text
     assert weights(out) == weights(finished)
 
 
@@ -239,7 +239,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(study, finished, tmp_pa
         path.write_bytes(path.read_bytes()[:1000])
     run(study, out)
     assert "damaged checkpoint" in (text := capsys.readouterr().out)
-    assert "starting anew" in text
+    assert "starting from the beginning" in text
     assert weights(out) == weights(finished)
 
 
@@ -269,7 +269,7 @@ def test_checkpoints_of_other_settings_are_set_aside_and_taken_up_again(
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     (out / "done.json").unlink()  # as if it had been stopped
     run(study, out, epochs=2)
-    assert "epochs: 6 → 2): they are set aside" in capsys.readouterr().out
+    assert "epochs: 6 → 2): they are moved to" in capsys.readouterr().out
     assert [path.parent.name for path in saved(out)] == ["step-00000007"]
     assert len(list(out.glob("checkpoints/other-*/step-00000021/facts.json"))) == 1
     (out / "done.json").unlink()
@@ -277,17 +277,17 @@ def test_checkpoints_of_other_settings_are_set_aside_and_taken_up_again(
     (out / "done.json").unlink()
     capsys.readouterr()
     run(study, out)
-    assert "going on from update 21 of 21" in capsys.readouterr().out
+    assert "resuming from update 21 of 21" in capsys.readouterr().out
     assert weights(out) == weights(finished)
 
 
-def test_an_unfinished_training_is_prolonged(study, finished, tmp_path, capsys):
+def test_an_unfinished_training_is_extended(study, finished, tmp_path, capsys):
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     (out / "done.json").unlink()  # as if it had been stopped
     run(study, out, epochs=8)
     text = capsys.readouterr().out
-    assert "epochs: 6 → 8: the training is prolonged" in text
-    assert "going on from update 21 of 28" in text
+    assert "epochs: 6 → 8: the training is extended" in text
+    assert "resuming from update 21 of 28" in text
     lines = metrics(out)
     assert lines[: len(metrics(finished))] == metrics(finished)
     assert lines[-1]["step"] == 28
@@ -599,7 +599,7 @@ def test_interrupted_fine_tuning_resumes_bitwise(
         times += 1
     assert times >= 4
     text = capsys.readouterr().out
-    assert "going on from batch" in text and "SIGTERM: saved in epoch 4" in text
+    assert "resuming from batch" in text and "SIGTERM: saved in epoch 4" in text
     assert weights(out) == weights(whole)
     for name in ("predictions.parquet",):
         assert (out / name).read_bytes() == (whole / name).read_bytes()

@@ -186,7 +186,7 @@ def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturb
     for clone, process in zip(clones, running, strict=True):
         assert process.wait(900) == 0, said(clone)[-5000:]
     text = (clones[1] / "results/logs/pretrain/r1.log").read_text()
-    assert "going on from update" in text  # where SIGTERM saved: the next checkpoint was far away
+    assert "resuming from update" in text  # where SIGTERM saved: the next checkpoint was far away
     assert [job["Restarts"] for job in jobs(clones[1])][-1] == "1"
     assert jobs(clones[0])[-1]["NumNodes"] == "2"
     whole, preempted = (digests(c / "results", "models/**/model.safetensors") for c in clones)

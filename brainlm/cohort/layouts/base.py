@@ -340,11 +340,11 @@ def found_bids(
     if "sub" in entities and "ses" in places:
         entities = {"sub": entities["sub"], "ses": places["ses"]} | entities
     if not all(_PART.fullmatch(part) for part in parts) or "." in stem:
-        problem = "a part of the name is no key-value pair of letters and digits; rename the file"
+        problem = "part of the name is not a key-value pair of letters and digits; rename the file"
     elif len({part.partition("-")[0] for part in parts}) < len(parts):
-        problem = "an entity stands twice in the name; rename the file"
+        problem = "an entity appears twice in the name; rename the file"
     elif any(entities.get(key) != value for key, value in places.items()):
-        problem = "folder and name are of different participants or sessions; rename one of them"
+        problem = "folder and name disagree about the participant or session; rename one of them"
     else:
         versions = {key: value for key, value in entities.items() if key not in IDENTIFYING}
         own = {key: value for key, value in entities.items() if key not in drop}

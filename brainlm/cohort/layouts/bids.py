@@ -41,9 +41,9 @@ def _subject(folder: Path, subject: str) -> list[Found]:
                 elif session not in anatomies or item.name < anatomies[session].name:
                     anatomies[session] = item
             elif datatype == "func" and suffix != "bold":
-                left.append(leave(folder, item, "no BOLD image by its suffix"))
+                left.append(leave(folder, item, "not a BOLD image (by its suffix)"))
             elif datatype == "func" and entities.keys() & DERIVED:
-                left.append(leave(folder, item, "a derivative by its name (desc-, space-, ...)"))
+                left.append(leave(folder, item, "a derivative (by its name: desc-, space-, ...)"))
             elif datatype == "func":
                 runs.append((session, item, near))
     for session, item, near in runs:

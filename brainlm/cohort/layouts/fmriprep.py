@@ -44,7 +44,7 @@ def _subject(folder: Path, subject: str) -> list[Found]:
         if not is_image(item.name):
             continue
         if suffix != "bold" or item.name.endswith(".dtseries.nii"):
-            recordings.append(leave(folder, item, "no BOLD volumes by suffix or ending"))
+            recordings.append(leave(folder, item, "not BOLD volumes (by suffix or extension)"))
         elif entities.get("desc") != "preproc":
             recordings.append(leave(folder, item, "not desc-preproc"))
         elif own and "echo" in entities:

@@ -61,7 +61,7 @@ def find_named(
             if suffix != "timeseries" or not item.name.endswith(extensions):
                 continue
             if _is_about(entities, suffix):
-                recordings.append(leave(folder, item, "no parcel series by its name"))
+                recordings.append(leave(folder, item, "not a parcel series (by its name)"))
             elif variant := _variant(entities):
                 about = belonging(folder, item.name, near)
                 recordings.append(
@@ -154,7 +154,7 @@ def _no_series(item: os.DirEntry) -> str:
     """
     stem = item.name.split(".", 1)[0]
     if _BIDS.fullmatch(stem):
-        return "no parcel series by its name" if _is_about(*parse_name(item.name)) else ""
+        return "not a parcel series (by its name)" if _is_about(*parse_name(item.name)) else ""
     if not item.name.endswith(".tsv") or _UKB.fullmatch(stem):
         return ""
     if not os.path.exists(item.path):  # a link without content: it fails when it is read

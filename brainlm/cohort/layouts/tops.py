@@ -36,12 +36,14 @@ def _subject(folder: Path, subject: str) -> list[Found]:
         if match := _IMAGE.fullmatch(item.name):
             runs.setdefault(match[2], {}).setdefault(match[1], []).append(item)
         elif is_image(item.name):
-            recordings.append(leave(folder, item, "no normalised images by the letters before it"))
+            recordings.append(leave(folder, item, "not a normalised image (by its prefix)"))
     for name, images in runs.items():
         chosen = "w" if "w" in images else "sw"
         recordings += [found_bids(folder, item, name=name) for item in images[chosen]]
         smooth = images["sw"] if chosen == "w" and "sw" in images else []
-        recordings += [leave(folder, item, "smoothed, and there unsmoothed") for item in smooth]
+        recordings += [
+            leave(folder, item, "smoothed; the unsmoothed image is used") for item in smooth
+        ]
     return recordings
 
 

@@ -28,7 +28,7 @@ def _leave_combined(recordings: list[Found]) -> list[Found]:
             runs.add(_leave(item, "run", "dir"))
         if "run" in item.entities:
             runs.add(_leave(item, "run"))
-    why = "runs combined that are there one by one"
+    why = "combined runs that are also there singly"
     return [replace(item, left_out=why) if _leave(item) in runs else item for item in recordings]
 
 

@@ -80,7 +80,7 @@ def score(part: Part, where: dict, options: Evaluate) -> Iterator[dict]:
 def _describe_one_class(part: Part) -> str | None:
     if not part.classes or len(np.unique(part.label)) != 1:
         return None
-    return f"all are {part.classes[int(part.label[0])]}: there is no AUC"
+    return f"all are {part.classes[int(part.label[0])]}, so there is no AUC"
 
 
 def _rows(part: Part, metric: str, by_method: dict[str, list[Statistic]], where: dict,

@@ -92,7 +92,7 @@ def evaluate_forecasting(job: Job) -> pd.DataFrame:
     setting = Setting(corpus, base.scaling, base.config.window, _horizon(base.config, task.ahead))
     train, check = setting.rows("train", roles), setting.rows("validation", roles)
     if not len(train):
-        raise BrainLMError(f"forecasting: no training recording holds {setting.window} points")
+        raise BrainLMError(f"forecasting: no training recording has {setting.window} time points")
     builds = _networks(base, setting.ahead)
     count = job.count(len(builds) * len(task.seeds), "networks")
     fits = [_fit_linear(setting, train, check)]

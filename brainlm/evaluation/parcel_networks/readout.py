@@ -124,7 +124,7 @@ def _trained(model, corpus: Corpus, roles, epochs: int, batch_size: int, seed: i
         for split in ("train", "validation")
     )
     if not len(train):
-        raise BrainLMError(f"networks: no training recording holds {window} time points")
+        raise BrainLMError(f"networks: no training recording has {window} time points")
     mean = np.mean([connectivity_rows(corpus.scaled(int(row), model.scaling).T)
                     for row in train.rows], axis=0)  # fmt: skip
     graph = nets.nearest_graph(torch.from_numpy(mean).float())

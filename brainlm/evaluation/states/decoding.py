@@ -87,8 +87,7 @@ def _folders(task: StatesTask, cohorts: Sequence[Cohort]) -> dict[str, Path]:
     for name, folder in task.events.items():
         if name not in folders:
             raise BrainLMError(
-                f"task {task.name}: events names the cohort {name!r}; there are: "
-                + ", ".join(folders)
+                f"task {task.name}: events names the cohort {name!r}; known: " + ", ".join(folders)
             )
         if not folder.is_dir():
             raise BrainLMError(

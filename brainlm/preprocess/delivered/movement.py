@@ -92,7 +92,7 @@ def _read_plain(path: Path) -> Movement:
 
 def _check_finite(parameters: np.ndarray) -> None:
     if parameters.dtype.kind != "f" or not np.isfinite(parameters).all():
-        raise ValueError("values that are no finite numbers")
+        raise ValueError("values that are not finite")
 
 
 def _displacement(parameters: np.ndarray | None) -> np.ndarray:

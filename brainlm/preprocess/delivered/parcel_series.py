@@ -134,7 +134,7 @@ def _check_units(live: np.ndarray, baseline: np.ndarray, units: str) -> None:
         low = np.flatnonzero(known & ~raw_means)
         raise RecordingError(
             "bad_data",
-            f"{len(low)} parcels are no raw means (parcel {low[0] + 1}: mean "
+            f"{len(low)} parcels are not raw means (parcel {low[0] + 1}: mean "
             f"{baseline[low[0]]:.4g}, standard deviation {live[:, low[0]].std():.4g}), as units: "
             "scanner says; leave that out",
         )

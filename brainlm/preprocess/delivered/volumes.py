@@ -106,7 +106,7 @@ def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
     space = found or named
     if space is None:
         raise RecordingError(
-            "bad_metadata", "nothing says which template the image is in; set the cohort's space"
+            "bad_metadata", "the template of the image is unknown; set the cohort's space"
         )
     expected = space_of(atlas)
     if space not in (expected, named):

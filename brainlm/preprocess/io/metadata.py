@@ -44,7 +44,7 @@ def read_affine(
             )
         affine = _affine_of(orientation, header)
         _check_geometry(path, _sizes(affine), np.asarray(header.shape[:3]))
-        warnings.append(f"orientation: {orientation} by the cohort's entry; the header has none")
+        warnings.append(f"orientation: {orientation} from the cohort's entry; the header has none")
         return affine
     affine = _choose_affine(path, header, warnings)
     found = _letters(affine)

@@ -102,7 +102,7 @@ def read_header(path: Path) -> Header:
         if needed > size * (_MOST_COMPRESSED if path.suffix == ".gz" else 1):
             raise ValueError(f"the header promises {needed} bytes, the file ends early at {size}")
     except ValueError as error:
-        raise RecordingError("unreadable", f"{path}: {error}; convert the image anew") from None
+        raise RecordingError("unreadable", f"{path}: {error}; convert the image again") from None
     step_s, unit = _time_step(fields)
     pixdim = np.asarray(fields["pixdim"], np.float64)
     return Header(

@@ -327,8 +327,8 @@ def _read_blocks(
     if rest >= dtype.itemsize * x * y * z:
         raise RecordingError(
             "bad_metadata",
-            f"{path}: the header promises {count} volumes, the file holds {rest} bytes more "
-            f"({rest / (dtype.itemsize * x * y * z):.4g} volumes); convert the image anew",
+            f"{path}: the header promises {count} volumes, the file has {rest} more bytes "
+            f"({rest / (dtype.itemsize * x * y * z):.4g} volumes); convert the image again",
         )
     if rest:
         warnings.append(f"surplus bytes: {rest} bytes behind the last voxel are not read")

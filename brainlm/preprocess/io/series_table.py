@@ -45,11 +45,13 @@ def load_table(path: Path) -> tuple[np.ndarray, list[str]]:
     header = rows.pop(0) if _is_header(rows[0]) else []
     for number, name in enumerate(header, 1):
         if not name or name.startswith("Unnamed: "):
-            raise ValueError(f"column {number} has no name; leave out columns that are no parcel")
+            raise ValueError(
+                f"column {number} has no name; leave out columns that are not parcels"
+            )
     table = np.array([[_MISSING.get(cell, cell) for cell in row] for row in rows], np.float64)
     steps = np.diff(table[:, 0])
     if len(steps) > 1 and steps[0] > 0 and np.allclose(steps, steps[0], rtol=1e-3):
-        raise ValueError("column 1 grows as row numbers or the time do; leave it out")
+        raise ValueError("column 1 looks like row numbers or times; leave it out")
     return table, [] if all(map(_is_number, header)) else header
 
 
@@ -70,7 +72,7 @@ def load_parcel_cifti(path: Path) -> tuple[np.ndarray, list[str], float]:
         axes = [image.header.get_axis(i) for i in range(image.ndim)]
         values = np.asarray(image.dataobj)
     except (ImageFileError, AttributeError) as error:
-        raise ValueError(f"no CIFTI-2 file: {error}") from None
+        raise ValueError(f"not a CIFTI-2 file: {error}") from None
     kinds = [type(axis) for axis in axes]
     if kinds == [ParcelsAxis, SeriesAxis]:
         axes, values = axes[::-1], values.T

@@ -161,7 +161,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values and values[key] != value:
-            raise ValueError(f"{key} stands twice, with different values")
+            raise ValueError(f"{key} appears twice, with different values")
         values[key] = value
     return values
 

@@ -71,12 +71,12 @@ def check_pose(agreement: float, turned: Turned | None, upright: Any) -> None:
         raise RefusedFit(
             f"the image fits {turned[0]} (inside the brain r = {turned[1]:.2f}, as its header "
             f"says {agreement:.2f}): its orientation is wrong in the header; correct it, or "
-            "convert the image anew",
+            "convert the image again",
             upright,
         )
     if agreement < MIN_INTERIOR:
         raise RefusedFit(
-            f"inside the outline there is no brain as the template has it (r = {agreement:.2f}, "
+            f"the image inside the outline does not look like a brain (r = {agreement:.2f}, "
             f"of a head at least {MIN_INTERIOR}): look at the image, and exclude it",
             upright,
         )
@@ -133,9 +133,9 @@ def check_quality(fit: Any) -> None:
     elif figures["zoom_max"] > ZOOM_RATIO * figures["zoom_min"]:
         problems.append(
             f"zooms of {figures['zoom_min']:.2f} to {figures['zoom_max']:.2f} differ by more than "
-            f"{ZOOM_RATIO}: the voxels have other sizes than the header says"
+            f"{ZOOM_RATIO}: the voxel sizes in the header are wrong"
         )
     if figures["bend_rms_mm"] > MAX_BEND_MM:
         problems.append(f"bent by {figures['bend_rms_mm']:.1f} mm (RMS) > {MAX_BEND_MM:g}")
     if problems:
-        raise RefusedFit("not a brain as the template has it: " + "; ".join(problems), fit)
+        raise RefusedFit("does not match the template: " + "; ".join(problems), fit)
