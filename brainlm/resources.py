@@ -139,14 +139,12 @@ def training_resources(rule: str, options: Pretrain, nodes: int | None = None) -
 def launch_line(options: Pretrain, slurm: str = "slurm") -> str:
     """How the pretraining rule starts: one process, one torchrun, or one torchrun per node by the
     script in the folder `slurm`; nothing that the model depends on."""
+    patient = f"env TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING_S}"
     if options.nodes > 1:
-        return (
-            f"bash {slurm}/torchrun.sh {options.nodes} {max(1, options.gpus)} {options.cpus}"
-            + (" gpu" if options.gpus else " cpu")
-        )
+        shape = f"{options.nodes} {max(1, options.gpus)} {options.cpus}"
+        return f"{patient} bash {slurm}/torchrun.sh {shape} {'gpu' if options.gpus else 'cpu'}"
     if options.gpus > 1:
-        patient = f"env TORCH_ELASTIC_SHUTDOWN_TIMEOUT={SAVING_S} torchrun"
-        return f"{patient} --standalone --nproc-per-node {options.gpus} -m brainlm"
+        return f"{patient} torchrun --standalone --nproc-per-node {options.gpus} -m brainlm"
     return "brainlm"
 
 

@@ -10,7 +10,6 @@ address=$(scontrol show node "$first" | grep -o 'NodeAddr=[^ ]*' | cut -d= -f2)
 port=$((20000 + SLURM_JOB_ID % 12000))  # below 32768, where the system gives ports away
 gpus=()
 if [ "$kind" = gpu ]; then gpus=(--gpus-per-node="$processes"); fi
-export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600  # s to save in after a SIGTERM; SLURM's own may be less
 exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus" \
   "${gpus[@]}" --kill-on-bad-exit=1 \
   torchrun --nnodes="$nodes" --nproc-per-node="$processes" --rdzv-backend=c10d \

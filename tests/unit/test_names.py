@@ -39,9 +39,9 @@ def sort(folder: Path, layout: str = "bids", **more):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("sub-99/func", "sub-01/func"), "different participants or sessions"),
+        (("sub-99/func", "sub-01/func"), "disagree about the participant or session"),
         (("sub-99/func", "sub-99/ses-2/func"), None),
-        (("sub-99/func/", "sub-99/ses-2/func/ses-1"), "different participants or sessions"),
+        (("sub-99/func/", "sub-99/ses-2/func/ses-1"), "disagree about the participant or session"),
         (("sub-99_", "sub-S_01_"), "not a key-value pair"),
         (("sub-99_", "sub-99_01_"), "not a key-value pair"),
         (("task-rest", "task-"), "not a key-value pair"),

@@ -580,7 +580,7 @@ def test_the_workflow_passes_snakemakes_linter(clone):
         ),
         (
             {"nodes": 8, "gpus": 4, "cpus": 32},
-            "bash slurm/torchrun.sh 8 4 32 gpu",
+            "env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 bash slurm/torchrun.sh 8 4 32 gpu",
             {"nodes": 8, "tasks": 8, "mpi": "srun", "cpus_per_task": 32,
              "slurm_extra": "'--ntasks-per-node=1 --gpus-per-node=4'"},
         ),
@@ -660,8 +660,9 @@ def test_eight_nodes_are_planned_and_launched_as_one_step(clone, tmp_path):
     clone.configure("finetune:", "pretrain: {nodes: 8, gpus: 8, cpus: 64}\nfinetune:")
     text = clone.snakemake("--dry-run", "--printshellcmds", "--forcerun", "pretrain", "--",
                            "results/models/r1/pretrain/model.safetensors")  # fmt: skip
-    launch = re.search(r"Shell command: exec (bash .*?) --log-file", text)[1]
-    assert launch == f"bash {clone.folder}/slurm/torchrun.sh 8 8 64 gpu pretrain"
+    launch = re.search(r"Shell command: exec (env .*?) --log-file", text)[1]
+    patient = "env TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600"
+    assert launch == f"{patient} bash {clone.folder}/slurm/torchrun.sh 8 8 64 gpu pretrain"
     resources = re.search(r"resources: (.*nodes=.*)", text)[1].split(", ")
     assert {"nodes=8", "tasks=8", "mpi=srun", "cpus_per_task=64"} <= set(resources)
     words = {

@@ -12,14 +12,11 @@ Mapping 7:254; the mixture instead of a template image, the exact elimination of
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
-from ...errors import BrainLMError, RecordingError
-from ...files import atomic_path
+from ...errors import RecordingError
 from .agreement import (
     MAX_BEND_MM,
     MIN_CORRELATION,
@@ -34,6 +31,7 @@ from .agreement import (
     overlap,
 )
 from .pose import INTERIOR_DEPTH_MM, MIN_INTERIOR, SURE_INTERIOR, find_pose, interior_of
+from .saved_fit import SavedFit
 from .template import Template
 from .tissue_fit import (
     BEND_SD_MM,
@@ -73,7 +71,7 @@ SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalisation(SavedFit):
     """Template mm -> reference world mm; call it with points [N, 3].
 
     Attributes
@@ -119,29 +117,6 @@ class Normalisation:
             planes = np.einsum("nyk,ny->nk", lines, y).reshape(len(place), 3, kz)
             out[first : first + 2048] = np.einsum("nak,nk->na", planes, z)
         return out
-
-    def save(self, path: str | Path) -> None:
-        """Write an npz file; it appears whole."""
-        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            np.savez(
-                handle,
-                affine=self.affine,
-                coefficients=self.coefficients,
-                origin=self.origin,
-                extent=self.extent,
-                about=json.dumps({"quality": self.quality, "method": self.method}),
-            )
-
-    @classmethod
-    def load(cls, path: str | Path) -> Normalisation:
-        """Read what :meth:`save` wrote."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {k: stored[k] for k in ("affine", "coefficients", "origin", "extent")}
-                about = json.loads(str(stored["about"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise BrainLMError(f"{path}: expected a saved normalisation ({error})") from None
-        return cls(**arrays, **about)
 
 
 def normalise(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ...errors import BrainLMError
-from ...files import atomic_path
 from .agreement import correlate, overlap
 from .pose import interior_of
 from .registration import Normalisation
+from .saved_fit import SavedFit
 from .template import Template
 from .tissue_fit import Image, Problem, State
 
 
 @dataclass(frozen=True)
-class WarpField:
+class WarpField(SavedFit):
     """Template mm -> reference world mm; call it with points [N, 3].
 
     Behaves as :class:`~brainlm.preprocess.normalise.registration.Normalisation`: a point p lies at
@@ -79,28 +77,6 @@ class WarpField:
         slopes = np.stack([np.gradient(one, axis=(2, 1, 0)) for one in self.displacement])
         slopes = np.moveaxis(slopes, (0, 1), (-2, -1))  # per voxel of the grid
         return np.linalg.det(np.eye(3) + slopes @ np.linalg.inv(self.grid[:3, :3]))
-
-    def save(self, path: str | Path) -> None:
-        """Write an npz file; it appears whole."""
-        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            np.savez_compressed(
-                handle,
-                affine=self.affine,
-                grid=self.grid,
-                displacement=self.displacement,
-                about=json.dumps({"quality": self.quality, "method": self.method}),
-            )
-
-    @classmethod
-    def load(cls, path: str | Path) -> WarpField:
-        """Read what :meth:`save` wrote."""
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {k: stored[k] for k in ("affine", "grid", "displacement")}
-                about = json.loads(str(stored["about"]))
-        except (OSError, ValueError, KeyError) as error:
-            raise BrainLMError(f"{path}: expected a saved warp field ({error})") from None
-        return cls(**arrays, **about)
 
 
 def load_normalisation(path: str | Path) -> Normalisation | WarpField:
