@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fakes import write_parcel_run
 
 from brainlm.cohort.digests import changed_digest, note_digests
 from brainlm.cohort.index import update_index
@@ -18,11 +19,10 @@ def study(tmp_path):
     """Three runs of blocks, of which one has no events of its own."""
     folder = tmp_path / "c"
     for label in ("01", "02", "03"):
-        run = folder / f"sub-{label}/func/sub-{label}_task-blocks"
-        run.parent.mkdir(parents=True)
-        np.save(f"{run}_atlas-toy_timeseries.npy", np.zeros((9, 3)))
+        run = f"sub-{label}_task-blocks"
+        path = write_parcel_run(folder, run, np.zeros((9, 3)), atlas="toy")
         if label != "03":
-            write_tsv(f"{run}_events.tsv", COLUMNS, [(1, 2, "a"), (9, 2, label)])
+            write_tsv(path.with_name(f"{run}_events.tsv"), COLUMNS, [(1, 2, "a"), (9, 2, label)])
     write_tsv(folder / "task-blocks_events.tsv", COLUMNS, [(1, 2, "a")])
     config = parse_config({
         "results": str(tmp_path / "results"),

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from fakes import plant_runs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,17 +22,6 @@ from brainlm.errors import BrainLMError
 from brainlm.paths import Results
 
 
-def make_bids(folder: Path, subjects, sessions=("",)) -> Path:
-    for subject in subjects:
-        for session in sessions:
-            func = folder / f"sub-{subject}" / session / "func"
-            func.mkdir(parents=True)
-            middle = f"_{session}" if session else ""
-            (func / f"sub-{subject}{middle}_task-rest_bold.nii.gz").write_bytes(b"x")
-            (func / f"sub-{subject}{middle}_task-rest_bold.json").write_text("{}")
-    return folder
-
-
 def find(folder: Path, layout: str, **more):
     return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
 
@@ -45,7 +35,7 @@ def states(results: Path, cohort: str = "c") -> dict[str, tuple[bytes, int]]:
 
 
 def test_bids_names_sessions_anatomy_and_what_is_left_out(tmp_path):
-    make_bids(tmp_path, ["01", "02"], ["ses-1", "ses-2"])
+    plant_runs(tmp_path, ["01", "02"], ["ses-1", "ses-2"])
     anat = tmp_path / "sub-01/ses-2/anat"
     anat.mkdir()
     (anat / "sub-01_ses-2_T1w.nii.gz").touch()
@@ -82,14 +72,14 @@ def test_missing_and_empty_folders_are_clear(tmp_path):
 
 
 def test_the_same_recording_twice_is_refused(tmp_path):
-    make_bids(tmp_path, ["01"])
+    plant_runs(tmp_path, ["01"])
     (tmp_path / "sub-01/func/sub-01_task-rest_bold.nii").touch()
     with pytest.raises(BrainLMError, match="same recording"):
         find(tmp_path, "bids")
 
 
 def test_a_broken_link_is_still_a_recording(tmp_path):
-    make_bids(tmp_path, ["01"])
+    plant_runs(tmp_path, ["01"])
     (tmp_path / "sub-01/func/sub-01_task-other_bold.nii.gz").symlink_to("nowhere")
     found = find(tmp_path, "bids")
     assert [f.size for f in found] == [-1, 1]
@@ -97,13 +87,13 @@ def test_a_broken_link_is_still_a_recording(tmp_path):
 
 def test_membership_is_stable_and_untouched_tables_stay(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "bids"
-    cohort = Cohort(name="c", folder=make_bids(folder, [f"{k:02d}" for k in range(10, 20)]))
+    cohort = Cohort(name="c", folder=plant_runs(folder, range(10, 20)))
     assert update_index(cohort, results, 4).added == 10
     before = states(results)
     assert update_index(cohort, results, 4).added == 0
     assert states(results) == before  # nothing was written
 
-    make_bids(folder, ["05", "15a"])  # one sorts first, one in the middle
+    plant_runs(folder, ["05", "15a"])  # one sorts first, one in the middle
     change = update_index(cohort, results, 4)
     assert (change.added, change.changed, change.removed, change.chunks) == (2, 0, 0, 4)
     after = states(results)
@@ -115,7 +105,7 @@ def test_membership_is_stable_and_untouched_tables_stay(tmp_path):
 
 def test_changed_and_removed_recordings_touch_only_their_chunk(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "bids"
-    cohort = Cohort(name="c", folder=make_bids(folder, [f"{k:02d}" for k in range(30)]))
+    cohort = Cohort(name="c", folder=plant_runs(folder, range(30)))
     update_index(cohort, results, 10)
     before = states(results)
     (folder / "sub-11/func/sub-11_task-rest_bold.nii.gz").write_bytes(b"replaced")
@@ -129,7 +119,7 @@ def test_changed_and_removed_recordings_touch_only_their_chunk(tmp_path):
 
 def test_an_unmounted_disk_is_not_a_removal(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "bids"
-    cohort = Cohort(name="c", folder=make_bids(folder, [f"{k:02d}" for k in range(30)]))
+    cohort = Cohort(name="c", folder=plant_runs(folder, range(30)))
     update_index(cohort, results, 10)
     for k in range(12):
         shutil.rmtree(folder / f"sub-{k:02d}")
@@ -141,13 +131,13 @@ def test_an_unmounted_disk_is_not_a_removal(tmp_path):
 
 def test_a_small_cohort_still_uses_all_cores(tmp_path):
     results = tmp_path / "results"
-    cohort = Cohort(name="c", folder=make_bids(tmp_path / "b", [f"{k:02d}" for k in range(24)]))
+    cohort = Cohort(name="c", folder=plant_runs(tmp_path / "b", range(24)))
     assert update_index(cohort, results, "auto").chunks == 8
 
 
 def test_a_table_that_points_outside_is_refused(tmp_path):
     results, folder = tmp_path / "results", tmp_path / "bids"
-    update_index(Cohort(name="c", folder=make_bids(folder, ["01"])), results, 4)
+    update_index(Cohort(name="c", folder=plant_runs(folder, ["01"])), results, 4)
     table = Results(results).chunk_table("c", "00000")
     table.write_text(table.read_text().replace("sub-01/func", "../../etc"))
     with pytest.raises(BrainLMError, match="points outside"):
@@ -155,7 +145,7 @@ def test_a_table_that_points_outside_is_refused(tmp_path):
 
 
 def test_names_with_spaces_and_unicode(tmp_path):
-    folder = make_bids(tmp_path / "ein Ordner ü", ["01"])
+    folder = plant_runs(tmp_path / "ein Ordner ü", ["01"])
     results = tmp_path / "results"
     update_index(Cohort(name="c", folder=folder), results, 4)
     entry = read_entries(Results(results).chunk_table("c", "00000"), folder)[0]
@@ -216,7 +206,7 @@ def test_a_small_cohort_uses_all_cores_and_large_images_make_small_chunks():
 
 
 def test_a_long_look_at_a_known_cohort_names_what_spares_it(tmp_path, monkeypatch, capsys):
-    make_bids(tmp_path / "bids", ["01", "02"])
+    plant_runs(tmp_path / "bids", ["01", "02"])
     config = parse_config(
         {
             "results": str(tmp_path / "results"),

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fakes import write_parcel_run
 from safetensors.torch import load_file
 
 from brainlm.atlas import load_atlas
@@ -49,13 +50,9 @@ def home(tmp_path_factory):
     )
     random = np.random.default_rng(0)
     for label, seconds in (("01", SECONDS), ("02", SECONDS + 61), ("03", 50)):
-        func = folder / "series" / f"sub-{label}" / "func"
-        func.mkdir(parents=True)
         raw = 900 * (1 + 0.01 * random.standard_normal((seconds, 424)))
         raw[:, 3] = 0
-        name = func / f"sub-{label}_task-rest_atlas-demo424_timeseries"
-        np.save(f"{name}.npy", raw.astype(np.float32))
-        name.with_suffix(".json").write_text(json.dumps({"RepetitionTime": 1.0}))
+        write_parcel_run(folder / "series", f"sub-{label}_task-rest", raw.astype(np.float32))
     return folder
 
 

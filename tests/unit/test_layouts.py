@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from fakes import plant
 
 from brainlm.cohort.layouts import LAYOUTS, find_recordings, look
 from brainlm.config import Cohort, LayoutName
@@ -161,12 +162,6 @@ FOUND = {
 }  # fmt: skip
 
 
-def plant(folder: Path, paths: list[str]) -> None:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"x")
-
-
 def find(folder: Path, layout: str, **more):
     return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
 
@@ -178,7 +173,7 @@ def companions(folder: Path, layout: str, number: int = 0):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_finds_what_its_tree_holds(tmp_path, name):
-    plant(tmp_path, TREES[name])
+    plant(tmp_path, *TREES[name])
     found = find(tmp_path, name)
     assert [item.recording_id for item in found] == FOUND[name]
     assert all((tmp_path / item.source).is_file() for item in found)
@@ -200,7 +195,7 @@ def test_a_layout_is_in_the_configuration_and_in_the_documentation(name):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_entries_to_skip_are_not_looked_at(tmp_path, name):
-    plant(tmp_path, TREES[name])
+    plant(tmp_path, *TREES[name])
     cohort = Cohort(name="c", folder=tmp_path, layout=name)
     entries = {item.source.split("/")[0] for item in find(tmp_path, name)}
     gone = min(entries)
@@ -210,7 +205,7 @@ def test_entries_to_skip_are_not_looked_at(tmp_path, name):
 
 def test_a_visit_without_an_anatomy_takes_the_participants_other_one(tmp_path):
     for name in ("adni", "embarc"):
-        plant(tmp_path / name, TREES[name])
+        plant(tmp_path / name, *TREES[name])
     first, second, _ = find(tmp_path / "adni", "adni")
     assert first.t1w.endswith("ses-M048_T1w.nii.gz") and second.t1w.endswith("ses-M000_T1w.nii.gz")
     anatomies = [item.t1w for item in find(tmp_path / "embarc", "embarc")]
@@ -219,13 +214,13 @@ def test_a_visit_without_an_anatomy_takes_the_participants_other_one(tmp_path):
 
 def test_one_task_alone(tmp_path):
     for name, task in (("hcp", "WM"), ("ukb", "rest"), ("fmriprep", "nback"), ("tops", "rest")):
-        plant(tmp_path / name, TREES[name])
+        plant(tmp_path / name, *TREES[name])
         assert {item.entities["task"] for item in find(tmp_path / name, name, task=task)} == {task}
 
 
 def test_one_of_several_spaces_is_chosen_by_name(tmp_path):
-    plant(tmp_path, TREES["fmriprep"])
-    plant(tmp_path, [f"{FMRIPREP}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"])
+    plant(tmp_path, *TREES["fmriprep"])
+    plant(tmp_path, f"{FMRIPREP}_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz")
     with pytest.raises(BrainLMError, match=r"several forms .*choose one.*space:"):
         find(tmp_path, "fmriprep")
     found = find(tmp_path, "fmriprep", space="MNI152NLin2009cAsym")
@@ -242,7 +237,7 @@ def test_one_of_several_spaces_is_chosen_by_name(tmp_path):
 
 def test_native_resolution_can_be_chosen_beside_another(tmp_path):
     run = "sub-01/func/sub-01_task-rest_space-MNI152NLin6Asym"
-    plant(tmp_path, [f"{run}{res}_desc-preproc_bold.nii.gz" for res in ("", "_res-2")])
+    plant(tmp_path, *[f"{run}{res}_desc-preproc_bold.nii.gz" for res in ("", "_res-2")])
     sources = {
         space: [item.source for item in find(tmp_path, "fmriprep", space=space)]
         for space in ("MNI152NLin6Asym", "MNI152NLin6Asym:res-2")
@@ -257,7 +252,7 @@ def test_participants_who_are_only_in_another_space_are_counted(tmp_path):
     names = {"01": "space-MNI152NLin6Asym_", "02": "space-T1w_", "03": "", "04": "space-MNI_"}
     plant(
         tmp_path,
-        [f"sub-{n}/func/sub-{n}_task-rest_{s}desc-preproc_bold.nii.gz" for n, s in names.items()]
+        *[f"sub-{n}/func/sub-{n}_task-rest_{s}desc-preproc_bold.nii.gz" for n, s in names.items()]
         + ["sub-05/func/sub-05_task-rest_echo-1_desc-preproc_bold.nii.gz"],
     )
     found = find(tmp_path, "fmriprep", space="MNI152NLin6Asym")
@@ -272,7 +267,7 @@ def test_a_template_of_an_age_is_no_part_of_a_recordings_name(tmp_path):
     template = "space-MNIPediatricAsym_cohort-2_res-2"
     plant(
         tmp_path,
-        [
+        *[
             f"{run}_{template}_desc-preproc_bold.nii.gz",
             f"{run}_desc-confounds_timeseries.tsv",
             "sub-02/func/sub-02_task-rest_space-MNIPediatricAsym_cohort-3_res-2_desc-preproc_bold"
@@ -289,8 +284,8 @@ def test_a_template_of_an_age_is_no_part_of_a_recordings_name(tmp_path):
 
 
 def test_one_of_several_parcellations_is_chosen_by_name(tmp_path):
-    plant(tmp_path, TREES["xcpd"])
-    plant(tmp_path, [f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Tian_stat-mean_timeseries.tsv"])
+    plant(tmp_path, *TREES["xcpd"])
+    plant(tmp_path, f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Tian_stat-mean_timeseries.tsv")
     with pytest.raises(BrainLMError, match=r"Glasser.*, Tian.*segmentation: Glasser"):
         find(tmp_path, "xcpd")
     assert ["Tian" in r.source for r in find(tmp_path, "xcpd", segmentation="Tian")] == [True]
@@ -302,7 +297,7 @@ def test_a_space_or_description_of_series_is_chosen_by_name(tmp_path):
         for space in ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
         for desc in ("denoised", "interpolated")
     ]
-    plant(tmp_path, series)
+    plant(tmp_path, *series)
     with pytest.raises(BrainLMError, match=r"segmentation: .*Glasser:space-MNI152NLin6Asym:desc-"):
         find(tmp_path, "xcpd", segmentation="Glasser:desc-denoised")
     chosen = "Glasser:desc-interpolated:space-MNI152NLin6Asym"
@@ -312,7 +307,7 @@ def test_a_space_or_description_of_series_is_chosen_by_name(tmp_path):
 def test_runs_combined_are_not_taken_beside_the_runs(tmp_path):
     end = "space-MNI152NLin6Asym_seg-Glasser_stat-mean_timeseries.tsv"
     middle = ("rest_run-1", "rest_run-2", "rest", "nback_dir-AP_run-1", "nback", "motor")
-    plant(tmp_path, [f"sub-01/func/sub-01_task-{name}_{end}" for name in middle])
+    plant(tmp_path, *[f"sub-01/func/sub-01_task-{name}_{end}" for name in middle])
     recordings, left_out = look(Cohort(name="c", folder=tmp_path, layout="xcpd"))
     assert [item.recording_id.removeprefix("sub-01_task-") for item in recordings] == [
         "motor", "nback_dir-AP_run-1", "rest_run-1", "rest_run-2",
@@ -322,7 +317,7 @@ def test_runs_combined_are_not_taken_beside_the_runs(tmp_path):
 
 def test_what_lies_beside(tmp_path):
     for name in ("fmriprep", "ukb", "hcp", "hcp-fix", "xcpd"):
-        plant(tmp_path / name, TREES[name])
+        plant(tmp_path / name, *TREES[name])
     image = companions(tmp_path / "fmriprep", "fmriprep", 1)
     assert image.space == "MNI152NLin6Asym"
     assert image.motion.name.endswith("run-1_desc-confounds_timeseries.tsv")
@@ -338,7 +333,7 @@ def test_what_lies_beside(tmp_path):
 
 
 def test_packed_and_empty_bulk_folders_are_counted(tmp_path):
-    plant(tmp_path, TREES["ukb"])
+    plant(tmp_path, *TREES["ukb"])
     for name in ("1000223_20227_2_0.zip", "1000333_20227_2_0.zip"):  # the first is unpacked
         with zipfile.ZipFile(tmp_path / name, "w") as packed:
             packed.writestr("fMRI/rfMRI.nii.gz", b"x")
@@ -352,12 +347,12 @@ def test_packed_and_empty_bulk_folders_are_counted(tmp_path):
 def test_names_of_lifespan_runs_and_of_cleaned_images(tmp_path):
     results = "HCD0001305_V1_MR/MNINonLinear/Results"
     runs = ("rfMRI_REST1a_AP", "rfMRI_REST1b_PA", "tfMRI_GUESSING_PA")
-    plant(tmp_path / "hcp", [f"{results}/{run}/{run}.nii.gz" for run in runs])
+    plant(tmp_path / "hcp", *[f"{results}/{run}/{run}.nii.gz" for run in runs])
     assert [item.recording_id.split("_", 2)[2] for item in find(tmp_path / "hcp", "hcp")] == [
         "task-GUESSING_dir-PA", "task-REST_dir-AP_run-1a", "task-REST_dir-PA_run-1b",
     ]  # fmt: skip
     run = f"{results}/rfMRI_REST1_AP/rfMRI_REST1_AP_hp0_clean"
-    plant(tmp_path / "fix", [f"{run}.nii.gz", f"{run}_rclean_tclean.nii.gz"])
+    plant(tmp_path / "fix", f"{run}.nii.gz", f"{run}_rclean_tclean.nii.gz")
     assert [item.source for item in find(tmp_path / "fix", "hcp-fix")] == [
         f"{run}_rclean_tclean.nii.gz"
     ]
@@ -367,7 +362,7 @@ def test_run_folders_without_an_image_are_counted(tmp_path):
     results = "100307/MNINonLinear/Results"
     plant(
         tmp_path,
-        [
+        *[
             f"{results}/rfMRI_REST1_LR/rfMRI_REST1_LR_Atlas.dtseries.nii",
             f"{results}/rfMRI_REST2_LR/rfMRI_REST2_LR.nii.gz",
             f"{results}/rfMRI_REST2_LR/rfMRI_REST2_LR_hp2000_clean.nii.gz",
@@ -388,16 +383,16 @@ def test_the_mean_image_of_spm_is_no_recording(tmp_path):
     end = "sub-tops001_task-caps_run-02_bold.nii"
     for k in range(8):  # directories list their files in any order
         names = [f"{func}/{name}{end}" for name in ("wmeandcr", "swmean", "swdcr", "wdcr")]
-        plant(tmp_path / str(k), names[k % 4 :] + names[: k % 4])
+        plant(tmp_path / str(k), *names[k % 4 :] + names[: k % 4])
         assert [item.source for item in find(tmp_path / str(k), "tops")] == [f"{func}/wdcr{end}"]
-    plant(tmp_path / "0", [f"{func}/wr{end}"])
+    plant(tmp_path / "0", f"{func}/wr{end}")
     with pytest.raises(BrainLMError, match="same recording"):
         find(tmp_path / "0", "tops")
 
 
 def test_a_flat_folder_of_series(tmp_path):
-    plant(tmp_path, ["A424_example.dat", "b.npy", "c.tsv", "d.1.ptseries.nii", "participants.tsv",
-                     "notes.txt"])  # fmt: skip
+    plant(tmp_path, "A424_example.dat", "b.npy", "c.tsv", "d.1.ptseries.nii", "participants.tsv",
+          "notes.txt")  # fmt: skip
     assert [r.recording_id for r in find(tmp_path, "parcels")] == ["sub-A424example", "sub-b",
                                                                   "sub-c", "sub-d1"]  # fmt: skip
 
@@ -408,7 +403,7 @@ def test_files_of_one_participant_in_a_flat_folder_are_one_participant(tmp_path)
         "sub-01_ses-1_task-rest_atlas-A424_timeseries.npy",
         "sub-01_ses-2_task-rest_atlas-A424_timeseries.npy", "sub-02_task-nback.tsv",
     ]  # fmt: skip
-    plant(tmp_path, names)
+    plant(tmp_path, *names)
     found = find(tmp_path, "parcels")
     assert [item.recording_id for item in found] == [
         "sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_task-nback",
@@ -443,7 +438,7 @@ def test_files_of_a_flat_folder_that_are_no_series_are_left_out_and_counted(tmp_
         "sub-01_task-rest.dat"
     ]
     only = tmp_path / "only"
-    plant(only, ["0050642.npy"])
+    plant(only, "0050642.npy")
     with pytest.raises(BrainLMError, match=r"no task in its name: 1 \(0050642.npy\)"):
         find(only, "parcels", task="rest")
 
@@ -451,7 +446,7 @@ def test_files_of_a_flat_folder_that_are_no_series_are_left_out_and_counted(tmp_
 def test_series_anywhere_below_a_participant_are_found_or_said_to_be_left_out(tmp_path):
     plant(
         tmp_path,
-        [
+        *[
             "sub-01/func/sub-01_task-rest_atlas-A424_timeseries.dat",
             "sub-02/sub-02_task-rest_atlas-A424_timeseries.npy",
             "sub-03/ses-1/sub-03_ses-1_task-rest_atlas-A424_timeseries.tsv",

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fakes import plant
 
 from brainlm.cohort.index import read_refused, update_index
 from brainlm.cohort.layouts import LAYOUTS, examine_folder
@@ -20,12 +21,6 @@ GOOD = {
     "parcels": "sub-99/func/sub-99_task-rest_atlas-A424_timeseries.npy",
     "tops": "sub-99/func/wdcrsub-99_task-rest_bold.nii",
 }  # fmt: skip
-
-
-def plant(folder: Path, *paths: str) -> None:
-    for path in paths:
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(b"x")
 
 
 def sort(folder: Path, layout: str = "bids", **more):

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from chain import Chain, make_entry, make_place
+from fakes import write_parcel_run
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
@@ -393,11 +394,7 @@ def take(entry: Entry, out: Path, atlas, **cohort) -> dict:
 
 
 def write_series(folder: Path, series: np.ndarray, tr_s: float = 2.0) -> Entry:
-    path = folder / "sub-07" / "func" / "sub-07_task-rest_atlas-demo424_timeseries.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, series)
-    path.with_suffix(".json").write_text(json.dumps({"RepetitionTime": tr_s}))
-    return make_entry(folder, path)
+    return make_entry(folder, write_parcel_run(folder, "sub-07_task-rest", series, tr_s=tr_s))
 
 
 def test_parcel_series_are_resampled_and_otherwise_as_delivered(chain, tmp_path):

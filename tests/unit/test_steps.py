@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import write_parcel_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,12 +180,9 @@ def test_an_atlas_is_identified_without_its_files(name, tmp_path):
 def series_study(tmp_path):
     """Four recordings that come as parcel series."""
     for number in range(4):
-        func = tmp_path / f"series/sub-{number}/func"
-        func.mkdir(parents=True)
         values = 500 + np.random.default_rng(number).normal(size=(130, 3))
-        path = func / f"sub-{number}_task-rest_atlas-toy_timeseries.npy"
-        np.save(path, values.astype(np.float32))
-        path.with_suffix(".json").write_text('{"RepetitionTime": 1.0}')
+        write_parcel_run(tmp_path / "series", f"sub-{number}_task-rest",
+                         values.astype(np.float32), atlas="toy")  # fmt: skip
     values = {
         "results": str(tmp_path / "results"),
         "cohorts": [{"name": "c", "folder": str(tmp_path / "series"), "layout": "parcels"}],

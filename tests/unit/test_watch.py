@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fakes import plant_runs
 
 from brainlm.cohort import index, watch
 from brainlm.cohort.index import update_index
@@ -26,8 +27,7 @@ class Study:
 
     def __init__(self, folder: Path):
         self.folder, self.results = folder / "bids", folder / "results"
-        for subject in SUBJECTS:
-            image(self.folder, subject).write_bytes(b"x")
+        plant_runs(self.folder, SUBJECTS)
         self.cohort = Cohort(name="c", folder=self.folder)
         self.day = 738_000
         self.update()

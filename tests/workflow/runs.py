@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from fakes import write_parcel_run
 
 ROOT = Path(__file__).resolve().parents[2]
 DAMAGE = {"03": "truncated", "05": "short", "07": "no_tr", "08": "nan_volume"}
@@ -64,11 +65,5 @@ def make_series(folder: Path, count: int, *, first: int = 1, seed: int = 7) -> P
         sources = np.cumsum(random.standard_normal((240, 8)), axis=0)
         sources -= np.linspace(sources[0], sources[-1], 240)
         series = sources @ networks + 3 * random.standard_normal((240, 424))
-        name = f"sub-{number:02d}"
-        func = folder / name / "func"
-        func.mkdir(parents=True)
-        np.save(func / f"{name}_task-rest_atlas-demo424_timeseries.npy", series.astype(np.float32))
-        (func / f"{name}_task-rest_atlas-demo424_timeseries.json").write_text(
-            '{"RepetitionTime": 1.0}'
-        )
+        write_parcel_run(folder, f"sub-{number:02d}_task-rest", series.astype(np.float32))
     return folder

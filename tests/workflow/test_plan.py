@@ -16,6 +16,7 @@ import pytest
 import warm
 import yaml
 import yte
+from fakes import plant_runs
 from runs import make_series
 from snakemake.iocontainers import Wildcards
 
@@ -40,13 +41,6 @@ finetune: {epochs: 2}
 """
 CHUNK_STAGES = ("motion", "normalise", "denoise", "parcellate", "shard", "pages")
 REPORTING = {("summary", ""), ("report", "")}
-
-
-def make_subjects(folder: Path, numbers) -> None:
-    for number in numbers:
-        func = folder / f"sub-{number:02d}" / "func"
-        func.mkdir(parents=True)
-        (func / f"sub-{number:02d}_task-rest_bold.nii.gz").write_bytes(b"x")
 
 
 class Clone:
@@ -121,7 +115,7 @@ def finished(tmp_path_factory) -> Path:
     """A clone whose cohort `a` of 8 recordings (2 chunks) is through."""
     folder = tmp_path_factory.mktemp("plan") / "clone"
     folder.mkdir()
-    make_subjects(folder / "bids_a", range(10, 18))
+    plant_runs(folder / "bids_a", range(10, 18))
     (folder / "bids_a/participants.tsv").write_text("participant_id\tage\n")
     clone = Clone(folder)
     everything = clone.plan()
@@ -152,13 +146,13 @@ def bytes_and_times(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_a_new_subject_plans_only_its_chunk(clone):
     before = bytes_and_times(clone.folder / "results/shards")
-    make_subjects(clone.folder / "bids_a", [5])  # sorts before the known ones
+    plant_runs(clone.folder / "bids_a", [5])  # sorts before the known ones
     assert clone.plan() == chunk_jobs("a/00002") | REPORTING
     assert bytes_and_times(clone.folder / "results/shards") == before
 
 
 def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
-    make_subjects(clone.folder / "bids_b", range(5))
+    plant_runs(clone.folder / "bids_b", range(5))
     clone.configure(
         "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: external}\natlas:"
     )
@@ -167,7 +161,7 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
         ("predict", "finetune/age/1"), ("predict", "scratch/age/1"),
     }  # fmt: skip
     clone.pretend_done()  # and then nothing: what stands for its shards is no newer than they are
-    make_subjects(clone.folder / "bids_b", [7])
+    plant_runs(clone.folder / "bids_b", [7])
     again = clone.plan()
     assert {job for job in again if job[0] in CHUNK_STAGES} | embed_jobs("b/00002") == chunk_jobs(
         "b/00002"
@@ -207,7 +201,7 @@ def test_cohorts_that_enter_later_skip_the_rules_before(clone):
 
 
 def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
-    make_subjects(clone.folder / "bids_b", range(3))
+    plant_runs(clone.folder / "bids_b", range(3))
     clone.configure(
         "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: reference}\natlas:"
     )
@@ -218,7 +212,7 @@ def test_a_sealed_cohort_is_one_node_and_is_not_looked_at(clone):
     before = bytes_and_times(clone.folder / "results/shards")
     clone.configure("role: reference", "role: reference, watch: sealed")
     assert clone.plan() == set()
-    make_subjects(clone.folder / "bids_a", [5])
+    plant_runs(clone.folder / "bids_a", [5])
     (clone.folder / "bids_a/sub-16/func/sub-16_task-rest_bold.nii.gz").write_bytes(b"another")
     clone.configure("chunks:", "preprocess: {min_coverage: 0.7}\nchunks:")
     assert clone.plan() == set()
@@ -231,7 +225,7 @@ def test_a_sealed_cohort_is_one_node_and_is_not_looked_at(clone):
 
 
 def test_a_cohort_is_sealed_when_its_last_chunk_is_made(clone):
-    make_subjects(clone.folder / "bids_a", [5])
+    plant_runs(clone.folder / "bids_a", [5])
     assert clone.plan() == chunk_jobs("a/00002") | REPORTING
     clone.configure("role: reference", "role: reference, watch: sealed")
     assert clone.plan() == chunk_jobs("a/00002") | REPORTING
@@ -534,7 +528,7 @@ def test_an_edited_comment_in_a_rule_plans_nothing(clone):
 def test_the_slurm_profile_resolves_in_a_clone_with_an_empty_home(clone, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "empty"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    make_subjects(clone.folder / "bids_a", [5])
+    plant_runs(clone.folder / "bids_a", [5])
     assert clone.plan("--profile", "slurm") == chunk_jobs("a/00002") | REPORTING
 
 
@@ -688,7 +682,7 @@ def test_memory_and_time_follow_the_chunk_and_the_attempt(tmp_path):
     from brainlm.cohort.index import update_index
     from brainlm.resources import CHUNK_CPUS, chunk_resources, site_commands
 
-    make_subjects(tmp_path / "bids", range(8))
+    plant_runs(tmp_path / "bids", range(8))
     for number in range(4, 8):  # the second chunk's images have 2 GB (sparse files)
         image = next((tmp_path / f"bids/sub-{number:02d}").rglob("*_bold.nii.gz"))
         os.truncate(image, 2_000_000_000)
@@ -743,7 +737,7 @@ def test_a_renamed_cohort_is_told_that_its_release_has_the_old_name(clone):
 
 
 def test_a_cohort_that_left_the_configuration_disturbs_no_other(clone):
-    make_subjects(clone.folder / "bids_b", range(3))
+    plant_runs(clone.folder / "bids_b", range(3))
     other = "  - {name: b, folder: bids_b, layout: bids, role: external}\natlas:"
     clone.configure("atlas:", other)
     clone.pretend_done()

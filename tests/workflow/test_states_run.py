@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import write_parcel_run
 from runs import make_clone, snakemake
 
 from brainlm.cohort.splits import split_of
@@ -35,12 +36,9 @@ def make_blocks(folder, parts: dict[str, int]) -> None:
         parts[split_of(name)] -= 1
         activity = make_activity(random, np.arange(240.0), patterns)
         series = activity.series + random.standard_normal((240, 424))
-        run = folder / name / "func" / f"{name}_task-blocks"
-        run.parent.mkdir(parents=True)
-        np.save(f"{run}_atlas-demo424_timeseries.npy", series.astype(np.float32))
-        sidecar = run.with_name(f"{run.name}_atlas-demo424_timeseries.json")
-        sidecar.write_text('{"RepetitionTime": 1.0, "StartTime": 0}')
-        write_tsv(run.with_name(f"{run.name}_events.tsv"), ("onset", "duration", "trial_type"),
+        run = f"{name}_task-blocks"
+        path = write_parcel_run(folder, run, series.astype(np.float32), StartTime=0)
+        write_tsv(path.with_name(f"{run}_events.tsv"), ("onset", "duration", "trial_type"),
                   activity.events)  # fmt: skip
 
 
