@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from brainlm.atlas import Atlas
 from brainlm.config import parse_config
@@ -78,6 +79,17 @@ def make_job(
     values = {"results": str(out.parent / "results"), "cohorts": listed, **settings}
     config = parse_config(values, "config.yaml")
     return Job(parse_task(task, out.stem, out.stem), config, model, shards, out)
+
+
+def expected_p(rows: pd.DataFrame) -> np.ndarray:
+    """p of `rows` (paired differences with one Holm correction) from their value, interval and n,
+    as docs/evaluation.md defines it."""
+    error = (rows["high"] - rows["low"]) / (2 * 1.959964) * np.sqrt(rows["n"] / (rows["n"] - 1))
+    p = 2 * stats.t.sf(rows["value"].abs() / error, rows["n"] - 1)
+    p = np.maximum(p, 0.5 ** (rows["n"].to_numpy() - 1))
+    order, out = np.argsort(p), np.empty(len(p))
+    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return out
 
 
 def of_others(recording: Recording, cohort: str) -> Recording:

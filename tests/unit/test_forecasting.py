@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import r2_score
-from synthetic import R, make_job, make_study, of_others, toy_atlas
+from synthetic import R, expected_p, make_job, make_study, of_others, toy_atlas
 
 from brainlm.errors import BrainLMError
 from brainlm.evaluation.forecasting.autoregression import fit_autoregressions
@@ -230,11 +230,23 @@ def test_all_methods_are_compared_on_the_same_participants(study):
     assert steps["4"] == pytest.approx(expected, rel=1e-5)
     tests = table[table["p"].notna()]
     assert tests["method"].str.startswith(f"{MODEL} minus ").all()
-    assert set(tests["metric"]) == {"r2", "r", "mse", "mae"}
-    assert set(tests["level"]) == {"pooled", "step"}
+    assert {*zip(tests["metric"], tests["level"], strict=True)} == {
+        (metric, level) for metric in ("r2", "r", "mse", "mae") for level in ("pooled", "step")
+    }
+    for _, rows in tests.groupby(["metric", "level"]):  # over methods, and over steps too
+        np.testing.assert_allclose(rows["p"], expected_p(rows), rtol=1e-6)
     examples = pd.read_parquet(study.out.with_suffix(".examples.parquet"))
     assert set(examples["method"]) == methods | {"truth"}
-    assert examples["step"].min() == -(WINDOW - AHEAD) + 1 and examples["step"].max() == AHEAD
+    keys = ["recording_id", "parcel"]
+    one = examples[(examples[keys] == examples[keys].iloc[0]).all(axis=1)]
+    curve = {name: part.set_index("step")["value"] for name, part in one.groupby("method")}
+    assert curve["truth"].index.tolist() == list(range(AHEAD + 1 - WINDOW, AHEAD + 1))
+    first = corpus.usable(split="test", min_timepoints=WINDOW)[0]
+    assert one["recording_id"].iloc[0] == corpus.table["recording_id"][first]
+    series = corpus.scaled(first, scaling)[:WINDOW, int(one["parcel"].iloc[0]) - 1]
+    np.testing.assert_allclose(curve["truth"], series, rtol=1e-5)
+    np.testing.assert_allclose(curve["last value"], np.full(AHEAD, series[-AHEAD - 1]), rtol=1e-5)
+    assert not curve["zero"].any()
 
 
 def test_external_cohorts_are_forecast_whole_and_never_trained_on(study, tmp_path):

@@ -458,7 +458,7 @@ def test_your_own_series_become_windows(saved):
         (lambda x: x[:10], {}, "lasts 19 s, a window 20 s"),
         (lambda x: x[:, :5], {}, "expected 6 columns"),
         (lambda x: 1000 + x, {}, "raw means .median 1000.*units: scanner"),
-        (lambda x: x, {"units": "scanner"}, "no raw means"),
+        (lambda x: x, {"units": "scanner"}, "not raw means"),
         (lambda x: 1e5 * x, {}, "expected 0.02 to 50"),
         (lambda x: 1e-4 * x, {}, "expected 0.02 to 50"),
         (lambda x: np.where(np.arange(30)[:, None] == 7, np.nan, x), {}, "at 1 of 30 time points"),

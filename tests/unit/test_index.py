@@ -15,7 +15,7 @@ from brainlm.cohort.index import (
     simulate_index,
     update_index,
 )
-from brainlm.cohort.layouts import Found, find_recordings, parse_name
+from brainlm.cohort.layouts import Found, examine_folder, parse_name
 from brainlm.cohort.splits import split_of
 from brainlm.config import Cohort, parse_config
 from brainlm.errors import BrainLMError
@@ -23,7 +23,7 @@ from brainlm.paths import Results
 
 
 def find(folder: Path, layout: str, **more):
-    return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
+    return examine_folder(Cohort(name="c", folder=folder, layout=layout, **more))[0]
 
 
 def states(results: Path, cohort: str = "c") -> dict[str, tuple[bytes, int]]:

@@ -45,7 +45,7 @@ def test_a_cohort_without_the_column_contributes_nothing(tmp_path):
     [
         ("id\tage\n1\t2\n", "expected a column participant_id .or eid.*found: id, age"),
         ("participant_id\tage\nsub-1\told\n", "'old', expected a number"),
-        ("participant_id\tage\nsub-1\t1\nsub-1\t2\n", "stands in 2 rows"),
+        ("participant_id\tage\nsub-1\t1\nsub-1\t2\n", "appears in 2 rows"),
         ("", "expected a column participant_id .* found: nothing"),
         ("participant_id\tage\n1\t2\n2\t3\t4\n", "Row #3: Expected 2 columns, got 3"),
         ("participant_id\tage\n1\t2\t3\n", "not a readable table"),

@@ -95,7 +95,7 @@ def test_the_map_is_seeded_and_separates_what_is_far_apart():
 
 def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
-    study = make_study(tmp_path, names=60)
+    study = make_study(tmp_path, participants=60)
     model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
     torch.manual_seed(0)
     model.save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from fakes import plant
 
-from brainlm.cohort.layouts import LAYOUTS, find_recordings, look
+from brainlm.cohort.layouts import LAYOUTS, examine_folder, look
 from brainlm.config import Cohort, LayoutName
 from brainlm.errors import BrainLMError
 
@@ -163,7 +163,7 @@ FOUND = {
 
 
 def find(folder: Path, layout: str, **more):
-    return find_recordings(Cohort(name="c", folder=folder, layout=layout, **more))
+    return examine_folder(Cohort(name="c", folder=folder, layout=layout, **more))[0]
 
 
 def companions(folder: Path, layout: str, number: int = 0):
@@ -199,7 +199,7 @@ def test_entries_to_skip_are_not_looked_at(tmp_path, name):
     cohort = Cohort(name="c", folder=tmp_path, layout=name)
     entries = {item.source.split("/")[0] for item in find(tmp_path, name)}
     gone = min(entries)
-    left = find_recordings(cohort, {gone})
+    left = examine_folder(cohort, {gone})[0]
     assert {item.source.split("/")[0] for item in left} == entries - {gone}
 
 

@@ -127,7 +127,7 @@ def windows(corpus):
     return Windows(corpus, scaling, 20, np.arange(32, 48))  # eight, two recordings each
 
 
-def rows_of_people(windows, first, last):
+def rows_of_participants(windows, first, last):
     out = np.empty(last - first, object)
     out[:] = [windows.rows[2 * i : 2 * i + 2] for i in range(first, last)]
     return out
@@ -136,7 +136,7 @@ def rows_of_people(windows, first, last):
 def test_networks_see_every_recording_once_a_pass(windows, monkeypatch):
     seen, plain = [], windows.batch
     monkeypatch.setattr(windows, "batch", lambda picks: seen.extend(picks) or plain(picks))
-    train = rows_of_people(windows, 0, 8)
+    train = rows_of_participants(windows, 0, 8)
     known = methods.Known(train, np.arange(8.0), train[:0], np.zeros(0))
     fit_network("meanMLP", known, windows, Finetune(epochs=1, batch_size=4))(train)
     assert sorted(row for _, row in seen) == windows.rows.tolist()
@@ -146,8 +146,8 @@ NETWORKS = get_args(get_args(get_args(DeepNetworks)[0])[0])
 
 
 @pytest.mark.parametrize(("name", "classes"), [("meanMLP", 0), *((name, 3) for name in NETWORKS)])
-def test_every_network_learns(name, classes, windows):
-    train, held = rows_of_people(windows, 0, 4), rows_of_people(windows, 4, 8)
+def test_every_network_gives_the_same_of_the_same_seed(name, classes, windows):
+    train, held = rows_of_participants(windows, 0, 4), rows_of_participants(windows, 4, 8)
     y = np.arange(8) % 3 + 0.0
     known = methods.Known(train, y[:4], held, y[4:], classes, 7)
     fits = 1 if name == "BolT" else 2
@@ -158,8 +158,25 @@ def test_every_network_learns(name, classes, windows):
         np.testing.assert_allclose(guess[0].sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["meanMLP", "LSTM"])
+def test_networks_learn_what_sets_participants_apart(name, windows, monkeypatch):
+    """Of one class parcel 0 lies high, of the other low: participants not trained on are told."""
+    plain = windows._fill
+
+    def planted(out, row, start):
+        plain(out, row, start)
+        out[0] += 2.0 * ((row - 32) // 2 % 2) - 1
+
+    monkeypatch.setattr(windows, "_fill", planted)
+    train, held = rows_of_participants(windows, 0, 5), rows_of_participants(windows, 5, 8)
+    y = np.arange(8) % 2 + 0.0
+    known = methods.Known(train, y[:5], held, y[5:], 2, 7)
+    guess = fit_network(name, known, windows, Finetune(epochs=15, batch_size=4))(held)
+    assert guess.argmax(1).tolist() == y[5:].tolist()
+
+
 def test_training_that_diverges_says_so(windows):
-    train = rows_of_people(windows, 0, 8)
+    train = rows_of_participants(windows, 0, 8)
     known = methods.Known(train[:5], np.full(5, np.nan), train[5:], np.zeros(3))
     with pytest.raises(BrainLMError, match=r"meanMLP: training diverged .*\(0.005, 0.001\)"):
         fit_network("meanMLP", known, windows, Finetune(epochs=2, batch_size=4))

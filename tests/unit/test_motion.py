@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from brainlm.errors import RecordingError
 from brainlm.preprocess.motion.rigid import (
@@ -15,11 +16,18 @@ from brainlm.preprocess.motion.rigid import (
     framewise_displacement_jenkinson,
     framewise_displacement_power,
     parameters_of,
-    transforms_of,
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from phantom import STRESS, make_phantom, make_stress, rms_errors
+
+
+def transforms_of(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """The inverse of `parameters_of`, by scipy."""
+    transforms = np.repeat(np.eye(4)[None], len(parameters), axis=0)
+    transforms[:, :3, :3] = turns = Rotation.from_euler("XYZ", parameters[:, 3:]).as_matrix()
+    transforms[:, :3, 3] = parameters[:, :3] + centre - turns @ centre
+    return transforms
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_the_cohort_s_orientation_is_for_headers_without_one(tmp_path, letters):
     assert "".join(nib.aff2axcodes(bold.affine)) == letters
     middle = bold.affine @ [*((np.array(bold.volumes.shape[:0:-1]) - 1) / 2), 1]
     np.testing.assert_allclose(middle[:3], 0, atol=1e-9)
-    assert any("by the cohort's entry" in words for words in bold.warnings)
+    assert any("from the cohort's entry" in words for words in bold.warnings)
 
 
 def test_the_cohort_s_orientation_does_not_overrule_a_header(tmp_path):

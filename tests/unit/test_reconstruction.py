@@ -15,6 +15,7 @@ from brainlm.evaluation import reconstruction
 from brainlm.evaluation.reconstruction import evaluate_reconstruction, load_traces
 from brainlm.model.gaussian import Gaussian
 from brainlm.shards import (
+    Corpus,
     ParcelQuantiles,
     Recording,
     Scaling,
@@ -117,8 +118,6 @@ def test_methods_are_compared_on_the_same_hidden_points_of_held_out_participants
 
 def test_the_future_mask_scores_equal_a_direct_computation(study):
     table = _run(study)
-    from brainlm.shards import Corpus
-
     corpus = Corpus([study.shard])
     truth, guess = [], []
     for index in corpus.usable(split="test", min_timepoints=WINDOW):
@@ -137,7 +136,6 @@ def test_the_future_mask_scores_equal_a_direct_computation(study):
 
 def test_of_the_future_a_var_of_the_training_recordings_is_asked_too(study):
     from brainlm.evaluation.forecasting.autoregression import fit_autoregressions
-    from brainlm.shards import Corpus
 
     table, corpus = _run(study), Corpus([study.shard])
     assert "var" not in set(table[table["target"] == "random 50%"]["method"])
@@ -173,12 +171,26 @@ def test_every_recording_and_parcel_has_its_own_figure(study):
     part = table[(table["cohort"] == "home") & (table["target"] == "random 50%")]
     assert set(part["metric"]) == {"r2", "r", "mse", "mae"}
     one = part[(part["method"] == "model") & (part["metric"] == "mse")]
-    counts = one["level"].value_counts()
-    assert counts["recording"] == 4
-    assert counts["parcel"] == PARCELS
-    pooled = one[one["level"] == "pooled"]["value"].item()
-    for level in ("recording", "parcel"):  # the pooled error is a mean of theirs
-        assert one[one["level"] == level]["value"].mean() == pytest.approx(pooled, rel=0.05)
+    assert one["level"].value_counts().to_dict() == {"pooled": 1, "recording": 4,
+                                                     "parcel": PARCELS}  # fmt: skip
+    future = table[(table["cohort"] == "home") & (table["target"] == "future 25%")]
+    future = future[future["method"] == "model"].set_index(["metric", "level", "unit"])["value"]
+    corpus = Corpus([study.shard])
+    hidden = {}  # [2 windows, R, P] of each recording
+    for index in corpus.usable(split="test", min_timepoints=WINDOW):
+        if corpus.table["cohort"][index] == "home":
+            windows = corpus.scaled(index, study.scaling)[: 2 * WINDOW].T.reshape(PARCELS, 2, -1)
+            name = corpus.table["recording_id"][index]
+            hidden[name] = windows[..., -PATCH:].swapaxes(0, 1)
+    for name, truth in hidden.items():  # half of the truth is what the stand-in predicts
+        known = truth[np.isfinite(truth)]
+        assert future["mse", "recording", name] == pytest.approx((known**2).mean() / 4, rel=1e-4)
+        r2 = r2_score(known, known / 2)
+        assert future["r2", "recording", name] == pytest.approx(r2, abs=1e-4)
+    for parcel, truth in enumerate(np.stack(list(hidden.values()), -1).swapaxes(0, 1), 1):
+        half = np.nanmean(np.abs(truth)) / 2
+        assert future["mae", "parcel", str(parcel)] == pytest.approx(half, rel=1e-4)
+        assert future["r", "parcel", str(parcel)] == pytest.approx(1)
 
 
 def test_a_split_without_participants_has_a_row_that_says_so(study):
@@ -217,8 +229,6 @@ def test_the_gaussians_of_the_model_folder_stand_in_the_table(study, tmp_path):
 
 
 def test_what_is_asked_of_a_window_does_not_depend_on_what_others_lack(study, tmp_path):
-    from brainlm.shards import Corpus
-
     corpus = Corpus([study.shard])
     indices = corpus.usable(min_timepoints=WINDOW)
     batches = list(reconstruction._batches(corpus, study.scaling, indices, WINDOW))

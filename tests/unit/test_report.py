@@ -157,14 +157,18 @@ def test_only_what_was_fitted_once_is_said_to_have_one_seed(study):
 
 
 def test_every_table_and_figure_can_be_downloaded(study):
-    _, out, _ = study
+    config, out, _ = study
     files = {path.name for path in (out / "data").iterdir()}
     assert {"reconstruction.csv", "target-age.csv", "curve.csv", "statuses.csv"} <= files
     pages = [_Page(path.read_text(encoding="utf-8")) for path in out.glob("*.html")]
     links = [link for page in pages for link in page.links if link.startswith("data/")]
     assert {link.removeprefix("data/") for link in links} == files
-    whole = pd.read_csv(out / "data" / "reconstruction.csv")
-    assert {"command", "seed", "low", "high", "n"} <= set(whole.columns)
+    stored = pd.read_parquet(config.paths.table("reconstruction"))
+    offered = pd.read_parquet(out / "data" / "reconstruction.parquet")
+    pd.testing.assert_frame_equal(offered, stored)
+    text = pd.read_csv(out / "data" / "reconstruction.csv")
+    assert text.columns.tolist() == stored.columns.tolist() and len(text) == len(stored)
+    np.testing.assert_allclose(text["value"], stored["value"], rtol=1e-6)
 
 
 def test_accessibility_basics(study):
@@ -240,11 +244,20 @@ def test_outliers_are_on_the_bad_side_only():
 
 
 def test_the_cohort_page_has_every_recording_in_its_data(study):
-    _, out, _ = study
+    config, out, _ = study
     text = (out / "data" / "home-recordings.js").read_text(encoding="utf-8")
-    rows = json.loads(text[text.index("] = ") + 4 : -2])["rows"]
-    assert len(rows) == 61
-    assert len(pd.read_csv(out / "data" / "home-recordings.csv")) == 61
+    data = json.loads(text[text.index("] = ") + 4 : -2])
+    table = pd.read_csv(out / "data" / "home-recordings.csv")
+    assert len(data["rows"]) == len(table) == 61
+    shown = {row[0]: row for row in data["rows"]}
+    stored = pd.read_parquet(config.paths.shard("home", "00000")).set_index("recording_id")
+    table = table.set_index("recording_id").loc[stored.index]
+    assert table["status"].tolist() == stored["status"].tolist()
+    np.testing.assert_allclose(table["mean_fd_mm"], stored["mean_fd_mm"], rtol=1e-5)
+    for name in stored.index[stored["status"] == "ok"][:5]:
+        assert any(cell.startswith(show(stored["mean_fd_mm"][name])) for cell in shown[name])
+    failed = stored.index[stored["status"] == "unreadable"][0]
+    assert shown[failed][1] == "unreadable" and stored["reason"][failed] in shown[failed]
 
 
 def test_a_recording_page_shows_registration_and_says_what_is_missing(study):

@@ -49,20 +49,8 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
-def find_recordings(cohort: Cohort, skip: Set[str] = frozenset()) -> list[Found]:
-    """A cohort's recordings, sorted by name; what lies in an entry of `skip` is not looked at.
-
-    Raises
-    ------
-    BrainLMError
-        The folder is missing, unreadable, a derivative under a layout of raw images, or has no
-        recording of this layout; or recordings come in several forms and none is chosen.
-    """
-    return examine_folder(cohort, skip)[0]
-
-
 def look(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], list[str]]:
-    """As :func:`find_recordings`, and lines that say which files are left out and why."""
+    """As :func:`examine_folder`, with a line for each reason why files are left out."""
     found, left_out = examine_folder(cohort, skip)
     return found, describe_skipped(left_out)
 
@@ -70,7 +58,16 @@ def look(cohort: Cohort, skip: Set[str] = frozenset()) -> tuple[list[Found], lis
 def examine_folder(
     cohort: Cohort, skip: Set[str] = frozenset()
 ) -> tuple[list[Found], list[Found]]:
-    """As :func:`find_recordings`, and the files that look like recordings and are left out."""
+    """A cohort's recordings, sorted by name, and the files that look like some but are left out.
+
+    What lies in an entry of `skip` is not searched.
+
+    Raises
+    ------
+    BrainLMError
+        The folder is missing, unreadable, a derivative under a layout of raw images, or has no
+        recording of this layout; or recordings come in several forms and none is chosen.
+    """
     folder, layout = cohort.folder, LAYOUTS[cohort.layout]
     listed = _list(cohort, skip)
     left_out = [item for item in listed if item.left_out]
@@ -166,7 +163,6 @@ __all__ = [
     "belongs",
     "describe_skipped",
     "find_file",
-    "find_recordings",
     "look",
     "parse_name",
     "plain_label",

@@ -144,22 +144,6 @@ def parameters_of(transforms: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return np.column_stack([shift, rx, ry, rz])
 
 
-def transforms_of(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Rigid transforms [T, 4, 4] of parameters [T, 6]: the inverse of :func:`parameters_of`."""
-    parameters = np.asarray(parameters, np.float64)
-    cos, sin = np.cos(parameters[:, 3:]), np.sin(parameters[:, 3:])
-    turns = np.zeros((3, len(parameters), 3, 3))
-    for axis, turn in enumerate(turns):
-        j, k = (axis + 1) % 3, (axis + 2) % 3
-        turn[:, axis, axis] = 1
-        turn[:, j, j] = turn[:, k, k] = cos[:, axis]
-        turn[:, k, j], turn[:, j, k] = sin[:, axis], -sin[:, axis]
-    transforms = np.repeat(np.eye(4)[None], len(parameters), axis=0)
-    transforms[:, :3, :3] = turns[0] @ turns[1] @ turns[2]
-    transforms[:, :3, 3] = parameters[:, :3] + centre - transforms[:, :3, :3] @ centre
-    return transforms
-
-
 def framewise_displacement_power(parameters: np.ndarray) -> np.ndarray:
     """Framewise displacement [T] in mm, NaN for the first volume.
 
