@@ -1,4 +1,4 @@
-"""Windows per second from warm shards: our loader beside Hugging Face `datasets`.
+"""Windows per second from warm shards: our loader next to Hugging Face `datasets`.
 
     python benchmarks/loader.py [--seconds 5] [--rate 4695 --threads 2]
 

@@ -48,7 +48,7 @@ from brainlm.model.presets import PRESETS
 from brainlm.training.journal import peak_flops
 
 PARCELS, WINDOW, RATIO = 424, 200, 0.75
-#: windows per step: beside the peer, and alone
+#: windows per step: with the peer, and alone
 BATCHES = {"cpu": {}, "cuda": {"tiny": (64, 256), "13m": (16, 64), "111m": (64, 512),
                                "650m": (32, 256)}}  # fmt: skip
 TABLES = ("pairs", "presets", "attention")

@@ -3,7 +3,7 @@
     python benchmarks/motion.py [--shape 3mm|ukb] [--volumes 150] [--peer-volumes 6] [--threads 1]
     python benchmarks/motion.py --stress [--shape 3mm|ukb] [--volumes 60]
 
-Prints CPU and wall time per volume, the memory that the fit takes beside its input, the RMS error
+Prints CPU and wall time per volume, the memory that the fit takes besides its input, the RMS error
 over the brain in mm (one rigid offset common to all volumes taken off) and the ratio. Fixed costs
 of a run (masks, references) are in our time per volume. With --stress: our errors where motion
 correction is known to fail, one case a line.
@@ -53,7 +53,9 @@ def main() -> None:
     print(f"{options.shape}, {options.volumes} volumes, {options.threads} thread(s)")
     print(f"ours     {ours:8.1f} ms/volume (CPU {cpu / options.volumes * 1e3:.1f})", end="")
     print(f"  error {errors.mean():.4f} mm mean, {errors.max():.4f} worst")
-    print(f"memory   {extra:8.0f} MB beside {phantom.volumes.nbytes / 2**20:.0f} MB of input")
+    print(
+        f"memory   {extra:8.0f} MB in addition to {phantom.volumes.nbytes / 2**20:.0f} MB of input"
+    )
     peer, error = _run_peer(phantom, options.peer_volumes)
     print(f"antspyx  {peer:8.1f} ms/volume", end="")
     print(f"  error {error.mean():.4f} mm mean, {error.max():.4f} worst")

@@ -1,4 +1,4 @@
-"""The whole chain on one recording like UK Biobank's, beside a chain of library calls.
+"""The whole chain on one recording like UK Biobank's, next to a chain of library calls.
 
     python benchmarks/preprocess.py [--volumes 490] [--threads 2] [--peer-volumes 6] [--no-peer]
                                     [--folder benchmark-preprocess]

@@ -134,7 +134,7 @@ def run_family(named: dict[str, BrainLMConfig], data: Data, args) -> pd.DataFram
 
 
 def summarise(runs: pd.DataFrame) -> list[str]:
-    """Markdown rows of one family: each contestant beside the published form."""
+    """Markdown rows of one family: each contestant next to the published form."""
     parts = dict(list(runs.groupby("name", sort=False)))
     base, lines = list(parts.values())[-1], []
     for name, part in parts.items():
@@ -169,7 +169,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     data = Data(args.shards, args.scaling, args.window, args.coordinates)
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in data.rows.items())
-    text = [f"# Presets beside the published forms, {datetime.date.today()}", "",
+    text = [f"# Presets and the published forms, {datetime.date.today()}", "",
             f"`{shlex.join(['python', 'benchmarks/presets.py', *sys.argv[1:]])}`", "",
             f"{data.corpus.info.num_parcels} parcels, window {args.window}, "
         f"{counts} participants; "

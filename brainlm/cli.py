@@ -479,7 +479,9 @@ def _finetune(args) -> None:
     choose_device(config.pretrain)
     job = _job(config, args.task)
     if not isinstance(job.task, CLINICAL):
-        raise BrainLMError(f"task {args.task} is of kind {job.task.kind}: nothing is fine-tuned")
+        raise BrainLMError(
+            f"task {args.task} is of kind {job.task.kind}, which has no fine-tuning"
+        )
     fit_task(
         job, _fit_folder(config, args), _atlas(config),
         seed=args.seed, from_scratch=args.from_scratch,

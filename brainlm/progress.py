@@ -128,7 +128,7 @@ class Progress:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """Give the terminal back; nothing is said afterwards."""
+        """Give the terminal back; nothing is shown after this."""
         if self._ended.is_set():
             return
         self._ended.set()

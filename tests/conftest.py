@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the checkout; BRAINLM_TEST_DATA names another place."""
+    """The folder of real data next to the checkout; BRAINLM_TEST_DATA names another place."""
     folder = Path(os.environ.get("BRAINLM_TEST_DATA", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"real test data not found in {folder} (set BRAINLM_TEST_DATA)")

@@ -96,7 +96,7 @@ def _agree_units(shards: Sequence[Path]) -> str:
 def read_places(release: Path, shards: Sequence[Path]) -> dict[int, np.ndarray]:
     """Where in their files the series of a release's shards begin, by number of the shard.
 
-    As :func:`~brainlm.shards.store.locate_series` finds it; a release of before this was kept
+    As :func:`~brainlm.shards.store.locate_series` finds it; a release made before this was kept
     leaves that to its readers.
     """
     path = release / PLACES
@@ -136,7 +136,7 @@ def read_release(paths: Results) -> list[Path]:
 
 def _find(paths: Results, place: str) -> Path:
     """A shard of the list: of this results folder, wherever that was when the release was frozen
-    (releases of before named the way from the working folder)."""
+    (earlier releases named the way from the working folder)."""
     path = Path(place)
     own = paths.shard(path.parent.name, path.stem)
     is_other = path.is_absolute() and path.parent.parent.name != own.parent.parent.name

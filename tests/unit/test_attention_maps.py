@@ -93,7 +93,7 @@ def test_groups_are_two_values_two_halves_or_an_error():
         split_in_two(site, None, "site")
     labels, names = split_in_two(site, ("c", "a"), "site")
     assert names == ("c", "a") and labels.notna().sum() == 2
-    with pytest.raises(BrainLMError, match="no one is d"):
+    with pytest.raises(BrainLMError, match="no participant is d"):
         split_in_two(site, ("a", "d"), "site")
 
 

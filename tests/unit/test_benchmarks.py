@@ -102,7 +102,7 @@ def test_speed_of_the_loader(tmp_path):
     assert 0 <= module.data_wait(windows, 500.0, 1, 0.3) <= 1
 
 
-def test_presets_beside_the_published_forms(tmp_path, monkeypatch):
+def test_presets_next_to_the_published_forms(tmp_path, monkeypatch):
     module, study = load("presets"), make_study(tmp_path)
     monkeypatch.setattr(module, "SIZES", {"parcel": (1, 1, 10), "image": (1, 1, 10)})
     out = tmp_path / "presets.md"

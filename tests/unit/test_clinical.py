@@ -231,7 +231,7 @@ def test_every_difference_has_the_p_of_the_one_paired_test(age):
     } < {*gaps["method"]}
 
 
-def test_a_random_method_is_the_mean_of_its_seeds_which_stand_beside_it(age):
+def test_a_random_method_is_the_mean_of_its_seeds_which_are_in_the_table_too(age):
     rows = age[(age["method"] == "fine-tuned") & (age["metric"] == "mae")
                & (age["cohort"] == "home")].set_index("level")  # fmt: skip
     assert sorted(rows.loc["seed", "unit"]) == ["1", "2"]

@@ -1,4 +1,4 @@
-"""The map is reproducible, and the numbers beside it know structure from chance."""
+"""The map is reproducible, and the numbers next to it tell structure from chance."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ def test_one_of_several_spaces_is_chosen_by_name(tmp_path):
         find(tmp_path, "fmriprep", space="MNI152")
 
 
-def test_native_resolution_can_be_chosen_beside_another(tmp_path):
+def test_native_resolution_can_be_chosen_next_to_another(tmp_path):
     run = "sub-01/func/sub-01_task-rest_space-MNI152NLin6Asym"
     plant(tmp_path, *[f"{run}{res}_desc-preproc_bold.nii.gz" for res in ("", "_res-2")])
     sources = {
@@ -304,7 +304,7 @@ def test_a_space_or_description_of_series_is_chosen_by_name(tmp_path):
     assert [item.source for item in find(tmp_path, "xcpd", segmentation=chosen)] == [series[1]]
 
 
-def test_runs_combined_are_not_taken_beside_the_runs(tmp_path):
+def test_runs_combined_are_not_taken_next_to_the_runs(tmp_path):
     end = "space-MNI152NLin6Asym_seg-Glasser_stat-mean_timeseries.tsv"
     middle = ("rest_run-1", "rest_run-2", "rest", "nback_dir-AP_run-1", "nback", "motor")
     plant(tmp_path, *[f"sub-01/func/sub-01_task-{name}_{end}" for name in middle])

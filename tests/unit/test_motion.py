@@ -65,7 +65,7 @@ def test_memory_stays_near_the_input(phantom):
     estimate_motion(phantom.volumes, phantom.affine)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < phantom.volumes.nbytes / 4 + 60e6  # beside the input
+    assert peak < phantom.volumes.nbytes / 4 + 60e6  # in addition to the input
 
 
 def test_result_is_complete_and_consistent(phantom, motion):

@@ -120,7 +120,7 @@ def job_of(folder, made, **task):
                     )  # fmt: skip
 
 
-def test_methods_share_parcels_and_chance_is_shown_beside_them(study, monkeypatch):
+def test_methods_share_parcels_and_chance_is_shown_next_to_them(study, monkeypatch):
     monkeypatch.setattr(readout, "NEIGHBOURS", 1)  # 3 training parcels each
     folder, made = study
     networks = [f"network {i % 3}" for i in range(R)]

@@ -149,7 +149,7 @@ def test_a_broken_sform_does_not_lose_an_image_whose_qform_is_whole(tmp_path, fl
 
 
 @pytest.mark.parametrize("quaternion", [[2.0, 0, 0], [np.nan, 0, 0], [0.9, 0.9, 0.9]])
-def test_a_broken_qform_beside_a_whole_sform_is_said(tmp_path, quaternion):
+def test_a_broken_qform_next_to_a_whole_sform_is_said(tmp_path, quaternion):
     raw = edit(make(), (QUATERN, "3f", quaternion))
     bold = read_bold(put(tmp_path, raw))
     np.testing.assert_allclose(bold.affine, AFFINE)

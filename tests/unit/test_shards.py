@@ -94,7 +94,7 @@ def test_float16_error_is_what_the_documentation_says(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1e6, 1e-5, 1e-9, 1e-20])
-def test_values_beyond_float16_are_kept_as_they_are_beside_others(tmp_path, scale):
+def test_values_beyond_float16_are_kept_as_they_are_next_to_others(tmp_path, scale):
     """One recording in a scanner's large or small units must not stop its chunk, or become 0."""
     large, path = noise(2) * scale, tmp_path / "a.parquet"
     write_shard(path, [recording(1, noise(1)), recording(2, large)], INFO)

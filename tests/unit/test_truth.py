@@ -25,7 +25,7 @@ from brainlm.simulate.signals import ARTEFACTS
 
 @dataclass(frozen=True)
 class Recovered:
-    """What the stages made of one recording, beside its truth at the series' time points."""
+    """What the stages made of one recording, next to its truth at the series' time points."""
 
     truth: Truth
     transforms: np.ndarray

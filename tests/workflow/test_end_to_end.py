@@ -102,7 +102,7 @@ def test_the_model_travels_with_its_scaling(study):
     assert train[-1] < train[0]
 
 
-def test_evaluation_stands_beside_its_baselines(study, monkeypatch):
+def test_evaluation_stands_next_to_its_baselines(study, monkeypatch):
     monkeypatch.chdir(study)  # its task files are named from there
     results = study / "results/evaluation/r1"
     table = pd.read_parquet(results / "reconstruction.parquet")

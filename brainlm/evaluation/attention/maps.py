@@ -234,7 +234,7 @@ def split_in_two(
         missing = [g for g in groups if g not in found]
         if missing:
             raise BrainLMError(
-                f"{what}: no one is {', '.join(missing)}; found: {', '.join(found[:10])}"
+                f"{what}: no participant is {', '.join(missing)}; found: {', '.join(found[:10])}"
             )
         names = (str(groups[0]), str(groups[1]))
         return words[words.isin(names)].reindex(values.index), names

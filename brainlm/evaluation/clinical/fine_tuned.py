@@ -45,7 +45,7 @@ def check_fit(job: Job, folder: Path) -> None:
     Raises
     ------
     BrainLMError
-        The columns of the task have changed since; fits of before this was kept are taken.
+        The columns of the task have changed since; fits made before this was kept are taken.
     """
     done = ModelFolder(folder).done
     kept = read_json(done).get("labels") if done.exists() else None

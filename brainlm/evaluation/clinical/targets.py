@@ -262,7 +262,7 @@ def read_predictions(
 
 
 def _name_classes(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """A table of before classes had names: they are numbered, and of two only the second's
+    """A table made before classes had names: they are numbered, and of two only the second's
     probability is there, as ``prediction``."""
     if len(columns) == 2:
         shares = {columns[0]: 1 - table["prediction"], columns[1]: table["prediction"]}
