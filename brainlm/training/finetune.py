@@ -390,14 +390,14 @@ class FineTuning:
         if self.classes is not None:  # some of each, however rare
             some = np.union1d(some, np.unique(targets, return_index=True)[1])
         self.model.eval()
-        summaries = torch.stack([self._summarise(participants[k]) for k in some]).cpu().numpy()
+        summaries = torch.stack([self._mean_summary(participants[k]) for k in some]).cpu().numpy()
         classes = 0 if self.classes is None else len(self.classes)
         weights, bias = (
             torch.from_numpy(x) for x in linear_readout(summaries, targets[some], classes)
         )
         head.start_linear(weights.to(self.device), bias.to(self.device))
 
-    def _summarise(self, rows: np.ndarray) -> Tensor:
+    def _mean_summary(self, rows: np.ndarray) -> Tensor:
         """[F] mean summary of a participant's recordings; NaN where none has it."""
         return torch.cat(list(self._summaries(rows, WINDOWS_PER_RECORDING))).nanmean(0)
 
