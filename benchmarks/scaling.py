@@ -23,7 +23,6 @@ from brainlm.model.masking import Masker
 RECORDINGS, EPOCHS, WINDOW, PARCELS, RATIO = 61_038, 100, 200, 424, 0.75
 PEAK_TFLOPS, GPUS = 989, 8  # H200, dense bf16; GPUs that FSDP2 shares among
 MFU = {"13m": 0.35, "111m": 0.5, "650m": 0.5}
-EVERYBODY, TF32_TFLOPS = 77_000, 495  # recordings of all cohorts; H200, dense
 GIB = 2**30
 
 
@@ -47,21 +46,6 @@ def hours(rates: dict[str, float]) -> list[str]:
         total = RECORDINGS * EPOCHS / rate / 3600
         disk = rate * PARCELS * WINDOW * 2 / 1e9
         lines.append(f"| {size} | {work:.0f} | {rate:,.0f} ({how}) | {total:.2f} | {disk:.2f} |")
-    return lines
-
-
-def encoding() -> list[str]:
-    """GPU-hours of embedding everybody once: every token of three windows of each recording."""
-    lines = ["| preset | GFLOP per window | GPU-hours, TF32 | windows read, GB |",
-             "|---|---|---|---|"]  # fmt: skip
-    windows = 3 * EVERYBODY
-    for size, share in MFU.items():
-        with torch.device("meta"):
-            encoder = BrainLM(dataclasses.replace(build(size).config, decoder_depth=0))
-        work = encoder.flops_per_window(0.0) / 1e9
-        spent = windows * work / (TF32_TFLOPS * 1e3 * share) / 3600
-        lines.append(f"| {size} | {work:.0f} | {spent:.2f} "
-                     f"| {windows * PARCELS * WINDOW * 2 / 1e9:.0f} |")  # fmt: skip
     return lines
 
 
@@ -137,7 +121,7 @@ def main() -> None:
     parser.add_argument("--activations", action="store_true")
     args = parser.parse_args()
     rates = {size: float(value) for size, value in (pair.split("=") for pair in args.rate)}
-    tables = [hours(rates), encoding(), memory()]
+    tables = [hours(rates), memory()]
     if args.activations:
         tables.append(["| preset | MiB per window | with activation checkpointing "
                        "| windows in 100 GiB | with it |", "|---|---|---|---|---|",

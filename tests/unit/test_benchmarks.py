@@ -81,7 +81,8 @@ def test_speed_of_the_model(tmp_path, monkeypatch):
     module.main()
     text = out.read_text()
     names = [row[1] for row in rows(text)]
-    for name in ("transformers float32", "same grid", "all keys", "preset"):
+    for name in ("transformers float32", "transformers, eager attention", "same grid",
+                 "all keys", "quarter decoded", "preset"):  # fmt: skip
         assert name in names
     assert "--tables pairs presets attention" in text
     assert all(len(row) in (8, 7, 5) for row in rows(text))
@@ -112,13 +113,15 @@ def test_presets_next_to_the_published_forms(tmp_path, monkeypatch):
     module.main()
     found = rows(out.read_text())
     names = [row[0] for row in found if row[0] not in ("contestant", "---")]
-    assert names == ["visible keys", "all keys", "published layers", "rectangular 16x20",
-                     "rectangular 16x16", "padded square"]  # fmt: skip
+    assert names == ["visible keys", "all keys", "published layers", "a quarter decoded",
+                     "visible keys", "rectangular 16x20", "rectangular 16x16",
+                     "padded square"]  # fmt: skip
 
 
 def test_scaling_on_paper_is_what_the_command_prints():
     module = load("scaling")
     page = (FOLDER.parent / "docs" / "scaling.md").read_text()
-    for line in [*module.hours({}), *module.encoding(), *module.memory()]:
+    for line in [*module.hours({}), *module.memory()]:
         assert line in page
     assert any("measured" in line for line in module.hours({"111m": 5000.0}))
+    assert " | ".join(load("roofline").hours_of_embedding("111m", "H200")) in page
