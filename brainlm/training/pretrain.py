@@ -66,6 +66,8 @@ from .windows import Batch, Loader, Prefetch, Windows, choose_rows, training_ran
 ON_CPU = 16
 #: spread of CLS over subjects, relative to its size, below which the encoder has collapsed
 COLLAPSED = 1e-3
+#: R² (0: predicting zero) that no training comes back from after its warm-up
+EXPLODED = -10.0
 #: predictors that the evaluation has and the journal does without
 _LEFT_OUT = ("gaussian_time", "var")
 
@@ -89,7 +91,8 @@ def pretrain(shards: list[Path], scaling: Path, out: Path, *, model: config.Mode
     ------
     BrainLMError
         No recording is long enough; shards, scaling and atlas that do not belong together; a
-        global batch that the processes cannot share; a loss that is not finite.
+        global batch that the processes cannot share, or larger than the release; a loss that is
+        not finite, or explodes.
     SystemExit
         Code 75 after SIGTERM.
     """
@@ -122,6 +125,10 @@ class Run:
         train, self.left_out = choose_rows(corpus, model.window, "train")
         if len(train) == 0:
             raise BrainLMError("no usable recording in the training split of these shards")
+        if options.batch_size > len(train):
+            raise BrainLMError(f"pretrain.batch_size ({options.batch_size}) is more than the "
+                               f"{len(train)} training recordings, which would be a few updates "
+                               "in all; set it to 8, for instance")  # fmt: skip
         torch.manual_seed(options.seed)
         self.model: BrainLM = preset(model.preset, num_parcels=corpus.info.num_parcels,
                                      window=model.window, patch=model.patch,
@@ -365,9 +372,13 @@ class Run:
         return Meter(self.ranks, self.options.batch_size, flops)
 
     def _log(self, rates: Rates) -> None:
-        if not math.isfinite(rates.loss):
-            raise BrainLMError(f"update {self.step}: the loss is not finite; lower "
-                               "pretrain.learning_rate or look for broken series")  # fmt: skip
+        wrong = "" if math.isfinite(rates.loss) else "the loss is not finite"
+        warm = self.step > self.options.warmup * self.steps
+        if warm and rates.r2 is not None and rates.r2 < EXPLODED:
+            wrong = wrong or f"the loss explodes (R² {rates.r2:.3g}, predicting zero has 0)"
+        if wrong:
+            raise BrainLMError(f"update {self.step}: {wrong}; lower pretrain.learning_rate or "
+                               "look for broken series")  # fmt: skip
         epoch = self.passes()
         self.journal.record(step=self.step, epoch=epoch, split="train", **rates._asdict(),
                             lr=self.optimizers[0].param_groups[0]["lr"],

@@ -446,7 +446,9 @@ def test_no_validation_recordings(study, tmp_path, capsys):
     ({"model": config.Model(preset="tiny", window=100, patch=10)}, "the longest is"),
     ({"batch_size": 5, "micro_batch_size": 2}, "must be a multiple"),
     ({"gpus": 8}, "sees no GPU"),
+    ({"batch_size": 64, "micro_batch_size": 64}, r"64\) is more than the 14 training recordings"),
     ({"learning_rate": 1e30, "warmup": 0.0}, "not finite"),
+    ({"learning_rate": 10.0, "warmup": 0.0}, "update .*: the loss explodes"),
 ])  # fmt: skip
 def test_bad_input(study, tmp_path, changes, word):
     if "gpus" in changes and torch.cuda.is_available():
