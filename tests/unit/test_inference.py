@@ -154,7 +154,7 @@ def test_what_cannot_be_used_is_refused_in_words(
 @pytest.mark.parametrize(
     ("verb", "options", "words"),
     [
-        ("predict", [], "it has no head"),
+        ("predict", [], "this model has no head"),
         ("embed", ["--pool", "median"], "no pooling 'median'"),
     ],
 )
