@@ -71,6 +71,23 @@ def test_a_wheel_has_what_a_clone_has(site, folder):
     )
 
 
+def test_the_version_is_that_of_the_git_tag(tmp_path):
+    def call(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    assert call(sys.executable, "-m", "setuptools_scm") == "0.1.0"  # an archive
+    me = ("-c", "user.name=me", "-c", "user.email=me@example.org")
+    call("git", "init", "--quiet")
+    call("git", "add", "pyproject.toml")
+    call("git", *me, "commit", "--quiet", "--message", "first")
+    call("git", *me, "tag", "v3.1.4")
+    assert call(sys.executable, "-m", "setuptools_scm") == "3.1.4"
+    call("git", *me, "commit", "--quiet", "--allow-empty", "--message", "second")
+    assert call(sys.executable, "-m", "setuptools_scm").startswith("3.1.5.dev1+g")
+
+
 def test_every_dependency_is_pinned():
     def names(lines):
         return {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in lines}
