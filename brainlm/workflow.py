@@ -61,6 +61,8 @@ def prepare_run(values: dict[str, Any], *, is_main_process: bool, root: Path = P
             from .cohort.labels import check_columns
 
             _check_release(config)
+            if not _locked():
+                _compare_settings(config, tasks)
             news = not _locked() and _update(config)
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
             edited = not _locked() and note_digests(
@@ -74,6 +76,35 @@ def prepare_run(values: dict[str, Any], *, is_main_process: bool, root: Path = P
     except OSError as error:  # of writing the index: the folder is read-only, full or no folder
         _stop(describe_disk_error(error))
     return config
+
+
+def _compare_settings(config: Config, tasks: dict[str, Task]) -> None:
+    """Where Snakemake has no records (another clone, a copy without .snakemake), settings are
+    compared with the ones stored beside the results, and what depends on changed ones is planned:
+    its input is made newer. Stages whose own settings are as before find their outcomes."""
+    if any(Path(".snakemake/metadata").glob("*")) or not config.paths.config.exists():
+        return
+    try:
+        stored = load_config(config.paths.config)
+        before, now = Triggers(stored, tasks_of(stored)), Triggers(config, tasks)
+    except BrainLMError:  # of a version that had other keys, or tasks that are gone
+        return
+    common = {cohort.name for cohort in stored.cohorts}
+    for cohort in config.cohorts:
+        steps = [*stages_of(cohort.layout), *(s.name for s in STEPS.values() if s.of == "chunk")]
+        if cohort.name in common and any(
+            before.of(step, cohort.name) != now.of(step, cohort.name) for step in steps
+        ):
+            for chunk in config.paths.list_chunks(cohort.name):
+                config.paths.chunk_table(cohort.name, chunk).touch()
+    weights = ModelFolder(config.paths.pretrained).weights
+    if weights.exists() and any(
+        before.of(step, task=name) != now.of(step, task=name)
+        for name in tasks.keys() & before.tasks.keys()
+        for step in ("finetune", "evaluate")
+        if step == "evaluate" or is_clinical(tasks[name])
+    ):
+        weights.touch()
 
 
 def _columns(tasks: dict[str, Task]) -> dict[str, dict[str, list[str]]]:

@@ -720,6 +720,22 @@ def test_a_finished_study_is_finished_wherever_it_lies(clone, change):
     assert clone.plan() == set()
 
 
+@pytest.mark.parametrize(("setting", "rules"), [
+    ("preprocess: {high_pass_hz: 0.02}", set(CHUNK_STAGES)),
+    ("evaluate: {bootstrap: 300}", {"evaluate", "report"}),
+    ("max_failed_fraction: 0.5", set()),
+])  # fmt: skip
+def test_settings_are_compared_where_snakemake_has_no_records(clone, setting, rules):
+    """In another clone, say: what is stored beside the results tells."""
+    shutil.rmtree(clone.folder / ".snakemake")
+    assert clone.plan() == set()
+    clone.configure("preset: tiny}", f"preset: tiny}}\n{setting}")
+    planned = {rule for rule, _ in clone.plan()}
+    assert planned >= rules if rules else not planned
+    assert "pretrain" not in planned and ("motion" in planned) == ("motion" in rules)
+    assert {rule for rule, _ in clone.plan()} == planned  # and until it is made
+
+
 def test_a_clone_in_a_folder_with_braces_is_refused_in_words(clone):
     clone.folder = clone.folder.rename(clone.folder.with_name('{lab} of "ours"'))
     done = warm.snakemake(clone.folder, "-n")
