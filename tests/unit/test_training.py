@@ -51,6 +51,12 @@ def _threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _precision(monkeypatch):
+    """A process has one; here many tests share a process."""
+    monkeypatch.setattr(device, "_precision", "auto")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return make_study(tmp_path_factory.mktemp("study"))
