@@ -43,7 +43,10 @@ def _which(name: str) -> str | None:
 
 
 class LocalSlurm:
-    """Two nodes on one host; a context manager."""
+    """Two nodes on one host; a context manager.
+
+    A third one, of eight GPUs, is down: jobs for it are taken, and wait.
+    """
 
     def __init__(self, folder: Path, *, nodes: int = 2, cpus: int = 4, memory_mb: int = 16000):
         self.folder, self.nodes, self.cpus, self.memory_mb = folder, nodes, cpus, memory_mb
@@ -61,7 +64,7 @@ class LocalSlurm:
         return self
 
     def _start(self) -> None:
-        ports = _free_ports(2 + self.nodes)
+        ports = _free_ports(3 + self.nodes)
         self._start_munge()
         self._configure(ports)
         _LINK.parent.mkdir(exist_ok=True)
@@ -102,6 +105,7 @@ class LocalSlurm:
             f"CPUs={self.cpus} RealMemory={self.memory_mb} State=UNKNOWN"
             for k in range(1, self.nodes + 1)
         )
+        mine = ",".join(f"n{k}" for k in range(1, self.nodes + 1))
         (self.folder / "state").mkdir()
         self.conf.write_text(f"""
 ClusterName=test
@@ -136,10 +140,16 @@ AccountingStorageType=accounting_storage/none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
+GresTypes=gpu
 {nodes}
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
-PartitionName=spot Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
+NodeName=g1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[-1]} CPUs=96 RealMemory=1000000 \
+Gres=gpu:h100:8 Feature=hopper State=DOWN
+PartitionName=gpu Nodes=g1 MaxTime=04:00:00 State=UP
+PartitionName=cpu Nodes={mine} Default=YES MaxTime=INFINITE State=UP PriorityTier=10 \
+PreemptMode=OFF
+PartitionName=spot Nodes={mine} MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE
 """)
+        (self.folder / "gres.conf").write_text("NodeName=g1 Name=gpu Type=h100 Count=8\n")
         (self.folder / "cgroup.conf").write_text(
             f"CgroupPlugin=cgroup/v1\nCgroupMountpoint={self.folder}/nocgroup\n"
             "CgroupAutomount=no\n"

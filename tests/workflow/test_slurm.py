@@ -167,6 +167,32 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
     assert (clone / "results/shards/c/00000.parquet").exists()
 
 
+def test_a_gpu_job_asks_for_what_study_and_site_say(slurm, undisturbed, tmp_path, monkeypatch):
+    """In a partition of a four-hour limit, whose node is down. The quality of service is taken;
+    SLURM names it only where it has a database of accounts."""
+    clone = tmp_path / "clone"
+    shutil.copytree(undisturbed, clone)
+    shutil.rmtree(clone / "results/models")
+    text = (clone / "config.yaml").read_text()
+    (clone / "config.yaml").write_text(text.replace(", cpus: 1", ", gpus: 2, hours: 3.5"))
+    site = {"PARTITION": "gpu", "TYPE": "h100", "CONSTRAINT": "hopper", "QOS": "long"}
+    for key, value in site.items():
+        monkeypatch.setenv(f"BRAINLM_GPU_{key}", value)
+    process = start(clone, MODEL)
+    try:
+        until(lambda: jobs(clone) or process.poll() is not None)
+        assert jobs(clone), said(clone)[-5000:]
+    finally:
+        process.kill()
+    (job,) = jobs(clone)
+    subprocess.run(["scancel", job["JobId"]], check=True)
+    assert job.items() >= {
+        "JobState": "PENDING", "Partition": "gpu", "TimeLimit": "03:30:00", "Features": "hopper"
+    }.items()  # fmt: skip
+    assert job["NumCPUs"].startswith("24")  # twelve for each GPU
+    assert re.fullmatch(r"gres.gpu:h100[:=]2", job["TresPerJob"]), job
+
+
 def test_training_on_two_nodes_is_preempted_and_resumes_exactly(slurm, undisturbed, tmp_path):
     clones = [tmp_path / "whole", tmp_path / "preempted"]
     for clone in clones:
