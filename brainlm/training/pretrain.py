@@ -126,9 +126,10 @@ class Run:
         if len(train) == 0:
             raise BrainLMError("no usable recording in the training split of these shards")
         if options.batch_size > len(train):
+            most = min(8, 2 ** (len(train).bit_length() - 1))
             raise BrainLMError(f"pretrain.batch_size ({options.batch_size}) is more than the "
                                f"{len(train)} training recordings, which would be a few updates "
-                               "in all; set it to 8, for instance")  # fmt: skip
+                               f"in all; set it to {most}, for instance")  # fmt: skip
         torch.manual_seed(options.seed)
         self.model: BrainLM = preset(model.preset, num_parcels=corpus.info.num_parcels,
                                      window=model.window, patch=model.patch,

@@ -140,7 +140,8 @@ def test_one_image_in_template_space_is_embedded_as_its_series_are(study, tmp_pa
     model = BrainLM(shape, atlas.coordinates)
     model.save_pretrained(tmp_path / "model", scaling)
     shards = Corpus([study / "results/shards/images/00000.parquet"])
-    vectors = model.embed(Windows(shards, scaling, 60, [0]).cover(0)).numpy()
+    windows = Windows(shards, scaling, 60, [0]).cover(0)
+    vectors = model.embed(windows, pool="mean").numpy()
     monkeypatch.chdir(tmp_path)
     image = next((study / "fmriprep/sub-101").rglob("*desc-preproc_bold.nii.gz"))
     assert main(["embed", str(image), "--model", "model", "--out", "e.parquet"]) == 0

@@ -114,7 +114,9 @@ def test_the_whole_pipeline_gives_the_same_bytes_on_slurm(slurm, simulated, tmp_
             if path.name not in kept:
                 shutil.rmtree(path)
         config = clone / "config.yaml"
-        config.write_text(config.read_text().replace("recordings: 8", "recordings: 2"))
+        text = config.read_text().replace("recordings: 8", "recordings: 2")
+        config.write_text(text.replace("batch_size: 4, micro_batch_size: 4",
+                                       "batch_size: 2, micro_batch_size: 2"))  # fmt: skip
         clones.append(clone)
     process = start(clones[0])
     done = snakemake(clones[1])
