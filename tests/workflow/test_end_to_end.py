@@ -156,7 +156,7 @@ def test_scans_outside_of_any_study_get_what_their_study_gave_them(study, tmp_pa
     known = pd.read_parquet(fit / "predictions.parquet").set_index("recording_id")["prediction"]
     assert found == pytest.approx(known[name], rel=1e-3)
     for table in ("e", "p"):
-        assert name in Path(f"{table}.html").read_text()
+        assert name in Path(f"{table}_files/report/index.html").read_text()
 
 
 def test_the_report_says_what_happened(study):
