@@ -337,7 +337,7 @@ def test_a_column_that_no_table_has_is_refused_before_anything_runs(folder):
         check_columns(job(folder).config.cohorts, {"age": ["age"], "old": held_out})
     attention = {"kind": "attention", "contrast": "task"}
     assert parse_task(attention, "a", "a").columns() == []
-    with pytest.raises(BrainLMError, match="for groups of participants, and contrast is task"):
+    with pytest.raises(BrainLMError, match="for groups of participants, but contrast is task"):
         parse_task(attention | {"within": "site"}, "a", "a")
     attention |= {"contrast": "sex", "adjust": ["age", "mean_fd_mm"], "within": "site"}
     assert parse_task(attention, "a", "a").columns() == ["sex", "site", "age"]
