@@ -140,8 +140,7 @@ def _release(wrapped: nn.parallel.DistributedDataParallel) -> None:
     """Let go of DDP's reducer while the processes are still joined.
 
     Left alive it ends gloo's group itself: holding the interpreter's lock, it waits for a thread
-    that may be waiting for that lock, and a finished run never ends (seen in 1 of 6). All else
-    that knows a group (FSDP, the mesh, checkpoints) gives the lock back before it ends one.
+    that may be waiting for that lock, and a finished run never ends (seen in 1 of 6).
     """
     del wrapped.logger, wrapped.reducer
 
