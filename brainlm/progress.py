@@ -1,8 +1,10 @@
 """How a run says how far it is: the bottom line of a terminal, or plain lines in a log.
 
 On a terminal the last row is taken out of the scrolling (as apt does), so Snakemake's messages go
-on above it. The text comes from the files alone (:mod:`brainlm.status`); nothing is asked of the
-scheduler, so it is the same on a laptop and with SLURM.
+on above it. Libraries such as rich redraw a row around what is printed through them; here most of
+what is printed comes from Snakemake's own handlers and from other processes. The text comes from
+the files alone (:mod:`brainlm.status`); nothing is asked of the scheduler, so it is the same on a
+laptop and with SLURM.
 """
 
 from __future__ import annotations

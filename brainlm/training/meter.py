@@ -75,14 +75,15 @@ class Spent:
         return self._others + time.monotonic() - self._began
 
     def by_kind(self) -> dict[str, float]:
-        """Seconds by kind: the training's are what is left of the wall clock."""
+        """Seconds by kind; the training's are what is left, so their sum is the wall clock."""
         others = sum(s for kind, s in self.seconds.items() if kind != "training")
         return self.seconds | {"training": self.total() - others}
 
     def shares(self) -> str:
         """For a line of text: ``training 93% validation 4% ...``."""
-        total = max(self.total(), 1e-9)
-        return " ".join(f"{kind} {100 * s / total:.1f}%" for kind, s in self.by_kind().items())
+        by_kind = self.by_kind()
+        total = max(sum(by_kind.values()), 1e-9)
+        return " ".join(f"{kind} {100 * s / total:.1f}%" for kind, s in by_kind.items())
 
 
 class Meter:

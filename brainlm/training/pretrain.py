@@ -396,9 +396,8 @@ class Run:
 
     def _seconds(self) -> dict[str, float]:
         """Of the wall clock, for a line of metrics: all of them and by kind."""
-        return {"seconds": self.spent.total()} | {
-            f"{kind}_s": seconds for kind, seconds in self.spent.by_kind().items()
-        }
+        by_kind = self.spent.by_kind()
+        return {"seconds": sum(by_kind.values())} | {f"{k}_s": s for k, s in by_kind.items()}
 
     def _update(self, batches, meter: Meter) -> None:
         """One optimiser step on one global batch."""
