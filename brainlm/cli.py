@@ -531,9 +531,8 @@ def _run_session(args, method, verb: str, check) -> None:
     session = Session(
         args.source, args.model, study, given, args.scaling, args.short, args.workers
     )
-    name = Path(args.source).name.split(".")[0]
     what = {"embed": "embedding", "predict": "prediction"}[verb]
-    out = args.out or Path(f"{name}_{what}.{args.format}")
+    out = args.out or Path(f"{session.name}_{what}.{args.format}")
     session.run(verb, method, out, args.format, check)
 
 

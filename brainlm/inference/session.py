@@ -73,6 +73,9 @@ class Session:
     ) -> pd.DataFrame:
         """Preprocess the scans, run `method`, write its table to `out` and a page next to it.
 
+        What preprocessing made is next to it too, in a folder named after the source: another
+        `method`, or another model of the same preprocessing, begins there.
+
         `check` refuses a model that `method` cannot use, before any scan is looked at.
 
         Raises
@@ -92,7 +95,7 @@ class Session:
             count = Count(verb, len(corpus), paths.release_record(verb, self.source), log)
             table = method(model, corpus, notes, count)
         else:
-            config = self._configure(model, out.with_name(f"{out.stem}_files"))
+            config = self._configure(model, out.with_name(f"{self.name}_files"))
             notes = list_differences(model, config)
             for note in notes:
                 log(f"note: {note}")
@@ -115,6 +118,11 @@ class Session:
             f"{self.source}: none of {len(table)} recordings could be used; "
             f"{first['recording_id']}: {first['status']}: {first['reason']}; see {page}"
         )
+
+    @property
+    def name(self) -> str:
+        """The source's, for the files that are made of it."""
+        return Path(self.source).absolute().name.split(".")[0]
 
     @property
     def model_name(self) -> str:

@@ -78,17 +78,17 @@ def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp
     windows = table[table["level"] == "window"].groupby("participant_id")["start_s"].apply(list)
     assert windows["sub-01"] == [0, SECONDS - 60] and len(windows["sub-02"]) == 3
     assert recordings["coverage"]["sub-01"] == pytest.approx(423 / 424)
-    record = read_record(Results(tmp_path / "e_files", "r1").release_record("embed"), 0.0)
+    record = read_record(Results(tmp_path / "series_files", "r1").release_record("embed"), 0.0)
     assert (record.done, record.total) == (3, 3) and "embed: 3/3" in capsys.readouterr().out
     # the same as by hand, in Python
     raw = np.load(home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy")
     model = from_pretrained(home / "model")
     by_hand = model.embed(make_windows(model, raw, tr_s=1.0, units="scanner"), "mean").mean(0)
     np.testing.assert_allclose(recordings["vector"]["sub-01"], by_hand.detach(), atol=2e-3)
-    page = (tmp_path / "e_files/report/index.html").read_text()
+    page = (tmp_path / "series_files/report/index.html").read_text()
     assert "too_short" in page and "2 of 3" in page
     for link in re.findall(r'href="(\.\./recordings/[^"]+)"', page):
-        assert (tmp_path / "e_files/report" / link).exists(), link
+        assert (tmp_path / "series_files/report" / link).exists(), link
 
 
 def test_one_series_in_every_format(home, tmp_path):
@@ -126,6 +126,7 @@ def test_a_short_clip_is_padded_where_asked(home, tmp_path):
     code, table = embed(home, file, tmp_path / "b.parquet", "--units", "scanner", "--short", "pad")
     assert code == 0 and list(table["level"]) == ["window", "recording"]
     assert "are missing" not in table["warnings"][0]  # 10 of 60 s
+    assert embed(home, file, tmp_path / "c.parquet", "--units", "scanner") == (1, None)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,9 @@ def test_where_a_dataset_and_a_model_begin(tmp_path):
     assert split_name(str(tmp_path / "a/b/c")) == (str(tmp_path / "a/b/c"), None)
 
 
-def test_a_classifier_answers_by_name_and_flags_what_is_unlike_its_training(home, tmp_path):
+def test_a_classifier_answers_by_name_and_flags_what_is_unlike_its_training(
+    home, tmp_path, capsys
+):
     atlas = load_atlas("demo424", home / "atlas")
     settings = PRESETS["tiny"] | {"width": 32, "depth": 1, "heads": 2, "ffn": 64}
     shape = BrainLMConfig(
@@ -230,6 +233,9 @@ def test_a_classifier_answers_by_name_and_flags_what_is_unlike_its_training(home
     )  # fmt: skip
     scaling = from_pretrained(home / "model").scaling
     BrainLM(shape, atlas.coordinates).save_pretrained(tmp_path / "tuned", scaling, "a card")
+    embed(home, home / "series", tmp_path / "e.parquet", "--layout", "parcels",
+          "--units", "scanner")  # fmt: skip
+    capsys.readouterr()
     code = main([
         "predict", str(home / "series"), "--model", str(tmp_path / "tuned"), "--layout", "parcels",
         "--config", str(home / "study.yaml"), "--units", "scanner", "--workers", "1",
@@ -242,8 +248,10 @@ def test_a_classifier_answers_by_name_and_flags_what_is_unlike_its_training(home
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     assert (shares.idxmax(axis=1).str[-1] == recordings["predicted_class"][:2]).all()
     assert recordings["warnings"].iloc[0].startswith("share of parcels with data 0.998 is outside")
-    page = (tmp_path / "p_files/report/index.html").read_text()
+    page = (tmp_path / "series_files/report/index.html").read_text()
     assert "probability_b" in page and "is outside" in page
+    to_do = re.findall(r"series scans.* (\d+) to do", capsys.readouterr().out)
+    assert to_do == ["0", "0", "0"]  # preprocessed once for both
 
 
 def test_seeds_are_combined(home):

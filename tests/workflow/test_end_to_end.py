@@ -155,8 +155,8 @@ def test_scans_outside_of_any_study_get_what_their_study_gave_them(study, tmp_pa
     found = pd.read_parquet("p.parquet").query("level == 'recording'")["prediction"].item()
     known = pd.read_parquet(fit / "predictions.parquet").set_index("recording_id")["prediction"]
     assert found == pytest.approx(known[name], rel=1e-3)
-    for table in ("e", "p"):
-        assert name in Path(f"{table}_files/report/index.html").read_text()
+    for source in (f"{name}_bold", "bids"):
+        assert name in Path(f"{source}_files/report/index.html").read_text()
 
 
 def test_the_report_says_what_happened(study):
