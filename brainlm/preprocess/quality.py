@@ -22,6 +22,11 @@ NON_STEADY_RISE = 0.01
 #: ... and by this many robust standard deviations of the volume means.
 NON_STEADY_SD = 5.0
 MAX_NON_STEADY = 10
+
+#: Volumes alternate when the brain is brighter or darker by this share (half the step) ...
+ALTERNATING_RISE = 0.0005
+#: ... in this share of a run's volumes, of which there are enough to tell.
+ALTERNATING_SHARE, ALTERNATING_VOLUMES = 0.95, 30
 _MAD_TO_SD = 1.4826
 
 
@@ -38,15 +43,51 @@ def count_non_steady(volumes: np.ndarray) -> int:
     volumes : ndarray [T, Z, Y, X]
     """
     limit = min(MAX_NON_STEADY, len(volumes) // 10)
-    every = max(1, volumes[0].size // 20000)
-    sample = volumes.reshape(len(volumes), -1)[:, ::every]
-    typical = np.median(sample, axis=0)
-    level = sample[:, typical > typical.mean()].mean(1, dtype=np.float64)
+    level = _measure_level(volumes)
     middle = np.median(level)
     spread = _MAD_TO_SD * np.median(np.abs(level - middle))
     rise = max(NON_STEADY_RISE * abs(middle), NON_STEADY_SD * spread)
     settled = level <= middle + rise
     return min(int(np.argmax(settled)) if settled.any() else 0, limit)
+
+
+def check_alternation(volumes: np.ndarray) -> None:
+    """An error if every second volume is brighter: control and label of arterial spin labelling.
+
+    Nothing that the BOLD signal, drifts or motion do keeps in step with the volumes for a whole
+    run. Shorter runs than :data:`ALTERNATING_VOLUMES` are not judged.
+
+    Parameters
+    ----------
+    volumes : ndarray [T, Z, Y, X]
+        Steady, before slice times are corrected.
+
+    Raises
+    ------
+    RecordingError
+        ``bad_data``.
+    """
+    if len(volumes) < ALTERNATING_VOLUMES:
+        return
+    level = _measure_level(volumes)
+    rises = (level[:-2] - 2 * level[1:-1] + level[2:]) / 4 / abs(level.mean())
+    rises[1::2] *= -1  # in step with the volumes: all of one sign
+    share = max((rises > 0).mean(), (rises < 0).mean())
+    if share >= ALTERNATING_SHARE and abs(rises.mean()) >= ALTERNATING_RISE:
+        raise RecordingError(
+            "bad_data",
+            f"every second volume is brighter (by {200 * abs(rises.mean()):.2g} %, in {share:.0%} "
+            "of the run), as control and label images of arterial spin labelling are; expected "
+            "BOLD: exclude it",
+        )
+
+
+def _measure_level(volumes: np.ndarray) -> np.ndarray:
+    """Mean [T] over the bright half of the voxels, or of a sample of them."""
+    every = max(1, volumes[0].size // 20000)
+    sample = volumes.reshape(len(volumes), -1)[:, ::every]
+    typical = np.median(sample, axis=0)
+    return sample[:, typical > typical.mean()].mean(1, dtype=np.float64)
 
 
 def measure_dvars(series: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

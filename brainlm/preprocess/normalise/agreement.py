@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import RecordingError
 from ..motion.brain_mask import brain_mask
-from .pose import MIN_INTERIOR, Turned
+from .pose import MIN_INTERIOR, Turned, describe_turn
 from .template import Template
 from .tissue_fit import Image, Problem, State, grid_of, smooth_tissues
 
@@ -58,20 +58,23 @@ def check_image(
 
 
 def check_pose(agreement: float, turned: Turned | None, upright: Any) -> None:
-    """Raise unless the inside of the brain agrees, and in no other pose better.
+    """Raise unless the inside of the brain agrees in the stated pose, and in no other better.
 
     Parameters
     ----------
     agreement : float
-        Inside the brain, as the header has it; `upright` is that fit.
+        Inside the brain, where the stated pose led to; `upright` is that fit.
     turned : (str, float) or None
         The best of the other poses, where they were tried.
     """
-    if turned is not None and turned[1] >= MIN_INTERIOR and turned[1] > agreement:
+    way = describe_turn(upright.affine) if agreement >= MIN_INTERIOR else ""
+    seen = f"{agreement:.2f}"
+    if not way and turned is not None and turned[1] >= MIN_INTERIOR and turned[1] > agreement:
+        way, seen = turned[0], f"{turned[1]:.2f}, as its header says {agreement:.2f}"
+    if way:
         raise RefusedFit(
-            f"the image fits {turned[0]} (inside the brain r = {turned[1]:.2f}, as its header "
-            f"says {agreement:.2f}): its orientation is wrong in the header; correct it, or "
-            "convert the image again",
+            f"the image fits {way} (inside the brain r = {seen}): its orientation is wrong in the "
+            "header; correct it, or convert the image again",
             upright,
         )
     if agreement < MIN_INTERIOR:

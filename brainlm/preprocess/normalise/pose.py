@@ -142,6 +142,19 @@ def _pitch(degrees: float) -> np.ndarray:
     return Rotation.from_euler("x", degrees, degrees=True).as_matrix()
 
 
+def describe_turn(affine: np.ndarray) -> str:
+    """The axis turn that is nearest to an affine's rotation, in words; "" if it is upright.
+
+    A thin slab that lies on its side can be turned upright by the fit itself.
+    """
+    from scipy.linalg import polar
+
+    rotation = polar(affine[:3, :3])[0]
+    turns = axis_turns()
+    nearest = max(turns, key=lambda turn: float((turn * rotation).sum()))
+    return "" if nearest is turns[0] else _describe(nearest)
+
+
 _MIRRORED = {
     "x": "upside-down and back to front",
     "y": "or mirrored in z: upside-down",

@@ -6,7 +6,13 @@ from ...cohort.recordings import Entry
 from ...files import plain_values
 from ..io.derivatives import describe_dataset
 from ..io.echoes import read_run
-from ..quality import check_brain, check_duration, count_non_steady, measure_run
+from ..quality import (
+    check_alternation,
+    check_brain,
+    check_duration,
+    count_non_steady,
+    measure_run,
+)
 from .context import Context, Figures, reproducible, timed
 from .products import write_motion
 from .voxels import corrects_slices, settle
@@ -45,6 +51,7 @@ def run_motion(entry: Entry, context: Context) -> Figures:
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
     dropped = count_non_steady(bold.volumes)
     check_duration(count - dropped, tr_s, options.min_duration_s, acquired)
+    check_alternation(bold.volumes[dropped:])
     bold = settle(bold, dropped, options)
     with timed(figures, "motion"):
         estimate = engine.estimate_motion(bold.volumes, bold.affine)
