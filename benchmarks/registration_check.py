@@ -50,18 +50,18 @@ def main() -> None:
     from brainlm.preprocess.normalise.template import load_template
 
     template = load_template("MNI152NLin2009aSym")
-    rows = ["kind\tname\trefused\treason"]
+    rows = ["kind\tname\trefused\treason or figures"]
     counts: dict[str, list[bool]] = {}
     start = time.process_time()
     for kind, name, picture in make_inputs(options.folders, options.seed):
         if options.kinds and kind not in options.kinds:
             continue
-        reason = refuse(*picture, template)
-        right = kind.startswith("right")
-        counts.setdefault(kind, []).append(bool(reason))
-        rows.append(f"{kind}\t{name}\t{int(bool(reason))}\t{reason}")
-        if bool(reason) == right:
-            print(f"NOT AS IT SHOULD BE: {kind} {name}: {reason or 'taken'}", flush=True)
+        refused, words = examine(*picture, template)
+        counts.setdefault(kind, []).append(refused)
+        rows.append(f"{kind}\t{name}\t{int(refused)}\t{words}")
+        if refused == kind.startswith("right"):
+            state = "refused" if refused else "taken"
+            print(f"NOT AS IT SHOULD BE: {kind}, {name}: {state}: {words}", flush=True)
         if options.rows:
             options.rows.write_text("\n".join(rows) + "\n")
     print(f"\n{time.process_time() - start:.0f} s of processor time")
@@ -76,8 +76,8 @@ def main() -> None:
                   f"({np.mean(every):.1%}) |")  # fmt: skip
 
 
-def refuse(image: np.ndarray, affine: np.ndarray, template) -> str:
-    """Why the stages refuse an image; "" if they take it."""
+def examine(image: np.ndarray, affine: np.ndarray, template) -> tuple[bool, str]:
+    """Whether the stages refuse an image, and why; or the figures of the fit that they take."""
     from brainlm.errors import RecordingError
     from brainlm.preprocess.motion.brain_mask import brain_mask
     from brainlm.preprocess.normalise.registration import normalise
@@ -89,10 +89,10 @@ def refuse(image: np.ndarray, affine: np.ndarray, template) -> str:
             image = image[:MEAN_OF].mean(axis=0)
         mask = brain_mask(image, affine)
         check_brain(mask, affine, {})
-        normalise(image, affine, template, mask=mask)
+        quality = normalise(image, affine, template, mask=mask).quality
     except RecordingError as error:
-        return error.reason
-    return ""
+        return True, error.reason
+    return False, ", ".join(f"{key} {value:.3g}" for key, value in quality.items())
 
 
 # ---- right images ---------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
     fit = files.normalisation if files.normalisation.exists() else files.refused
     if not (files.boldref.exists() and fit.exists() and atlas.space):
         return _missing(NORMALISE.missing)
-    fitted_to = read_own_sidecar(files.normalisation).get("TemplateImage")
+    fitted_to = read_own_sidecar(fit).get("TemplateImage")
     source = "templateflow" if fitted_to == "MNI152NLin6Asym" else "bundled"
     svg = pictures.draw_registration(files.boldref, fit, atlas.space, source)
     caption = NORMALISE.caption("registration", space=atlas.space)

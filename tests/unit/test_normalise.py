@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,13 +18,21 @@ from scipy.spatial.transform import Rotation
 from brainlm.atlas import Atlas
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError, RecordingError
-from brainlm.preprocess.io.derivatives import write_volume
+from brainlm.preprocess.io.derivatives import read_own_sidecar, write_volume
 from brainlm.preprocess.motion.brain_mask import brain_mask
 from brainlm.preprocess.normalise import registration, templateflow
-from brainlm.preprocess.normalise.agreement import RefusedFit
+from brainlm.preprocess.normalise.agreement import RefusedFit, check_pose
 from brainlm.preprocess.normalise.pose import axis_turns
 from brainlm.preprocess.normalise.registration import Normalisation, normalise
 from brainlm.preprocess.normalise.template import load_template
+from brainlm.preprocess.normalise.tissue_fit import (
+    COSINES,
+    Image,
+    Problem,
+    State,
+    grid_of,
+    smooth_tissues,
+)
 from brainlm.preprocess.normalise.warp import load_normalisation
 from brainlm.preprocess.stages.context import Context
 from brainlm.preprocess.stages.normalise_stage import run_normalise
@@ -143,6 +152,38 @@ def test_a_mirrored_image_fails(order, phantom, reference, template):
         normalise(reference[order], phantom.affine, template)
 
 
+@pytest.mark.parametrize(("axis", "degrees"), [("x", 65), ("y", -85), ("z", 170), ("x", 50)])
+def test_a_fit_that_turned_the_head_over_is_refused(axis, degrees):
+    """A thin slab on its side may be found by the fit itself: the header is wrong all the same."""
+    found = np.eye(4)
+    found[:3, :3] = Rotation.from_euler(axis, degrees, degrees=True).as_matrix() @ np.diag(
+        [0.9, 1.05, 1.0]
+    )
+    fit = SimpleNamespace(affine=found)
+    if degrees == 50:  # a head that nods far
+        check_pose(0.4, None, fit)
+        return
+    nearest = 90 * round(degrees / 90)
+    with pytest.raises(
+        RefusedFit, match=f"turned by {nearest}° about {axis}.*wrong in the header"
+    ):
+        check_pose(0.4, None, fit)
+    with pytest.raises(RefusedFit, match="does not look like a brain"):
+        check_pose(0.1, None, fit)
+
+
+@pytest.mark.parametrize("shift_mm", [500.0, 1e12])
+def test_a_step_out_of_the_image_costs_more_than_any_fit(phantom, reference, template, shift_mm):
+    """As thin slabs make the first steps take: no error, and the step is halved."""
+    grid = grid_of(template, 12.0, 8.0)
+    tissue = smooth_tissues(template, grid, 12.0)
+    problem = Problem(Image(reference, phantom.affine), 12.0, grid, tissue)
+    here = State(np.eye(4), np.zeros((3, *COSINES[::-1])))
+    far = np.eye(4)
+    far[2, 3] = shift_mm
+    assert problem.measure(replace(here, affine=far)).cost > problem.measure(here).cost
+
+
 def test_the_24_turns():
     turns = axis_turns()
     assert len({tuple(turn.ravel()) for turn in turns}) == 24
@@ -166,6 +207,7 @@ def test_a_refused_fit_is_kept_to_look_at_and_replaces_an_older_one(tmp_path, ph
     assert not files.normalisation.exists()
     upright = load_normalisation(files.refused)
     assert np.isfinite(upright(np.zeros((1, 3)))).all()
+    assert read_own_sidecar(files.refused)["TemplateImage"] == "MNI152NLin2009aSym"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from brainlm.preprocess.io.derivatives import (
 from brainlm.preprocess.io.read import read_bold
 from brainlm.preprocess.quality import (
     QUALITY_POINTS,
+    check_alternation,
     choose_lattice,
     count_non_steady,
     fd_connectivity,
@@ -493,6 +494,26 @@ def test_non_steady_volumes_are_counted(extra):
     for t, rise in enumerate(extra):
         volumes[t] *= 1 + rise
     assert count_non_steady(volumes) == min(len(extra), 10)
+
+
+@pytest.mark.parametrize(
+    ("label", "count", "refused"),
+    [(0.005, 60, True), (-0.02, 31, True), (0, 60, False), (0.02, 20, False), (0.0005, 60, False)],
+)
+def test_alternating_volumes_are_arterial_spin_labelling(label, count, refused):
+    """With a drift and blocks of a task that light up the whole brain, and noise."""
+    rng = np.random.default_rng(0)
+    volumes = 1000 + 20 * rng.normal(size=(count, 10, 10, 10)).astype(np.float32)
+    time = np.arange(count)
+    gain = (1 - label * (time % 2)) * (1 + 0.02 * time / count) * (1 + 0.003 * (time // 8 % 2))
+    volumes *= gain[:, None, None, None]
+    volumes[:, :, :, :4] = 10
+    if not refused:
+        check_alternation(volumes)
+        return
+    with pytest.raises(RecordingError, match="every second volume is brighter") as error:
+        check_alternation(volumes)
+    assert error.value.status == "bad_data"
 
 
 def test_dvars_follows_its_definition():

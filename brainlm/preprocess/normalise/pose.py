@@ -23,6 +23,7 @@ INTERIOR_ORDER = 4  # of the polynomial that is taken away: bias fields, and mos
 #: Agreement inside above which no other pose is tried, and below which there is no brain
 #: (docs/results/registration.md has the distributions that these are read from).
 SURE_INTERIOR, MIN_INTERIOR = 0.35, 0.25
+NEAR_TURN_DEG = 30.0  # heads lie within this of their axes; a fit so near to a turn is that turn
 
 Turned = tuple[str, float]  # in words, and the agreement inside
 
@@ -143,7 +144,7 @@ def _pitch(degrees: float) -> np.ndarray:
 
 
 def describe_turn(affine: np.ndarray) -> str:
-    """The axis turn that is nearest to an affine's rotation, in words; "" if it is upright.
+    """The axis turn that an affine's rotation is near to, in words; "" if there is none.
 
     A thin slab that lies on its side can be turned upright by the fit itself.
     """
@@ -151,8 +152,10 @@ def describe_turn(affine: np.ndarray) -> str:
 
     rotation = polar(affine[:3, :3])[0]
     turns = axis_turns()
-    nearest = max(turns, key=lambda turn: float((turn * rotation).sum()))
-    return "" if nearest is turns[0] else _describe(nearest)
+    traces = [float((turn * rotation).sum()) for turn in turns]
+    nearest = int(np.argmax(traces))
+    angle = np.rad2deg(np.arccos(np.clip((traces[nearest] - 1) / 2, -1, 1)))
+    return _describe(turns[nearest]) if nearest and angle <= NEAR_TURN_DEG else ""
 
 
 _MIRRORED = {

@@ -19,6 +19,7 @@ COSINES = (8, 9, 8)  # of the bend along x, y, z: details down to about 40 mm
 BEND_SD_MM = 2.5  # expected size of the bend, beyond what the affine part explains
 DAMPING = 1e-3  # of a step, relative to the curvature along each parameter
 GAIN = 1e-3  # stop when a step lowers the cost by less than this per independent observation
+FAR_VOXELS = 1e6  # beyond every image
 LENGTH_MM = 50.0  # a unit of shear or zoom moves points at this distance by one unit of mm
 
 
@@ -180,6 +181,7 @@ class Problem:
     def read(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values [N] (NaN outside) and slopes [N, 3] per mm at places [N, 3] in world mm."""
         index = places @ self.inverse[:3, :3].T + self.inverse[:3, 3]
+        index = np.clip(index, -FAR_VOXELS, FAR_VOXELS)  # a wild step is only outside
         values = np.empty(len(index), np.float32)
         slopes = np.empty((len(index), 3), np.float32)
         value_and_gradient(self.data, index.astype(np.float32), values, slopes)
@@ -192,7 +194,8 @@ class Problem:
         values = np.where(inside, values, 0)
         columns = self.columns * inside[:, None]
         gram = (columns.T @ columns).astype(np.float64)
-        low = np.linalg.cholesky(gram + 1e-5 * np.trace(gram) / len(gram) * np.eye(len(gram)))
+        ridge = 1e-5 * np.trace(gram) / len(gram) + 1e-12  # even where no point is inside
+        low = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
         columns = columns @ np.linalg.inv(low).T.astype(np.float32)
         residual = values - columns @ (columns.T @ values)
         centred = np.where(inside, values - values[inside].mean() if inside.any() else 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,32 +41,37 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
     template = load_template(space_of(context.atlas), context.options.template)
     reference, affine = read_volume(paths.boldref)
     mask = read_volume(paths.mask)[0] > 0
-    for stale in (paths.normalisation, sidecar(paths.normalisation), paths.refused):
-        stale.unlink(missing_ok=True)
+    for path in (paths.normalisation, paths.refused):
+        path.unlink(missing_ok=True)
+        sidecar(path).unlink(missing_ok=True)
+
+    def save(fit: Any, path: Path) -> Figures:
+        fit.save(path)
+        quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
+        write_json(
+            sidecar(path),
+            {
+                "Description": "Template mm -> reference world mm",
+                "Sources": [bids_uri(context.derivatives, paths.boldref)],
+                "Method": fit.method,
+                "Engine": context.engine_name,
+                "Parameters": context.parameters("normalise", engine),
+                "Template": template.space,
+                "TemplateImage": template.image_space,
+                "TemplateNote": template.note,
+                "Quality": plain_values(quality),
+            },
+        )
+        return {"method": fit.method, **quality}
+
     try:
         with timed(figures, "normalise"):
             fit, notes = _fit(engine, entry, context, reference, affine, template, mask)
     except RefusedFit as error:
-        error.fit.save(paths.refused)
+        save(error.fit, paths.refused)  # for the recording's page
         raise
-    fit.save(paths.normalisation)
-    quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
-    write_json(
-        sidecar(paths.normalisation),
-        {
-            "Description": "Template mm -> reference world mm",
-            "Sources": [bids_uri(context.derivatives, paths.boldref)],
-            "Method": fit.method,
-            "Engine": context.engine_name,
-            "Parameters": context.parameters("normalise", engine),
-            "Template": template.space,
-            "TemplateImage": template.image_space,
-            "TemplateNote": template.note,
-            "Quality": plain_values(quality),
-        },
-    )
     notes += [f"template: {template.note}"] if template.note else []
-    return figures | {"method": fit.method, **quality, "warnings": notes}
+    return figures | save(fit, paths.normalisation) | {"warnings": notes}
 
 
 def _fit(engine, entry, context, reference, affine, template, mask) -> tuple[Any, list[str]]:
