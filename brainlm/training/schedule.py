@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..config import Pretrain
+from .muon import Muon
 
 _BLOCK_MATRIX = re.compile(r"(^|\.)(encoder|decoder\.blocks)\.\d+\..*weight$")
 
@@ -46,9 +47,7 @@ def make_optimizers(model: nn.Module, options: Pretrain) -> list[torch.optim.Opt
     rest = dict(model.named_parameters())
     matrices = [rest.pop(name) for name, value in list(rest.items())
                 if _BLOCK_MATRIX.search(name) and value.ndim == 2]  # fmt: skip
-    muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay,
-                            adjust_lr_fn="match_rms_adamw")  # fmt: skip
-    return [muon, _adamw(rest.items(), rate, decay, beta2)]
+    return [Muon(matrices, lr=rate, weight_decay=decay), _adamw(rest.items(), rate, decay, beta2)]
 
 
 def learning_rate_at(step: int, total: int, options: Pretrain) -> float:

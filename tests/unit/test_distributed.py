@@ -179,6 +179,47 @@ def test_preemption_of_two_processes_saves(study, tmp_path):
     assert (out / "checkpoints" / f"step-{saved:08d}" / "facts.json").exists()
 
 
+#: torch's own Muon on whole matrices, ours on the same over two processes; one cannot be halved
+MUON = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from brainlm.training.muon import Muon
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+flat = init_device_mesh("cpu", (2,)), [Shard(0)]
+nodes = init_device_mesh("cpu", (1, 2), mesh_dim_names=("replicate", "shard"))
+hybrid = nodes, [Replicate(), Shard(0)]
+torch.manual_seed(3)
+for shape, (mesh, placements) in ((5, 8), flat), ((48, 16), flat), ((16, 48), hybrid):
+    whole = torch.nn.Parameter(torch.randn(shape))
+    mine = torch.nn.Parameter(distribute_tensor(whole.detach().clone(), mesh, placements))
+    options = dict(lr=0.02, weight_decay=0.1)
+    theirs = torch.optim.Muon([whole], adjust_lr_fn="match_rms_adamw", **options)
+    ours = Muon([mine], **options)
+    for _ in range(3):
+        whole.grad = torch.randn(shape)
+        mine.grad = distribute_tensor(whole.grad, mesh, placements)
+        theirs.step()
+        ours.step()
+    kept = ours.state[mine]["momentum_buffer"]
+    assert isinstance(kept, DTensor) and kept.to_local().shape[0] <= shape[0] / 2 + 1
+    assert torch.equal(mine.full_tensor(), whole), (mine.full_tensor() - whole).abs().max()
+dist.destroy_process_group()
+"""
+
+
+def test_muon_of_a_divided_matrix_is_that_of_the_whole_one(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MUON, str(rank), str(tmp_path / "store")],
+                         stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-3000:]
+
+
 def test_a_batch_that_cannot_be_shared():
     assert pretraining._micro_batch(4, 8, 2) == 4
     assert pretraining._micro_batch(4, 8, 8) == 1
