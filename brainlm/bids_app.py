@@ -87,10 +87,14 @@ def run_workflow(options: Sequence[str]) -> None:
     """Become Snakemake on the workflow that came with this package; does not return."""
     profiles = {"slurm": str(shipped("slurm"))}  # a clone has it in the working folder
     named = [profiles.get(o, o) if not Path(o).is_dir() else o for o in options]
-    snakefile = str(shipped("workflow") / "Snakefile")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", snakefile, *named]
     sys.stdout.flush()
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [*snakemake_command(), *named])
+
+
+def snakemake_command() -> list[str]:
+    """Snakemake of this environment, on the workflow that came with this package."""
+    snakefile = str(shipped("workflow") / "Snakefile")
+    return [sys.executable, "-m", "snakemake", "--snakefile", snakefile]
 
 
 if __name__ == "__main__":

@@ -379,19 +379,25 @@ def _summary(args) -> int:
 
 
 def _status(args) -> None:
-    from .status import read_status, watch
+    from .status import read_plan, read_status, watch
 
-    config = _load(args)
+    config, files = _load(args), args.config or []
     stored = config.paths.config
-    if not args.config and stored.exists():  # of the last run, which may have had another file
+    if not files and stored.exists():
         last = load_config(stored)
-        if last.fingerprint() != config.fingerprint():
-            print(f"as {stored} says, the configuration of the last run")
-        config = last
+        if not {c.name for c in last.cohorts} & {c.name for c in config.cohorts}:
+            print(f"of the study in {stored}, which the last run was of (another: --config)")
+            config, files = last, [stored]
     if args.watch:
         watch(config)
-    else:
-        print(read_status(config).text())
+        return
+    plan = None
+    if not read_status(config).since:
+        try:
+            plan = read_plan(files)  # which looks for new recordings first
+        except BrainLMError as error:
+            print(f"snakemake would refuse to start: {error}")
+    print(read_status(config).text(plan))
 
 
 def _run(args) -> None:

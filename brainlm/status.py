@@ -1,22 +1,29 @@
-"""How far a run is, from the files alone: no daemon, no database, no question to a scheduler."""
+"""How far a run is, from the files alone: no daemon, no database, no question to a scheduler.
+
+What the next run would do, only Snakemake can tell; it is asked where none is running.
+"""
 
 from __future__ import annotations
 
+import csv
 import itertools
+import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .bids_app import snakemake_command
 from .config import Config
+from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, ScalingTask, Task, tasks_of
 from .paths import STARTS, ModelFolder, table_record
 from .preprocess.chunk import read_stage_table
 from .preprocess.summary import HARMLESS
 from .progress import clock, read_record
-from .steps import stages_of
+from .steps import STEPS, stages_of
 
 
 @dataclass
@@ -96,16 +103,18 @@ class Status:
             words.append("next: " + (next((n for n, made in self.later.items() if not made), "–")))
         return " · ".join(words)
 
-    def text(self) -> str:
-        """Found, done, running, failed by reason, next: several lines."""
+    def text(self, plan: Sequence[str] | None = None) -> str:
+        """Found, done, running, failed by reason, next: several lines.
+
+        Next is what the `plan` says (of :func:`read_plan`); during a run, what is not there yet.
+        """
         lines = list(self._cohort_lines())
         made = [name for name, there in self.later.items() if there]
         open_ = [name for name, there in self.later.items() if not there]
         lines.append("made: " + (", ".join(made) or "nothing after the shards yet"))
         todo = sum(c.chunks - c.chunks_done for c in self.cohorts)
-        steps = [f"{todo} chunks"] if todo else []
-        lines.append("next: " + (", ".join(steps + open_) or "nothing; new recordings are found by"
-                     " the next snakemake --cores all"))  # fmt: skip
+        left = [*([f"{todo} chunks"] if todo else []), *open_]
+        lines.append("next: " + (", ".join(left if plan is None else plan) or "nothing"))
         if self.failures.exists():
             lines.append(f"what failed and why: {self.failures}")
         lines.append(self.line() if self.since else "no snakemake is running in this folder")
@@ -163,6 +172,30 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
         if since and (now := job.read_progress(since)):
             going.append(now)
     return Status(cohorts, made, since, config.paths.failures, tuple(going))
+
+
+def read_plan(files: Sequence[Path] = (), folder: Path = Path()) -> list[str]:
+    """The rules that ``snakemake --cores all`` would run now, in their order.
+
+    Parameters
+    ----------
+    files : sequence of Path
+        Configuration files; without any, the one that Snakemake finds in `folder`.
+
+    Raises
+    ------
+    BrainLMError
+        It would refuse to start.
+    """
+    named = [f"--configfile={path.absolute()}" for path in files]
+    done = subprocess.run([*snakemake_command(), "--summary", *named], cwd=folder,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    if done.returncode:
+        raise BrainLMError(done.stderr.strip().removeprefix("brainlm: "))
+    rows = csv.DictReader(done.stdout.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    pending = {row["rule"] for row in rows if row["plan"] == "update pending"}
+    places = {name: place for place, name in enumerate(STEPS)}
+    return sorted(pending, key=lambda rule: (places.get(rule, len(STEPS)), rule))
 
 
 def _release_jobs(config: Config) -> Iterator[ReleaseJob]:

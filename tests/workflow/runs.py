@@ -21,7 +21,7 @@ cohorts:
   - {name: other, folder: series, layout: parcels, role: external}
 atlas: {name: demo424, folder: atlas}
 chunks: {recordings: 8}
-model: {preset: tiny}
+model: {preset: tiny, window: 60, patch: 20}
 pretrain: {epochs: 3, batch_size: 4, micro_batch_size: 4, cpus: 2}
 tasks: [reconstruction, age.yaml]
 finetune: {epochs: 2, batch_size: 4}

@@ -25,6 +25,7 @@ from brainlm.cohort.finished import read_finished
 from brainlm.config import Pretrain, parse_config
 from brainlm.preprocess.chunk import read_stage_table
 from brainlm.resources import growing, launch_line, training_resources
+from brainlm.status import read_plan
 from brainlm.steps import STEPS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +207,25 @@ def test_a_new_reference_cohort_does_not_disturb_the_release(clone):
         "atlas:", "  - {name: b, folder: bids_b, layout: bids, role: reference}\natlas:"
     )
     assert clone.plan() == chunk_jobs("b/00000") | REPORTING
+
+
+def test_status_tells_what_the_next_run_would_do(clone, monkeypatch, capsys):
+    from brainlm.cli import main
+
+    def say() -> str:
+        assert main(["status"]) == 0
+        said = capsys.readouterr().out
+        assert "refuse" not in said, said
+        return next(s for s in said.splitlines() if s.startswith("next: "))
+
+    monkeypatch.chdir(clone.folder)
+    monkeypatch.delenv("BRAINLM_CONFIG", raising=False)
+    assert say() == "next: nothing"
+    clone.configure("epochs: 2", "epochs: 3")  # its results are there, and out of date
+    assert say() == "next: finetune, evaluate, report"
+    plant_runs(clone.folder / "bids_a", [5])
+    rules = read_plan(folder=clone.folder)
+    assert sorted(rules) == sorted({rule for rule, _ in clone.plan()}) and rules[0] == "motion"
 
 
 def test_a_sealed_cohort_is_one_node_and_is_not_looked_at(clone):

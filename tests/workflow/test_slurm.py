@@ -29,7 +29,7 @@ cohorts:
   - {name: c, folder: series, layout: parcels}
 atlas: {name: demo424, folder: atlas}
 chunks: {recordings: 12}
-model: {preset: tiny, window: 100}
+model: {preset: tiny, window: 60, patch: 20}
 pretrain: {epochs: 4, batch_size: 8, micro_batch_size: 4, cpus: 1}
 tasks: []
 """
