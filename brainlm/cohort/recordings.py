@@ -50,13 +50,20 @@ class Entry:
 
     def list_echoes(self) -> list[Path]:
         """The images of a multi-echo run that is one recording; of any other run its image."""
-        name = self.path.name
-        if not _ECHO.search(name) or _ECHO.search(f"{self.recording_id}_"):
+        if not _ECHO.search(self.path.name) or _ECHO.search(f"{self.recording_id}_"):
             return [self.path]
-        plain = _strip(name)
-        names = [other for other in os.listdir(self.path.parent)
-                 if _ECHO.search(other) and _strip(other) == plain]  # fmt: skip
-        return [self.path.with_name(other) for other in sorted(names)]
+        return list_echoes(self.path)
+
+
+def list_echoes(path: Path) -> list[Path]:
+    """All echoes of a run, compressed or not, of which `path` is one; without an echo in its name
+    only itself."""
+    plain = _strip(path.name)
+    if not _ECHO.search(path.name):
+        return [path]
+    names = [name for name in os.listdir(path.parent)
+             if _ECHO.search(name) and _strip(name) == plain]  # fmt: skip
+    return [path.with_name(name) for name in sorted(names)]
 
 
 def _strip(name: str) -> str:

@@ -305,7 +305,7 @@ def test_one_echo_of_several_is_used_with_a_warning(tmp_path):
     first = write(tmp_path, name="sub-01_task-rest_echo-1_bold.nii.gz")
     assert read_bold(first).warnings == []
     write(tmp_path, name="sub-01_task-rest_echo-2_bold.nii.gz")
-    assert read_bold(first).warnings == ["single echo: echo-1 of 2 is used alone"]
+    assert read_bold(first).warnings == ["single echo: one of 2 is used alone"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

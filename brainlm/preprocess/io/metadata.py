@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...cohort.recordings import list_echoes
 from ...errors import RecordingError
 from .nifti_header import Header
 from .sidecars import Sidecar
@@ -158,6 +159,5 @@ def check_sidecar(path: Path, sidecar: Sidecar) -> None:
 
 def note_single_echo(path: Path) -> list[str]:
     """A warning where other echoes of the run lie next to the one that is used alone."""
-    echo = next((part for part in path.name.split("_") if part.startswith("echo-")), None)
-    count = len(list(path.parent.glob(path.name.replace(echo, "echo-*")))) if echo else 1
-    return [f"single echo: {echo} of {count} is used alone"] if count > 1 else []
+    count = len(list_echoes(path))
+    return [f"single echo: one of {count} is used alone"] if count > 1 else []
