@@ -215,6 +215,9 @@ def _scan_arguments() -> argparse.ArgumentParser:
     scans.add_argument("--scaling", type=Path, help="for a model without its own")
     scans.add_argument("--workers", type=int, default=os.cpu_count() or 1,
                        help="recordings to process at a time")  # fmt: skip
+    scans.add_argument("--part", default="", help="of a large cohort: this part of it only")
+    scans.add_argument("--gather", type=Path, nargs="*", metavar="FILE",
+                       help="tables of a cohort's parts to put together")  # fmt: skip
     return scans
 
 
@@ -495,7 +498,7 @@ def _finetune(args) -> None:
 
 
 def _predict(args) -> None:
-    from .inference.vectors import check_head, predict_corpus
+    from .inference.vectors import check_head, gather_parts, predict_corpus
     from .training.device import choose_device
     from .training.predict import predict
 
@@ -511,8 +514,11 @@ def _predict(args) -> None:
 
         config = _load(args)
         choose_device(config.pretrain)
-        table = predict_cohort(
-            config, args.source, args.out or config.paths.predicted(args.source)
+        out = args.out or config.paths.predicted(args.source)
+        table = (
+            gather_parts(args.gather, out)
+            if args.gather
+            else predict_cohort(config, args.source, out, args.part)
         )
         print(f"{len(table)} predictions of {args.source}")
     else:
@@ -529,17 +535,21 @@ def _embed(args) -> None:
 
 def _run_session(args, method, verb: str, check) -> None:
     from .inference.session import Session
+    from .inference.vectors import gather_parts
 
     given = {"layout": args.layout, "repetition_time_s": args.tr, "units": args.units,
              "confounds": args.confounds, "space": args.space}  # fmt: skip
     config = args.config or [p for p in [os.environ.get("BRAINLM_CONFIG")] if p]
     study = load_config(*config) if config else None
     session = Session(
-        args.source, args.model, study, given, args.scaling, args.short, args.workers
+        args.source, args.model, study, given, args.scaling, args.short, args.workers, args.part
     )
     what = {"embed": "embedding", "predict": "prediction"}[verb]
     out = args.out or Path(f"{session.name}_{what}.{args.format}")
-    session.run(verb, method, out, args.format, check)
+    if args.gather:
+        print(f"{out}: {len(gather_parts(args.gather, out))} rows of {len(args.gather)} parts")
+    else:
+        session.run(verb, method, out, args.format, check)
 
 
 def _evaluate(args) -> None:

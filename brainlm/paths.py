@@ -187,13 +187,13 @@ class Results:
         """Results of a task."""
         return self._of_release("evaluation") / f"{task}.parquet"
 
-    def embeddings(self, cohort: str) -> Path:
-        """A vector for every recording and window of a cohort."""
-        return self._of_release("embeddings") / f"{cohort}.parquet"
+    def embeddings(self, cohort: str, part: str = "") -> Path:
+        """A vector for every recording and window of a cohort, or of a part of it."""
+        return self._of_release("embeddings") / _in_parts(cohort, part)
 
-    def predicted(self, cohort: str) -> Path:
-        """Predictions of every task for a cohort of role predict."""
-        return self._of_release("predictions") / f"{cohort}.parquet"
+    def predicted(self, cohort: str, part: str = "") -> Path:
+        """Predictions of every task for a cohort of role predict, or for a part of it."""
+        return self._of_release("predictions") / _in_parts(cohort, part)
 
     def side_table(self, task: str, what: str, suffix: str = ".parquet") -> Path:
         """What the figures of a task need besides its table."""
@@ -275,6 +275,10 @@ class Results:
         if self.release is None:
             raise ValueError("Results was made without a release")
         return self.folder / kind / stage / f"{'-'.join((self.release, *parts))}{suffix}"
+
+
+def _in_parts(cohort: str, part: str) -> str:
+    return f"{cohort}/{part}.parquet" if part else f"{cohort}.parquet"
 
 
 def side_table(table: Path, what: str, suffix: str = ".parquet") -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .bids_app import snakemake_command
+from .cohort.parts import list_parts
 from .config import Config
 from .errors import BrainLMError
 from .evaluation.tasks import CLINICAL, ScalingTask, Task, tasks_of
@@ -205,8 +206,11 @@ def _release_jobs(config: Config) -> Iterator[ReleaseJob]:
     pretrained = ModelFolder(paths.pretrained)
     yield ReleaseJob("pretrain", pretrained.weights, pretrained.record)
     for cohort in config.cohorts:
-        record = paths.release_record("embed", cohort.name)
-        yield ReleaseJob(f"embed {cohort.name}", paths.embeddings(cohort.name), record)
+        step, table = f"embed {cohort.name}", paths.embeddings(cohort.name)
+        yield ReleaseJob(step, table, paths.release_record("embed", cohort.name))
+        for part in list_parts(paths.list_chunks(cohort.name)):
+            record = paths.release_record("embed", cohort.name, part)
+            yield ReleaseJob(step, table, record, f"part {part}")
     for task in tasks_of(config).values():
         yield from _task_jobs(config, task)
     for cohort in config.cohorts:

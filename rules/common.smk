@@ -13,6 +13,7 @@ gc.disable()
 ROOT = Path(workflow.basedir).parent
 sys.path.insert(0, str(ROOT))
 
+from brainlm.cohort.parts import list_part_inputs, list_parts
 from brainlm.paths import STARTS, ModelFolder
 from brainlm.resources import (
     chunk_resources,
@@ -40,6 +41,7 @@ from brainlm.workflow import (
 CONFIG = prepare_run(config, is_main_process=workflow.is_main_process, root=ROOT)
 PATHS = CONFIG.paths
 CHUNK = ("{cohort}", "{chunk}")  # the wildcards of all rules that work on a chunk
+PART = ("{cohort}", "{part}")  # and of those that work on a part of a large cohort
 
 # Jobs read the stored configuration, and find `brainlm` next to this Python (a conda environment's
 # own comes first).
@@ -60,6 +62,7 @@ PREDICTED = [PATHS.predicted(c.name) for c in CONFIG.cohorts if c.role == "predi
 wildcard_constraints:
     cohort="|".join(c.name for c in CONFIG.cohorts),
     chunk=r"\d+",
+    part=r"\d+",
     start="finetune|scratch",
     task="|".join(TASKS) or "none",
     seed=r"\d+",
@@ -85,6 +88,17 @@ def external_shards(wildcards):
 
 def cohort_shards(wildcards):
     return shard_files(CONFIG, chunks(), cohort_name=wildcards.cohort)
+
+
+def parts_of(table):
+    """Tables of a large cohort's parts; `table` is a method of PATHS."""
+    chunks_of = PATHS.list_chunks
+    return lambda w: [table(w.cohort, p) for p in list_parts(chunks_of(w.cohort))]
+
+
+def part_shards(wildcards):
+    made = PATHS.embeddings(wildcards.cohort, wildcards.part)
+    return list_part_inputs(PATHS, wildcards.cohort, wildcards.part, chunks(), made)
 
 
 def cohort_fits(wildcards):

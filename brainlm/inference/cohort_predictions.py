@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from ..model import BrainLM
 
 
-def predict_cohort(config: Config, cohort: str, out: Path) -> pd.DataFrame:
-    """Predict the recordings of `cohort` for every clinical task; write and return the table.
+def predict_cohort(config: Config, cohort: str, out: Path, part: str = "") -> pd.DataFrame:
+    """Predict the recordings of `cohort`, or of a part of it, for every clinical task; write and
+    return the table.
 
     A study without a reference cohort has no tasks: its own model predicts, if it was fine-tuned.
 
@@ -35,7 +36,7 @@ def predict_cohort(config: Config, cohort: str, out: Path) -> pd.DataFrame:
     BrainLMError
         The cohort has no shards yet, or a fit is missing.
     """
-    corpus = open_cohort(config, cohort)
+    corpus = open_cohort(config, cohort, part)
     tables = [
         combine_seeds(
             [

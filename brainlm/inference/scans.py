@@ -11,6 +11,7 @@ from ..cohort.index import index_file, update_index
 from ..cohort.layouts import LAYOUTS, parse_name
 from ..cohort.layouts.base import IMAGES
 from ..cohort.layouts.parcels import EXTENSIONS
+from ..cohort.parts import list_part_shards
 from ..config import Cohort, Config
 from ..errors import BrainLMError
 from ..files import read_json
@@ -84,16 +85,17 @@ def open_scans(source: Path, config: Config) -> Scans:
     return Scans(config, cohort, Results(config.results).list_chunks(cohort.name))
 
 
-def open_cohort(config: Config, name: str) -> Corpus:
-    """The shards of a study's cohort.
+def open_cohort(config: Config, name: str, part: str = "") -> Corpus:
+    """The shards of a study's cohort, or of a part of it.
 
     Raises
     ------
     BrainLMError
-        It has none yet.
+        It has none yet, or no such part.
     """
-    shards = config.paths.list_shards(name)
-    if not shards:
+    paths = config.paths
+    shards = list_part_shards(paths, name, part) if part else paths.list_shards(name)
+    if not shards or not all(shard.exists() for shard in shards):
         raise BrainLMError(f"{name}: not preprocessed yet; run: snakemake --cores all")
     return Corpus(shards)
 

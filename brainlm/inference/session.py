@@ -52,6 +52,8 @@ class Session:
         ``pad`` takes recordings that are shorter than a window too.
     workers : int
         Recordings at a time.
+    part : str
+        Of a cohort of `study`: this part of it only.
     """
 
     source: str
@@ -61,6 +63,7 @@ class Session:
     scaling: Path | None = None
     short: str = "refuse"
     workers: int = os.cpu_count() or 1
+    part: str = ""
 
     def run(
         self,
@@ -87,12 +90,15 @@ class Session:
         if out.exists():
             raise BrainLMError(f"{out}: exists; remove it, or name another file with --out")
         of_study = self._of_study()
+        if self.part and not of_study:
+            raise BrainLMError(f"{self.source}: --part is for cohorts of the configuration")
         model = self.open_model()
         check(model)
         if of_study and self.study:
-            corpus = open_cohort(self.study, self.source)
+            corpus = open_cohort(self.study, self.source, self.part)
             notes, paths = list_differences(model, self.study, self.source), self.study.paths
-            count = Count(verb, len(corpus), paths.release_record(verb, self.source), log)
+            names = [self.source, self.part] if self.part else [self.source]
+            count = Count(verb, len(corpus), paths.release_record(verb, *names), log)
             table = method(model, corpus, notes, count)
         else:
             config = self._configure(model, out.with_name(f"{self.name}_files"))

@@ -321,6 +321,21 @@ def write_vectors(table: pd.DataFrame, out: Path, form: str) -> list[Path]:
     return [out, _write_tsv(facts[known], out.with_suffix(".tsv"))]
 
 
+def gather_parts(parts: Sequence[Path], out: Path) -> pd.DataFrame:
+    """Write the tables of a cohort's parts as the one that a single job would have written.
+
+    Of predictions, which have a row per recording and task, all rows of a task stand together.
+    """
+    # as rows: a column that is empty in one part has no type there
+    rows = [row for part in parts for row in pd.read_parquet(part).to_dict("records")]
+    table = pd.DataFrame(rows)
+    if "target" in table:
+        task = table.groupby("recording_id", sort=False).cumcount()
+        table = table.loc[task.sort_values(kind="stable").index]
+    write_parquet(out, table)
+    return table
+
+
 def _write_tsv(table: pd.DataFrame, out: Path) -> Path:
     text = table.astype(object).where(table.notna(), None)
     write_tsv(out, list(table), text.itertuples(index=False, name=None))

@@ -16,7 +16,7 @@ import pytest
 import warm
 import yaml
 import yte
-from fakes import plant_runs
+from fakes import plant, plant_runs
 from runs import make_series
 from snakemake.iocontainers import Wildcards
 
@@ -168,6 +168,37 @@ def test_a_new_external_cohort_plans_its_chunks_and_its_evaluation(clone):
         "b/00002"
     )
     assert {"embed", "evaluate", "predict"} <= {rule for rule, _ in again}
+
+
+def test_a_large_cohort_is_embedded_and_predicted_in_parts(clone):
+    """A growing cohort's last part only; nothing of a study that had no parts."""
+    make = "sub-{0}/func/sub-{0}_task-rest_atlas-demo424_timeseries.tsv".format
+    plant(clone.folder / "many", *map(make, range(10, 18)))
+    cohort = "{name: m, folder: many, layout: parcels, role: predict}"
+    clone.configure("\natlas:", f"\n  - {cohort}\natlas:")
+    together = {("embed", "m"), ("predict_cohort", "m")} | REPORTING
+
+    def part(number: int) -> set[tuple[str, str]]:
+        return {("embed_part", f"m/{number:03d}"), ("predict_part", f"m/{number:03d}")}
+
+    def made(number: int) -> set[tuple[str, str]]:
+        return {(step, f"m/{number:05d}") for step in ("series", "shard", "pages")}
+
+    assert clone.plan() == made(0) | made(1) | together
+    index = clone.folder / "results/index/m"  # now as if 31 chunks stood between the two
+    table = index / "recordings.tsv"
+    table.write_text(table.read_text().replace("\t00001\n", "\t00032\n"))
+    (index / "chunks/00001.tsv").rename(index / "chunks/00032.tsv")
+    assert clone.plan() == made(0) | made(32) | part(0) | part(1) | together
+    clone.pretend_done()
+    plant(clone.folder / "many", make(90))
+    assert clone.plan() == made(33) | part(1) | together
+    clone.pretend_done()
+    for kind in ("embeddings", "predictions"):  # made by a version that had no parts
+        shutil.rmtree(clone.folder / f"results/{kind}/r1/m")
+    assert clone.plan() == set()
+    again = clone.plan("--forcerun", "pretrain")
+    assert (part(0) | part(1) | together) - {("summary", "")} <= again
 
 
 def test_a_scaling_task_plans_a_pretraining_for_each_of_its_points(clone):
@@ -636,7 +667,8 @@ def test_what_a_site_sets_reaches_its_jobs(monkeypatch):
     assert site["default-resources"].items() >= {
         "slurm_partition": "cpu", "qos": "low", "constraint": "zen4"
     }.items()  # fmt: skip
-    for rule in ("pretrain", "sweep", "finetune", "predict", "evaluate", "embed"):
+    for rule in ("pretrain", "sweep", "finetune", "predict", "evaluate", "embed", "embed_part",
+                 "predict_cohort", "predict_part"):  # fmt: skip
         assert site["set-resources"][rule] == {"slurm_partition": "h100", "qos": "long"}
     assert "slurm_partition" not in site["set-resources"]["motion"]
 
