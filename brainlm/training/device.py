@@ -1,6 +1,9 @@
 """What models run on: chosen once per process by the verb that runs them; and making one ready.
 
-A process has one device and one precision, as it has one number of threads. ``pretrain.gpus: 0``
+A process has one device and one precision, as it has one number of threads: both follow from the
+machine and its configuration, and what stands between a verb and its model (fine-tuning, tasks of
+an evaluation, tables of predictions) would hand them on without reading them. What a model runs
+in is its own (``BrainLM.matmul_dtype``), decided once by :func:`prepare`. ``pretrain.gpus: 0``
 means the CPU for everything that runs a model; a caller who chooses nothing gets a GPU where there
 is one.
 """

@@ -18,7 +18,8 @@ import yaml
 import yte
 from fakes import plant, plant_runs
 from runs import make_series
-from snakemake.iocontainers import Wildcards
+from snakemake.iocontainers import ResourceList, Wildcards
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 
 from brainlm import workflow
 from brainlm.cohort.finished import read_finished
@@ -671,6 +672,20 @@ def test_what_a_site_sets_reaches_its_jobs(monkeypatch):
                  "predict_cohort", "predict_part"):  # fmt: skip
         assert site["set-resources"][rule] == {"slurm_partition": "h100", "qos": "long"}
     assert "slurm_partition" not in site["set-resources"]["motion"]
+    # as the executor submits it: a SLURM without a database of accounts does not tell it back
+    calls = {rule: submit_command(site, rule) for rule in ("pretrain", "motion")}
+    assert "--qos=long " in calls["pretrain"] and "--qos=low" not in calls["pretrain"]
+    assert "--qos=low " in calls["motion"] and "-C zen4 " in calls["motion"]
+    assert "--qos" not in submit_command(plain, "pretrain")
+
+
+def submit_command(profile: dict, rule: str) -> str:
+    """What the executor gives to a shell for a job of this rule."""
+    asked = profile["default-resources"] | profile["set-resources"].get(rule, {})
+    job = SimpleNamespace(resources=ResourceList(fromdict=asked), threads=1)
+    where = {"run_uuid": "u", "slurm_logfile": "l", "comment_str": "c", "account": "",
+             "partition": "", "workdir": "w"}  # fmt: skip
+    return get_submit_command(job, where)
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_a_job_over_its_memory_limit_is_tried_again_with_more(slurm, series, tmp
 
 def test_a_gpu_job_asks_for_what_study_and_site_say(slurm, undisturbed, tmp_path, monkeypatch):
     """In a partition of a four-hour limit, whose node is down. The quality of service is taken;
-    SLURM names it only where it has a database of accounts."""
+    SLURM names it only where it has a database of accounts (what is submitted: test_plan.py)."""
     clone = tmp_path / "clone"
     shutil.copytree(undisturbed, clone)
     shutil.rmtree(clone / "results/models")
