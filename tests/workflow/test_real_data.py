@@ -41,7 +41,7 @@ def run(folder: Path, config: str, *targets: str) -> Path:
 @pytest.fixture(scope="module")
 def real(shared, tmp_path_factory) -> Path:
     config = (
-        COMMON % {"chunk": 1, "window": 100, "epochs": 3, "batch": 2}
+        COMMON % {"chunk": 1, "window": 60, "epochs": 3, "batch": 2}
         + f"""
 cohorts: [{{name: real, folder: "{shared / "data/bids_real"}", layout: bids}}]
 atlas: {{name: a424, folder: "{shared / "atlases"}"}}
@@ -124,11 +124,11 @@ def test_abide_enters_as_parcel_series(shared, tmp_path, monkeypatch):
     source, folder = shared / "data/abide_cc200", tmp_path / "abide"
     folder.mkdir()
     os.symlink(source / "participants.tsv", folder / "participants.tsv")
-    participants = sorted(p.name for p in source.glob("sub-*"))[::10]
+    participants = sorted(p.name for p in source.glob("sub-*"))[::14]
     for name in participants:
         os.symlink(source / name, folder / name)
     config = (
-        COMMON % {"chunk": 30, "window": 100, "epochs": 2, "batch": 16}
+        COMMON % {"chunk": 30, "window": 60, "epochs": 2, "batch": 16}
         + f"""
 cohorts: [{{name: abide, folder: "{folder}", layout: parcels}}]
 atlas: {{name: cc200}}

@@ -17,7 +17,8 @@ CONFIG = """
 cohorts:
   - {name: c, folder: blocks, layout: parcels}
 atlas: {name: demo424, folder: atlas}
-model: {preset: tiny, window: 60, patch: 10}
+chunks: {recordings: 20}
+model: {preset: tiny, window: 60, patch: 20}
 pretrain: {epochs: 4, batch_size: 4, micro_batch_size: 4, cpus: 2, learning_rate: 3.0e-3}
 tasks: [states.yaml]
 evaluate: {bootstrap: 200}
