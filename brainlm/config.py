@@ -385,12 +385,6 @@ class Finetune(Section):
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=1)] = 32
     learning_rate: Positive = 3e-4
-    frozen_windows: Annotated[int, Field(ge=1)] | None = Field(
-        None,
-        description="windows of a recording, spread evenly, that the head learns from before the "
-        "encoder does: each is encoded once, for large models and cohorts; default: a window "
-        "anywhere, another one in every epoch",
-    )
 
 
 class Evaluate(Section):

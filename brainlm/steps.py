@@ -205,7 +205,7 @@ def _embed(config, cohort, atlas, task) -> Dependencies:
 
 
 def _finetune(config, cohort, atlas, task) -> Dependencies:
-    settings = {"model": _model(config), "finetune": config.finetune.model_dump(exclude_none=True)}
+    settings = {"model": _model(config), "finetune": config.finetune.model_dump()}
     others = {"seeds", "networks"}  # a job per seed; networks are other methods
     return Dependencies(settings, task=task and task.model_dump(exclude=others))
 
@@ -236,7 +236,7 @@ _PRETRAIN = Step(
 _FINETUNE = Step(
     "finetune",
     "fine-tune on a task's column of the participants tables",
-    version=4,
+    version=5,
     depends=_finetune,
     example="brainlm finetune --task age --seed 1",
 )

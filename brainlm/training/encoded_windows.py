@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
-import torch
 from torch import Tensor
 
 from .windows import Picks, Windows
@@ -28,7 +28,11 @@ class EncodedWindows:
         places = [(int(row), start) for row in windows.rows for start in windows.starts(row)]
         self._slots = {place: slot for slot, place in enumerate(places)}
         groups = [places[first : first + at_once] for first in range(0, len(places), at_once)]
-        self.summaries = torch.cat([encode(windows.read(group)) for group in groups])
+        parts = (encode(windows.read(group)) for group in groups)
+        first = next(parts)  # into one tensor: a list of them would take twice the memory
+        self.summaries = first.new_empty(len(places), first.shape[1])
+        for low, part in zip(range(0, len(places), at_once), chain([first], parts), strict=True):
+            self.summaries[low : low + len(part)] = part
 
     def batch(self, picks: Picks) -> Tensor:
         """[B, F] of the windows that :meth:`Windows.batch` cuts."""

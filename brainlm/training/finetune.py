@@ -35,6 +35,7 @@ from ..output import tell
 from ..paths import ModelFolder
 from ..progress import clock
 from ..shards import Corpus, Scaling
+from ..steps import STEPS
 from ..tables import write_parquet
 from .checkpoint import Saver, exchange, list_checkpoints, read_checkpoint
 from .device import get_device, prepare, windows_at_once
@@ -69,9 +70,9 @@ SCALED_BY = 512
 #: training participants that the head's linear path begins with, in closed form: 0.7 GB for 424
 #: parcels
 FITTED_ON = 2000
-#: summaries of validation windows, and of training windows, up to this size are made once for all
-#: epochs of the heads alone; larger ones (connectivity of a large cohort) would come from a disk,
-#: which is no faster than encoding again
+#: summaries of validation windows, and with them of training windows, are made once for all epochs
+#: of the heads alone up to this size; larger ones (connectivity of a large cohort) would come from
+#: a disk, which is no faster than encoding again
 KEPT_BYTES = 2**31
 #: minutes between checkpoints
 SAVED_EVERY_MIN = 10.0
@@ -151,9 +152,9 @@ class FineTuning:
         )  # fmt: skip
         self.windows = Windows(corpus, self.scaling, base.config.window, self.fit_rows,
                                seed=seed, num_tokens=base.num_tokens)  # fmt: skip
-        #: what the heads see before the encoder learns
+        #: what the heads see before the encoder learns: the windows that they will predict from
         self.frozen = copy.copy(self.windows)
-        self.frozen.few = options.frozen_windows
+        self.frozen.few = WINDOWS_PER_RECORDING
         ranges = training_ranges(self.windows, corpus.table)
         if self.classes is None:
             ranges["label"] = describe_range(participants["label"])
@@ -161,11 +162,11 @@ class FineTuning:
                                       pool=options.pool, ranges=ranges))  # fmt: skip
         #: summaries of validation windows, while the encoder stays as it is and they fit in memory
         self.kept: list[Tensor] | None = None
-        #: the same of training windows, where there are so few that the epochs see each often
+        #: the same of training windows, where the epochs see each often
         self.encoded: EncodedWindows | None = None
         self.settings = json.dumps({
             "target": target, "kind": kind, "transform": transform, "classes": names, "seed": seed,
-            "options": options.model_dump(exclude_none=True),
+            "options": options.model_dump(), "version": STEPS["finetune"].version,
             "model": dataclasses.asdict(base.config),
             "start": pretrained and sha256(ModelFolder(Path(pretrained)).weights),
             "labels": digest(labels.dropna().to_csv()), **describe_release(shards, scaling),
@@ -251,7 +252,8 @@ class FineTuning:
         if 4 * width * len(self.check_rows) <= KEPT_BYTES:
             self.kept = list(self._summaries(self.check_rows, 1))
         choice = count_windows(self.frozen)
-        if 2 * choice <= len(epochs) * len(self.fit_rows) and 4 * width * choice <= KEPT_BYTES:
+        kept = 4 * width * (choice + len(self.check_rows))
+        if 2 * choice <= len(epochs) * len(self.fit_rows) and kept <= KEPT_BYTES:
             self.encoded = EncodedWindows(
                 self.frozen, lambda signal: self.model.embed(signal, self.model.config.pool),
                 windows_at_once(self.model),
