@@ -189,6 +189,28 @@ def test_an_external_cohort_in_months_is_a_row_that_says_so(age, folder, tmp_pat
     pd.testing.assert_frame_equal(before.reset_index(drop=True), now.reset_index(drop=True))
 
 
+@pytest.mark.parametrize("task", [
+    None,
+    {"kind": "reconstruction"},
+    {"kind": "latent"},
+    {"kind": "attention", "contrast": "sex", "permutations": 100},
+    {"kind": "forecasting", "epochs": 1, "learning_rates": [1e-3], "seeds": [1]},
+], ids=lambda task: task["kind"] if task else "regression")  # fmt: skip
+def test_an_external_cohort_of_failed_recordings_is_a_row_that_says_so(
+    age, folder, tmp_path, task
+):
+    failed = tmp_path / "failed.parquet"
+    write_shard(failed, [Recording(name := f"sub-{k}", name, "away", "train", status="too_short",
+                                   reason="9 s") for k in range(3)], INFO)  # fmt: skip
+    this = job(folder, external=True, seeds=[1, 2], networks=NETWORKS)
+    this = dataclasses.replace(this, shards=[this.shards[0], failed], out=tmp_path / "t.parquet",
+                               task=parse_task(task, "t", "t") if task else this.task)  # fmt: skip
+    table = evaluate(this)
+    (row,) = table[table["cohort"] == "away"].itertuples()
+    assert row.n == 0 and row.note.startswith("3 without a usable recording")
+    assert (table.loc[table["cohort"] == "home", "n"] > 0).any()
+
+
 def test_fits_to_other_labels_are_refused(age, folder, tmp_path):
     table = pd.read_csv(folder / "home/participants.tsv", sep="\t", na_values="n/a")
     this = job(folder, external=True, seeds=[1, 2], networks=NETWORKS)
