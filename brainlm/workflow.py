@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -230,10 +230,23 @@ def open_chunks(config: Config, *, forced: bool = False) -> dict[str, list[str]]
     chunks = {}
     for cohort in config.cohorts:
         if not is_sealed(config.results, cohort.name):
-            through = set() if forced else read_finished(config.results, cohort.name)
+            through = {} if forced else read_finished(config.results, cohort.name)
             every = config.paths.list_chunks(cohort.name)
             chunks[cohort.name] = [chunk for chunk in every if chunk not in through]
     return chunks
+
+
+def closed_chunks(config: Config, chunks: Mapping[str, list[str]], cohort: str) -> dict[str, int]:
+    """Chunks of a cohort that are not in the graph of `chunks`, and when the shard of each
+    changed, ns."""
+    from .cohort.finished import read_finished
+    from .cohort.seal import read_seal
+
+    if cohort not in chunks:
+        return read_seal(config.results, cohort)
+    there = set(chunks[cohort])
+    known = read_finished(config.results, cohort)
+    return {chunk: time for chunk, time in known.items() if chunk not in there}
 
 
 def shard_files(
@@ -437,6 +450,7 @@ def _keep_first_atlas(config: Config) -> None:
 
 __all__ = [
     "Triggers",
+    "closed_chunks",
     "finish",
     "is_clinical",
     "open_chunks",

@@ -25,6 +25,7 @@ from brainlm.resources import (
 from brainlm.steps import stages_of
 from brainlm.workflow import (
     Triggers,
+    closed_chunks,
     finish,
     is_clinical,
     tasks_of,
@@ -90,15 +91,27 @@ def cohort_shards(wildcards):
     return shard_files(CONFIG, chunks(), cohort_name=wildcards.cohort)
 
 
+@functools.cache
+def parts(cohort):
+    return list_parts(PATHS.list_chunks(cohort))
+
+
+@functools.cache
+def through(cohort):
+    return closed_chunks(CONFIG, chunks(), cohort)
+
+
 def parts_of(table):
     """Tables of a large cohort's parts; `table` is a method of PATHS."""
-    chunks_of = PATHS.list_chunks
-    return lambda w: [table(w.cohort, p) for p in list_parts(chunks_of(w.cohort))]
+    return lambda wildcards: [
+        table(wildcards.cohort, part) for part in parts(wildcards.cohort)
+    ]
 
 
 def part_shards(wildcards):
-    made = PATHS.embeddings(wildcards.cohort, wildcards.part)
-    return list_part_inputs(PATHS, wildcards.cohort, wildcards.part, chunks(), made)
+    cohort, part = wildcards.cohort, wildcards.part
+    made = PATHS.embeddings(cohort, part)
+    return list_part_inputs(PATHS, cohort, parts(cohort)[part], through(cohort), made)
 
 
 def cohort_fits(wildcards):

@@ -25,9 +25,10 @@ _HEADER = ("chunk", "files", "shard_mtime_ns")
 Row = tuple[str, ...]  # the cells of a row, in the order of _HEADER
 
 
-def read_finished(results: Path, cohort: str) -> set[str]:
-    """Chunks that are not in the graph, as :func:`check_finished` left them."""
-    return {row[0] for row in _read(Results(results).finished(cohort))[1]}
+def read_finished(results: Path, cohort: str) -> dict[str, int]:
+    """Chunks that are not in the graph, as :func:`strike_changed` left them, and when the shard of
+    each changed, ns."""
+    return {row[0]: int(row[2]) for row in _read(Results(results).finished(cohort))[1]}
 
 
 def strike_changed(results: Path, cohort: str, stages: Sequence[str], settings: str) -> None:

@@ -36,28 +36,23 @@ def list_part_shards(paths: Results, cohort: str, part: str) -> list[Path]:
 
 
 def list_part_inputs(
-    paths: Results, cohort: str, part: str, graph: Mapping[str, Sequence[str]], made: Path
+    paths: Results, cohort: str, chunks: Sequence[str], through: Mapping[str, int], made: Path
 ) -> list[Path]:
-    """What a part waits for: its shards that are in Snakemake's graph.
+    """What a part of these chunks waits for: their shards that are in Snakemake's graph.
 
-    For those that have left the graph stands one file, as new as the newest shard of the whole
-    cohort: it is waited for only if `made` is older than one of the part's own.
+    For those that are not stands one file, as new as the newest shard of the whole cohort: it is
+    waited for only if `made` is older than one of the part's own.
 
     Parameters
     ----------
-    graph : mapping
-        Chunks in the graph by cohort; a sealed cohort is not in it.
+    through : mapping
+        Chunks of the cohort that are not in the graph, and when the shard of each changed, ns.
     made : Path
         What the part's job writes.
     """
-    shards = list_part_shards(paths, cohort, part)
-    files = [shard for shard in shards if shard.stem in set(graph.get(cohort, ()))]
-    through = max((_changed_ns(shard) for shard in shards if shard not in files), default=0)
-    if _changed_ns(made) < through:
-        files.append(paths.finished(cohort) if cohort in graph else paths.seal(cohort))
+    files = [paths.shard(cohort, chunk) for chunk in chunks if chunk not in through]
+    newest = max((through[chunk] for chunk in chunks if chunk in through), default=0)
+    if (made.stat().st_mtime_ns if made.exists() else 0) < newest:
+        seal = paths.seal(cohort)
+        files.append(seal if seal.exists() else paths.finished(cohort))
     return files
-
-
-def _changed_ns(path: Path) -> int:
-    """When a file changed last; 0 where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else 0

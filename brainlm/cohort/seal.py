@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..paths import Results
-from ..tables import write_tsv
+from ..tables import read_tsv, write_tsv
 
 
 def is_sealed(results: Path, cohort: str) -> bool:
@@ -39,6 +39,12 @@ def seal(results: Path, cohort: str) -> int:
     if not missing:
         write_tsv(paths.seal(cohort), ("shard", "size", "mtime_ns"), rows, mtime_ns=newest)
     return missing
+
+
+def read_seal(results: Path, cohort: str) -> dict[str, int]:
+    """Chunks of a sealed cohort, and when the shard of each changed, ns."""
+    rows = read_tsv(Results(results).seal(cohort), "shard", "mtime_ns").rows
+    return {shard.removesuffix(".parquet"): int(mtime_ns) for shard, _, mtime_ns in rows}
 
 
 def unseal(results: Path, cohort: str) -> None:

@@ -13,11 +13,12 @@ from test_inference import embed, home  # noqa: F401
 from brainlm.atlas import load_atlas
 from brainlm.cohort import parts
 from brainlm.cohort.parts import list_part_inputs, list_parts
+from brainlm.cohort.seal import read_seal
 from brainlm.config import load_config
 from brainlm.inference.scans import open_scans, preprocess
 from brainlm.inference.vectors import gather_parts
 from brainlm.paths import Results
-from brainlm.tables import write_parquet
+from brainlm.tables import write_parquet, write_tsv
 
 
 def test_chunks_keep_their_part_when_a_cohort_grows():
@@ -31,28 +32,26 @@ def test_chunks_keep_their_part_when_a_cohort_grows():
 
 def test_what_stands_for_a_parts_shards_counts_only_if_one_of_them_is_newer(tmp_path):
     paths = Results(tmp_path, "r1")
-    for k in range(40):
-        for path in (paths.chunk_table("a", f"{k:05d}"), paths.shard("a", f"{k:05d}")):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            os.utime(path, (k, k))
-    made = paths.embeddings("a", "000")
+    chunks = [f"{k:05d}" for k in range(3)]
+    shards = [paths.shard("a", chunk) for chunk in chunks]
+    made, finished = paths.embeddings("a", "000"), paths.finished("a")
 
-    def inputs(graph, when=None):
-        if when is not None:
-            made.parent.mkdir(parents=True, exist_ok=True)
-            made.touch()
-            os.utime(made, (when, when))
-        return list_part_inputs(paths, "a", "000", graph, made)
+    def inputs(**through):
+        return list_part_inputs(paths, "a", chunks, {k[1:]: v for k, v in through.items()}, made)
 
-    shards = [paths.shard("a", f"{k:05d}") for k in range(40)]
-    assert inputs({"a": [shard.stem for shard in shards]}) == shards[:32]
-    assert inputs({"a": ["00003", "00035"]}) == [shards[3], paths.finished("a")]  # nothing made
-    assert inputs({}) == [paths.seal("a")]
-    assert inputs({"a": ["00003", "00035"]}, when=31) == [shards[3]]  # other shards are newer
-    assert inputs({}, when=31) == []
-    assert inputs({"a": []}, when=30.5) == [paths.finished("a")]
-    assert inputs({"a": ["00031"]}, when=30.5) == [shards[31]]
+    assert inputs() == shards
+    assert inputs(_00000=10, _00002=30, _00035=90) == [shards[1], finished]  # nothing is made
+    made.parent.mkdir(parents=True)
+    made.touch()
+    os.utime(made, ns=(30, 30))
+    assert inputs(_00000=10, _00002=30, _00035=90) == [shards[1]]  # another part's is newer
+    every = {"_00000": 10, "_00001": 31, "_00002": 30}
+    assert inputs(**every) == [finished]
+    rows = [(shard.name, 5, every[f"_{shard.stem}"]) for shard in shards]
+    write_tsv(paths.seal("a"), ("shard", "size", "mtime_ns"), rows)
+    assert list_part_inputs(paths, "a", chunks, read_seal(tmp_path, "a"), made) == [
+        paths.seal("a")
+    ]
 
 
 def test_embedded_in_parts_is_embedded_at_once(home, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -403,14 +403,14 @@ def test_a_chunk_with_work_left_stays_in_the_graph(clone, monkeypatch):
         needrun_jobs=lambda: iter([left, job("report", "")]),
     )
     workflow._note_finished(config, dag)
-    assert read_finished(config.results, "a") == {"00000"}
+    assert set(read_finished(config.results, "a")) == {"00000"}
     dag.jobs = [left]  # a run up to shards: it says nothing of pages
     dag.needrun_jobs = lambda: iter([])
     workflow._note_finished(config, dag)
-    assert read_finished(config.results, "a") == {"00000"}
+    assert set(read_finished(config.results, "a")) == {"00000"}
     noted.write_text("of another version\n")
     assert clone.plan() == set()
-    assert read_finished(config.results, "a") == set()
+    assert read_finished(config.results, "a") == {}
 
 
 MODEL = {("pretrain", "")}
