@@ -11,6 +11,8 @@ import math
 import os
 import re
 import shutil
+import stat
+import tempfile
 import uuid
 import zipfile
 import zlib
@@ -120,6 +122,22 @@ def shipped(name: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "share" / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def keep_compiled() -> None:
+    """Where numba can write neither next to the kernels nor below the user's home (an installation
+    that is read-only, a container), it keeps what it compiles in a temporary folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    there = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
+    package = Path(__file__).parent
+    if "NUMBA_CACHE_DIR" in os.environ or any(os.access(f, os.W_OK) for f in (package, there)):
+        return
+    folder = Path(tempfile.gettempdir(), f"brainlm-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.lstat()  # numba trusts what it finds there
+    if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077 or folder.is_symlink():
+        folder = Path(tempfile.mkdtemp(prefix="brainlm-"))
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
 
 
 def write_text(path: str | os.PathLike, text: str, *, mtime_ns: int | None = None) -> None:
