@@ -23,10 +23,10 @@ NON_STEADY_RISE = 0.01
 NON_STEADY_SD = 5.0
 MAX_NON_STEADY = 10
 
-#: Volumes alternate when the brain is brighter or darker by this share (half the step) ...
-ALTERNATING_RISE = 0.0005
-#: ... in this share of a run's volumes, of which there are enough to tell.
-ALTERNATING_SHARE, ALTERNATING_VOLUMES = 0.95, 30
+#: Volumes alternate when every second one is brighter or darker by this share of the mean ...
+ALTERNATING_STEP = 0.001
+#: ... which is so many standard errors, in a run that is long enough to tell.
+ALTERNATING_ERRORS, ALTERNATING_VOLUMES = 8.0, 30
 _MAD_TO_SD = 1.4826
 
 
@@ -70,15 +70,14 @@ def check_alternation(volumes: np.ndarray) -> None:
     if len(volumes) < ALTERNATING_VOLUMES:
         return
     level = _measure_level(volumes)
-    rises = (level[:-2] - 2 * level[1:-1] + level[2:]) / 4 / abs(level.mean())
-    rises[1::2] *= -1  # in step with the volumes: all of one sign
-    share = max((rises > 0).mean(), (rises < 0).mean())
-    if share >= ALTERNATING_SHARE and abs(rises.mean()) >= ALTERNATING_RISE:
+    steps = (level[:-2] - 2 * level[1:-1] + level[2:]) / 2 / abs(level.mean())
+    steps[1::2] *= -1  # in step with the volumes: all of one sign
+    step, error = abs(steps.mean()), steps.std() / np.sqrt(len(steps))
+    if step >= max(ALTERNATING_STEP, ALTERNATING_ERRORS * error):
         raise RecordingError(
             "bad_data",
-            f"every second volume is brighter (by {200 * abs(rises.mean()):.2g} %, in {share:.0%} "
-            "of the run), as control and label images of arterial spin labelling are; expected "
-            "BOLD: exclude it",
+            f"every second volume is brighter (by {100 * step:.2g} %), as in arterial spin "
+            "labelling, where control and label alternate; expected BOLD: exclude it",
         )
 
 

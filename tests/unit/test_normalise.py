@@ -21,7 +21,7 @@ from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.io.derivatives import read_own_sidecar, write_volume
 from brainlm.preprocess.motion.brain_mask import brain_mask
 from brainlm.preprocess.normalise import registration, templateflow
-from brainlm.preprocess.normalise.agreement import RefusedFit, check_pose
+from brainlm.preprocess.normalise.agreement import RefusedFit, check_image, check_pose
 from brainlm.preprocess.normalise.pose import axis_turns
 from brainlm.preprocess.normalise.registration import Normalisation, normalise
 from brainlm.preprocess.normalise.template import load_template
@@ -232,6 +232,19 @@ def test_what_is_not_a_brain_fails(what, phantom, reference, template):
     with pytest.raises(RecordingError) as error:
         normalise(image, affine, template)
     assert error.value.status == "registration_failed"
+
+
+@pytest.mark.parametrize(("axis", "share"), [(0, 0.4), (1, 0.45), (1, 0.65), (2, 0.4), (2, 0.6)])
+def test_a_brain_that_is_wrapped_around_is_refused(axis, share, phantom, reference):
+    image = np.pad(reference, ((4, 4), (0, 0), (0, 0)))  # with room above and below
+    rolled = np.roll(image, round(share * image.shape[axis]), axis)
+    with pytest.raises(RecordingError, match=rf"along {'zyx'[axis]} .*wrapped around"):
+        check_image(rolled, phantom.affine, None)
+
+
+@pytest.mark.parametrize("part", [np.s_[10:26], np.s_[:, 20:], np.s_[:, :, :22]])
+def test_a_brain_that_is_partly_outside_is_not_wrapped_around(part, phantom, reference):
+    check_image(reference[part], phantom.affine, None)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from brainlm.preprocess.io.derivatives import write_volume
-from brainlm.report.pictures import draw_scanner, draw_time
+from brainlm.preprocess.normalise.registration import Normalisation
+from brainlm.preprocess.normalise.template import load_template
+from brainlm.report.pictures import draw_registration, draw_scanner, draw_time
 
 
 def _images(svg: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -78,6 +80,28 @@ def test_the_outline_of_the_mask_lies_on_its_image(tmp_path, size):
         near = line[(line[:, 0] > number * size[0]) & (line[:, 0] < (number + 1) * size[0])]
         found = [*near.min(0), *near.max(0)]
         assert np.abs(np.subtract(found, [left, rows.min(), right, rows.max() + 1])).max() < 0.5
+
+
+def test_the_outline_of_the_template_lies_on_what_was_fitted_to_it(tmp_path):
+    """The template's own brain, through a fit that moves nothing, on all eight cuts."""
+    template = load_template("MNI152NLin2009aSym")
+    brain = template.mask.astype(np.float32)
+    write_volume(tmp_path / "boldref.nii.gz", brain, template.affine, space="scanner")
+    still = Normalisation(np.eye(4), np.zeros((3, 1, 1, 1)), np.zeros(3), np.ones(3))
+    still.save(tmp_path / "xfm.npz")
+    svg = draw_registration(tmp_path / "boldref.nii.gz", tmp_path / "xfm.npz", template.space)
+    _, (pixels, matrix) = _images(svg)
+    line = _outline(svg, "#ffb000") - matrix[:, 2]
+    line = line @ np.linalg.inv(matrix[:, :2]).T  # in pixels of the image
+    size = np.array([pixels.shape[1] // 4, pixels.shape[0] // 2])
+    for cut in np.ndindex(4, 2):
+        corner = cut * size
+        (x, y), (right, low) = corner, corner + size
+        rows, columns = np.nonzero(pixels[y:low, x:right] > pixels.max() / 2)
+        near = line[((line > corner) & (line < corner + size)).all(1)] - corner
+        found = [*near.min(0), *near.max(0)]
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(np.subtract(found, box)).max() < 0.51
 
 
 @pytest.mark.parametrize(

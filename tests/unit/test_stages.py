@@ -24,6 +24,7 @@ from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess
 from brainlm.errors import BrainLMError, RecordingError
 from brainlm.preprocess.delivered.parcel_series import take_series
+from brainlm.preprocess.denoise import ica
 from brainlm.preprocess.denoise.confounds import read_nuisance
 from brainlm.preprocess.denoise.filter import clean
 from brainlm.preprocess.io.derivatives import (
@@ -246,6 +247,13 @@ def test_stages_can_be_rerun_alone_and_leave_nothing_stale(chain, tmp_path):
     assert not any(n.startswith("aroma") for n in read_table(other.paths.confounds))
     other.run("denoise")
     assert other.hashes() == chain.hashes()
+
+
+def test_an_ica_that_does_not_converge_is_a_warning(chain, tmp_path, monkeypatch):
+    shutil.copytree(chain.out, tmp_path / "out")
+    monkeypatch.setattr(ica, "MAX_ITERATIONS", 2)
+    figures = chain.at(tmp_path / "out").run("denoise")
+    assert figures["warnings"] == ["ICA: not converged after 2 iterations"]
 
 
 @pytest.fixture(scope="module")

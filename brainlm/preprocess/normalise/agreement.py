@@ -22,6 +22,11 @@ ZOOM_RATIO = 1.3  # of its largest to its smallest
 MIN_VOLUME_ML, MAX_VOLUME_ML = 250.0, 3000.0
 
 
+#: A brain that is cut by a face of the field of view, by at least this share of its largest
+#: section, goes on at the opposite face where the tissue there has the outline of the cut (Dice).
+MIN_CUT, WRAPPED_DICE = 0.5, 0.6
+
+
 class RefusedFit(RecordingError):
     """A fit that does not pass the checks; it is kept so that the recording's page can show it.
 
@@ -53,8 +58,29 @@ def check_image(
             f"the brain mask holds {volume:.0f} ml, expected {MIN_VOLUME_ML:.0f} to "
             f"{MAX_VOLUME_ML:.0f}: the image is empty or not a head",
         )
+    check_wrapping(image, mask)
     high = np.percentile(image[mask], 98)
     return np.clip(image, 0, high) / high, mask
+
+
+def check_wrapping(image: np.ndarray, mask: np.ndarray) -> None:
+    """An error if the brain leaves the field of view [Z, Y, X] and comes back on the other side.
+
+    A part that is merely outside is what ``coverage`` is for; here the part is in the image, in
+    the wrong place, and what is left is fitted as if it were the whole.
+    """
+    rest = (image > 0.5 * np.median(image[mask])) & ~mask
+    for axis, name in enumerate("zyx"):
+        sections = mask.sum(axis=tuple({0, 1, 2} - {axis}))
+        for face in (0, -1):
+            cut, beyond = mask.take(face, axis), rest.take(-1 - face, axis)
+            dice = 2 * (cut & beyond).sum() / max(1, cut.sum() + beyond.sum())
+            if cut.sum() >= MIN_CUT * sections.max() and dice >= WRAPPED_DICE:
+                raise RecordingError(
+                    "registration_failed",
+                    f"the brain leaves the image along {name} (of its voxels) and goes on at the "
+                    "opposite side: it is wrapped around; shift it back, or exclude it",
+                )
 
 
 def check_pose(agreement: float, turned: Turned | None, upright: Any) -> None:
