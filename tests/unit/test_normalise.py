@@ -168,6 +168,8 @@ def test_a_fit_that_turned_the_head_over_is_refused(axis, degrees):
         RefusedFit, match=f"turned by {nearest}° about {axis}.*wrong in the header"
     ):
         check_pose(0.4, None, fit)
+    with pytest.raises(RefusedFit, match="or it is no whole brain"):
+        check_pose(0.3, None, fit)
     with pytest.raises(RefusedFit, match="does not look like a brain"):
         check_pose(0.1, None, fit)
 

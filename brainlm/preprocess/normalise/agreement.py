@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import RecordingError
 from ..motion.brain_mask import brain_mask
-from .pose import MIN_INTERIOR, Turned, describe_turn
+from .pose import MIN_INTERIOR, SURE_INTERIOR, Turned, describe_turn
 from .template import Template
 from .tissue_fit import Image, Problem, State, grid_of, smooth_tissues
 
@@ -93,16 +93,16 @@ def check_pose(agreement: float, turned: Turned | None, upright: Any) -> None:
     turned : (str, float) or None
         The best of the other poses, where they were tried.
     """
+    best, seen = agreement, f"{agreement:.2f}"
     way = describe_turn(upright.affine) if agreement >= MIN_INTERIOR else ""
-    seen = f"{agreement:.2f}"
     if not way and turned is not None and turned[1] >= MIN_INTERIOR and turned[1] > agreement:
-        way, seen = turned[0], f"{turned[1]:.2f}, as its header says {agreement:.2f}"
+        way, best = turned
+        seen = f"{best:.2f}, as its header says {agreement:.2f}"
     if way:
-        raise RefusedFit(
-            f"the image fits {way} (inside the brain r = {seen}): its orientation is wrong in the "
-            "header; correct it, or convert the image again",
-            upright,
-        )
+        advice = "its orientation is wrong in the header; correct it, or convert the image again"
+        if best < SURE_INTERIOR:  # parts of heads, and necks, agree so well in some pose
+            advice = "its orientation is wrong in the header, or it is no whole brain: look at it"
+        raise RefusedFit(f"the image fits {way} (inside the brain r = {seen}): {advice}", upright)
     if agreement < MIN_INTERIOR:
         raise RefusedFit(
             f"the image inside the outline does not look like a brain (r = {agreement:.2f}, "
