@@ -17,7 +17,8 @@ from .damage import DAMAGE_KINDS, damage_file, sidecar_path, write_image
 from .demo_atlas import NUM_PARCELS, parcellate_template
 from .signals import (
     NEURAL_SD,
-    draw_strengths,
+    Individual,
+    draw_individual,
     make_artefacts,
     make_breath,
     make_motion,
@@ -173,13 +174,13 @@ def _write_subject(job: tuple[Path, Protocol, int, str | None]) -> None:
     participant = draw_participant(protocol.seed, number)
     rng = np.random.default_rng([protocol.seed, number, 1])
     head = make_head(rng, protocol.voxel_mm)
-    strength, coupling = draw_strengths(rng, participant.age)
+    individual = draw_individual(rng, participant.age)
     for session in range(1, protocol.sessions + 1):
         entities = [participant.participant_id] + [f"ses-{session}"] * (protocol.sessions > 1)
         place, stem = folder.joinpath(*entities), "_".join(entities)
         rng = np.random.default_rng([protocol.seed, number, 1 + session])
         bold = place / "func" / f"{stem}_task-{protocol.task}_bold.nii.gz"
-        truth = _record(bold, rng, head, protocol, strength, coupling)
+        truth = _record(bold, rng, head, protocol, individual)
         save_truth(folder, stem, truth)
         if protocol.with_t1w and session == 1:
             _write_t1w(place / "anat" / f"{stem}_T1w.nii.gz", rng, head)
@@ -192,16 +193,13 @@ def _record(
     rng: np.random.Generator,
     head: Head,
     protocol: Protocol,
-    strength: np.ndarray,
-    coupling: np.ndarray,
+    individual: Individual,
 ) -> Truth:
     """Scan one run, write it with its sidecar and return its truth."""
     from .scanner import make_scene, scan  # compiles: only where a scan is made
 
     times = protocol.times_s
-    courses, series = make_parcel_series(
-        rng, times, parcellate_template().networks, strength, coupling
-    )
+    courses, series = make_parcel_series(rng, times, parcellate_template().networks, individual)
     if protocol.conditions:
         series = series + NEURAL_SD * _show(path, protocol, rng.spawn(1)[0])
     pivot = head.placement.to_head(_NECK)[0]
@@ -215,8 +213,8 @@ def _record(
         transforms=motion,
         networks=courses,
         series=series,
-        strength=strength,
-        coupling=coupling,
+        strength=individual.strength,
+        coupling=individual.coupling,
         artefacts=artefacts,
         artefact_maps=scene.map_artefacts(head),
         affine=head.affine,

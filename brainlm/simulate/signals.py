@@ -7,6 +7,8 @@ stays coherent over tens of seconds. That is what a masked autoencoder can learn
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .anatomy import rotation
@@ -31,12 +33,34 @@ _COUPLING = {
     (3, 6): (0.25, -0.15),
 }
 _STRENGTH_SD, _COUPLING_SD = 0.08, 0.20  # between participants of the same age
+_PATTERNS = 5
+_LOCAL = (0.4, 0.25, 0.35)  # of what is local: with the mirror image, of the individual, its own
 
 ARTEFACTS = ("pulsation", "spin_history", "speckle", "drift")
 
 
-def draw_strengths(rng: np.random.Generator, age: float) -> tuple[np.ndarray, np.ndarray]:
-    """A participant's network strengths [7] and correlations between networks [7, 7] at an age."""
+@dataclass(frozen=True)
+class Individual:
+    """What tells a participant from others, in every run.
+
+    Attributes
+    ----------
+    strength : ndarray [7]
+        Share of a parcel's variance that its network explains; depends on age.
+    coupling : ndarray [7, 7]
+        Correlations between networks; depend on age.
+    patterns : ndarray [424, 5]
+        Parcels that vary together in this participant alone, whatever their networks; each row
+        has length 1.
+    """
+
+    strength: np.ndarray
+    coupling: np.ndarray
+    patterns: np.ndarray
+
+
+def draw_individual(rng: np.random.Generator, age: float) -> Individual:
+    """A participant of an age."""
     decades = (age - 50) / 30
     strength = _STRENGTH + decades * _STRENGTH_AGE
     strength = np.clip(strength + _STRENGTH_SD * rng.standard_normal(len(NETWORKS)), 0.1, 0.9)
@@ -49,35 +73,38 @@ def draw_strengths(rng: np.random.Generator, age: float) -> tuple[np.ndarray, np
     values, vectors = np.linalg.eigh(coupling)  # the nearest that a correlation can be
     coupling = (vectors * np.maximum(values, 0.05)) @ vectors.T
     scale = np.sqrt(np.diag(coupling))
-    return strength, coupling / np.outer(scale, scale)
+    patterns = rng.standard_normal((NUM_PARCELS, _PATTERNS))
+    patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
+    return Individual(strength, coupling / np.outer(scale, scale), patterns)
 
 
 def make_parcel_series(
     rng: np.random.Generator,
     times_s: np.ndarray,
     networks: np.ndarray,
-    strength: np.ndarray,
-    coupling: np.ndarray,
+    individual: Individual,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Network courses [T, 7], SD 1, and parcel series [T, 424], fractions of the signal.
 
-    A parcel is its network's course, a little late, plus a course that it shares in part with
-    its mirror image and a course of its own. `strength` is its network's share of its variance;
-    the correlations between networks are exactly `coupling`.
+    A parcel is its network's course, a little late, plus what is local: a course shared with its
+    mirror image, those of the individual's patterns, and one of its own. The correlations between
+    networks are exactly the individual's.
     """
     hertz = _frequencies(times_s)
     spectra = np.exp(-0.5 * ((hertz[:, None] - _PEAK_HZ) / 0.008) ** 2)
     waves = _draw_waves(rng, spectra)
     found = np.linalg.cholesky(np.cov(_read(waves, hertz, times_s).T))
-    waves = waves @ (np.linalg.cholesky(coupling) @ np.linalg.inv(found)).T
+    waves = waves @ (np.linalg.cholesky(individual.coupling) @ np.linalg.inv(found)).T
 
     late_s = np.take(_LAG_S, networks - 1) + rng.uniform(-0.5, 0.5, NUM_PARCELS)
     delayed = waves[:, networks - 1] * np.exp(-2j * np.pi * hertz[:, None] * late_s)
     flat = np.ones((len(hertz), NUM_PARCELS // 2))
     pair, left, right = (_draw_waves(rng, flat) for _ in range(3))
-    local = np.sqrt(0.4) * np.tile(pair, 2) + np.sqrt(0.6) * np.hstack([left, right])
+    shared = _draw_waves(rng, np.ones((len(hertz), _PATTERNS))) @ individual.patterns.T
+    local = np.stack([np.tile(pair, 2), shared, np.hstack([left, right])])
+    local = np.einsum("k,kfr->fr", np.sqrt(_LOCAL), local)
 
-    share = strength[networks - 1]
+    share = individual.strength[networks - 1]
     series = np.sqrt(share) * _standardise(_read(delayed, hertz, times_s))
     series += np.sqrt(1 - share) * _standardise(_read(local, hertz, times_s))
     return _standardise(_read(waves, hertz, times_s)), NEURAL_SD * _standardise(series)

@@ -9,7 +9,7 @@ import numpy as np
 from ..files import atomic_path, write_json
 from .dataset import draw_participant, write_descriptions
 from .demo_atlas import NUM_PARCELS, parcellate_template
-from .signals import BAND_HZ, draw_strengths, make_parcel_series
+from .signals import BAND_HZ, draw_individual, make_parcel_series
 
 #: What scanner and pipeline leave of a series of the demo: its standard deviation in percent of
 #: the mean, and the correlation with the truth (tests/unit/test_simulate.py measures the latter).
@@ -39,7 +39,7 @@ def simulate_series(
     participants = [draw_participant(seed, first_subject + k) for k in range(num_subjects)]
     for number, participant in enumerate(participants, start=first_subject):
         rng = np.random.default_rng([seed, number, 3])
-        _, series = make_parcel_series(rng, times, networks, *draw_strengths(rng, participant.age))
+        _, series = make_parcel_series(rng, times, networks, draw_individual(rng, participant.age))
         waves = np.fft.rfft(rng.standard_normal((len(times), NUM_PARCELS)), axis=0)
         noise = np.fft.irfft(waves * inside[:, None], len(times), axis=0)
         mixed = _TRUE * series / series.std(0) + (1 - _TRUE**2) ** 0.5 * noise / noise.std(0)

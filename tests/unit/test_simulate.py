@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import json
 import shutil
@@ -28,7 +29,7 @@ from brainlm.simulate.demo_atlas import parcellate_template
 from brainlm.simulate.signals import (
     BAND_HZ,
     NEURAL_SD,
-    draw_strengths,
+    draw_individual,
     make_motion,
     make_parcel_series,
 )
@@ -296,8 +297,8 @@ def draw_series(count, age=None):
     for number in range(count):
         subject = draw_participant(0, number)
         rng = np.random.default_rng([0, number])
-        strength, coupling = draw_strengths(rng, subject.age if age is None else age)
-        yield subject, coupling, *make_parcel_series(rng, times, networks, strength, coupling)
+        individual = draw_individual(rng, subject.age if age is None else age)
+        yield subject, individual.coupling, *make_parcel_series(rng, times, networks, individual)
 
 
 def test_series_stay_in_their_band_and_networks_are_coupled_as_stated():
@@ -338,6 +339,27 @@ def test_age_can_be_read_from_connectivity():
     shuffled = np.random.default_rng(0).permutation(ages)
     chance = cross_val_predict(RidgeCV(10.0 ** np.arange(2, 8)), features, shuffled, cv=5)
     assert abs(np.corrcoef(chance, shuffled)[0, 1]) < 0.5
+
+
+def test_participants_are_told_apart_by_another_run():
+    """By connectivity, in two noisy minutes, by more than networks and age."""
+    times, networks = np.arange(55) * 2.0, parcellate_template().networks
+    upper = np.triu_indices(142, 1)
+
+    def identify(patterns: float) -> float:
+        runs = [[], []]
+        for number in range(20):
+            rng = np.random.default_rng([0, number])
+            own = draw_individual(rng, draw_participant(0, number).age)
+            own = dataclasses.replace(own, patterns=patterns * own.patterns)
+            for run in runs:
+                _, series = make_parcel_series(rng, times, networks, own)
+                series = series / series.std(0) + rng.standard_normal(series.shape)
+                run.append(np.corrcoef(series[:, ::3].T)[upper])
+        alike = np.corrcoef(*runs)[:20, 20:]
+        return (alike.argmax(1) == np.arange(20)).mean()
+
+    assert identify(0.0) < 0.5 < 0.6 < identify(1.0)
 
 
 def test_ages_spread_evenly_even_over_few_participants():
