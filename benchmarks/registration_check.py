@@ -35,7 +35,7 @@ PHANTOMS: list[tuple[str, dict]] = [
     ("partial", {}),
     ("demo", {"bend_mm": 5.0}),
 ]
-DAMAGED_PHANTOMS = 3  # the first of them; beside all real heads
+DAMAGED_PHANTOMS = 3  # the first of them are damaged too, as all real heads are
 
 Picture = tuple[np.ndarray, np.ndarray]  # [(T,) Z, Y, X], and voxel (x, y, z) -> world mm
 
@@ -104,7 +104,7 @@ def find_runs(folders: list[Path]) -> Iterator[tuple[str, Picture]]:
 
     for path in sorted(path for folder in folders for path in folder.rglob("*_bold.nii.gz")):
         image = nib.load(path)
-        name = f"{path.name.split('_')[0]}"
+        name = path.name.split("_")[0]
         yield name, (np.asarray(image.dataobj, np.float32).T, image.affine)
 
 
@@ -178,8 +178,9 @@ def make_inputs(folders: list[Path], seed: int) -> Iterator[tuple[str, str, Pict
         for kind, how, picture in damage(*head, rng):
             yield kind, f"{name} {how}", picture
     yield from make_nothing(rng)
-    for name, (volumes, affine) in [*runs, *make_phantoms(first + 200, 40)]:
-        for share in (0.003, 0.01) if len(volumes) >= 40 else ():
+    long = [(name, run) for name, run in runs if len(run[0]) >= 40]
+    for name, (volumes, affine) in [*long, *make_phantoms(first + 200, 40)]:
+        for share in (0.003, 0.01):
             label = 1 - share * (np.arange(len(volumes)) % 2)
             labelled = np.float32(volumes * label[:, None, None, None])
             yield "arterial spin labelling", f"{name} {share:.1%}", (labelled, affine)
@@ -187,6 +188,7 @@ def make_inputs(folders: list[Path], seed: int) -> Iterator[tuple[str, str, Pict
 
 def damage(image: np.ndarray, affine: np.ndarray, rng) -> Iterator[tuple[str, str, Picture]]:
     """Kind, what was done, and the image, of everything that is done to a head."""
+    from brainlm.preprocess.motion.brain_mask import brain_mask
     from brainlm.preprocess.normalise.pose import axis_turns
 
     for number, turn in enumerate(axis_turns()[1:], start=1):
@@ -208,7 +210,7 @@ def damage(image: np.ndarray, affine: np.ndarray, rng) -> Iterator[tuple[str, st
     for step in (2, 3):
         order = np.concatenate([np.arange(first, len(image), step) for first in range(step)])
         yield "slices in wrong order", f"every {step}", (image[order], affine)
-    brain = brain_of(image, affine)
+    brain = brain_mask(image, affine)
     for fwhm_mm in (3, 6, 12, 20):
         yield (
             "noise in a head's shape",
@@ -218,12 +220,6 @@ def damage(image: np.ndarray, affine: np.ndarray, rng) -> Iterator[tuple[str, st
     shuffled = image.copy()
     shuffled[brain] = rng.permutation(image[brain])
     yield "noise in a head's shape", "voxels shuffled", (shuffled, affine)
-
-
-def brain_of(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    from brainlm.preprocess.motion.brain_mask import brain_mask
-
-    return brain_mask(image, affine)
 
 
 def make_nothing(rng) -> Iterator[tuple[str, str, Picture]]:
