@@ -25,6 +25,10 @@ class Prediction(NamedTuple):
     values: Tensor
     names: tuple[str, ...]
 
+    def mean(self) -> Tensor:
+        """[C]: of a recording, whose prediction is the mean of its windows'."""
+        return self.values.mean(0)
+
     @property
     def best(self) -> list[str]:
         """Of a classifier the most probable class of each window."""

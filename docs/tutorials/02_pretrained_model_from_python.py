@@ -104,4 +104,4 @@ for path in sorted(folder.parent.glob("finetune-*/**/model.safetensors"))[:1]:
     tuned = from_pretrained(path.parent)
     answer = tuned.predict(make_windows(tuned, means, tr_s=2.0, units="scanner"))
     name = path.parent.relative_to(folder.parent)
-    print(f"{name}: {answer.names[0]} {answer.values.mean(0)[0]:.1f}")
+    print(f"{name}: {answer.names[0]} {answer.mean()[0]:.1f}")

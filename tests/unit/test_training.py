@@ -519,8 +519,9 @@ def test_fine_tuning_predicts_everybody(study, finished, tmp_path, scratch):
     assert list(saved.columns) == ["cohort", "participant_id", "recording_id", "split", "label",
                                    "prediction"]  # fmt: skip
     model = from_pretrained(tmp_path / "out")
-    values, names = model.predict(torch.randn(2, 12, 40))
+    values, names = answer = model.predict(torch.randn(2, 12, 40))
     assert values.shape == (2, 1) and names == ("age",)
+    assert float(answer.mean()) == pytest.approx(values.mean().item())
     assert model.config.ranges["label"][0] == pytest.approx(labels.iloc[:7].min(), abs=30)
     with pytest.raises(BrainLMError, match="no decoder"):
         model(torch.randn(2, 12, 40))
