@@ -119,7 +119,7 @@ def test_images_in_template_space_give_each_parcel_its_own_series(study, simulat
         nearest = both[:424, 424:].argmax(1) == np.arange(424)
         pairs = np.triu_indices(424, 1)
         agreement = np.corrcoef(both[:424, :424][pairs], both[424:, 424:][pairs])[0, 1]
-        assert nearest.mean() > 0.95 and agreement > 0.6
+        assert nearest.mean() > 0.9 and agreement > 0.6
 
 
 def test_series_keep_their_values(study, simulated):
