@@ -25,6 +25,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from brainlm.cohort.parts import list_parts
+from brainlm.paths import Results
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("motion", "normalise", "denoise", "parcellate", "shard", "pages")
 PLAN = [sys.executable, "-m", "snakemake", "--cores", "2", "-n", "--quiet"]
@@ -32,6 +35,7 @@ FAST_TOUCH = (
     "import sys; from snakemake.executors import touch; touch.Executor.SLEEPING_TIME = 0; "
     "from snakemake.cli import main; main()"
 )
+_TEXTS = {"scaling.json": '{"atlas": "demo424"}', "shards.tsv": "shard\tsize\tmtime_ns\tsha256\n"}
 _FILE_CALLS = (
     "open,openat,stat,lstat,newfstatat,statx,access,faccessat,faccessat2,readlink,readlinkat,"
     "unlink,unlinkat,rename,mkdir,utimensat"
@@ -43,6 +47,7 @@ class Study:
 
     def __init__(self, folder: Path, cohorts: int, chunk: int):
         self.folder, self.chunk = folder, chunk
+        self.paths = Results(folder / "results", "r1")
         self.watch = {f"c{k + 1}": "auto" for k in range(cohorts)}
         for name in ("workflow", "rules", "slurm", "envs"):
             shutil.copytree(ROOT / name, folder / name)
@@ -102,7 +107,12 @@ class Study:
         ):  # fmt: skip
             path = self.folder / "results" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text('{"atlas": "demo424"}' if path.name == "scaling.json" else "")
+            path.write_text(_TEXTS.get(path.name, ""))
+        for cohort in self.watch:
+            for part in ("", *list_parts(self.paths.list_chunks(cohort))):
+                table = self.paths.embeddings(cohort, part)
+                table.parent.mkdir(parents=True, exist_ok=True)
+                table.touch()
         # with two cores it would choose among all jobs anew for every two
         self.snakemake(
             "--touch", "--forceall", "--cores", "9999", "--quiet", "all", code=FAST_TOUCH
@@ -207,7 +217,10 @@ def cases(folder: Path, args: argparse.Namespace):
     for cohort in study.watch:
         study.add(cohort, each)
     chunks = args.cohorts * -(-each // args.chunk)
+    parts = len(list_parts(f"{k:05d}" for k in range(-(-each // args.chunk))))
+    embed = {"embed": 1, "embed_part": parts} if parts else {"embed": 1}
     everything = dict.fromkeys(STAGES, chunks) | {"release": 1, "pretrain": 1}
+    everything |= {job: args.cohorts * count for job, count in embed.items()}
     yield "first contact: everything", measure(study, total, everything)
     study.pretend_done()
     study.let_a_day_pass()
@@ -218,7 +231,7 @@ def cases(folder: Path, args: argparse.Namespace):
     study.configure(**dict.fromkeys(study.watch, "auto"))
     study.add("c1", 100, first=each)
     study.let_a_day_pass()
-    added = dict.fromkeys(STAGES, -(-100 // args.chunk))
+    added = dict.fromkeys(STAGES, -(-100 // args.chunk)) | dict.fromkeys(embed, 1)
     yield "100 recordings more", measure(study, total, added)
     study.pretend_done()
     study.configure(**dict.fromkeys(study.watch, "sealed"))
