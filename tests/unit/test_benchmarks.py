@@ -82,7 +82,7 @@ def test_speed_of_the_model(tmp_path, monkeypatch):
     text = out.read_text()
     names = [row[1] for row in rows(text)]
     for name in ("transformers float32", "transformers, eager attention", "same grid",
-                 "all keys", "quarter decoded", "preset"):  # fmt: skip
+                 "all keys", "preset"):  # fmt: skip
         assert name in names
     assert "--tables pairs presets attention" in text
     assert all(len(row) in (8, 7, 5) for row in rows(text))
