@@ -116,7 +116,7 @@ class Status:
         todo = sum(c.chunks - c.chunks_done for c in self.cohorts)
         left = [*([f"{todo} chunks"] if todo else []), *open_]
         lines.append("next: " + (", ".join(left if plan is None else plan) or "nothing"))
-        if self.failures.exists():
+        if self.failures.exists() and any(c.failed for c in self.cohorts):
             lines.append(f"what failed and why: {self.failures}")
         lines.append(self.line() if self.since else "no snakemake is running in this folder")
         return "\n".join(lines)
