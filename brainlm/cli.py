@@ -382,7 +382,7 @@ def _summary(args) -> int:
 
 
 def _status(args) -> None:
-    from .status import read_plan, read_status, watch
+    from .status import read_plan, read_status, running_since, watch
 
     config, files = _load(args), args.config or []
     stored = config.paths.config
@@ -395,7 +395,7 @@ def _status(args) -> None:
         watch(config)
         return
     plan = None
-    if not read_status(config).since:
+    if running_since() is None:
         try:
             plan = read_plan(files)  # which looks for new recordings first
         except BrainLMError as error:

@@ -163,8 +163,7 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
 
     A chunk costs a few file operations; nothing is written.
     """
-    locks = [path.stat().st_mtime for path in (folder / ".snakemake/locks").glob("*.lock")]
-    since = min(locks, default=None)
+    since = running_since(folder)
     cohorts = [_cohort_status(config, cohort, since) for cohort in config.cohorts]
     made: dict[str, bool] = {}
     going = []
@@ -173,6 +172,12 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
         if since and (now := job.read_progress(since)):
             going.append(now)
     return Status(cohorts, made, since, config.paths.failures, tuple(going))
+
+
+def running_since(folder: Path = Path()) -> float | None:
+    """When the Snakemake that holds `folder` started; None if none does."""
+    locks = (folder / ".snakemake/locks").glob("*.lock")
+    return min((path.stat().st_mtime for path in locks), default=None)
 
 
 def read_plan(files: Sequence[Path] = (), folder: Path = Path()) -> list[str]:
