@@ -84,6 +84,7 @@ LEVERS = {
     "warmup": Lever(options={"warmup": 0.2}),
     "alike": Lever(objective="alike"),
     "connectivity": Lever(objective="connectivity"),
+    "coskewness": Lever(objective="coskewness"),
 }
 
 
@@ -121,25 +122,26 @@ class Objective(nn.Module):
     def __init__(self, kind: str, windows: Windows, width: int, parts: int = 32):
         super().__init__()
         self.kind = kind
-        if kind == "connectivity":
+        if kind != "alike":
             signal = windows.batch(windows.stream(0, 8 * BATCH * 8)).signal
-            values = self.connect(signal)
+            values = self.describe(signal)
             self.mean = values.mean(0)
             _, sizes, axes = torch.linalg.svd(values - self.mean, full_matrices=False)
             self.axes = axes[:parts].T / sizes[:parts] * len(values) ** 0.5
             self.read = nn.Linear(width, parts)
 
-    @staticmethod
-    def connect(signal: Tensor) -> Tensor:
-        """[B, R (R - 1) / 2] correlations of parcels."""
+    def describe(self, signal: Tensor) -> Tensor:
+        """[B, R (R - 1) / 2] correlations of parcels, or [B, R R] their co-skewness E[x x y]."""
         x = (signal - signal.nanmean(2, keepdim=True)).nan_to_num(0.0)
         x = F.normalize(x, dim=2)
+        if self.kind == "coskewness":
+            return (x.square() @ x.mT).flatten(1) * x.shape[2] ** 0.5
         rows, columns = torch.triu_indices(x.shape[1], x.shape[1], 1)
         return (x @ x.mT)[:, rows, columns]
 
     def forward(self, signal: Tensor, latent: Tensor) -> Tensor:
-        if self.kind == "connectivity":
-            wanted = (self.connect(signal) - self.mean) @ self.axes
+        if self.kind != "alike":
+            wanted = (self.describe(signal) - self.mean) @ self.axes
             return F.mse_loss(self.read(latent[:, 0]), wanted)
         x = F.normalize(latent[:, 1:].mean(1), dim=1)  # [B, D], two windows of each in turn
         near = (x @ x.T / 0.1).fill_diagonal_(-torch.inf)
