@@ -50,7 +50,7 @@ class Lever:
     mask: str = "random"
     start: bool = True  # parcels' places from the covariance
     copy: bool = False  # what attention gathers is passed on as it is, at first
-    zscore: bool = False
+    scaling: str = "robust"  # or of each recording: zscore (of parcels), frame (of moments)
     objective: str = ""
 
     def __or__(self, other: Lever) -> Lever:
@@ -78,7 +78,8 @@ LEVERS = {
     "tube": Lever(mask="tube"),
     "time": Lever(mask="time"),
     "mixed": Lever(mask="mixed"),
-    "zscore": Lever(zscore=True),
+    "zscore": Lever(scaling="zscore"),
+    "frame": Lever(scaling="frame"),
     "rate 6e-3": Lever(options={"learning_rate": 6e-3}),
     "rate 1.5e-3": Lever(options={"learning_rate": 1.5e-3}),
     "warmup": Lever(options={"warmup": 0.2}),
@@ -91,12 +92,21 @@ LEVERS = {
 class Standardised(Windows):
     """Windows of recordings whose parcels have mean 0 and deviation 1, each by itself."""
 
+    axis = 0
+
     def whole(self, row: int) -> np.ndarray:
         series = super().whole(row)
-        return (series - np.nanmean(series, 0)) / np.maximum(np.nanstd(series, 0), 1e-6)
+        mean, deviation = (f(series, self.axis, keepdims=True) for f in (np.nanmean, np.nanstd))
+        return (series - mean) / np.maximum(deviation, 1e-6)
 
     def _fill(self, out: Tensor, row: int, start: int) -> None:
         out.copy_(torch.from_numpy(self.whole(row)[start : start + self.window].T))
+
+
+class Framed(Standardised):
+    """Windows of recordings whose moments have mean 0 and deviation 1 over parcels."""
+
+    axis = 1
 
 
 @dataclass(frozen=True)
@@ -213,22 +223,21 @@ class Arena:
         self.parcels = self.corpus.info.num_parcels
         self.grid = preset("tiny", num_parcels=self.parcels, window=WINDOW, patch=PATCH).grid
         self.masker = Masker(self.grid, RATIO)
-        self.gaussians: dict[bool, Gaussian] = {}
+        self.gaussians: dict[str, Gaussian] = {}
 
     def windows(self, part: str, lever: Lever, seed: int) -> Windows:
         """Those of a part of the participants, as this contestant sees them."""
         masker = Shaped(self.grid, RATIO, kind=lever.mask) if part == "train" else self.masker
-        return (Standardised if lever.zscore else Windows)(
-            self.corpus, self.scaling, WINDOW, self.rows[part], seed=seed, masker=masker
-        )
+        kind = {"robust": Windows, "zscore": Standardised, "frame": Framed}[lever.scaling]
+        return kind(self.corpus, self.scaling, WINDOW, self.rows[part], seed=seed, masker=masker)
 
     def gaussian(self, lever: Lever) -> Gaussian:
         """Fitted on the series as this contestant sees them."""
-        if lever.zscore not in self.gaussians:
+        if lever.scaling not in self.gaussians:
             parts = [self.windows(part, lever, 0) for part in ("train", "validation")]
             ranks = Ranks(0, 1, torch.device("cpu"))
-            self.gaussians[lever.zscore] = fit_gaussian(*parts, ranks)
-        return self.gaussians[lever.zscore]
+            self.gaussians[lever.scaling] = fit_gaussian(*parts, ranks)
+        return self.gaussians[lever.scaling]
 
     def score(self, path: Path, predict, lever: Lever) -> dict[str, np.ndarray]:
         """Sums of each part's participants, from `path` if they are there."""
@@ -254,7 +263,7 @@ class Arena:
 
         fills = {"gaussian": gaussian.fill, "own": gaussian.fill_own,
                  "in time": gaussian.fill_in_time}  # fmt: skip
-        more = " zscore" if lever.zscore else ""
+        more = "" if lever.scaling == "robust" else f" {lever.scaling}"
         return {name: self.score(self.out / f"{name}{more}.npz", alone(fill), lever)
                 for name, fill in fills.items()}  # fmt: skip
 
