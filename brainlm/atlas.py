@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import yaml
 
+from .downloads import download as fetch
 from .errors import BrainLMError
-from .files import atomic_path, sha256, shipped
+from .files import sha256, shipped
 from .tables import read_tsv
 
 REGISTRY = shipped("atlases")
@@ -181,7 +182,7 @@ def _checked_file(atlas: str, folder: Path, item: dict, download: bool) -> Path:
                 f"{path}: not found; atlas {atlas!r} needs it"
                 + (f": download {url} there, or set atlas.folder" if url else "")
             )
-        _download(url, path, item["sha256"])
+        fetch(url, path, sha256, item["sha256"])
     found = sha256(path)
     if found != item["sha256"]:
         raise BrainLMError(
@@ -189,26 +190,6 @@ def _checked_file(atlas: str, folder: Path, item: dict, download: bool) -> Path:
             f"the file that atlas {atlas!r} names; remove it or point atlas.folder elsewhere"
         )
     return path
-
-
-def _download(url: str, path: Path, expected: str) -> None:
-    import urllib.error
-    import urllib.request
-
-    try:
-        with atomic_path(path) as temporary:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                temporary.write_bytes(response.read())
-            found = sha256(temporary)
-            if found != expected:
-                raise BrainLMError(
-                    f"{url}: expected sha256 {expected[:16]}…, found {found[:16]}…; not kept"
-                )
-    except (urllib.error.URLError, OSError) as error:
-        raise BrainLMError(
-            f"{path}: not found, and {url} cannot be reached ({error}); on a machine without "
-            "network copy the file there by hand"
-        ) from None
 
 
 def _read_coordinates(path: Path, count: int) -> np.ndarray:

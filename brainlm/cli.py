@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from . import __version__
+from . import __version__, templateflow
 from .config import Config, LayoutName, load_config, sweep_point
 from .errors import BrainLMError
 from .files import describe_disk_error, is_disk_error
 from .output import logged
 from .paths import ModelFolder
-from .steps import STEPS, describe_series, load
+from .steps import STEPS, describe_series, load, needs_template
 from .tables import FORMATS
 
 if TYPE_CHECKING:
@@ -414,13 +414,12 @@ def _run(args) -> None:
 
 def _doctor(args) -> int:
     from .doctor import examine_setup
-    from .preprocess.normalise import templateflow
 
     config, findings = _load(args), []
     if args.fetch:
-        atlas = _atlas(config)
-        if config.preprocess.template == "templateflow" and atlas.space == templateflow.SPACE:
-            templateflow.fetch_files()
+        _atlas(config)
+        if needs_template(config):
+            templateflow.get_files()
     for finding in examine_setup(config):
         print(finding, flush=True)
         findings.append(finding)

@@ -183,12 +183,6 @@ class Preprocess(Section):
         description="normalise through the T1w image where there is one: twice as accurate for "
         "unwarped runs, worse for distorted ones",
     )
-    template: Literal["bundled", "templateflow"] = Field(
-        "bundled",
-        description="the image of MNI152NLin6Asym that raw runs are fitted to; bundled: a "
-        "stand-in 1.3 mm away on average (docs/measured.md); templateflow: the template itself, "
-        "from TEMPLATEFLOW_HOME (brainlm doctor --fetch downloads it)",
-    )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="a parcel with a smaller share of its voxels inside the field of view is NaN",

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from . import templateflow
 from .config import Config
 from .errors import BrainLMError
 from .files import write_text
+from .steps import needs_template
 
 #: What a recording leaves in results/, MB (docs/scaling.md, "Disk"); to judge the free space.
 MB_PER_RECORDING = {"motion": 8.0, "volumes": 2.0, "series": 2.0}
@@ -38,7 +40,8 @@ class Finding:
 def examine_setup(config: Config, folder: Path = Path()) -> Iterator[Finding]:
     """Check everything that this configuration needs; `folder` is where Snakemake runs."""
     checks: tuple[Callable[..., Iterator[Finding]], ...] = (
-        _environment, _cohorts, _atlas, _results, _fsl, _gpu, _loader, _slurm, _deployment,
+        _environment, _cohorts, _atlas, _template, _results, _fsl, _gpu, _loader, _slurm,
+        _deployment,
     )  # fmt: skip
     for check in checks:
         yield from check(config)
@@ -76,7 +79,6 @@ def _cohorts(config: Config) -> Iterator[Finding]:
 
 def _atlas(config: Config) -> Iterator[Finding]:
     from .atlas import load_atlas
-    from .preprocess.normalise import templateflow
 
     try:
         atlas = load_atlas(config.atlas.name, config.atlas.folder, download=False)
@@ -86,13 +88,18 @@ def _atlas(config: Config) -> Iterator[Finding]:
     else:
         text = f"{atlas.name}: {atlas.num_parcels} parcels, space {atlas.space}, checksums right"
         yield Finding("atlas", True, text)
-    if config.preprocess.template == "templateflow":
-        try:
-            paths = templateflow.find_files()
-        except BrainLMError as error:
-            yield Finding("template", False, str(error))
-        else:
-            yield Finding("template", True, f"{templateflow.SPACE}: {paths[0].parent}")
+
+
+def _template(config: Config) -> Iterator[Finding]:
+    if not needs_template(config):
+        return
+    try:
+        t1w, _ = templateflow.get_files(download=False)
+    except BrainLMError as error:
+        advice = "the next run does so too, if this machine has a network"
+        yield Finding("template", None, str(error), advice)
+    else:
+        yield Finding("template", True, f"{templateflow.SPACE}: {t1w.parent}, checksums right")
 
 
 def _results(config: Config) -> Iterator[Finding]:

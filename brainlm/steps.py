@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any, Literal
 
-from .atlas import Identity, Registered
+from . import templateflow
+from .atlas import Identity, Registered, identify_atlas
 from .cohort.layouts import LAYOUTS
 from .config import Cohort, Config, Preprocess, Pretrain, Section
 from .files import read_json
@@ -142,15 +143,20 @@ def _motion(config, cohort, atlas, task) -> Dependencies:
 
 def _normalise(config, cohort, atlas, task) -> Dependencies:
     settings = pick(config.preprocess, "engine", "use_t1w")
-    settings |= pick_set(config.preprocess, "template")
+    settings |= _template(atlas)
     if config.preprocess.use_t1w:
         settings["t1w_version"] = 3  # its code changed twice; what was fitted directly stays
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 
+def _template(atlas: Identity | None) -> dict[str, Any]:
+    """An image that nilearn carries once stood in for this template, with other results."""
+    return {"template": "templateflow"} if atlas and atlas.space == templateflow.SPACE else {}
+
+
 def _denoise(config, cohort, atlas, task) -> Dependencies:
     options = config.preprocess
-    settings = pick(options, "engine", "denoise", "high_pass_hz") | pick_set(options, "template")
+    settings = pick(options, "engine", "denoise", "high_pass_hz") | _template(atlas)
     if options.fix_weights is not None:  # what was not judged by FIX stays as it is
         settings |= {"fix_weights": str(options.fix_weights)} | pick(options, "fix_threshold")
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
@@ -375,6 +381,12 @@ def stages_of(layout: str) -> list[str]:
     """Steps of a recording in order, for a cohort that enters by this layout."""
     enters = LAYOUTS[layout].enters
     return [step.name for step in STEPS.values() if step.enters == enters]
+
+
+def needs_template(config: Config) -> bool:
+    """Whether raw images are fitted to a template that has to be fetched."""
+    raw = any("normalise" in stages_of(cohort.layout) for cohort in config.cohorts)
+    return raw and identify_atlas(config.atlas.name).space == templateflow.SPACE
 
 
 # ---- what follows from it -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import templateflow
 from .atlas import check_registered, identify_atlas, registered
 from .cohort.exclusions import exclusions_by_chunk
 from .config import Cohort, Config, load_config, parse_config
@@ -28,7 +29,7 @@ from .evaluation.tasks import (
 from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
-from .steps import STEPS, read_first_atlas, stages_of, trigger
+from .steps import STEPS, needs_template, read_first_atlas, stages_of, trigger
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -64,6 +65,8 @@ def prepare_run(values: dict[str, Any], *, is_main_process: bool, root: Path = P
             if not _locked():
                 _compare_settings(config, tasks)
             news = not _locked() and _update(config)
+            if not _locked():
+                _fetch_template(config)
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
             edited = not _locked() and note_digests(
                 config, _columns(tasks), _event_folders(config, tasks)
@@ -195,6 +198,14 @@ def _update(config: Config) -> bool:
         return news
     write_text(path, text)
     return True
+
+
+def _fetch_template(config: Config) -> None:
+    """Before any job starts, whose node may have no network."""
+    if needs_template(config):
+        chunks = open_chunks(config)
+        if any(chunks.get(c.name) and "normalise" in stages_of(c.layout) for c in config.cohorts):
+            templateflow.get_files()
 
 
 def _retry(config: Config, cohort: Cohort) -> None:

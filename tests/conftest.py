@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,25 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"real test data not found in {folder} (set BRAINLM_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templateflow_home(tmp_path_factory) -> Iterator[Path]:
+    """No test finds templates in the user's own cache, or leaves one there."""
+    home = tmp_path_factory.mktemp("templateflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEMPLATEFLOW_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def nlin6(shared, templateflow_home) -> Path:
+    """The cache of templates, with MNI152NLin6Asym in it."""
+    folder = templateflow_home / "tpl-MNI152NLin6Asym"
+    folder.mkdir(exist_ok=True)
+    for path in (shared / "templates").glob("tpl-MNI152NLin6Asym_*"):
+        (folder / path.name).symlink_to(path)
+    return templateflow_home
 
 
 @pytest.fixture(scope="session")

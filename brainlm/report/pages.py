@@ -60,7 +60,7 @@ def write_chunk_pages(
         context=context,
         key=key,
         run=run,
-        prepare=lambda: _prepare(atlas),
+        prepare=lambda: _prepare(atlas, raw="normalise" in stages_of(cohort.layout)),
     )
     return run_task(task, chunk, {}, workers=workers, log=log)
 
@@ -76,7 +76,7 @@ def _read_figures(paths: Results, cohort: Cohort, chunk: str) -> dict[str, dict[
     return figures
 
 
-def _prepare(atlas: Atlas) -> None:
+def _prepare(atlas: Atlas, *, raw: bool) -> None:
     """Load what all pages share, once, before the recordings' processes are forked."""
     import matplotlib.backends.backend_svg
     import matplotlib.figure  # noqa: F401
@@ -87,4 +87,4 @@ def _prepare(atlas: Atlas) -> None:
     from ..preprocess.normalise import warp  # noqa: F401
 
     make_environment()
-    load_slices(atlas)
+    load_slices(atlas, raw=raw)

@@ -189,17 +189,15 @@ def _read_upright(path: Path) -> tuple[np.ndarray, float, float]:
 # ---- template space
 
 
-def draw_registration(
-    boldref: Path, normalisation: Path, space: str, source: str = "bundled"
-) -> str:
-    """The template under the reference image (group ``over``) under the template's outlines."""
+def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
+    """The template of a space under the reference image (group ``over``) under its outlines."""
     from ..preprocess.io.derivatives import read_volume
     from ..preprocess.normalise.warp import load_normalisation
 
     image, affine = read_volume(boldref)
     fit = load_normalisation(normalisation)
     bright = np.percentile(image[image > image.mean()], 99) if image.any() else 1.0
-    t1w, brain, white = _template_slices(space, source)
+    t1w, brain, white = _template_slices(space)
     cuts = [
         np.round(_sample(image, affine, fit(points)).reshape(shape) / bright * 64)
         for points, shape in _cut_points()
@@ -214,15 +212,17 @@ def draw_registration(
     return _draw_cuts("registration", paint)
 
 
-def draw_coverage(labels: Path, coverage: np.ndarray, space: str) -> str:
-    """Parcels of the atlas coloured by the share of each [R] that lies in the field of view."""
+def draw_coverage(labels: Path, coverage: np.ndarray, space: str | None = None) -> str:
+    """Parcels of the atlas coloured by the share of each [R] that lies in the field of view, with
+    the outline of the brain in a template's space."""
     values = np.concatenate([[np.nan], coverage])
-    outlines = _montage(_template_slices(space)[1], 4, 0)
 
     def paint(ax):
         cuts = [values[part] for part in _label_slices(labels)]
         shown = _paint_montage(ax, cuts, "cividis", 1, 4, _TITLES)
-        ax.contour(outlines, [0.5], colors=[_QUIET], linewidths=0.8)
+        if space:
+            outlines = _montage(_template_slices(space)[1], 4, 0)
+            ax.contour(outlines, [0.5], colors=[_QUIET], linewidths=0.8)
         return shown
 
     return _draw_cuts("coverage", paint, "share in view")
@@ -240,19 +240,20 @@ def _draw_cuts(name: str, paint: Callable, bar: str = "") -> str:
         return to_svg(figure, name)
 
 
-def load_slices(atlas: Atlas) -> None:
-    """Read the slices of template and atlas that all recordings share."""
+def load_slices(atlas: Atlas, *, raw: bool) -> None:
+    """Read the slices of atlas and template that all recordings share."""
     if atlas.image is not None and atlas.space:
-        _template_slices(atlas.space)
         _label_slices(atlas.image)
+        if raw:
+            _template_slices(atlas.space)
 
 
 @lru_cache(maxsize=2)
-def _template_slices(space: str, source: str = "bundled") -> tuple[list[np.ndarray], ...]:
+def _template_slices(space: str) -> tuple[list[np.ndarray], ...]:
     """T1-weighted image, brain and white matter on the eight slices."""
     from ..preprocess.normalise.template import load_template
 
-    template = load_template(space, source)
+    template = load_template(space)
     return tuple(
         [np.round(_sample(np.asarray(part, np.float32), template.affine, points), 2)
          .reshape(shape) for points, shape in _cut_points()]

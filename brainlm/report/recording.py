@@ -166,14 +166,18 @@ def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
     fit = files.normalisation if files.normalisation.exists() else files.refused
     if not (files.boldref.exists() and fit.exists() and atlas.space):
         return _missing(NORMALISE.missing)
-    fitted_to = read_own_sidecar(fit).get("TemplateImage")
-    source = "templateflow" if fitted_to == "MNI152NLin6Asym" else "bundled"
-    svg = pictures.draw_registration(files.boldref, fit, atlas.space, source)
+    svg = pictures.draw_registration(files.boldref, fit, _fitted_to(fit) or atlas.space)
     caption = NORMALISE.caption("registration", space=atlas.space)
     if fit == files.refused:
         caption = f"{NORMALISE.caption('refused')} {caption}"
     return [Figure("registration", caption, svg, caption, NORMALISE.command,
                    fade="Template to recording")]  # fmt: skip
+
+
+def _fitted_to(fit: Path) -> str | None:
+    """The space of the image that a recording was fitted to."""
+    made = read_own_sidecar(fit)
+    return made.get("TemplateImage", made.get("Template"))  # the former of an earlier version
 
 
 def _describe_components(files: Derivatives, link) -> list[Any]:
@@ -225,7 +229,7 @@ def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> 
     blocks: list[Any] = []
     if files.coverage.exists() and atlas.image is not None and atlas.space:
         coverage = read_table(files.coverage)["coverage"]
-        svg = pictures.draw_coverage(atlas.image, coverage, atlas.space)
+        svg = pictures.draw_coverage(atlas.image, coverage, _fitted_to(files.normalisation))
         whole = int((coverage > 0.99).sum())
         caption = PARCELLATE.caption(
             "coverage", atlas=atlas.name, whole=whole, total=len(coverage)

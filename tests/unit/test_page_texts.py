@@ -95,7 +95,7 @@ def files(tmp_path):
     made = Derivatives(tmp_path, "sub-01_task-rest", make_atlas(tmp_path))
     made.filtered.parent.mkdir(parents=True, exist_ok=True)
     fit = {"Engine": "brainlm-pipeline", "SliceTimingCorrected": False, "Method": "direct",
-           "NumberOfVolumesDiscardedByPipeline": 1, "Template": "A", "TemplateImage": "B",
+           "NumberOfVolumesDiscardedByPipeline": 1, "Template": "A",
            "Iterations": 31, "Converged": True, "Parameters": {"engine": "builtin"}}  # fmt: skip
     for path in (made.boldref, made.normalisation, made.metrics):
         write_json(sidecar(path), fit)
@@ -120,7 +120,7 @@ def test_methods_are_those_of_the_sidecars_and_not_of_the_configuration(files):
     assert "high-pass 0.02 Hz, low-pass 0.15 Hz" in text
     assert "one value every 1.5 s" in text
     assert "1 non-steady-state volume at the start of the run was discarded." in text
-    assert "A (image: B)" in text
+    assert "normalised directly to A (Fonov" in text
     assert "31 iterations)" in text and "non-aggressively" in text
 
 

@@ -51,7 +51,6 @@ PREPROCESS = {
     "fix_weights": [None, Path("a.RData"), Path("b.RData")],
     "fix_threshold": [20, 10],
     "use_t1w": [False, True],
-    "template": ["bundled", "templateflow"],
     "min_coverage": [0.5, 0.7],
     "time_limit_min": [30.0, 60.0],
     "outputs": [(), ("timeseries",), ("volumes",)],

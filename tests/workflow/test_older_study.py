@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import yaml
 from test_plan import Clone
 
@@ -22,13 +23,18 @@ from brainlm.steps import stages_of
 STUDY = Path(__file__).with_name("finished_study.json")
 
 
-def test_a_study_that_an_earlier_version_finished_plans_nothing(tmp_path, monkeypatch):
+@pytest.fixture
+def clone(tmp_path) -> Clone:
     clone = Clone(tmp_path)
     for name, (mtime_ns, text) in json.loads(STUDY.read_text(encoding="utf-8")).items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         os.utime(path, ns=(mtime_ns, mtime_ns))
+    return clone
+
+
+def test_a_study_that_an_earlier_version_finished_plans_nothing(clone, tmp_path, monkeypatch):
     names = [c["name"] for c in yaml.safe_load((tmp_path / "config.yaml").read_text())["cohorts"]]
     assert clone.plan() == {("embed", name) for name in names}  # which came later
     assert '"demo424"' in (tmp_path / "results/first_atlas.json").read_text()
@@ -44,7 +50,10 @@ def test_a_study_that_an_earlier_version_finished_plans_nothing(tmp_path, monkey
                 task = make_task(stage, Context(config, cohort, atlas))
                 assert task.cached(entry), (cohort.name, stage)
 
-    clone.configure("name: demo424", "name: a424")  # in another space
+
+def test_an_atlas_in_another_space_plans_what_depends_on_it(clone, nlin6):
+    assert clone.plan()
+    clone.configure("name: demo424", "name: a424")
     clone.configure("release: r1", "release: r2")
     planned = {job for job in clone.plan() if job[1].startswith("a/")}
     assert {rule for rule, _ in planned} == {

@@ -39,7 +39,7 @@ def run(folder: Path, config: str, *targets: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def real(shared, tmp_path_factory) -> Path:
+def real(shared, nlin6, tmp_path_factory) -> Path:
     config = (
         COMMON % {"chunk": 1, "window": 60, "epochs": 3, "batch": 2}
         + f"""

@@ -62,9 +62,9 @@ def make_grid(template: Template) -> ComponentGrid:
 
 
 @lru_cache(maxsize=2)
-def load_grid(space: str, source: str = "bundled") -> ComponentGrid:
+def load_grid(space: str) -> ComponentGrid:
     """The grid of a template (kept in memory; do not write to its arrays)."""
-    return make_grid(load_template(space, source))
+    return make_grid(load_template(space))
 
 
 def _ventricles(template: Template, depth: np.ndarray) -> np.ndarray:

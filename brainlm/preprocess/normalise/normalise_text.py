@@ -32,8 +32,8 @@ def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
         return Sentence()
     through = "through the T1-weighted image" if made["Method"] == "t1w" else "directly"
     space = made["Template"]
-    if made["TemplateImage"] != space:
-        space += f" (image: {made['TemplateImage']})"
+    if (image := made.get("TemplateImage", space)) != space:  # of an earlier version
+        space += f" (image: {image})"
     if made["Engine"].startswith("FSL"):
         how = "FLIRT and FNIRT (Jenkinson et al. 2002; Andersson et al. 2007)"
         cites = (JENKINSON, ANDERSSON)

@@ -39,7 +39,7 @@ def write_outputs(
         names, period_s = list(atlas.names), config.sample_period_s
         write_timeseries(paths.timeseries, series, names, period_s, sources)
     if "volumes" in config.outputs:
-        template = load_template(space_of(atlas), config.template)
+        template = load_template(space_of(atlas))
         write_denoised_volumes(paths, bold, template, cleaner, sources)
     if "fsl-matrices" in config.outputs:
         transforms, shape = read_transforms(paths.transforms), bold.volumes.shape
@@ -134,7 +134,6 @@ def write_denoised_volumes(
             "interpolation; the temporal mean is kept; 0 outside the brain",
             "RepetitionTime": bold.tr_s,
             "SkullStripped": True,
-            "TemplateNote": template.note,
             "Sources": sources,
         },
     )

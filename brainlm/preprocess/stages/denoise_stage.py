@@ -26,7 +26,7 @@ def prepare(context: Context) -> None:
     from ..denoise.ica_grid import load_grid
 
     context.engine(ica)
-    load_grid(space_of(context.atlas), context.options.template)
+    load_grid(space_of(context.atlas))
 
 
 @reproducible
@@ -49,7 +49,7 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
     paths = context.files(entry)
     with timed(figures, "read"):
         bold = read_prepared(entry, paths, options)
-    grid = load_grid(space_of(context.atlas), options.template)
+    grid = load_grid(space_of(context.atlas))
     with timed(figures, "sample"):
         samples = read_grid(bold, paths, grid)
     confounds = motion_part(read_table(paths.confounds))

@@ -21,7 +21,7 @@ def prepare(context: Context) -> None:
     from ..normalise import registration
 
     context.engine(registration)
-    load_template(space_of(context.atlas), context.options.template)
+    load_template(space_of(context.atlas))
 
 
 @reproducible
@@ -38,7 +38,7 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
     engine = context.engine(registration)
     figures: Figures = {}
     paths = context.files(entry)
-    template = load_template(space_of(context.atlas), context.options.template)
+    template = load_template(space_of(context.atlas))
     reference, affine = read_volume(paths.boldref)
     mask = read_volume(paths.mask)[0] > 0
     for path in (paths.normalisation, paths.refused):
@@ -57,8 +57,6 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
                 "Engine": context.engine_name,
                 "Parameters": context.parameters("normalise", engine),
                 "Template": template.space,
-                "TemplateImage": template.image_space,
-                "TemplateNote": template.note,
                 "Quality": plain_values(quality),
             },
         )
@@ -70,7 +68,6 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
     except RefusedFit as error:
         save(error.fit, paths.refused)  # for the recording's page
         raise
-    notes += [f"template: {template.note}"] if template.note else []
     return figures | save(fit, paths.normalisation) | {"warnings": notes}
 
 
