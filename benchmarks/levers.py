@@ -81,6 +81,7 @@ LEVERS = {
     "zscore": Lever(scaling="zscore"),
     "frame": Lever(scaling="frame"),
     "rate 6e-3": Lever(options={"learning_rate": 6e-3}),
+    "rate 1.2e-2": Lever(options={"learning_rate": 1.2e-2}),
     "rate 1.5e-3": Lever(options={"learning_rate": 1.5e-3}),
     "warmup": Lever(options={"warmup": 0.2}),
     "alike": Lever(objective="alike"),
