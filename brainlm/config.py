@@ -168,16 +168,6 @@ class Preprocess(Section):
         description="one or a list, removed together: ica (ICA-AROMA rules, non-aggressive), "
         "ica-aggressive, motion6, motion24, wm-csf, acompcor, global; or none",
     )
-    fix_weights: Path | None = Field(
-        None,
-        description="trained weights of FSL's FIX (.pyfix_model, .RData): FIX judges MELODIC's "
-        "components instead of the ICA-AROMA rules; needs engine: fsl and a T1w per recording",
-    )
-    fix_threshold: Annotated[int, Field(ge=0, le=100)] = Field(
-        20,
-        description="FIX calls components noise whose probability of being signal is below "
-        "this, in %",
-    )
     use_t1w: bool = Field(
         False,
         description="normalise through the T1w image where there is one: twice as accurate for "
@@ -210,19 +200,6 @@ class Preprocess(Section):
     def _one_ica(self) -> Preprocess:
         if {"ica", "ica-aggressive"} <= set(self.denoise_steps):
             raise ValueError("denoise: choose ica or ica-aggressive, not both")
-        return self
-
-    @model_validator(mode="after")
-    def _fix_is_of_fsl(self) -> Preprocess:
-        if self.fix_weights is not None and self.engine != "fsl":
-            raise ValueError(
-                "fix_weights: FIX is one of FSL's programs; set engine: fsl, or leave it out for "
-                "the ICA-AROMA rules"
-            )
-        if self.fix_weights is not None and not self.uses_ica:
-            raise ValueError(
-                "fix_weights: FIX judges independent components; set denoise: ica, or leave it out"
-            )
         return self
 
 

@@ -157,8 +157,6 @@ def _template(atlas: Identity | None) -> dict[str, Any]:
 def _denoise(config, cohort, atlas, task) -> Dependencies:
     options = config.preprocess
     settings = pick(options, "engine", "denoise", "high_pass_hz") | _template(atlas)
-    if options.fix_weights is not None:  # what was not judged by FIX stays as it is
-        settings |= {"fix_weights": str(options.fix_weights)} | pick(options, "fix_threshold")
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 #: done: a table with a row per window and per recording.
 Inference = Callable[["BrainLM", Corpus, list[str], Callable[[int], None]], pd.DataFrame]
 #: Settings of programs and files that another machine need not have: said where they differ.
-_LOCAL = {"engine", "fix_weights", "fix_threshold"}
+_LOCAL = {"engine"}
 
 
 @dataclass(frozen=True)

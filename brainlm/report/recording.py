@@ -185,8 +185,7 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
         return _missing(DENOISE.missing)
     table = pd.DataFrame(read_table(files.metrics))
     removed = int((table["classification"] == "rejected").sum())
-    judge = "fix" if "rule" in table and (table["rule"] == "fix").all() else "rule"
-    caption = DENOISE.caption(judge, removed=removed, total=len(table))
+    caption = DENOISE.caption("rule", removed=removed, total=len(table))
     shown = pd.DataFrame({"no.": table["component"].astype(int).astype(str)})
     if files.maps.exists():
         pictures_of = pictures.picture_maps(files.maps)
@@ -221,7 +220,7 @@ def _describe_components(files: Derivatives, link) -> list[Any]:
 
 def _name_rule(rule: str) -> str:
     """``csf_fraction+motion_and_edge`` -> ``CSF, motion and edge``."""
-    words = _FEATURES | {"motion_and_edge": "motion and edge", "none": "no rule", "fix": "FIX"}
+    words = _FEATURES | {"motion_and_edge": "motion and edge", "none": "no rule"}
     return ", ".join(words.get(part, part) for part in rule.split("+"))
 
 

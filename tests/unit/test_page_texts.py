@@ -63,12 +63,12 @@ def test_pages_use_every_caption_with_the_facts_it_asks_for(room):
             ):  # fmt: skip
                 text = getattr(importlib.import_module(room), names[node.func.value.id])
                 wanted = node.args[0]
-                keys = [wanted.value] if isinstance(wanted, ast.Constant) else ["fix", "rule"]
-                for key in keys:
-                    facts = frozenset(k.arg for k in node.keywords)
-                    asked = {n for _, n, *_ in string.Formatter().parse(text.captions[key]) if n}
-                    assert asked == facts, (key, asked, facts)
-                    calls.setdefault(key, set()).add(facts)
+                assert isinstance(wanted, ast.Constant)
+                facts = frozenset(k.arg for k in node.keywords)
+                caption = text.captions[wanted.value]
+                asked = {n for _, n, *_ in string.Formatter().parse(caption) if n}
+                assert asked == facts, (wanted.value, asked, facts)
+                calls.setdefault(wanted.value, set()).add(facts)
     assert set(calls) == {key for text in _texts(room).values() for key in text.captions}
 
 

@@ -48,8 +48,6 @@ PREPROCESS = {
     "low_pass_hz": [None, 0.1],
     "slice_timing": [False, True],
     "denoise": ["ica", "none", ("motion24", "wm-csf")],
-    "fix_weights": [None, Path("a.RData"), Path("b.RData")],
-    "fix_threshold": [20, 10],
     "use_t1w": [False, True],
     "min_coverage": [0.5, 0.7],
     "time_limit_min": [30.0, 60.0],

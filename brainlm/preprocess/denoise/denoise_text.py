@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
 from ..io.derivatives import Derivatives, read_own_sidecar
@@ -13,7 +11,6 @@ BEHZADI = "Behzadi et al. 2007, NeuroImage 37:90"
 BECKMANN = "Beckmann & Smith 2004, IEEE Transactions on Medical Imaging 23:137"
 HYVARINEN = "Hyvärinen 1999, IEEE Transactions on Neural Networks 10:626"
 PRUIM = "Pruim et al. 2015, NeuroImage 112:267"
-SALIMI = "Salimi-Khorshidi et al. 2014, NeuroImage 90:449"
 
 TEXT = PageText(
     title="Components",
@@ -27,8 +24,6 @@ TEXT = PageText(
         "rule": "{removed} of {total} components are removed. The dashed line is the rule's limit "
         "for motion at the edge of the brain; components in CSF or of high frequency are removed "
         "wherever they lie.",
-        "fix": "{removed} of {total} components are removed, as FSL's FIX decided. The dashed "
-        "line is the limit of the ICA-AROMA rule, which was not used here.",
         "stopped": "The ICA stopped after {iterations} iterations without converging: the "
         "components of the last iteration were used as they are. Look at the maps and at the "
         "lower carpet before relying on this recording.",
@@ -64,24 +59,12 @@ def describe_denoising(files: Derivatives, atlas: Atlas) -> Sentence:
     settings = made.get("Parameters", {})
     fsl = settings.get("engine") == "fsl"
     ica = "MELODIC (Beckmann & Smith 2004)" if fsl else "symmetric FastICA (Hyvärinen 1999)"
-    judge, where = _describe_judge(settings)
     end = "" if made.get("Converged", True) else ", which did not converge"
     way = "aggressively" if "ica-aggressive" in steps else "non-aggressively"
     text = (
-        f"Artefacts were identified by spatial ICA {where} ({ica}, "
-        f"{made.get('Iterations', 'unknown')} iterations{end}), classified by {judge.text}, and "
+        f"Artefacts were identified by spatial ICA at 4 mm after smoothing to 6 mm ({ica}, "
+        f"{made.get('Iterations', 'unknown')} iterations{end}), classified by the four features "
+        "and published thresholds of ICA-AROMA (Pruim et al. 2015), and "
         f"regressed out {way}{', together with ' + words if words else ''}."
     )
-    return Sentence(text, (BECKMANN if fsl else HYVARINEN, *judge.cites, *cites))
-
-
-def _describe_judge(settings: dict) -> tuple[Sentence, str]:
-    """What decided about the components, and where they were found."""
-    if weights := settings.get("fix_weights"):
-        text = (
-            f"FIX (Salimi-Khorshidi et al. 2014) with the weights {Path(weights).name} at "
-            f"threshold {settings['fix_threshold']}"
-        )
-        return Sentence(text, (SALIMI,)), "in the run's own space"
-    text = "the four features and published thresholds of ICA-AROMA (Pruim et al. 2015)"
-    return Sentence(text, (PRUIM,)), "at 4 mm after smoothing to 6 mm"
+    return Sentence(text, (BECKMANN if fsl else HYVARINEN, PRUIM, *cites))

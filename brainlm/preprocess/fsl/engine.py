@@ -1,17 +1,16 @@
 """The ``fsl`` engine: motion, normalisation and ICA by FSL's programs, through nipype.
 
 Same functions, same arguments and same results as the builtin engine's ``motion.rigid``,
-``normalise.registration`` and ``denoise.ica``; FSL fits, and everything after the fit is ours
-(one interpolation, the ICA-AROMA rule). FIX, where its weights are named, judges instead of that
-rule: :mod:`.fix`.
+``normalise.registration`` and ``denoise.ica``. nipype makes the command lines and names the
+files; FSL fits; here its matrices, warps and components are read (:mod:`.formats`), and
+everything after the fit is ours (one interpolation, the ICA-AROMA rule).
 
-THIS ENGINE HAS NEVER MET A REAL FSL. It was written from FSL's documentation, and tested by the
-command lines that are built, by files in FSL's formats, and against stand-ins that copy the
-programs' contract. Look at the registration pictures of the first recordings that it processes.
+THIS ENGINE HAS NEVER MET A REAL FSL: FSL's licence allows non-commercial use only, so it is not
+run where this package is made. What is read of its files follows how its programs write them.
+Look at the registration pictures of the first recordings that it processes.
 
 MCFLIRT, FLIRT and FNIRT: Jenkinson et al. 2002, NeuroImage 17:825; Andersson et al. 2007, FMRIB
-report TR07JA2. MELODIC: Beckmann and Smith 2004, IEEE Trans Med Imaging 23:137. FSL's licence
-forbids commercial use; nothing of FSL is part of this package.
+report TR07JA2. MELODIC: Beckmann and Smith 2004, IEEE Trans Med Imaging 23:137.
 """
 
 from __future__ import annotations
@@ -37,25 +36,7 @@ from ..normalise.registration import as_normalisation
 from ..normalise.template import Template
 from ..normalise.warp import WarpField, assess_field
 from . import formats
-from .commands import (
-    SUBSAMPLING,
-    bet,
-    convertwarp,
-    flirt,
-    fnirt,
-    mcflirt,
-    melodic,
-    run_program,
-    workspace,
-)
-
-#: Levels that an EPI image of some 3 mm supports; the last two are finer than its voxels.
-EPI_LEVELS = 4
-#: How far outside the template's brain an EPI image, which is zero there, is matched.
-RIM_MM = 6.0
-
-
-# ---- motion ---------------------------------------------------------------------------------
+from .commands import bet, convertwarp, flirt, fnirt, mcflirt, melodic, run_program, workspace
 
 
 def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
@@ -82,11 +63,9 @@ def estimate_motion(volumes: np.ndarray, affine: np.ndarray) -> Motion:
     start = int(nearest[own_motion.most_typical(filled)])
     with workspace("motion_failed") as folder:
         write_volume(folder / "bold.nii", filled, affine, space="scanner")
-        made = run_program(mcflirt(folder / "bold.nii", folder / "realigned.nii", start), folder)
-        mats = formats.read_mats(made.mat_file)
-        formats.check_par(mats, formats.read_par(made.par_file))
+        made = run_program(mcflirt(folder / "bold.nii", start), folder)
         scaled = formats.world_to_scaled_mm(affine, volumes.shape)
-        transforms = formats.to_transforms(mats, scaled)
+        transforms = formats.to_transforms(formats.read_mats(made.mat_file), scaled)
         reference, residual = _summarise(made.out_file, volumes.shape)
     brain = np.argwhere(brain_mask(reference, affine))[:, ::-1]
     centre = affine[:3, :3] @ brain.mean(axis=0) + affine[:3, 3]
@@ -108,15 +87,9 @@ def _summarise(path: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarra
     image: Any = nib.load(path)
     if image.shape != shape[::-1]:
         raise ValueError(f"{path}: expected {shape[::-1]} realigned, found {image.shape}")
-    total = np.zeros(shape[:0:-1])
-    for t in range(shape[0]):
-        total += image.dataobj[..., t]
-    mean = total / shape[0]
+    mean = sum(image.dataobj[..., t].astype(np.float64) for t in range(shape[0])) / shape[0]
     apart = [np.sqrt(((image.dataobj[..., t] - mean) ** 2).mean()) for t in range(shape[0])]
     return np.ascontiguousarray(mean.T, np.float32), np.array(apart) / mean.std()
-
-
-# ---- normalisation --------------------------------------------------------------------------
 
 
 def normalise(
@@ -128,12 +101,12 @@ def normalise(
     t1w: np.ndarray | None = None,
     t1w_affine: np.ndarray | None = None,
 ) -> WarpField:
-    """FLIRT (12 parameters), then FNIRT, from the reference image or through the T1w.
+    """FLIRT (12 parameters) from the reference image; with a T1w image, FNIRT through it.
 
-    FNIRT compares intensities, so the EPI image itself is matched with the template's tissue
-    maps in the EPI's contrast, and only as finely as its voxels allow. Through the T1w image the
-    template's T1w is matched, and FLIRT brings the reference to it (6 parameters, no boundaries).
-    Orientation and quality are checked as those of the builtin engine.
+    As in FEAT: without a T1w image the fit is affine, as FNIRT's configurations are for T1w
+    images. With one, BET, FLIRT and FNIRT match it with the template, and FLIRT brings the
+    reference to it (6 parameters, no boundaries). Orientation and quality are checked as those of
+    the builtin engine.
 
     Parameters
     ----------
@@ -151,82 +124,52 @@ def normalise(
     upright = fit_model.State(pose, np.zeros((3, *fit_model.COSINES[::-1])))
     check_pose(agreement, turned, as_normalisation(template, upright, "direct"))
     moving = fit_model.Image(image * mask, affine)
-    brain = template.t1w * template.mask
     with workspace("registration_failed") as folder:
-        write_volume(folder / "boldref.nii", moving.data, affine, space="scanner")
-        write_volume(folder / "template.nii", brain, template.affine, space="template")
+        boldref, target = folder / "boldref.nii", folder / "template.nii"
+        write_volume(boldref, moving.data, affine, space="scanner")
+        write_volume(target, template.t1w * template.mask, template.affine, space="template")
         if t1w is None:
-            fit = _match_epi(folder, moving, template)
+            fit = _match_template(boldref, target, moving, template)
         else:
-            fit = _match_t1w(folder, moving, template, np.nan_to_num(t1w), np.asarray(t1w_affine))
+            fit = _match_t1w(boldref, target, moving, template, t1w, np.asarray(t1w_affine))
     fit = replace(fit, quality=assess_field(fit, moving, mask, template))
     check_quality(fit)
     return fit
 
 
-def _match_epi(folder: Path, moving: Any, template: Template) -> WarpField:
-    from scipy import ndimage
-
-    boldref, reference = folder / "boldref.nii", folder / "template.nii"
-    mat = run_program(flirt(boldref, reference, 12), folder).out_matrix_file
-    bold = formats.world_to_scaled_mm(moving.affine, moving.data.shape)
-    target = formats.world_to_scaled_mm(template.affine, template.t1w.shape)
-    affine = formats.to_world(formats.read_matrix(mat), bold, target)
-    contrast = _tissues_like(moving, template, affine)
-    write_volume(folder / "contrast.nii", contrast, template.affine, space="template")
-    rim = ndimage.distance_transform_edt(~template.mask) * template.affine[0, 0] <= RIM_MM
-    write_volume(folder / "refmask.nii", rim, template.affine, space="template")
-    bend = fnirt(boldref, folder / "contrast.nii", Path(mat), folder / "refmask.nii", EPI_LEVELS)
-    coefficients = Path(run_program(bend, folder).fieldcoeff_file)
-    field = run_program(convertwarp(reference, coefficients, None), folder).out_file
-    return _to_field(field, template, bold, affine, "direct")
+def _match_template(boldref: Path, target: Path, moving: Any, template: Template) -> WarpField:
+    to_target = _register(boldref, target, 12)
+    affine = formats.to_world(formats.read_matrix(to_target), *_coordinates(moving, template))
+    still = np.zeros((3, *template.mask.shape), np.float32)
+    return WarpField(affine, template.affine, still, method="direct")
 
 
-def _match_t1w(
-    folder: Path, moving: Any, template: Template, t1w: np.ndarray, t1w_affine: np.ndarray
-) -> WarpField:
-    boldref, head, reference = (folder / f"{n}.nii" for n in ("boldref", "t1w", "template"))
-    write_volume(head, t1w.astype(np.float32), t1w_affine, space="scanner")
-    write_volume(folder / "refmask.nii", template.mask, template.affine, space="template")
+def _match_t1w(boldref, target, moving, template, t1w, t1w_affine) -> WarpField:
+    folder = boldref.parent
+    head, inside = folder / "t1w.nii", folder / "refmask.nii"
+    write_volume(head, np.nan_to_num(t1w).astype(np.float32), t1w_affine, space="scanner")
+    write_volume(inside, template.mask, template.affine, space="template")
     brain = Path(run_program(bet(head), folder).out_file)
-    rigid = Path(run_program(flirt(boldref, brain, 6), folder).out_matrix_file)
-    mat = Path(run_program(flirt(brain, reference, 12), folder).out_matrix_file)
-    bend = fnirt(head, reference, mat, folder / "refmask.nii", len(SUBSAMPLING))
-    coefficients = Path(run_program(bend, folder).fieldcoeff_file)
-    field = run_program(convertwarp(reference, coefficients, rigid), folder).out_file
-    bold = formats.world_to_scaled_mm(moving.affine, moving.data.shape)
-    anatomy = formats.world_to_scaled_mm(t1w_affine, t1w.shape)
-    target = formats.world_to_scaled_mm(template.affine, template.t1w.shape)
-    affine = formats.to_world(formats.read_matrix(rigid), bold, anatomy)
-    affine = affine @ formats.to_world(formats.read_matrix(mat), anatomy, target)
-    return _to_field(field, template, bold, affine, "t1w")
+    rigid, to_target = _register(boldref, brain, 6), _register(brain, target, 12)
+    bent = run_program(fnirt(head, target, to_target, inside), folder)
+    field = run_program(convertwarp(target, Path(bent.fieldcoeff_file), rigid), folder).out_file
+    whole = formats.read_matrix(to_target) @ formats.read_matrix(rigid)
+    source, reference = _coordinates(moving, template)
+    affine = formats.to_world(whole, source, reference)
+    return formats.load_warp(field, source, affine, method="t1w")
 
 
-def _tissues_like(moving: Any, template: Template, affine: np.ndarray) -> np.ndarray:
-    """The template's tissue maps, weighted to look like the image where `affine` puts them."""
-    from ..kernels.sampling import sample_smooth
-
-    inside = np.argwhere(template.mask)[::7]  # three weights need no more
-    points = inside[:, ::-1] @ template.affine[:3, :3].T + template.affine[:3, 3]
-    world = points @ affine[:3, :3].T + affine[:3, 3]
-    values = sample_smooth(moving.data[None], moving.affine, world)[0]
-    tissues = np.stack([template.grey, template.white, template.csf])
-    columns = tissues[:, *inside.T].T
-    seen = np.isfinite(values)
-    if seen.mean() < 0.2:
-        raise ValueError("FLIRT moved the image away from the template")
-    weights = np.linalg.lstsq(columns[seen], values[seen], rcond=None)[0]
-    return np.tensordot(weights, tissues, 1).astype(np.float32)
+def _register(moving: Path, reference: Path, dof: int) -> Path:
+    made = run_program(flirt(moving, reference, dof), moving.parent)
+    return Path(made.out_matrix_file)
 
 
-def _to_field(
-    path: str, template: Template, bold: np.ndarray, affine: np.ndarray, method: str
-) -> WarpField:
-    positions = formats.read_warp(path, template.affine, template.t1w.shape, bold)
-    return WarpField.from_positions(positions, template.affine, affine, method=method)
-
-
-# ---- independent components -----------------------------------------------------------------
+def _coordinates(moving: Any, template: Template) -> tuple[np.ndarray, np.ndarray]:
+    """World -> FSL's coordinates of the image and of the template."""
+    return (
+        formats.world_to_scaled_mm(moving.affine, moving.data.shape),
+        formats.world_to_scaled_mm(template.affine, template.mask.shape),
+    )
 
 
 def fit_ica(
@@ -242,7 +185,7 @@ def fit_ica(
 
     MELODIC gets what the builtin decomposition gets (samples on the grid in template space,
     smoothed, drifts removed) and chooses the model order itself. Its random start is not ours to
-    seed. High-frequency content is read from its spectra, as in the published tool.
+    seed.
 
     Parameters
     ----------
@@ -254,33 +197,22 @@ def fit_ica(
     Raises
     ------
     RecordingError
-        ``denoise_failed``: too few points or volumes, or MELODIC failed.
+        ``denoise_failed``: too few points or volumes, or MELODIC failed or did not converge.
     """
     basis = filter_basis(len(samples), tr_s, high_pass_hz)
     usable = usable_points(samples, basis)
-    level = samples[:, usable].mean(0)
     data = clean_columns(samples[:, usable], basis)
     inside = np.zeros(grid.mask.shape, bool)
     inside[grid.mask] = usable
     with workspace("denoise_failed") as folder:
         volumes = np.zeros((len(samples), *grid.mask.shape), np.float32)
-        volumes[:, inside] = data + level  # MELODIC takes the mean out, and scales by it
+        volumes[:, inside] = data + samples[:, usable].mean(0)  # MELODIC scales by the mean
         write_volume(folder / "samples.nii", volumes, grid.affine, space="template")
         write_volume(folder / "mask.nii", inside, grid.affine, space="template")
-        interface = melodic(folder / "samples.nii", folder / "mask.nii", folder / "ica", tr_s)
-        found = formats.read_melodic(run_program(interface, folder).out_dir)
+        program = melodic(folder / "samples.nii", folder / "mask.nii", tr_s)
+        found = formats.read_melodic(run_program(program, folder).out_dir)
         if len(found.mixing) != len(samples) or found.maps.shape[1:] != inside.shape:
             raise ValueError("MELODIC's files are not of this recording's shape")
-    return judge(found, data, usable, inside, basis, tr_s, parameters, grid, seed)
-
-
-def judge(
-    found, data, usable, inside, basis, tr_s, parameters, grid, seed, verdicts=None
-) -> Components:
-    """Components, largest share of variance first, with features and verdicts.
-
-    The ICA-AROMA rule's verdicts, or those given (bool [C], FIX's) next to the same features.
-    """
     mixing = clean_columns(found.mixing, basis)
     mixing = mixing / mixing.std(0)
     scaled = data / np.maximum(data.std(0), 1e-12)
@@ -292,12 +224,7 @@ def judge(
     maps[:, usable] = [threshold_map(one) for one in z]
     clean_parameters = clean_columns(parameters, basis)
     features = measure_features(mixing[:, order], maps, clean_parameters, tr_s, grid, seed=seed)
-    spectrum = found.spectrum[:, order]
-    features["high_frequency_content"] = formats.read_high_frequency(spectrum, tr_s)
     features.insert(0, "variance_explained", share[order])
     classify_components(features)
-    if verdicts is not None:
-        features["classification"] = np.where(verdicts[order], "rejected", "accepted")
-        features["rule"] = "fix"
     noise = (features["classification"] == "rejected").to_numpy()
-    return Components(mixing[:, order], maps, features, noise, found.converged, found.steps)
+    return Components(mixing[:, order], maps, features, noise, True, found.steps)

@@ -2,11 +2,15 @@
 
 FSL's coordinates are "scaled mm": the voxel index times the voxel size, with the first axis
 counted from the far end where the image is stored neurologically (positive determinant of the
-affine). A FLIRT or MCFLIRT matrix maps source scaled mm -> reference scaled mm, the other way
-round than our transforms. A relative warp is stored on the reference's grid: source scaled mm
-less reference scaled mm, at each reference voxel.
+affine), as FSL swaps such images when it reads them. A FLIRT or MCFLIRT matrix maps source
+scaled mm -> reference scaled mm, the other way round than our transforms. A relative warp is
+stored on the reference's grid: source scaled mm less reference scaled mm, at each reference
+voxel.
 
-Source: Jenkinson et al. 2012, NeuroImage 62:782, and the FLIRT, MCFLIRT and FNIRT user guides.
+Source: Jenkinson et al. 2012, NeuroImage 62:782, the user guides, and how the programs write:
+MCFLIRT prints its matrices with six decimals or six digits (by the matrix library that it was
+built with), FLIRT with ten digits; MELODIC writes a decomposition only if it converged (else
+nothing, with exit code 0), and then the line "Convergence after N steps" into its log.txt.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ from ..normalise.warp import WarpField
 
 #: How far a matrix of six printed digits may be from a rotation.
 RIGID_TOLERANCE = 1e-3
-#: How far the .par file and the matrices may disagree: two printings of the same fit.
-ROTATION_TOLERANCE_RAD, SHIFT_TOLERANCE_MM = 1e-4, 0.01
+#: Intent codes of images of coefficients: FNIRT's splines and cosines, TOPUP's splines. 2006 is a
+#: field of displacements, as FNIRT's ``--fout`` writes it.
+COEFFICIENTS = (2007, 2008, 2009, 2016)
 
 
 def world_to_scaled_mm(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -91,101 +96,9 @@ def to_mats(transforms: np.ndarray, scaled: np.ndarray) -> np.ndarray:
     return scaled @ np.linalg.inv(transforms) @ np.linalg.inv(scaled)
 
 
-def read_par(path: str | Path) -> np.ndarray:
-    """MCFLIRT's parameters [T, 6]: three rotations in rad, three translations in mm."""
-    values = np.loadtxt(path, ndmin=2)
-    if values.shape[1] != 6 or not np.isfinite(values).all():
-        raise ValueError(f"{path}: expected six finite columns, found shape {values.shape}")
-    return values
-
-
-def to_par(mats: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """MCFLIRT's parameters [T, 6] (rad, then mm) of its matrices.
-
-    Parameters
-    ----------
-    mats : [T, 4, 4]
-    centre : [3]
-        What the translations are of, in FSL's coordinates: the reference's centre of gravity.
-    """
-    shifts = mats[:, :3, 3] + (mats[:, :3, :3] - np.eye(3)) @ centre
-    return np.hstack([euler_angles(mats[:, :3, :3]), shifts])
-
-
-def write_rows(path: str | Path, values: np.ndarray) -> None:
-    """A matrix as FSL's programs print theirs, with the digits that it takes."""
-    rows = ("  ".join(f"{value:.10g}" for value in row) + "  \n" for row in values)
-    Path(path).write_text("".join(rows))
-
-
-def euler_angles(rotation: np.ndarray) -> np.ndarray:
-    """FSL's angles [..., 3] in rad of rotations [..., 3, 3]: R = Rx Ry Rz, each left-handed."""
-    cos = np.hypot(rotation[..., 0, 0], rotation[..., 0, 1])
-    return np.stack(
-        [
-            np.arctan2(rotation[..., 1, 2], rotation[..., 2, 2]),
-            np.arctan2(-rotation[..., 0, 2], cos),
-            np.arctan2(rotation[..., 0, 1], rotation[..., 0, 0]),
-        ],
-        axis=-1,
-    )
-
-
-def check_par(mats: np.ndarray, par: np.ndarray) -> None:
-    """ValueError unless MCFLIRT's matrices and parameters are of the same fit.
-
-    Angles must be those of the matrices. Translations are those of a centre that the file does
-    not name (the reference's centre of gravity): there must be one that explains them all.
-    """
-    if len(mats) != len(par):
-        raise ValueError(f"{len(mats)} matrices but {len(par)} rows of parameters")
-    turn = np.abs(euler_angles(mats[:, :3, :3]) - par[:, :3]).max()
-    change = (mats[:, :3, :3] - np.eye(3)).reshape(-1, 3)
-    shift = (par[:, 3:] - mats[:, :3, 3]).ravel()
-    centre = np.linalg.lstsq(change, shift, rcond=None)[0]
-    slip = np.abs(change @ centre - shift).max()
-    if turn > ROTATION_TOLERANCE_RAD or slip > SHIFT_TOLERANCE_MM:
-        raise ValueError(
-            f"matrices and parameters disagree by {turn:.2g} rad and {slip:.2g} mm (at most "
-            f"{ROTATION_TOLERANCE_RAD:g} and {SHIFT_TOLERANCE_MM:g}): not written by one run"
-        )
-
-
-def read_warp(
-    path: str | Path, affine: np.ndarray, shape: tuple[int, ...], source: np.ndarray
-) -> np.ndarray:
-    """Where a relative warp says that each voxel of its grid lies in the source's world.
-
-    Parameters
-    ----------
-    path : str or Path
-        NIfTI [X, Y, Z, 3], any affine part included (``convertwarp --relout``).
-    affine, shape : [4, 4], (Z, Y, X)
-        Of the reference image, whose grid it is on.
-    source : [4, 4]
-        World -> FSL's coordinates of the source image.
-
-    Returns
-    -------
-    float64 [Z, Y, X, 3]
-        mm.
-    """
-    import nibabel as nib
-
-    image = nib.load(path)
-    if image.shape != (*shape[::-1], 3):
-        raise ValueError(f"{path}: expected a field {(*shape[::-1], 3)}, found {image.shape}")
-    displacement = np.asarray(image.dataobj, np.float64).transpose(2, 1, 0, 3)
-    if not np.isfinite(displacement).all():
-        raise ValueError(f"{path}: the field has values that are not finite")
-    index = np.moveaxis(np.indices(shape)[::-1], 0, -1)
-    scaled = world_to_scaled_mm(affine, shape) @ affine
-    moved = index @ scaled[:3, :3].T + scaled[:3, 3] + displacement
-    back = np.linalg.inv(source)
-    return moved @ back[:3, :3].T + back[:3, 3]
-
-
-def load_warp(path: str | Path, source: np.ndarray) -> WarpField:
+def load_warp(
+    path: str | Path, source: np.ndarray, affine: np.ndarray | None = None, **about: Any
+) -> WarpField:
     """A whole warp of FNIRT or convertwarp, relative or absolute: template mm -> source's world.
 
     Parameters
@@ -195,6 +108,10 @@ def load_warp(path: str | Path, source: np.ndarray) -> WarpField:
         not displacements) when it varies less once the coordinates are subtracted.
     source : [4, 4]
         World -> FSL's coordinates of the source image.
+    affine : [4, 4], optional
+        What of the map is called its affine part; none if not given.
+    **about
+        Further attributes of the field.
 
     Raises
     ------
@@ -204,21 +121,24 @@ def load_warp(path: str | Path, source: np.ndarray) -> WarpField:
     import nibabel as nib
 
     image: Any = nib.load(path)
-    if len(image.shape) != 4 or image.shape[3] != 3 or 2000 < image.header["intent_code"] < 2020:
-        raise ValueError(f"expected a warp field [x, y, z, 3], found shape {image.shape}")
-    shape = image.shape[2::-1]
-    affine = np.asarray(image.affine, np.float64)
+    shape, intent = image.shape, int(image.header["intent_code"])
+    if len(shape) != 4 or shape[3] != 3 or intent in COEFFICIENTS:
+        found = f"coefficients (intent code {intent})" if intent in COEFFICIENTS else str(shape)
+        raise ValueError(f"expected a warp field [x, y, z, 3], found {found}")
+    grid = np.asarray(image.affine, np.float64)
     values = np.asarray(image.dataobj, np.float64).transpose(2, 1, 0, 3)
     if not np.isfinite(values).all():
         raise ValueError("the field has values that are not finite")
-    index = np.moveaxis(np.indices(shape)[::-1], 0, -1)
-    scaled = world_to_scaled_mm(affine, shape) @ affine
+    index = np.moveaxis(np.indices(values.shape[:3])[::-1], 0, -1)
+    scaled = world_to_scaled_mm(grid, values.shape[:3]) @ grid
     coordinates = index @ scaled[:3, :3].T + scaled[:3, 3]
     absolute = (values - coordinates).std((0, 1, 2)).sum() < values.std((0, 1, 2)).sum()
     moved = values if absolute else coordinates + values
     back = np.linalg.inv(source)
     positions = moved @ back[:3, :3].T + back[:3, 3]
-    return WarpField.from_positions(positions, affine, np.eye(4))
+    return WarpField.from_positions(
+        positions, grid, np.eye(4) if affine is None else affine, **about
+    )
 
 
 @dataclass(frozen=True)
@@ -231,86 +151,28 @@ class Melodic:
         ``melodic_mix``: time courses.
     maps : float32 [C, Z, Y, X]
         ``melodic_IC``: in units of the residual noise.
-    spectrum : float64 [F, C]
-        ``melodic_FTmix``: power at F frequencies evenly spaced up to Nyquist, 0 left out.
-    converged : bool
     steps : int
-        By ``log.txt``; of its last attempt.
+        That it took to converge, by ``log.txt``.
     """
 
     mixing: np.ndarray
     maps: np.ndarray
-    spectrum: np.ndarray
-    converged: bool
     steps: int
 
 
 def read_melodic(folder: str | Path) -> Melodic:
-    """Read a MELODIC output folder; ValueError where its files do not fit together."""
+    """Read a MELODIC output folder; ValueError where there is no decomposition in it."""
     import nibabel as nib
 
     folder = Path(folder)
-    mixing = np.loadtxt(folder / "melodic_mix", ndmin=2)
-    spectrum = np.loadtxt(folder / "melodic_FTmix", ndmin=2)
     path = next(iter(sorted(folder.glob("melodic_IC.nii*"))), None)
-    if path is None:
-        raise ValueError(f"{folder}: no melodic_IC image")
+    if path is None or not (folder / "melodic_mix").is_file():
+        raise ValueError("MELODIC wrote no decomposition: it did not converge")
+    mixing = np.loadtxt(folder / "melodic_mix", ndmin=2)
     maps = np.asarray(nib.load(path).dataobj, np.float32)
     maps = np.ascontiguousarray(maps.reshape(*maps.shape[:3], -1).T)
-    if not mixing.shape[1] == spectrum.shape[1] == len(maps):
-        raise ValueError(
-            f"{folder}: {mixing.shape[1]} time courses, {spectrum.shape[1]} spectra and "
-            f"{len(maps)} maps"
-        )
+    if mixing.shape[1] != len(maps):
+        raise ValueError(f"{folder}: {mixing.shape[1]} time courses and {len(maps)} maps")
     log = folder / "log.txt"
-    text = log.read_text(errors="replace") if log.exists() else ""
-    ends = re.findall(r"(No convergence|Convergence) after (\d+) steps", text)
-    word, steps = ends[-1] if ends else ("", "0")
-    return Melodic(mixing, maps, spectrum, word == "Convergence", int(steps))
-
-
-def read_high_frequency(spectrum: np.ndarray, tr_s: float) -> np.ndarray:
-    """Where the power above 0.01 Hz is halved, between 0.01 Hz (0) and Nyquist (1): [C].
-
-    From MELODIC's spectra, as in the published ICA-AROMA (Pruim et al. 2015).
-    """
-    nyquist = 0.5 / tr_s
-    hertz = nyquist * np.arange(1, len(spectrum) + 1) / len(spectrum)
-    above = hertz > 0.01
-    share = np.cumsum(spectrum[above], axis=0) / spectrum[above].sum(0)
-    return (hertz[above][np.abs(share - 0.5).argmin(0)] - 0.01) / (nyquist - 0.01)
-
-
-def read_fix(path: str | Path, count: int) -> np.ndarray:
-    """FIX's verdicts, bool [C]: true for noise.
-
-    A ``fix4melview_*_thr*.txt`` names the decomposition, then each component as ``number, label,
-    True|False`` (noise or not; pyFIX adds a probability), then all noise components in brackets.
-
-    Raises
-    ------
-    ValueError
-        Cut off, of another number of components, or contradicting itself.
-    """
-    path = Path(path)
-    lines = [line.strip() for line in path.read_text(errors="replace").splitlines()]
-    lines = [line for line in lines if line]
-    last = lines[-1] if lines else ""
-    if not re.fullmatch(r"\[\s*(\d+(\s*,\s*\d+)*)?\s*\]", last):
-        raise ValueError(
-            f"{path.name}: expected a last line like [1, 3] with FIX's noise components, found "
-            f"{last[:60]!r}"
-        )
-    listed = sorted(int(number) for number in re.findall(r"\d+", last))
-    rows = [[part.strip() for part in line.split(",")] for line in lines[1:-1]]
-    if [row[0] for row in rows] != [str(n) for n in range(1, count + 1)]:
-        raise ValueError(
-            f"{path.name}: expected a line for each of {count} components in order, found "
-            f"{len(rows)} lines"
-        )
-    said = [n for n, row in enumerate(rows, 1) if "True" in row[2:]]
-    if said != listed or not all({"True", "False"} & set(row[2:]) for row in rows):
-        raise ValueError(
-            f"{path.name}: the lines call components {said} noise, the list at the end {listed}"
-        )
-    return np.isin(np.arange(1, count + 1), listed)
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    return Melodic(mixing, maps, int((re.findall(r"Convergence after (\d+)", text) or [0])[-1]))

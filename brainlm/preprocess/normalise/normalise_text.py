@@ -35,8 +35,10 @@ def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
     if (image := made.get("TemplateImage", space)) != space:  # of an earlier version
         space += f" (image: {image})"
     if made["Engine"].startswith("FSL"):
-        how = "FLIRT and FNIRT (Jenkinson et al. 2002; Andersson et al. 2007)"
-        cites = (JENKINSON, ANDERSSON)
+        bent = made["Method"] == "t1w"
+        how = "FLIRT and FNIRT" if bent else "FLIRT with 12 parameters"
+        how += f" (Jenkinson et al. 2002{'; Andersson et al. 2007' if bent else ''})"
+        cites: tuple[str, ...] = (JENKINSON, ANDERSSON) if bent else (JENKINSON,)
     else:
         how = (
             "an affine transform and a smooth deformation (low-frequency cosines) fitted to a "

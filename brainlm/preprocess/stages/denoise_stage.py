@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from ...cohort.recordings import Entry
-from ...config import Preprocess
-from ...errors import RecordingError
 from ...files import write_json
 from ..denoise.confounds import MOTION_NAMES, describe_confounds, motion_part, tissue_columns
-from ..io.derivatives import read_table, read_transforms, read_volume, sidecar, write_table
-from ..io.read import read_image
+from ..io.derivatives import read_table, sidecar, write_table
 from ..normalise.template import space_of
 from .context import Context, Figures, reproducible, timed
 from .products import write_components
@@ -44,7 +39,6 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
 
     options = context.options
     engine = context.engine(ica)
-    _check_t1w(entry, options)
     figures: Figures = {}
     paths = context.files(entry)
     with timed(figures, "read"):
@@ -61,7 +55,9 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
     if options.uses_ica:
         with timed(figures, "ica"):
             samples = smooth_for_ica(samples, bold.affine, grid)
-            fit = _fit_ica(engine, entry, bold, paths, samples, parameters, grid, options)
+            fit = engine.fit_ica(
+                samples, bold.tr_s, parameters, grid, high_pass_hz=options.high_pass_hz
+            )
         numbers = np.flatnonzero(fit.noise) + 1
         confounds |= {f"aroma_motion_{n:02d}": fit.mixing[:, n - 1] for n in numbers}
         figures |= {
@@ -73,7 +69,7 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
         if not fit.converged:
             figures["warnings"] = [f"ICA: not converged after {fit.iterations} iterations"]
         made_by = context.parameters("denoise", engine)
-        write_components(paths, fit, grid, bold.tr_s, made_by, options.fix_weights)
+        write_components(paths, fit, grid, bold.tr_s, made_by)
     else:
         for stale in (paths.mixing, paths.metrics, paths.maps):
             stale.unlink(missing_ok=True)
@@ -81,31 +77,3 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
     write_table(paths.confounds, confounds)
     write_json(sidecar(paths.confounds), describe_confounds(confounds))
     return figures
-
-
-def _check_t1w(entry: Entry, options: Preprocess) -> None:
-    """FIX reads tissues of the T1w image; without one it has nothing to say."""
-    if options.fix_weights is not None and entry.t1w is None:
-        raise RecordingError(
-            "denoise_failed",
-            f"{entry.source}: expected a T1w image of this participant, which FIX needs, found "
-            "none; add it, exclude the recording, or leave preprocess.fix_weights out",
-        )
-
-
-def _fit_ica(engine, entry, bold, paths, samples, parameters, grid, options) -> Any:
-    """Components judged by the ICA-AROMA rule on the grid, or by FIX in the run's own space."""
-    if options.fix_weights is None:
-        return engine.fit_ica(
-            samples, bold.tr_s, parameters, grid, high_pass_hz=options.high_pass_hz
-        )
-    from ..fsl.fix import Native, fit_native_ica
-    from ..normalise.warp import load_normalisation
-
-    t1w, t1w_affine = read_image(entry.t1w)
-    native = Native(
-        bold, read_transforms(paths.transforms), read_volume(paths.boldref)[0],
-        read_volume(paths.mask)[0] > 0, load_normalisation(paths.normalisation)(grid.points),
-        t1w, t1w_affine,
-    )  # fmt: skip
-    return fit_native_ica(samples, parameters, grid, native, options)

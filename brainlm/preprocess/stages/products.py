@@ -10,7 +10,7 @@ import numpy as np
 from ...atlas import Atlas
 from ...cohort.recordings import Entry
 from ...config import Preprocess
-from ...files import atomic_path, sha256, write_json
+from ...files import atomic_path, write_json
 from ..denoise.confounds import describe_confounds
 from ..io.derivatives import (
     Derivatives,
@@ -73,12 +73,7 @@ def write_components(
     grid: ComponentGrid,
     tr_s: float,
     parameters: dict[str, Any],
-    fix_weights: Path | None,
 ) -> None:
-    judge = "Pruim et al. 2015"
-    if fix_weights is not None:
-        parameters = parameters | {"FixWeightsSHA256": sha256(fix_weights)}
-        judge += "; verdict by FIX, Salimi-Khorshidi et al. 2014"
     names = [f"component_{n:02d}" for n in fit.features.index]
     write_table(paths.mixing, dict(zip(names, fit.mixing.T, strict=True)))
     write_json(sidecar(paths.mixing), {"Description": "ICA time courses", "RepetitionTime": tr_s})
@@ -87,7 +82,7 @@ def write_components(
     write_json(
         sidecar(paths.metrics),
         {
-            "Description": f"Features and verdict of every component ({judge})",
+            "Description": "Features and verdict of every component (Pruim et al. 2015)",
             "Converged": fit.converged,
             "Iterations": fit.iterations,
             "Parameters": parameters,
