@@ -1,6 +1,6 @@
 """Share of damaged images that preprocessing refuses, and of right ones.
 
-    python benchmarks/registration_check.py [FOLDER ...] [--seed N] [--rows FILE]
+    python benchmarks/registration_check.py [FOLDER ...] [--seed N] [--space S] [--rows FILE]
 
 FOLDERs are BIDS datasets with raw runs, whose heads are right; so are phantoms (tests/phantom.py),
 nibabel's example image and simulated participants. Damage is made from some of them and from
@@ -45,11 +45,12 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--kinds", nargs="*", help="only these kinds of damage (and right ones)")
     parser.add_argument("--seed", type=int, default=0, help="of phantoms, noise and objects")
+    parser.add_argument("--space", default="MNI152NLin6Asym", help="the template's")
     parser.add_argument("--rows", type=Path, help="a table with a row per image")
     options = parser.parse_args()
     from brainlm.preprocess.normalise.template import load_template
 
-    template = load_template("MNI152NLin2009aSym")
+    template = load_template(options.space)
     rows = ["kind\tname\trefused\treason or figures"]
     counts: dict[str, list[bool]] = {}
     start = time.process_time()

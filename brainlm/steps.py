@@ -383,8 +383,13 @@ def stages_of(layout: str) -> list[str]:
 
 def needs_template(config: Config) -> bool:
     """Whether raw images are fitted to a template that has to be fetched."""
-    raw = any("normalise" in stages_of(cohort.layout) for cohort in config.cohorts)
+    raw = any(is_raw(cohort) for cohort in config.cohorts)
     return raw and identify_atlas(config.atlas.name).space == templateflow.SPACE
+
+
+def is_raw(cohort: Cohort) -> bool:
+    """Whether a cohort's recordings are fitted to the template here."""
+    return "normalise" in stages_of(cohort.layout)
 
 
 # ---- what follows from it -----------------------------------------------------------------------

@@ -29,7 +29,7 @@ from .evaluation.tasks import (
 from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
-from .steps import STEPS, needs_template, read_first_atlas, stages_of, trigger
+from .steps import STEPS, is_raw, needs_template, read_first_atlas, stages_of, trigger
 
 if TYPE_CHECKING:
     from .progress import Progress
@@ -202,10 +202,14 @@ def _update(config: Config) -> bool:
 
 def _fetch_template(config: Config) -> None:
     """Before any job starts, whose node may have no network."""
-    if needs_template(config):
+    if any(is_raw(cohort) for cohort in config.cohorts):
+        from .preprocess.normalise.template import space_of
+
         chunks = open_chunks(config)
-        if any(chunks.get(c.name) and "normalise" in stages_of(c.layout) for c in config.cohorts):
-            templateflow.get_files()
+        if any(is_raw(cohort) and chunks.get(cohort.name) for cohort in config.cohorts):
+            space_of(identify_atlas(config.atlas.name))
+            if needs_template(config):
+                templateflow.get_files()
 
 
 def _retry(config: Config, cohort: Cohort) -> None:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from .. import templateflow
 from ..atlas import load_atlas
 from ..config import Atlas as AtlasOptions
 from ..config import Config, Preprocess, parse_config
 from ..errors import BrainLMError
 from ..progress import Count
 from ..shards import Corpus, Scaling
-from ..steps import describe_series, list_other_settings
+from ..steps import describe_series, list_other_settings, needs_template
 from .page import write_session_page
 from .scans import dataset_root, guess_layout, open_cohort, open_scans, preprocess
 from .vectors import write_vectors
@@ -200,6 +201,8 @@ class Session:
                 f"{model.scaling.atlas_sha256[:12]}) than {config.atlas.folder} holds "
                 f"({atlas.image_sha256[:12]})"
             )
+        if needs_template(config):
+            templateflow.get_files()
         return preprocess(open_scans(source, config), atlas, workers=self.workers, log=log)
 
     def _configure(self, model: BrainLM, files: Path) -> Config:

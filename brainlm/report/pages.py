@@ -23,7 +23,7 @@ from ..preprocess.chunk import (
 )
 from ..preprocess.stages.context import Context
 from ..shards import Corpus
-from ..steps import STEPS, outcome_recipe, read_first_atlas, stages_of
+from ..steps import STEPS, is_raw, outcome_recipe, read_first_atlas, stages_of
 from .pictures import load_slices
 from .recording import make_recording_page
 from .site import make_environment, write_site
@@ -60,7 +60,7 @@ def write_chunk_pages(
         context=context,
         key=key,
         run=run,
-        prepare=lambda: _prepare(atlas, raw="normalise" in stages_of(cohort.layout)),
+        prepare=lambda: _prepare(atlas, raw=is_raw(cohort)),
     )
     return run_task(task, chunk, {}, workers=workers, log=log)
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import gzip
 import hashlib
 import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from brainlm import cli, doctor, templateflow
-from brainlm.atlas import Atlas
+from brainlm.atlas import Atlas, Registered
 from brainlm.config import parse_config
 from brainlm.errors import BrainLMError
 from brainlm.files import write_json
+from brainlm.inference import session
 from brainlm.preprocess.io.derivatives import Derivatives, sidecar
-from brainlm.preprocess.normalise.template import load_template
+from brainlm.preprocess.normalise.template import load_template, space_of
 from brainlm.report import recording
 from brainlm.templateflow import get_files
 from brainlm.workflow import prepare_run
@@ -121,6 +123,27 @@ def test_planning_stops_where_raw_images_lack_their_template(server, folder, cap
         assert words in said
 
 
+@pytest.mark.parametrize("layout", ["bids", "parcels"])
+def test_an_atlas_without_a_template_takes_no_raw_images(folder, capsys, layout):
+    values = study(folder, layout, "cc200")
+    if layout == "parcels":
+        prepare_run(values, is_main_process=True)
+        return
+    with pytest.raises(SystemExit):
+        prepare_run(values, is_main_process=True)
+    assert "cc200: known by its time series only" in capsys.readouterr().err
+
+
+def test_a_single_raw_run_asks_for_it_before_any_work(server, folder, monkeypatch):
+    config = parse_config(study(folder, "bids"))
+    monkeypatch.setattr(session, "load_atlas", lambda *_: ATLAS)
+    monkeypatch.setattr(session, "open_scans", lambda *_: pytest.fail("it was begun"))
+    model = SimpleNamespace(scaling=SimpleNamespace(atlas_sha256=ATLAS.image_sha256))
+    shutil.rmtree(server)
+    with pytest.raises(BrainLMError, match=r"T1w\.nii\.gz: not found"):
+        session.Session(str(folder / "bids"), "model")._preprocess(model, config, print)
+
+
 def test_planning_fetches_it_for_the_jobs(server, folder):
     prepare_run(study(folder, "bids"), is_main_process=True)
     shutil.rmtree(server)
@@ -193,6 +216,8 @@ def test_the_template_and_its_tissues(nlin6, shared):
 
 
 def test_template_spaces():
+    with pytest.raises(BrainLMError, match="mine: in MNI152NLin2009cAsym, whose template is not"):
+        space_of(Registered("mine", "MNI152NLin2009cAsym", "ab"))
     assert load_template("MNI152NLin2009aSym").space == "MNI152NLin2009aSym"
     with pytest.raises(BrainLMError, match="not known"):
         load_template("MNI305")

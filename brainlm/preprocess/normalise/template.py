@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from ... import templateflow
-from ...atlas import Atlas
+from ...atlas import Identity
 from ...errors import BrainLMError
 from ...mni152 import read_map
 
@@ -110,11 +110,16 @@ def segment(t1w: np.ndarray, brain: np.ndarray) -> tuple[np.ndarray, np.ndarray,
     return shares[0], shares[1], shares[2]
 
 
-def space_of(atlas: Atlas) -> str:
-    """The space an atlas's label image is in; BrainLMError if it has no image."""
+def space_of(atlas: Identity) -> str:
+    """The space an atlas's label image is in; BrainLMError where raw images cannot get there."""
     if atlas.space is None:
         raise BrainLMError(
             f"atlas {atlas.name}: known by its time series only; raw images need an atlas with a "
             "label image"
+        )
+    if atlas.space not in _SOURCES:
+        raise BrainLMError(
+            f"atlas {atlas.name}: in {atlas.space}, whose template is not known; raw images need "
+            f"an atlas in {' or '.join(_SOURCES)}"
         )
     return atlas.space
