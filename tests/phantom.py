@@ -176,11 +176,12 @@ def make_phantom(
     oblique_deg: float = 8.0,
     dropped: tuple[int, ...] = (),
     bend_mm: float = 2.5,
+    fluctuation: float = 0.005,
 ) -> Phantom:
     """A recording of a moving head.
 
-    Receive bias that stays with the scanner, a `drift` of the gain, smooth fluctuations of
-    1 %, Rician noise. In the volumes `dropped` every fifth slice loses half its signal.
+    Receive bias that stays with the scanner, a `drift` of the gain, four smooth fluctuations,
+    Rician noise. In the volumes `dropped` every fifth slice loses half its signal.
     """
     rng = np.random.default_rng(seed + 1000)
     subject = make_subject(seed, bend_mm)
@@ -194,7 +195,7 @@ def make_phantom(
     volumes = np.empty((len(motion), nz, ny, nx), np.float32)
     for t, move in enumerate(motion):
         clean = _scan(image, head_affine, affine, (nz, ny, nx), move)
-        change = sum(0.005 * np.sin(0.3 * t * (i + 1) + i) * w for i, w in enumerate(waves))
+        change = sum(fluctuation * np.sin(0.3 * t * (i + 1) + i) * w for i, w in enumerate(waves))
         clean = clean * field * (1 + change) * (1 - drift * t / len(motion))
         if t in dropped:
             clean[t % 5 :: 5] *= 0.5

@@ -14,6 +14,7 @@ import numpy as np
 
 from .anatomy import Head
 from .demo_atlas import NUM_PARCELS
+from .physiology import Physiology
 
 _BRIGHTNESS = 1000  # of grey matter, arbitrary units
 _ARTEFACT_SD = {"pulsation": 0.04, "spin_history": 0.03, "speckle": 0.012, "drift": 0.008}
@@ -81,6 +82,15 @@ def make_scene(rng: np.random.Generator, head: Head) -> Scene:
     )
 
 
+def draw_voxels(head: Head, *names: str) -> list[np.ndarray]:
+    """Maps of :func:`~brainlm.simulate.anatomy.load_maps` at rest, on the voxels [Z, Y, X]."""
+    rest, drawn = np.linalg.inv(head.fine_affine) @ head.affine, []
+    for name in names:
+        drawn.append(np.empty(head.shape, np.float32))
+        _average(head.draw(name), rest, drawn[-1])
+    return drawn
+
+
 def _draw_bias(rng, z: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """A head coil: brighter towards the surface, a little uneven, ±25 %."""
     radius = z[:, None, None] ** 2 + y[:, None] ** 2 + x**2
@@ -97,6 +107,7 @@ def scan(
     artefacts: np.ndarray,
     motion: np.ndarray,
     tsnr: float,
+    physiology: Physiology | None = None,
 ) -> np.ndarray:
     """Acquire [T, Z, Y, X] int16.
 
@@ -111,6 +122,8 @@ def scan(
     tsnr : float
         Grey-matter signal over the standard deviation of the thermal (Rician) noise. Physiology
         and motion come on top, so the measured figure is lower.
+    physiology : Physiology, optional
+        What heart, breath, moves and slices do besides.
     """
     values = np.hstack([series, artefacts[:, :2]]).astype(np.float32)
     to_fine = np.linalg.inv(head.fine_affine) @ np.linalg.inv(motion) @ head.affine
@@ -122,6 +135,8 @@ def scan(
         _paint(fine.reshape(-1), scene.index, scene.gain, scene.column, values[t])
         _average(fine, to_fine[t], volume)
         fields = scene.speckle * artefacts[t, 2] + scene.drift * artefacts[t, 3]
+        if physiology is not None:
+            fields = fields + physiology.change(t)
         clean = volume * scene.bias * (1 + fields.astype(np.float32)) * _BRIGHTNESS
         bold[t] = _add_noise(rng, clean, noise_sd)
     return bold
