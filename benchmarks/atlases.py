@@ -124,7 +124,7 @@ class Parcellation:
         windows, found = self.windows(split, 0), []
         for row in self.rows[split]:
             tokens = model.tokens(windows.cover(int(row), 2))
-            found.append([summarise_tokens(tokens, pool, len(self.places)).nanmean(0)
+            found.append([summarise_tokens(tokens, pool, model.components).nanmean(0)
                           for pool in POOL_OF.values()])  # fmt: skip
         return {name: torch.stack(each).nan_to_num().numpy()
                 for name, each in zip(POOL_OF, zip(*found, strict=True), strict=True)}  # fmt: skip

@@ -177,8 +177,8 @@ def _add_study_verbs(verb, step_verb) -> None:
     sub = step_verb("embed", _embed, scans)
     sub.add_argument("source", metavar="INPUT", help="a file, a folder, or a cohort's name")
     sub.add_argument("--pool", default="auto",
-                     help="cls, mean, all, cls+mean or connectivity (default: that of the "
-                     "model's head, else mean)")  # fmt: skip
+                     help="cls, mean, all, cls+mean, connectivity or components (default: that "
+                     "of the model's head, else components, else mean)")  # fmt: skip
     sub = step_verb("predict", _predict, fit, scans)
     sub.add_argument("source", metavar="INPUT", nargs="?",
                      help="as for embed; without it: the external cohorts, with the model of "

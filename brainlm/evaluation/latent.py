@@ -108,6 +108,8 @@ def _embed(job: Job):
     summaries = dict(TOKENS)
     if model.config.family == "parcel":
         summaries["connectivity"] = "latent connectivity"
+    if model.config.components:
+        summaries["components"] = "embedding"
     names = (*summaries.values(), "connectivity")
     ends: dict[str, list[np.ndarray]] = {name: [] for name in names}
     count = job.count(len(table), "recordings")
@@ -119,7 +121,7 @@ def _embed(job: Job):
         apart = corpus.table["num_timepoints"][row] >= 2 * model.config.window
         encoded = model.tokens(signal.to(device))
         for pool, name in summaries.items():
-            made = summarise_tokens(encoded, pool, model.config.num_parcels).cpu().numpy()
+            made = summarise_tokens(encoded, pool, model.components).cpu().numpy()
             ends[name].append(made if apart else np.full((2, made.shape[1]), np.nan))
         made = np.stack([correlate_parcels(window.numpy().T) for window in signal[[0, -1]]])
         ends["connectivity"].append(made if apart else np.full_like(made, np.nan))

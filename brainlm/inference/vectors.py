@@ -76,8 +76,7 @@ def embed_corpus(
     progress : callable
         Told how many recordings are through.
     pool : str
-        One of :data:`brainlm.model.pooling.POOLS`; ``auto``: that of the model's head, else the
-        mean of the tokens.
+        One of :data:`brainlm.model.pooling.POOLS`, or ``auto``: :func:`choose_pool`.
     short : str
         ``refuse`` recordings shorter than a window, or ``pad`` them: what is missing is marked
         as missing and never reaches the encoder.
@@ -172,11 +171,14 @@ def check_format(form: str, *, vectors: bool) -> None:
 
 
 def choose_pool(model: BrainLM, pool: str) -> str:
-    """The pool by name; ``auto`` is the one that the model's head reads, else ``mean``."""
+    """The pool by name; ``auto`` is the one that the model's head reads, else ``components``, or
+    ``mean`` of a model that has none (docs/results/abide.md: what they are worth)."""
     from ..model.pooling import check_pool
 
     if pool == "auto":
-        return model.config.pool if model.head is not None else "mean"
+        if model.head is not None:
+            return model.config.pool
+        return "components" if model.config.components else "mean"
     check_pool(model.config, pool)
     return pool
 

@@ -25,7 +25,7 @@ from .decoder import Decoder, stack
 from .grids import ParcelPositions, token_grid
 from .hub import Shared
 from .masking import Masker, Masking, keep_steps, keep_tokens, raster_noise, take
-from .pooling import Tokens, check_pool, summarise_tokens, summary_width
+from .pooling import Tokens, check_pool, find_components, summarise_tokens, summary_width
 from .prediction import Prediction, decode_outputs
 from .shape import BrainLMConfig
 
@@ -93,6 +93,8 @@ class BrainLM(Shared):
         self.matmul_dtype, self.is_compiled = torch.float32, False
         points = torch.zeros(0, 3) if coordinates is None else torch.as_tensor(coordinates)
         self.register_buffer("coordinates", points.float().clone())
+        components = torch.eye(config.num_parcels, config.num_components)
+        self.register_buffer("components", components, persistent=config.components > 0)
         self.grid = token_grid(config, points)
         self.num_tokens = self.grid.num_tokens
         self.project = nn.Linear(self.grid.values, config.width)
@@ -125,7 +127,9 @@ class BrainLM(Shared):
             module.start(self.config.init_std)
 
     def start_parcels(self, covariance: Tensor) -> None:
-        """Begin with what moves together [R, R]: see :class:`~.grids.ParcelPositions`."""
+        """Begin with what moves together [R, R]: see :class:`~.grids.ParcelPositions`, and
+        :func:`~.pooling.find_components`."""
+        self.components.copy_(find_components(covariance, self.config.num_components))
         for module in self.modules():
             if isinstance(module, ParcelPositions):
                 module.start_parcels(covariance)
@@ -258,7 +262,7 @@ class BrainLM(Shared):
             One of :data:`brainlm.model.pooling.POOLS`.
         """
         check_pool(self.config, pool)
-        return summarise_tokens(self.tokens(signal), pool, self.config.num_parcels)
+        return summarise_tokens(self.tokens(signal), pool, self.components)
 
     def summarise(self, signal: Tensor, pool: str, noise: Tensor, mask_ratio: float) -> Tensor:
         """As :meth:`embed`, differentiable, in the current mode, of some of the tokens.
@@ -268,17 +272,17 @@ class BrainLM(Shared):
         noise : Tensor [B, N]
             Known tokens of smallest noise stay.
         mask_ratio : float
-            Share of the known tokens left out; of ``connectivity``, which compares parcels over
-            the same time, whole time steps.
+            Share of the known tokens left out; of ``connectivity`` and ``components``, which
+            compare parcels over the same time, whole time steps.
         """
         check_pool(self.config, pool)
         patches, known, missing = self._cut(signal)
         R = self.config.num_parcels
-        if pool == "connectivity":
+        if pool in ("connectivity", "components"):
             shown = keep_steps(~missing, noise, 1 - mask_ratio, R)
         else:
             shown = keep_tokens(~missing, noise, 1 - mask_ratio)
-        return summarise_tokens(self._encode(patches, known, shown), pool, R)
+        return summarise_tokens(self._encode(patches, known, shown), pool, self.components)
 
     def _encode(self, patches: Tensor, known: Tensor, shown: Tensor) -> Tokens:
         """The tokens `shown` [B, N], samples that have equally many together."""
@@ -354,8 +358,9 @@ class BrainLM(Shared):
                 f"of {own.sample_period_s:g} s"
             )
         points = torch.as_tensor(coordinates).float()
-        model = type(self)(replace(c, num_parcels=len(points)), points)
-        model.load_state_dict(self.state_dict() | {"coordinates": points})
+        model = type(self)(replace(c, num_parcels=len(points), components=0), points)
+        kept = {k: v for k, v in self.state_dict().items() if k != "components"}
+        model.load_state_dict(kept | {"coordinates": points})
         model.scaling = scaling
         return model.to(self.coordinates.device).train(self.training)
 

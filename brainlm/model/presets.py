@@ -12,12 +12,14 @@ PRESETS: dict[str, dict] = {
     # parcel-token family (paper, section 3.3): pre-norm, no convolution, and a decoder over all
     # tokens whose keys are the visible ones (benchmarks/presets.py)
     "tiny": {
-        "family": "parcel", "gain": True, "width": 64, "depth": 2, "heads": 2, "ffn": 256,
+        "family": "parcel", "gain": True, "components": 128,
+        "width": 64, "depth": 2, "heads": 2, "ffn": 256,
         "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, "decoder_ffn": 128,
         "decoder_context": "visible", "decode_share": 0.25,
     },
     "13m": {
-        "family": "parcel", "gain": True, "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
+        "family": "parcel", "gain": True, "components": 128,
+        "width": 512, "depth": 4, "heads": 4, "ffn": 1024,
         "decoder_width": 512, "decoder_depth": 2, "decoder_heads": 4, "decoder_ffn": 1024,
         "decoder_context": "visible", "decode_share": 0.25,
     },

@@ -43,6 +43,9 @@ class BrainLMConfig:
         precision is least stable there (MedARC's CortexMAE).
     pre_norm, convolution, learned_parcels, position_dropout, image_size, pad_value, loss
         Where the published layouts differ from ours.
+    components : int
+        How many spatial components of the training series the model carries for the pool of that
+        name; 0: none (image models, models made before 2026-12, models on another atlas).
     head_outputs, pool, label_mean, label_std, label_log
         Of a fine-tuned model: 0 outputs means no head; with `label_log` it learnt log(1 + label).
     target, classes
@@ -87,6 +90,7 @@ class BrainLMConfig:
     mask_ratio: float = 0.75
     eps: float = 1e-6
     init_std: float = 0.02
+    components: int = 0
     head_outputs: int = 0
     head_dropout: float = 0.1
     pool: str = "cls"
@@ -98,3 +102,8 @@ class BrainLMConfig:
     ranges: dict[str, tuple[float, ...]] = field(default_factory=dict)
     preset: str = ""
     preprocess: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_components(self) -> int:
+        """C: there are no more than parcels."""
+        return min(self.components, self.num_parcels)

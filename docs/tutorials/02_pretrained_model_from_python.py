@@ -74,7 +74,7 @@ print(table[["level", "start_s", "coverage", "pool", "warnings"]].to_string(inde
 # %%
 windows = make_windows(model, means, tr_s=2.0, units="scanner")  # [K, R, T]
 tokens = model.tokens(windows)  # .values [K, N, D], and which are .known
-vectors = model.embed(windows, "mean").detach()  # [K, D]; also "cls", "connectivity", ...
+vectors = model.embed(windows, "components").detach()  # [K, F]; also "mean", "cls", ...
 np.testing.assert_allclose(recording["vector"], vectors.mean(0), atol=2e-2)
 print(f"tokens {tuple(tokens.values.shape)}, {tokens.known.float().mean():.1%} with data")
 

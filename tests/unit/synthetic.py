@@ -106,7 +106,7 @@ def small_model(family: str, *, num_parcels: int, window: int, patch: int,
 
     settings = PRESETS["tiny"] | {"family": family}
     if family == "image":
-        settings |= {"decoder_context": "all", "decode_share": 1.0}
+        settings |= {"decoder_context": "all", "decode_share": 1.0, "components": 0}
     config = BrainLMConfig(num_parcels=num_parcels, window=window, patch=patch,
                            has_coordinates=coordinates is not None, **settings)  # fmt: skip
     return BrainLM(config, coordinates)

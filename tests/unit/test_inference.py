@@ -41,6 +41,8 @@ def home(tmp_path_factory):
     torch.manual_seed(0)
     shape = BrainLMConfig(num_parcels=424, window=60, patch=20, has_coordinates=True, **settings)
     model = BrainLM(shape, atlas.coordinates)
+    mix = torch.randn(424, 200)
+    model.start_parcels(mix @ mix.T)
     scaling = Scaling(
         np.zeros(424), np.full(424, 1.4), "demo424", atlas.image_sha256, 1.0, 9, units="percent"
     )
@@ -83,7 +85,8 @@ def test_a_folder_of_series_becomes_a_row_per_window_and_per_recording(home, tmp
     # the same as by hand, in Python
     raw = np.load(home / "series/sub-01/func/sub-01_task-rest_atlas-demo424_timeseries.npy")
     model = from_pretrained(home / "model")
-    by_hand = model.embed(make_windows(model, raw, tr_s=1.0, units="scanner"), "mean").mean(0)
+    mine = make_windows(model, raw, tr_s=1.0, units="scanner")
+    by_hand = model.embed(mine, "components").mean(0)
     np.testing.assert_allclose(recordings["vector"]["sub-01"], by_hand.detach(), atol=2e-3)
     page = (tmp_path / "series_files/report/index.html").read_text()
     assert "too_short" in page and "2 of 3" in page

@@ -220,6 +220,48 @@ def test_a_window_without_any_data_has_no_summary():
     assert model.embed(x, pool="connectivity").isnan().all(1).tolist() == [False, True, False]
 
 
+def test_components_tell_of_connectivity_what_its_leading_patterns_can():
+    config = replace(small().config, components=6)
+    torch.manual_seed(1)
+    model, whole = (BrainLM(replace(config, components=k), POINTS).eval() for k in (6, 24))
+    whole.load_state_dict(model.state_dict() | {"components": whole.components})
+    mix = torch.randn(24, 30)
+    for each in (model, whole):
+        each.start_parcels(mix @ mix.T)
+    basis = torch.linalg.eigh(mix @ mix.T).eigenvectors.flip(1)
+    torch.testing.assert_close((model.components.T @ basis[:, :6]).abs(), torch.eye(6),
+                               atol=1e-3, rtol=0)  # fmt: skip
+    x = signal()
+    rows, columns = torch.triu_indices(24, 24, 1)
+    matrix = torch.eye(24).repeat(len(x), 1, 1)
+    matrix[:, rows, columns] = model.embed(x, pool="connectivity").tanh()
+    matrix[:, columns, rows] = matrix[:, rows, columns]
+    told = model.components.T @ matrix @ model.components
+    made = model.embed(x, pool="components")
+    assert made.shape == (len(x), 21)
+    up = torch.triu_indices(6, 6)
+    scale = torch.where(up[0] == up[1], 1.0, 2**0.5)
+    torch.testing.assert_close(made, told[:, up[0], up[1]] * scale, atol=1e-4, rtol=1e-4)
+    every = whole.embed(x, pool="components")  # as many patterns as parcels: nothing is lost
+    torch.testing.assert_close((every[0] - every[1]).norm(), (matrix[0] - matrix[1]).norm(),
+                               atol=1e-3, rtol=1e-3)  # fmt: skip
+    x[0, 3] = torch.nan  # left out
+    holed, kept = model.embed(x, pool="components"), torch.arange(24) != 3
+    z = model.embed(x, pool="connectivity")[0]
+    matrix[0, rows, columns] = z.tanh()
+    matrix[0, columns, rows] = matrix[0, rows, columns]
+    part, axes = matrix[0][kept][:, kept], model.components[kept]
+    torch.testing.assert_close(holed[0], (axes.T @ part @ axes)[up[0], up[1]] * scale,
+                               atol=1e-4, rtol=1e-4)  # fmt: skip
+    x[1] = torch.nan
+    assert model.embed(x, pool="components").isnan().all(1).tolist()[:2] == [False, True]
+
+
+def test_a_model_without_components_says_so():
+    with pytest.raises(BrainLMError, match="carries no spatial components"):
+        BrainLM(replace(small().config, components=0), POINTS).embed(signal(), pool="components")
+
+
 def test_pooling_by_connectivity_leaves_out_whole_time_steps():
     """What is left out is left out in all parcels: as if the window had not had it."""
     model, x = small(), signal()

@@ -177,5 +177,5 @@ def _summarise(model, signal) -> list[np.ndarray]:
 
     tokens = model.tokens(signal)
     pools = ["cls", "mean"] + ["connectivity"] * (model.config.family == "parcel")
-    made = [summarise_tokens(tokens, pool, model.config.num_parcels) for pool in pools]
+    made = [summarise_tokens(tokens, pool, model.components) for pool in pools]
     return [values.mean(0).float().cpu().numpy() for values in made]

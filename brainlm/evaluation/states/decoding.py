@@ -236,7 +236,7 @@ class ClipDecoder:
                 ("mean token", tokens),
                 ("untrained mean token", encode_clips(self.untrained, some)),
             ):
-                mean = summarise_tokens(made, "mean", self.corpus.info.num_parcels)
+                mean = summarise_tokens(made, "mean", self.model.components)
                 features[name] = mean.float().cpu().numpy()
             yield features, tokens
 

@@ -97,7 +97,7 @@ class Encoder(nn.Module):
         windows: Tensor = batch["windows"]  # [B, K, R, T]
         B, K = windows.shape[:2]
         tokens = self._encode(windows.flatten(0, 1))
-        pooled = summarise_tokens(tokens, self.pool, self.model.config.num_parcels)
+        pooled = summarise_tokens(tokens, self.pool, self.model.components)
         pooled = pooled.unflatten(0, (B, K)).nan_to_num().mean(1, keepdim=True)
         return Embeddings(pooled, None, tokens.values.unflatten(0, (B, K)).flatten(1, 2))
 
