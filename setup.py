@@ -19,7 +19,7 @@ setup(
         **{f"brainlm.share.{name}": name for name in SHIPPED},
     },
     package_data={
-        "brainlm": ["report/templates/*", "report/static/*"],
+        "brainlm": ["report/templates/*", "report/static/*", "preprocess/normalise/*.json"],
         **{f"brainlm.share.{name}": patterns for name, patterns in SHIPPED.items()},
     },
 )
