@@ -39,8 +39,8 @@ Name = Annotated[str, AfterValidator(_plain_name)]
 
 
 LayoutName = Literal[
-    "bids", "fmriprep", "xcpd", "ukb", "hcp", "hcp-fix", "parcels", "adni", "embarc", "tops",
-    "yooattn",
+    "bids", "fmriprep", "cifti", "xcpd", "ukb", "hcp", "hcp-fix", "parcels", "adni", "embarc",
+    "tops", "yooattn",
 ]  # fmt: skip
 #: Confounds that other programs' tables hold, under the names of `preprocess.denoise`.
 ConfoundStep = Literal["motion6", "motion24", "wm-csf", "acompcor", "global"]
@@ -151,6 +151,12 @@ DenoiseStep = Literal[
 ]
 
 
+class Censor(Section):
+    fd_mm: Positive = Field(
+        description="mm; volumes with a larger framewise displacement (Power 2012) are missing",
+    )
+
+
 class Preprocess(Section):
     engine: Literal["builtin", "fsl"] = Field(
         "builtin",
@@ -177,6 +183,11 @@ class Preprocess(Section):
         0.5,
         description="a parcel with a smaller share of its voxels inside the field of view is NaN",
     )
+    censor: Censor | None = Field(
+        None,
+        description="{fd_mm: 0.5}: time at which the head moved is marked as missing in the "
+        "series, and counts in no filter, model or figure; nothing by default",
+    )
     time_limit_min: Positive = Field(30.0, description="min; a recording that takes longer fails")
 
     outputs: tuple[Literal["timeseries", "volumes", "fsl-matrices"], ...] = Field(
@@ -195,6 +206,15 @@ class Preprocess(Section):
     @property
     def uses_ica(self) -> bool:
         return any(step.startswith("ica") for step in self.denoise_steps)
+
+    @model_validator(mode="after")
+    def _slices_spread(self) -> Preprocess:
+        if self.censor is not None and self.slice_timing:
+            raise ValueError(
+                "censor: slice_timing interpolates between volumes, which spreads censored ones "
+                "into their neighbours; choose one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_ica(self) -> Preprocess:

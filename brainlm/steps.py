@@ -162,19 +162,30 @@ def _denoise(config, cohort, atlas, task) -> Dependencies:
 
 def _parcellate(config, cohort, atlas, task) -> Dependencies:
     names = ("sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage", "outputs")
-    return Dependencies(pick(config.preprocess, *names), atlas=_atlas(atlas, *_PARCELS))
+    settings = pick(config.preprocess, *names) | _censor(config)
+    return Dependencies(settings, atlas=_atlas(atlas, *_PARCELS))
+
+
+def _censor(config) -> dict[str, Any]:
+    """Of what is not censored nothing depends on the key, which came later."""
+    censor = config.preprocess.censor
+    if censor is None:
+        return {}
+    return {"censor": censor.model_dump()} | pick(config.preprocess, "min_duration_s")
 
 
 def _volumes(config, cohort, atlas, task) -> Dependencies:
     names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz", "min_coverage")
     said = pick(cohort, "repetition_time_s", "orientation", "space", "confounds") if cohort else {}
-    return Dependencies(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
+    settings = pick(config.preprocess, *names) | _censor(config)
+    return Dependencies(settings, said, _atlas(atlas, *_PARCELS))
 
 
 def _series(config, cohort, atlas, task) -> Dependencies:
     names = ("min_duration_s", "sample_period_s", "high_pass_hz", "low_pass_hz")
     said = pick(cohort, "repetition_time_s", "segmentation", "units") if cohort else {}
-    return Dependencies(pick(config.preprocess, *names), said, _atlas(atlas, *_PARCELS))
+    settings = pick(config.preprocess, *names) | _censor(config)
+    return Dependencies(settings, said, _atlas(atlas, *_PARCELS))
 
 
 _PARCELS = ("name", "space", "image_sha256")

@@ -118,7 +118,8 @@ def _embed(job: Job):
         for values, half in zip(tokens.values(), both.chunk(2), strict=True):
             values.append(half.numpy())
         signal = windows.even(int(row), 2)
-        apart = corpus.table["num_timepoints"][row] >= 2 * model.config.window
+        starts = windows.starts(int(row))
+        apart = starts[-1] - starts[0] >= model.config.window
         encoded = model.tokens(signal.to(device))
         for pool, name in summaries.items():
             made = summarise_tokens(encoded, pool, model.components).cpu().numpy()

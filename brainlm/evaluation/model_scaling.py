@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..cohort.splits import in_share
 from ..files import read_json
+from ..shards.censored import holds_window
 from .job import Job, open_pretrained
 from .metrics import POOLED, of_sums
 from .participants import long_enough
@@ -99,7 +100,7 @@ def _count_participants(
     table: pd.DataFrame, share: float, window: int, roles: Mapping[str, str]
 ) -> int:
     """Participants whom a pretraining on this share of them has seen."""
-    usable = (table["status"] == "ok") & (table["num_timepoints"] >= window)
+    usable = (table["status"] == "ok") & holds_window(table, window)
     inside = table["cohort"].map(lambda cohort: roles.get(cohort) != "external")
     seen = table[usable & inside & (table["split"] == "train")]
     participants = seen.drop_duplicates(["cohort", "participant_id"])["participant_id"]

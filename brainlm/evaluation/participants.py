@@ -20,10 +20,13 @@ from ..cohort.splits import split_of
 from ..config import Cohort
 from ..errors import BrainLMError
 from ..shards import Corpus
+from ..shards.censored import holds_window
 from .seen import SEEN
 from .tasks import QUESTIONS
 
 KEY = ["cohort", "participant_id"]
+#: Why a long recording holds no window (:mod:`brainlm.shards.censored`).
+CENSORED = "without a window that is half uncensored"
 #: Groups (sites) are held out in at most so many folds of whole groups.
 MOST_FOLDS = 5
 
@@ -43,14 +46,15 @@ def cohort_parts(
 def long_enough(table: pd.DataFrame, window: int) -> tuple[np.ndarray, dict[str, int]]:
     """Positions of usable recordings, and how many subjects are left out for which reason."""
     ok = table["status"] == "ok"
-    fits = ok & (table["num_timepoints"] >= window)
+    long, fits = ok & (table["num_timepoints"] >= window), ok & holds_window(table, window)
     subjects = table["participant_id"]
-    usable, kept = set(subjects[ok]), set(subjects[fits])
+    usable, enough, kept = set(subjects[ok]), set(subjects[long]), set(subjects[fits])
     seen = set(subjects[table["status"] == SEEN])
     why = {
         SEEN: len(seen),
         "without a usable recording": subjects.nunique() - len(usable | seen),
-        f"with fewer than {window} time points": len(usable) - len(kept),
+        f"with fewer than {window} time points": len(usable) - len(enough),
+        CENSORED: len(enough) - len(kept),
     }
     return table.index[fits].to_numpy(), why
 
@@ -66,11 +70,12 @@ def list_participants(
     """One row per subject of the corpus, by (cohort, participant_id).
 
     Columns: ``split``, ``external``, ``label``, ``mean_fd_mm``, ``seen`` (in training), ``rows``
-    (usable rows of the corpus with at least `min_timepoints`), ``recorded`` (has a usable
-    recording of any length) and ``ready`` (has a label and rows).
+    (usable rows of the corpus that hold `min_timepoints`), ``recorded`` (has a usable
+    recording of any length), ``long`` (one of `min_timepoints`, censored or not) and ``ready``
+    (has a label and rows).
     """
     usable = corpus.table["status"] == "ok"
-    fits = usable & (corpus.table["num_timepoints"] >= min_timepoints)
+    fits = usable & holds_window(corpus.table, min_timepoints)
     groups = corpus.table.groupby(KEY, sort=False)
     participants = groups["split"].first().to_frame()
     participants["external"] = [
@@ -79,6 +84,8 @@ def list_participants(
     again = corpus.table["status"] == SEEN
     participants["seen"] = again.groupby([corpus.table[k] for k in KEY], sort=False).any()
     participants["recorded"] = usable.groupby([corpus.table[k] for k in KEY], sort=False).any()
+    long = usable & (corpus.table["num_timepoints"] >= min_timepoints)
+    participants["long"] = long.groupby([corpus.table[k] for k in KEY], sort=False).any()
     participants["rows"] = groups.apply(
         lambda g: g.index[fits[g.index]].tolist(), include_groups=False
     )
@@ -180,10 +187,12 @@ def _find_question(name: str, cohort: Cohort) -> str | None:
 def count_left_out(part: pd.DataFrame, min_timepoints: int) -> dict[str, int]:
     """Why participants of a table are not ready, each counted once."""
     no_rows, rare = part["rows"].str.len() == 0, part["class left out"]
+    short = part["recorded"] & ~part["long"]
     return {
         SEEN: int(part["seen"].sum()),
         "without a usable recording": int((~part["recorded"] & ~part["seen"]).sum()),
-        f"with fewer than {min_timepoints} time points": int((no_rows & part["recorded"]).sum()),
+        f"with fewer than {min_timepoints} time points": int((no_rows & short).sum()),
+        CENSORED: int((no_rows & part["recorded"] & ~short).sum()),
         "without a label": int((part["label"].isna() & rare.isna() & ~no_rows).sum()),
         **{f"of class {k}": int(n) for k, n in rare[~no_rows].value_counts().items()},
     }

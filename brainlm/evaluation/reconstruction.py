@@ -21,6 +21,7 @@ from ..errors import BrainLMError
 from ..files import atomic_path
 from ..paths import ModelFolder, side_table
 from ..shards import Corpus
+from ..shards.censored import choose_apart
 from .job import Job
 from .metrics import POOLED, of_sums
 from .participants import long_enough
@@ -111,7 +112,8 @@ def evaluate_masking(
 ):  # fmt: skip
     """Sums per method, of recordings [N, 8] and of parcels [R, 8], and a few example traces.
 
-    Windows are cut one after another from the start, so that every run sees the same ones.
+    Windows are cut one after another from the start, past censored time, so that every run sees
+    the same ones.
     """
     import torch
 
@@ -158,7 +160,7 @@ def _batches(corpus: Corpus, scaling, indices, window: int) -> Iterator[list]:
     waiting: dict[bytes, list] = defaultdict(list)
     for row, index in enumerate(indices):
         series = corpus.scaled(index, scaling).T
-        for start in range(0, series.shape[1] - window + 1, window):
+        for start in choose_apart(corpus.starts(index, window), window):
             signal = series[:, start : start + window]
             batch = waiting[np.isnan(signal).tobytes()]
             batch.append((row, start, signal))
@@ -179,7 +181,8 @@ def _sum_parcels(truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 def _example(signal, hidden, predictions, k: int) -> np.ndarray:
     """[4, T]: truth, hidden, model, linear of the parcel of median spread."""
-    spread = np.where(hidden.any(-1), signal.std(-1), np.nan)
+    known = np.where(np.isnan(signal).all(-1, keepdims=True), 0, signal)
+    spread = np.where(hidden.any(-1), np.nanstd(known, -1), np.nan)
     parcel = int(np.nanargmin(np.abs(spread - np.nanmedian(spread))))
     rows = (signal, hidden, predictions["model"][k], predictions["linear"][k])
     return np.stack([np.asarray(row[parcel], np.float32) for row in rows])

@@ -16,6 +16,7 @@ import pandas as pd
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
+from ..shards.censored import parcels_with_data
 from ..tables import FORMATS, write_parquet, write_tsv
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _identity(corpus: Corpus, index: int) -> dict:
     row = corpus.table.iloc[index]
     coverage = np.nan
     if row["status"] == "ok":
-        coverage = float(np.isfinite(corpus.series(index)).any(0).mean())
+        coverage = float(parcels_with_data(corpus.series(index)).mean())
     return {**{k: row[k] for k in IDENTITY if k in row}, "coverage": coverage, "start_s": None}
 
 

@@ -61,7 +61,8 @@ def parcel_attention(model: BrainLM, signal: Tensor, layer: int = -1) -> Tensor:
 
 def _queries_and_keys(model: BrainLM, signal: Tensor, layer: int):
     """Queries and keys [B, H, 1 + K, d] of a layer, and which K of the N tokens they are of."""
-    gone = signal.isnan().any(0)  # in one window: left out of all
+    missing = model.grid.cut(signal)[2].any(0)  # in one window: left out of all
+    gone = model.grid.paste(missing[None, :, None].expand(-1, -1, model.grid.values))[0]
     block = list(model.encoder)[layer]
     inputs: list[Tensor] = []
     hook = block.attention.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))

@@ -4,7 +4,10 @@
 * :class:`ImageGrid`: one token is a rectangle of parcels × time points of the window seen as an
   image whose rows are the parcels from back to front (ascending Y, ties in atlas order).
 
-A token is *missing* where the recording has no data (NaN); a value is *known* where it has.
+A value is *known* where the recording has data, else NaN: a parcel outside the field of view, or
+a censored time point. A token is *missing* where less than half of its time points are known; it
+is never shown. Unknown values in a token that is shown are 0, the scaled median, and no unknown
+value counts in a loss.
 """
 
 from __future__ import annotations
@@ -135,7 +138,7 @@ class ParcelGrid(TokenGrid):
         """[B, R, T] -> patches [B, N, P], known [B, N, P], missing [B, N]."""
         patches = signal.reshape(len(signal), self.num_tokens, self.patch)
         known = ~patches.isnan()
-        return patches.nan_to_num(0.0), known, ~known.all(-1)
+        return patches.nan_to_num(0.0), known, 2 * known.sum(-1) < self.patch
 
     def paste(self, patches: Tensor) -> Tensor:
         """[B, N, P] -> [B, R, T]."""
@@ -167,7 +170,8 @@ class ImageGrid(TokenGrid):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("order_back", order.argsort(), persistent=False)
         inside = F.pad(torch.ones(1, *self.size), self.margins)
-        self.register_buffer("padding", self._patches(inside)[0] == 0, persistent=False)
+        inside = self._patches(inside) > 0
+        self.register_buffer("least", self._count_times(inside)[0] / 2, persistent=False)
         times = torch.arange(self.columns * self.width, dtype=torch.float32) - self.left
         times = self._patches(times.expand(1, self.rows * self.height, -1))[0].long()
         self.register_buffer("times", times, persistent=False)
@@ -187,7 +191,11 @@ class ImageGrid(TokenGrid):
         image = signal[:, self.order]
         known = self._patches(F.pad((~image.isnan()).float(), self.margins)) > 0
         image = F.pad(image.nan_to_num(0.0), self.margins, value=self.pad_value)
-        return self._patches(image), known, ~(known | self.padding).any(-1)
+        return self._patches(image), known, self._count_times(known) < self.least
+
+    def _count_times(self, known: Tensor) -> Tensor:
+        """[B, N] time points of each token [B, N, P] at which any of its parcels is known."""
+        return known.unflatten(2, (self.height, self.width)).any(2).sum(2)
 
     def paste(self, patches: Tensor) -> Tensor:
         """[B, N, P] -> [B, R, T], padding cut off, parcels in atlas order."""

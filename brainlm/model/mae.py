@@ -143,8 +143,8 @@ class BrainLM(Shared):
         Parameters
         ----------
         signal : Tensor [B, R, T] float32
-            Scaled series. Missing parcels are NaN: their tokens never reach the encoder and
-            their values never count in the loss.
+            Scaled series, NaN without data: such values never count in the loss, and a token
+            with less than half of its time points never reaches the encoder (grids.py).
         masking : Masking, optional
             A draw for these windows; the other parameters make one where it is not given, which
             waits for the device that `signal` is on.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BrainLMError, RecordingError
+from ..shards.censored import find_censored, list_starts, spread_evenly
 from .mae import BrainLM
 
 
@@ -27,6 +28,7 @@ def make_windows(
         Its scaling says the parcels, their order (the atlas's), the units and the sample period.
     series : array [T, R]
         Columns without data (NaN, or constant) are missing: their tokens never reach the encoder.
+        So are rows of NaN: time points that were censored.
     tr_s : float
         Seconds between rows.
     units : str, optional
@@ -83,9 +85,10 @@ def cut_windows(
     Raises
     ------
     BrainLMError
-        The series is shorter than a window, and `short` is ``refuse``.
+        The series is shorter than a window, and `short` is ``refuse``; or half of every window is
+        censored.
     """
-    window = model.config.window
+    window, censored = model.config.window, find_censored(scaled)
     if len(scaled) < window:
         period = model.scaling.sample_period_s if model.scaling else 1.0
         if short != "pad":
@@ -96,5 +99,11 @@ def cut_windows(
         missing = np.full((window - len(scaled), scaled.shape[1]), np.nan, np.float32)
         scaled = np.concatenate([scaled, missing])
     count = len(scaled) // window if count is None else count
-    starts = np.unique(np.linspace(0, len(scaled) - window, count).round().astype(int))
+    possible = list_starts(len(scaled), censored, window)
+    if not len(possible):
+        raise BrainLMError(
+            f"{len(censored)} of {len(scaled)} time points are censored: no window of {window} "
+            "has half of its own; censor less (preprocess.censor), or leave the recording out"
+        )
+    starts = np.array(spread_evenly(possible, count))
     return torch.from_numpy(np.stack([scaled[s : s + window].T for s in starts])), starts

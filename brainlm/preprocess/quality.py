@@ -165,6 +165,8 @@ def fd_connectivity(series: np.ndarray, displacement: np.ndarray) -> float:
         mm; time points where it is NaN are left out.
     """
     known = np.isfinite(displacement)
+    if not known.any():
+        return float("nan")
     columns = series[known][:, np.isfinite(series).all(0) & (series.std(0) > 0)].astype(np.float64)
     motion = displacement[known] - displacement[known].mean()
     if columns.shape[1] < 2 or not motion.any():

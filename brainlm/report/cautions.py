@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ..page_text import TaskText
+from ..shards.censored import holds_window
 from ..training.predictors import PREDICTORS
 from .facts import Facts, count_warnings
 from .findings import TEXTS
@@ -66,13 +67,19 @@ def _about_data(facts: Facts) -> list[str]:
                 f"{cohort} mean little."
             )
     window = facts.model.get("window", facts.config.model.window)
-    short = int(((table["status"] == "ok") & (table["num_timepoints"] < window)).sum())
-    if short:
-        found.append(
-            f"{count(short, 'usable recording')} {'is' if short == 1 else 'are'} shorter than a "
-            f"window of the model ({window} time points): no model is trained or evaluated on "
-            f"{'it' if short == 1 else 'them'}."
-        )
+    usable = table[table["status"] == "ok"]
+    short = int((usable["num_timepoints"] < window).sum())
+    censored = int((~holds_window(usable, window)).sum()) - short
+    for number, what in (
+        (short, f"shorter than a window of the model ({window} time points)"),
+        (censored, f"censored so far that no window of {window} time points is half there"),
+    ):
+        if number:
+            one = number == 1
+            found.append(
+                f"{count(number, 'usable recording')} {'is' if one else 'are'} {what}: no model "
+                f"is trained or evaluated on {'it' if one else 'them'}."
+            )
     if len(pending):
         verb = "was" if len(pending) == 1 else "were"
         found.append(f"{count(len(pending), 'recording')} {verb} not processed yet.")

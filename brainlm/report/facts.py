@@ -29,7 +29,7 @@ from ..tables import read_tsv
 _SHARD_COLUMNS = [
     "recording_id", "participant_id", "cohort", "split", "status", "reason", "repetition_time_s",
     "duration_s", "num_timepoints", "units", "mean_fd_mm", "mean_dvars", "tsnr", "coverage",
-    "warnings",
+    "warnings", "censored",
 ]  # fmt: skip
 _PACKAGES = (
     "numpy", "scipy", "pandas", "pyarrow", "torch", "scikit-learn", "nibabel", "nilearn",

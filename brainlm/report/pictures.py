@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..atlas import Atlas
+from ..shards.censored import drop_censored
 from .figures import _DASHES, _QUIET, SERIES, as_address, style, to_svg
 
 _MAX_ROWS, _MAX_COLUMNS = 220, 600  # of a carpet; more are not seen
@@ -93,8 +94,9 @@ def _paint_carpet(ax, series: np.ndarray, sample_period_s: float) -> None:
 
 def _standardise(series: np.ndarray) -> np.ndarray:
     values = np.asarray(series, np.float32)
+    kept = drop_censored(values)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (values - values.mean(0)) / values.std(0)
+        return (values - kept.mean(0)) / kept.std(0)
 
 
 def _pool_size(count: int, most: int) -> int:
@@ -392,7 +394,7 @@ def draw_connectivity(series: dict[str, np.ndarray]) -> str:
         axes = figure.subplots(1, len(series) + 1)
         figure.subplots_adjust(0.07, 0.15, 0.98, 0.88, wspace=0.3)
         for number, (ax, (title, values)) in enumerate(zip(axes, series.items(), strict=False)):
-            scaled = _standardise(values)
+            scaled = _standardise(drop_censored(values))
             r = scaled.T @ scaled / len(scaled)
             pairs = r[np.triu_indices(len(r), 1)]
             few = np.round(10 * _pool(_pool(r, _MAX_PAIRS).T, _MAX_PAIRS).T) / 10  # 21 colours

@@ -21,8 +21,10 @@ from ..preprocess.io.derivatives import Derivatives, read_own_sidecar, read_tabl
 from ..preprocess.motion.motion_text import IMAGE
 from ..preprocess.motion.motion_text import TEXT as MOTION
 from ..preprocess.normalise.normalise_text import TEXT as NORMALISE
+from ..preprocess.parcellate.dense_labels import is_dense
 from ..preprocess.parcellate.parcellate_text import TEXT as PARCELLATE
 from ..shards import Corpus
+from ..shards.censored import holds_window, parcels_with_data
 from . import pictures
 from .methods_text import describe_methods
 from .page_blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
@@ -100,11 +102,13 @@ def _summarise(
         blocks.append(Text([f"This recording has no series. {words}."], tone="missing"))
     else:
         blocks.append(Cards(_headlines(row, figures)))
-        if row["num_timepoints"] < config.model.window:
+        if not holds_window(row.to_frame().T, config.model.window).all():
+            short = row["num_timepoints"] < config.model.window
+            what = "is shorter than a window" if short else "has no uncensored half of a window"
             words = (
-                f"This series is shorter than a window of the model: {row['num_timepoints']} time "
-                f"points, {config.model.window} needed (model.window when this page was drawn). "
-                "No model is trained or evaluated on it."
+                f"This series {what} of the model: {row['num_timepoints']} time points, "
+                f"{config.model.window} needed (model.window when this page was drawn). No model "
+                "is trained or evaluated on it."
             )
             blocks.append(Text([words], tone="missing"))
     warned = row.get("warnings")
@@ -123,6 +127,9 @@ def _headlines(row: pd.Series, figures: dict) -> list[tuple[str, str, str]]:
         ("Series", f"{row['num_timepoints']} time points",
          f"every {show(row['sample_period_s'])} s"),
     ]  # fmt: skip
+    if isinstance(row["censored"], np.ndarray):
+        gone = len(row["censored"])
+        items.append(("Censored", f"{gone / row['num_timepoints']:.1%}", f"{gone} time points"))
     for name, label in _SHOWN.items():
         value = figures.get(name, row.get(name))
         if value is not None and not pd.isna(value):
@@ -146,6 +153,7 @@ def _describe_time(files: Derivatives, carpets: dict, row: pd.Series, link) -> l
         *([MOTION.caption("traces")] if len(confounds) else []),
         *([DENOISE.caption("carpets")] if carpets else []),
         *([DENOISE.caption("denoised")] if _AFTER in carpets else []),
+        *([DENOISE.caption("censored")] if isinstance(row["censored"], np.ndarray) else []),
     ]
     alt = f"Motion traces and carpet plots. Mean FD {show(row['mean_fd_mm'])} mm."
     return [Figure("time", " ".join(captions), svg, alt, MOTION.command, files=data)]
@@ -226,7 +234,8 @@ def _name_rule(rule: str) -> str:
 
 def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> list[Any]:
     blocks: list[Any] = []
-    if files.coverage.exists() and atlas.image is not None and atlas.space:
+    volume = atlas.image is not None and not is_dense(atlas)
+    if files.coverage.exists() and volume and atlas.image and atlas.space:
         coverage = read_table(files.coverage)["coverage"]
         svg = pictures.draw_coverage(atlas.image, coverage, _fitted_to(files.normalisation))
         whole = int((coverage > 0.99).sum())
@@ -237,7 +246,7 @@ def _describe_parcels(files: Derivatives, carpets: dict, atlas: Atlas, link) -> 
                              files={"TSV": link(files.coverage)}))  # fmt: skip
     if carpets:
         series = list(carpets.values())[-1]
-        missing = int(np.isnan(series[0].astype(float)).sum())
+        missing = int((~parcels_with_data(series)).sum())
         caption = PARCELLATE.caption(
             "connectivity", series=", ".join(carpets), missing=missing, total=series.shape[1]
         )

@@ -7,6 +7,10 @@ One row is one recording. To decode a row without this package::
 
     row = pandas.read_parquet("shard.parquet").iloc[0]
     series = numpy.frombuffer(row.series, row.series_dtype).reshape(row.num_timepoints, -1)
+
+NaN stands for what was not measured, in either type: a column is a parcel without data, a row a
+time point that was censored (``preprocess.censor``). Time is never closed up: row t is t sample
+periods after the first. A value is missing for one of the two reasons, never by itself.
 """
 
 from .corpus import Corpus

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import BrainLMError
+from .censored import holds_window, list_starts
 from .release import read_places
 from .scaling import Scaling
 from .schema import COLUMNS
@@ -68,11 +69,17 @@ class Corpus:
         return len(self.table)
 
     def usable(self, *, split: str | None = None, min_timepoints: int = 1) -> np.ndarray:
-        """Indices of rows with a series, optionally of one split and long enough."""
-        keep = (self.table["status"] == "ok") & (self.table["num_timepoints"] >= min_timepoints)
+        """Indices of rows with a series, optionally of one split, that hold a window of so many
+        time points (see :mod:`.censored`)."""
+        keep = (self.table["status"] == "ok") & holds_window(self.table, min_timepoints)
         if split is not None:
             keep &= self.table["split"] == split
         return np.flatnonzero(keep.to_numpy())
+
+    def starts(self, index: int, window: int) -> Sequence[int]:
+        """Where windows of one row may begin."""
+        row = self.table.iloc[index]
+        return list_starts(int(row["num_timepoints"]), row["censored"], window)
 
     def series(self, index: int) -> np.ndarray:
         """Stored series [T, R] of one row (stored dtype, read-only)."""
@@ -83,7 +90,7 @@ class Corpus:
         return np.frombuffer(value, row["series_dtype"]).reshape(-1, self.info.num_parcels)
 
     def scaled(self, index: int, scaling: Scaling) -> np.ndarray:
-        """Series [T, R] in float32 after robust scaling, NaN where a parcel has no data."""
+        """Series [T, R] in float32 after robust scaling, NaN where there is no data."""
         return scaling.apply(self.series(index))
 
     def check(self, scaling: Scaling) -> None:

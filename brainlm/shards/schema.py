@@ -28,7 +28,16 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "num_timepoints": (pa.int32(), "T; 0 when there is no series"),
     "series_dtype": (pa.string(), "of this row's series: float16 or float32"),
     "units": (pa.string(), "of the series: percent (of the parcel's mean) or as delivered"),
-    "series": (pa.large_binary(), "C order [T, R], each parcel about its own mean; NaN: no data"),
+    "series": (
+        pa.large_binary(),
+        "C order [T, R], each parcel about its own mean; NaN: a parcel without data (a column) or "
+        "a censored time point (a row)",
+    ),
+    "censored": (
+        pa.list_(pa.int32()),
+        "time points at which every parcel is NaN: the head moved; null without, and in shards of "
+        "before 2027",
+    ),
     "baseline": (pa.list_(pa.float32()), "[R] parcel means, scanner units; null if unknown"),
     "coverage": (pa.list_(pa.float32()), "[R] share of each parcel inside the field of view"),
     "mean_fd_mm": (pa.float64(), "mm, mean framewise displacement (Power)"),

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from .. import __version__
 from ..errors import BrainLMError
 from ..files import atomic_path
+from .censored import find_censored
 from .schema import COLUMNS, SCHEMA_VERSION, shard_schema
 
 #: Largest relative error of rounding to float16: half of the last of 11 bits.
@@ -25,8 +26,9 @@ _ROUNDING = 2.0**-11
 class Recording:
     """One row of a shard; see :data:`brainlm.shards.schema.COLUMNS` for units.
 
-    ``series`` is a float array [T, R] with NaN columns where a parcel has no data, or None when
-    ``status`` is not ``"ok"``.
+    ``series`` is a float array [T, R] with NaN columns where a parcel has no data and NaN rows
+    where time is censored, or None when ``status`` is not ``"ok"``; ``censored`` [C] names those
+    rows, None without (of a recording to write they are found in the series).
     """
 
     recording_id: str
@@ -45,6 +47,7 @@ class Recording:
     start_s: float | None = None
     units: str | None = None
     series: np.ndarray | None = None
+    censored: np.ndarray | None = None
     baseline: np.ndarray | None = None
     coverage: np.ndarray | None = None
     mean_fd_mm: float | None = None
@@ -72,7 +75,7 @@ class ShardInfo:
 
 def _encode(recording: Recording, info: ShardInfo, dtype: str) -> dict:
     row = {name: getattr(recording, name, None) for name in COLUMNS}
-    row.update(num_timepoints=0, series_dtype=dtype, series=None)
+    row.update(num_timepoints=0, series_dtype=dtype, series=None, censored=None)
     for name in ("baseline", "coverage"):
         value = getattr(recording, name)
         row[name] = None if value is None else np.asarray(value, np.float32)
@@ -92,6 +95,8 @@ def _encode(recording: Recording, info: ShardInfo, dtype: str) -> dict:
         dtype = "float32"
         stored = np.ascontiguousarray(series, dtype=dtype)
     row.update(num_timepoints=len(stored), series=stored.tobytes(), series_dtype=dtype)
+    censored = find_censored(series)
+    row["censored"] = censored if len(censored) else None
     return row
 
 
@@ -206,8 +211,8 @@ def read_shard(path: str | os.PathLike) -> list[Recording]:
         dtype = row.pop("series_dtype")
         if series is not None:
             series = np.frombuffer(series, dtype).reshape(count, info.num_parcels)
-        for name in ("baseline", "coverage"):
-            if row[name] is not None:
-                row[name] = np.asarray(row[name], np.float32)
+        for name, kind in (("baseline", "f4"), ("coverage", "f4"), ("censored", "i4")):
+            if row.get(name) is not None:
+                row[name] = np.asarray(row[name], kind)
         out.append(Recording(**{**row, "series": series}))
     return out

@@ -35,6 +35,7 @@ from ..output import tell
 from ..paths import ModelFolder
 from ..progress import clock
 from ..shards import Corpus, Scaling
+from ..shards.censored import holds_window
 from ..steps import STEPS
 from ..tables import write_parquet
 from .checkpoint import Saver, exchange, list_checkpoints, read_checkpoint
@@ -140,7 +141,7 @@ class FineTuning:
         base = _base(pretrained, corpus, model, atlas, released)
         self.scaling = base.scaling or released
         self.table = _table(corpus, labels)
-        long_enough = self.table["num_timepoints"] >= base.config.window
+        long_enough = holds_window(self.table, base.config.window)
         labelled = self.table["label"].notna()
         self.short = int((labelled & ~long_enough).sum())
         self.table = self.table[long_enough]

@@ -24,6 +24,7 @@ from ..errors import BrainLMError
 from ..model.masking import Masker, Masking
 from ..model.ranges import describe_range
 from ..shards import Corpus, Scaling
+from ..shards.censored import holds_window, list_starts, parcels_with_data, spread_evenly
 from ..shards.store import locate_series
 
 #: recordings that are opened to say what share of the parcels they have
@@ -39,7 +40,7 @@ class Batch:
     Attributes
     ----------
     signal : Tensor [B, R, T] float32
-        Scaled; NaN where there is no data.
+        Scaled; NaN where there is no data (a parcel, or censored time).
     noise : Tensor [B, N] float32
         One number per token, to choose tokens by; empty if N is 0.
     rows : ndarray [B]
@@ -103,7 +104,7 @@ class Windows:
     window : int
         T, time points.
     rows : array of int
-        Which recordings; each must have at least T time points.
+        Which recordings; each must hold a window (:func:`brainlm.shards.censored.holds_window`).
     seed : int
     num_tokens : int
         N of the model, for noise; 0 gives none.
@@ -125,6 +126,7 @@ class Windows:
         self.series = MappedSeries(corpus)
         self._order = (-1, self.rows)
         table = corpus.table
+        self._censored = table["censored"].to_numpy(object)
         names = table["cohort"].str.cat(table["recording_id"], sep="/")
         self._keys = np.array([zlib.crc32(name.encode()) for name in names], np.int64)
         usable = scaling.usable
@@ -181,8 +183,11 @@ class Windows:
 
     def starts(self, row: int) -> Sequence[int]:
         """Where a recording's windows may begin."""
-        spare = int(self.series.num_timepoints[row]) - self.window
-        return range(spare + 1) if self.few is None else _spread_evenly(spare, self.few)
+        possible = self._possible(row)
+        return possible if self.few is None else spread_evenly(possible, self.few)
+
+    def _possible(self, row: int) -> Sequence[int]:
+        return list_starts(int(self.series.num_timepoints[row]), self._censored[row], self.window)
 
     def read(self, places: Sequence[tuple[int, int]]) -> Tensor:
         """[n, R, T] the windows at (row, start)."""
@@ -198,11 +203,11 @@ class Windows:
 
     def even(self, row: int, count: int) -> Tensor:
         """[count, R, T] windows spread evenly over one recording, for evaluation."""
-        spare = int(self.series.num_timepoints[row]) - self.window
-        return self.read([(row, start) for start in _spread_evenly(spare, count)])
+        return self.read([(row, start) for start in spread_evenly(self._possible(row), count)])
 
     def cover(self, row: int, most: int = 3) -> Tensor:
-        """[K, R, T] as many windows as fit without overlap, `most` at most, spread evenly."""
+        """[K, R, T] as many windows as fit without overlap, `most` at most, spread evenly (around
+        censored time, where they may overlap)."""
         return self.even(row, min(most, int(self.series.num_timepoints[row]) // self.window))
 
     def _fill(self, out: Tensor, row: int, start: int) -> None:
@@ -210,11 +215,6 @@ class Windows:
         stored = self.series[row][start : start + self.window]
         half = torch.from_numpy(np.array(stored.T, order="C"))  # transposed while it is small
         out.copy_(half).sub_(self._median[:, None]).mul_(self._scale[:, None])
-
-
-def _spread_evenly(spare: int, count: int) -> list[int]:
-    """Where at most `count` windows begin in a recording with `spare` more time points."""
-    return np.unique(np.linspace(0, spare, count).round().astype(int)).tolist()
 
 
 class Prefetch:
@@ -327,6 +327,8 @@ def choose_rows(corpus: Corpus, window: int, split: str) -> tuple[np.ndarray, di
     short = int((usable["num_timepoints"] < window).sum())
     if short:
         left_out[f"shorter than the window of {window} time points"] = short
+    if censored := int((~holds_window(usable, window)).sum()) - short:
+        left_out[f"without a window of {window} time points that is half uncensored"] = censored
     if len(rows) == 0 and len(usable):
         longest = usable.loc[usable["num_timepoints"].idxmax()]
         raise BrainLMError(
@@ -344,7 +346,7 @@ def training_ranges(windows: Windows, table: pd.DataFrame) -> dict[str, tuple[fl
     found = {
         "repetition_time_s": table["repetition_time_s"][rows],
         "mean_fd_mm": table["mean_fd_mm"][rows],
-        "coverage": [np.isfinite(windows.series[row][0]).mean() for row in some],
+        "coverage": [parcels_with_data(windows.series[row]).mean() for row in some],
     }
     ranges = {name: describe_range(values) for name, values in found.items()}
     return {name: five for name, five in ranges.items() if five is not None}

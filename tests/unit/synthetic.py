@@ -29,8 +29,9 @@ class Study:
 
 
 def make_study(folder: Path, *, participants: int = 20, seed: int = 0, timepoints: int = 60,
-               dtype: str = "float16") -> Study:  # fmt: skip
-    """`participants` recordings [T, R] in shards of eight: 70, 20 and 10 % by split."""
+               dtype: str = "float16", censor: float = 0.0) -> Study:  # fmt: skip
+    """`participants` recordings [T, R] in shards of eight: 70, 20 and 10 % by split; of every
+    second one a share of the time is censored."""
     random = np.random.default_rng(seed)
     info = ShardInfo("toy", SHA, R, 1.0)
     recordings, labels = [], {}
@@ -42,6 +43,8 @@ def make_study(folder: Path, *, participants: int = 20, seed: int = 0, timepoint
         series = series + 0.3 * random.standard_normal(series.shape)
         if subject % 6 == 1:
             series[:, 2] = np.nan
+        if censor and subject % 2:
+            series[random.random(len(series)) < censor] = np.nan
         split = "train" if subject % 10 < 7 else "validation" if subject % 10 < 9 else "test"
         recordings.append(Recording(f"{name}_task-rest", name, "toy", split, series=series,
                                     sample_period_s=1.0, units="percent"))  # fmt: skip

@@ -15,7 +15,7 @@ from chain import make_place
 from brainlm.atlas import load_atlas
 from brainlm.cohort.layouts import LAYOUTS
 from brainlm.cohort.recordings import Entry
-from brainlm.config import Preprocess
+from brainlm.config import Censor, Preprocess
 from brainlm.errors import RecordingError
 from brainlm.preprocess.delivered.movement import read_movement
 from brainlm.preprocess.delivered.parcel_series import take_series
@@ -273,6 +273,58 @@ def test_xcpd_series_bring_their_displacement_and_no_gaps(tmp_path, atlas, truth
     moved.write_text("framewise_displacement\tx\n" + "0.1\t1\n" * (COUNT + 9))
     with pytest.raises(RecordingError, match="time has gaps"):
         take(tmp_path / "in", "xcpd", atlas, tmp_path)
+
+
+def test_delivered_images_are_censored_by_their_displacement(tmp_path, atlas, truth, motion):
+    series, volumes, affine = truth
+    displacement = np.r_[np.nan, np.full(COUNT - 1, 0.25)]
+    displacement[[20, 21, 50]] = 0.9
+    kept = ~(displacement > 0.5)
+    spoilt = volumes * np.where(kept, 1, 40).astype(np.float32)[:, None, None, None]
+    save(fmriprep(tmp_path / "in"), spoilt, affine)
+    table = tmp_path / "in" / f"{RUN}_desc-confounds_timeseries.tsv"
+    write_confounds(table, motion, framewise_displacement=displacement)
+    table.write_text(table.read_text().replace("nan", "n/a"))
+    config = CONFIG.model_copy(update={"censor": Censor(fd_mm=0.5)})
+    figures, stored = take(tmp_path / "in", "fmriprep", atlas, tmp_path, config, confounds="none")
+    wanted = 100 * clean(series, TR, high_pass_hz=0.008, kept=kept) / series[kept].mean(0)
+    np.testing.assert_allclose(stored["series"], wanted, atol=2e-3)
+    assert figures["censored_share"] == 3 / COUNT
+    assert figures["warnings"][-1].startswith("censored: 3 of 80 volumes (3.8%)")
+    table.unlink()
+    save(fmriprep(tmp_path / "in"), volumes, affine)
+    figures, stored = take(
+        tmp_path / "in", "fmriprep", atlas, tmp_path / "b",
+        CONFIG.model_copy(update={"censor": Censor(fd_mm=9)}), confounds="none",
+    )  # fmt: skip
+    assert figures["warnings"][-1].startswith("not censored: no file")
+    assert np.isfinite(stored["series"]).any(1).all()
+
+
+def test_xcpd_time_is_censored_by_displacement_and_where_it_was_interpolated(
+    tmp_path, atlas, truth
+):
+    series_table(tmp_path / "in", atlas, truth[0], "demo424")
+    run = tmp_path / "in" / RUN
+    moved = np.full(COUNT, 0.1)
+    moved[[5, 6]] = 1.0
+    rows = "\n".join(f"{value:g}" for value in moved)
+    Path(f"{run}_motion.tsv").write_text(f"framewise_displacement\n{rows}\n")
+    marks = "\n".join("1" if k in (6, 30) else "0" for k in range(COUNT))
+    Path(f"{run}_outliers.tsv").write_text(f"framewise_displacement\n{marks}\n")
+    config = CONFIG.model_copy(update={"censor": Censor(fd_mm=0.5)})
+    figures, out = take(tmp_path / "in", "xcpd", atlas, tmp_path, config)
+    with np.load(next((out / "series").glob("*.npz"))) as stored:
+        gone = np.isnan(stored["series"]).all(1)
+    assert np.flatnonzero(gone).tolist() == [5, 6, 30]
+    assert figures["warnings"] == [
+        "censored: 3 of 80 volumes (3.8%), framewise displacement above 0.5 mm"
+    ]
+    figures, _ = take(tmp_path / "in", "xcpd", atlas, tmp_path)
+    assert figures["warnings"] == ["censored: 2 of 80 time points were interpolated"]
+    with pytest.raises(RecordingError, match=r"154\.0 s of 160\.0 s are left, 4% are censored"):
+        take(tmp_path / "in", "xcpd", atlas, tmp_path,
+             config.model_copy(update={"min_duration_s": 155.0}))  # fmt: skip
 
 
 def series_table(folder: Path, atlas, series, segmentation: str, names=()) -> None:

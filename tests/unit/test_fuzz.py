@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from brainlm.errors import RecordingError
 from brainlm.preprocess.delivered.movement import read_movement
-from brainlm.preprocess.delivered.series_checks import count_censored
+from brainlm.preprocess.delivered.series_checks import read_outliers
 from brainlm.preprocess.io.read import open_bold
 from brainlm.preprocess.stages.voxels import shift_slices
 
@@ -125,4 +125,4 @@ def test_tables_of_motion(tmp_path, header, rows, name):
     path = tmp_path / name
     path.write_text("\n".join("\t".join(row) for row in [header, *rows]))
     ends_in_words(read_movement, path)
-    ends_in_words(count_censored, path, len(rows))
+    ends_in_words(read_outliers, path, len(rows))

@@ -35,6 +35,14 @@ TREES = {
         "sub-01/ses-1/func/sub-01_ses-1_task-nback_space-MNI152NLin6Asym_res-2_desc-preproc_bold"
         ".nii.gz",
     ],
+    "cifti": [
+        f"{FMRIPREP}_space-fsLR_den-91k_bold.dtseries.nii",
+        f"{FMRIPREP}_space-fsLR_den-91k_bold.json",
+        f"{FMRIPREP}_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz",
+        f"{FMRIPREP}_desc-confounds_timeseries.tsv",
+        "sub-01/ses-1/func/sub-01_ses-1_task-nback_space-fsLR_den-91k_bold.dtseries.nii",
+        "sub-01/ses-1/func/sub-01_ses-1_task-nback_space-fsLR_den-91k_stat-alff.dtseries.nii",
+    ],
     "xcpd": [
         f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Glasser_stat-mean_timeseries.tsv",
         f"{FMRIPREP}_space-MNI152NLin6Asym_seg-Glasser_stat-mean_timeseries.json",
@@ -130,6 +138,7 @@ TREES = {
 FOUND = {
     "bids": ["sub-01_ses-1_task-rest_run-1"],
     "fmriprep": ["sub-01_ses-1_task-nback", "sub-01_ses-1_task-rest_run-1"],
+    "cifti": ["sub-01_ses-1_task-nback", "sub-01_ses-1_task-rest_run-1"],
     "xcpd": ["sub-01_ses-1_task-rest_run-1"],
     "ukb": [
         "sub-1000223_ses-2_task-facesshapesemotion",

@@ -192,6 +192,8 @@ def test_cifti_series_of_parcels(tmp_path, axes):
     series, tr_s = read_series(path, parcels=["Area-A", "area b", "area c", "area d", "area e"])
     np.testing.assert_allclose(series, values, rtol=1e-6)
     assert tr_s == pytest.approx(0.72)
+    turned, _ = read_series(path, parcels=names[::-1])
+    np.testing.assert_allclose(turned, values[:, ::-1], rtol=1e-6)
     with pytest.raises(RecordingError, match="column 1 is area a, the atlas's parcel 1 is other"):
         read_series(path, parcels=["other", *names[1:]])
     (tmp_path / "sub-01_task-rest_atlas-x_timeseries.json").write_text('{"RepetitionTime": 2}')

@@ -23,6 +23,7 @@ from brainlm.atlas import load_atlas
 from brainlm.cohort.recordings import Entry
 from brainlm.config import Preprocess
 from brainlm.errors import BrainLMError, RecordingError
+from brainlm.files import read_json
 from brainlm.preprocess.delivered.parcel_series import take_series
 from brainlm.preprocess.denoise import ica
 from brainlm.preprocess.denoise.confounds import read_nuisance
@@ -249,6 +250,43 @@ def test_stages_can_be_rerun_alone_and_leave_nothing_stale(chain, tmp_path):
     assert other.hashes() == chain.hashes()
 
 
+def test_artefacts_in_censored_volumes_change_nothing_that_is_written(chain, tmp_path):
+    """The raw images of volumes that moved are replaced by noise, after the fits were made."""
+    shutil.copytree(chain.out, tmp_path / "a")
+    shutil.copytree(chain.out, tmp_path / "b")
+    moved = read_table(chain.paths.confounds)["framewise_displacement"]
+    limit = float(np.nanpercentile(moved, 85))
+    gone = moved > limit
+    config = Preprocess(censor={"fd_mm": limit}, outputs=("timeseries", "volumes"))
+
+    def spoil(data):
+        data[..., gone] = np.random.default_rng(0).uniform(0, 3e4, (*data.shape[:3], gone.sum()))
+        return data
+
+    clear = chain.at(tmp_path / "a")
+    figures = clear.run("parcellate", config=config)
+    spoilt = with_data(chain, tmp_path, spoil).at(tmp_path / "b")
+    assert spoilt.run("parcellate", config=config).keys() == figures.keys()
+    assert clear.hashes() == spoilt.hashes()
+    share = f"({gone.mean():.1%}), framewise displacement above {limit:g} mm"
+    assert figures["warnings"] == [f"censored: {gone.sum()} of {len(gone)} volumes {share}"]
+    series, before = clear.series()["series"], chain.series()["series"]
+    missing = np.isnan(series).all(1)
+    assert figures["censored_share"] == missing.mean() and 0.1 < missing.mean() < 0.3
+    known = np.isfinite(before).all(0)
+    pairs = zip(series[~missing][:, known].T, before[~missing][:, known].T, strict=True)
+    assert np.median([np.corrcoef(*pair)[0, 1] for pair in pairs]) > 0.95
+    assert list(read_table(clear.paths.timeseries))[:1] == [chain.atlas.names[0]]
+    listed = read_json(sidecar(clear.paths.volumes))["CensoredVolumes"]
+    assert listed == np.flatnonzero(gone).tolist()
+    image = np.asarray(nib.load(clear.paths.volumes).dataobj)
+    assert (image[..., gone] == 0).all() and (image[..., ~gone] != 0).any((0, 1, 2)).all()
+    short = config.model_copy(update={"min_duration_s": 230.0})
+    with pytest.raises(RecordingError, match=r"are left, .* are censored") as error:
+        clear.run("parcellate", config=short)
+    assert error.value.status == "too_short" and error.value.figures["duration_s"] > 0
+
+
 def test_an_ica_that_does_not_converge_is_a_warning(chain, tmp_path, monkeypatch):
     shutil.copytree(chain.out, tmp_path / "out")
     monkeypatch.setattr(ica, "MAX_ITERATIONS", 2)
@@ -449,7 +487,11 @@ def test_raw_means_become_percent_where_the_cohort_says_that_they_are(chain, tmp
         (lambda s: s.T, "bad_data", "transposed"),
         (lambda s: s[:50], "too_short", "100.0 s usable (50 time points)"),
         (lambda s: np.where(np.arange(424) < 300, 0, s), "parcellation_failed", "300 of 424"),
-        (lambda s: np.where(np.arange(100)[:, None] == 40, np.nan, s), "bad_data", "first 40"),
+        (
+            lambda s: np.where((np.arange(100)[:, None] == 40) & (np.arange(424) < 9), np.nan, s),
+            "bad_data",
+            "first 40) in 9 parcels",
+        ),
         (lambda s: np.where(np.arange(100)[:, None] == 40, np.inf, s), "bad_data", "first 40"),
         (lambda s: s[0], "unreadable", "[time, parcel]"),
         (lambda s: s.astype(complex), "unreadable", "complex128"),

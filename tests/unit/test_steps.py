@@ -16,7 +16,7 @@ from brainlm import cli
 from brainlm.atlas import Atlas, Registered, identify_atlas, load_atlas, registered
 from brainlm.cohort.index import update_index
 from brainlm.cohort.layouts import LAYOUTS
-from brainlm.config import Cohort, Config, Preprocess, parse_config
+from brainlm.config import Censor, Cohort, Config, Preprocess, parse_config
 from brainlm.errors import BrainLMError
 from brainlm.files import is_whole
 from brainlm.preprocess.chunk import run_stage
@@ -50,6 +50,7 @@ PREPROCESS = {
     "denoise": ["ica", "none", ("motion24", "wm-csf")],
     "use_t1w": [False, True],
     "min_coverage": [0.5, 0.7],
+    "censor": [None, Censor(fd_mm=0.5), Censor(fd_mm=0.2)],
     "time_limit_min": [30.0, 60.0],
     "outputs": [(), ("timeseries",), ("volumes",)],
 }

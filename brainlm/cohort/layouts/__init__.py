@@ -32,6 +32,7 @@ from .base import (
     settle_versions,
 )
 from .bids import BIDS
+from .cifti import CIFTI
 from .embarc import EMBARC
 from .fmriprep import FMRIPREP
 from .hcp import HCP, HCP_FIX
@@ -44,7 +45,7 @@ from .yooattn import YOOATTN
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        BIDS, FMRIPREP, XCPD, UKB, HCP, HCP_FIX, PARCELS, ADNI, EMBARC, TOPS, YOOATTN,
+        BIDS, FMRIPREP, CIFTI, XCPD, UKB, HCP, HCP_FIX, PARCELS, ADNI, EMBARC, TOPS, YOOATTN,
     )
 }  # fmt: skip
 

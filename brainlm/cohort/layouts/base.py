@@ -332,7 +332,7 @@ def found_bids(
     A session that only the folder has is taken from the folder.
     """
     name = name or item.name
-    stem = re.sub(r"\.(ptseries\.nii|nii|nii\.gz|tsv|npy|dat)$", "", name)
+    stem = re.sub(r"\.([dp]tseries\.nii|nii|nii\.gz|tsv|npy|dat)$", "", name)
     *parts, _ = stem.split("_")
     entities, _ = parse_name(stem)
     places = dict(part.split("-", 1) for part in relative(item.path, folder).split("/")[:-1]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from functools import partial
 from pathlib import Path
 
@@ -38,36 +38,42 @@ def find(folder: Path, skip: Set[str], *, clean: bool) -> list[Found]:
     is read, so that it is counted; of cleaned images only rest is expected.
     """
     scan = partial(_subject, folder, clean)
-    return per_subject(folder, skip, scan, _participant)
+    return per_subject(folder, skip, scan, participant)
 
 
-def _participant(name: str) -> str | None:
+def participant(name: str) -> str | None:
     match = _SUBJECT.fullmatch(name)
     return f"sub-{match[1]}" if match else None
 
 
-def _subject(folder: Path, clean: bool, subject: str) -> list[Found]:
+def list_runs(
+    folder: Path, subject: str, left: list[Found]
+) -> Iterator[tuple[str, dict[str, str], list[os.DirEntry], tuple[str, ...]]]:
+    """(name, entities, files, companions) of each run's folder; links without content go to
+    `left`."""
     results = folder / subject / "MNINonLinear" / "Results"
-    if not results.is_dir():
-        return []
-    recordings: list[Found] = []
-    for run in files(str(results)):
+    for run in files(str(results)) if results.is_dir() else ():
         match = _RUN.fullmatch(run.name)
-        if not match or not is_folder(folder, run, recordings):
-            continue
-        there = files(run.path)
+        if match and is_folder(folder, run, left):
+            there = files(run.path)
+            near = [item.path for item in there if item.name == "Movement_Regressors.txt"]
+            about = tuple(relative(path, folder) for path in near)
+            yield run.name, _entities(subject, match), there, about
+
+
+def _subject(folder: Path, clean: bool, subject: str) -> list[Found]:
+    recordings: list[Found] = []
+    for name, entities, there, about in list_runs(folder, subject, recordings):
         items = [item for item in there if is_image(item.name)]
-        near = [item.path for item in there if item.name == "Movement_Regressors.txt"]
-        about = tuple(relative(path, folder) for path in near)
-        paths = [item.path for item in items if _is_run(item.name, run.name, clean)]
+        paths = [item.path for item in items if _is_run(item.name, name, clean)]
         if clean:  # what was cleaned twice is there after each
             twice = {path.replace("_rclean_tclean", "") for path in paths if "_rclean" in path}
             paths = [path for path in paths if path not in twice]
         others = [item for item in items if item.path not in paths]
         recordings += [leave(folder, item, "another image of a run") for item in others]
-        if not paths and match[4] and (run.name[0] == "r" or not clean):
-            paths = [os.path.join(run.path, f"{run.name}{'_hp2000_clean' * clean}.nii.gz")]
-        entities = _entities(subject, match)
+        if not paths and "dir" in entities and (name[0] == "r" or not clean):
+            run = folder / subject / "MNINonLinear" / "Results" / name
+            paths = [str(run / f"{name}{'_hp2000_clean' * clean}.nii.gz")]
         recordings += [make_found(folder, path, entities, companions=about) for path in paths]
     return recordings
 

@@ -3,8 +3,8 @@
 The same participants, windows, budget and early stopping as fine-tuning: at most
 ``Finetune.epochs`` passes, one random window of each recording a pass, the weights of the best
 validation loss kept.
-Each is fitted at its authors' learning rate, meant for hundreds of passes, and at :data:`RATE`;
-validation participants decide.
+Missing values are 0, the scaled median. Each is fitted at its authors' learning rate, meant for
+hundreds of passes, and at :data:`RATE`; validation participants decide.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
     target = torch.from_numpy((known.y - shift) / scale).float().to(device)
 
     def look(signal: Tensor) -> Tensor:
-        filled = signal.nan_to_num(0.0).to(device)
-        return correlations(filled) if name in OF_CORRELATIONS else filled.transpose(1, 2)
+        signal = signal.to(device)
+        if name in OF_CORRELATIONS:
+            return correlations(signal)
+        return signal.nan_to_num(0.0).transpose(1, 2)
 
     @torch.inference_mode()
     def predict(net: nn.Module, rows: np.ndarray) -> np.ndarray:
@@ -84,6 +86,6 @@ def fit_network(name: str, known: Known, windows: Windows, options: Finetune) ->
 
 
 def correlations(signal: Tensor) -> Tensor:
-    """[B, R, T] -> [B, R, R], 0 where a parcel is missing or constant."""
-    unit = F.normalize(signal - signal.mean(-1, keepdim=True), dim=-1)
+    """[B, R, T] -> [B, R, R] over known time; 0 where a parcel is missing or constant."""
+    unit = F.normalize((signal - signal.nanmean(-1, keepdim=True)).nan_to_num(0.0), dim=-1)
     return unit @ unit.transpose(1, 2)

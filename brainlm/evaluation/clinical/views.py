@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ...shards import Corpus, Scaling
+from ...shards.censored import drop_censored
 
 #: Windows per recording that embeddings and networks average when they predict.
 WINDOWS = 3
@@ -24,14 +25,14 @@ def correlate_parcels(series: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     series : ndarray [T, R]
-        NaN columns are parcels without data.
+        NaN columns are parcels without data, NaN rows censored time points.
 
     Returns
     -------
     ndarray [R (R - 1) / 2] float32
         Upper triangle, row by row; NaN where either parcel is missing or constant.
     """
-    values = np.asarray(series, np.float32)
+    values = np.asarray(drop_censored(series), np.float32)
     values = values - values.mean(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         spread = np.linalg.norm(values, axis=0)
@@ -134,7 +135,10 @@ def one_hot(table: pd.DataFrame, like: pd.DataFrame) -> np.ndarray:
 
 def raw_series(corpus: Corpus, scaling: Scaling, window: int, rows) -> np.ndarray:
     """[S, R * T] the first window of each participant's first recording, scaled."""
-    return np.stack([corpus.scaled(r[0], scaling)[:window].T.ravel() for r in rows])
+    starts = [int(corpus.starts(r[0], window)[0]) for r in rows]
+    windows = [corpus.scaled(r[0], scaling)[s : s + window]
+               for r, s in zip(rows, starts, strict=True)]  # fmt: skip
+    return np.stack([window.T.ravel() for window in windows])
 
 
 def embed(model, corpus: Corpus, rows) -> dict[str, np.ndarray]:

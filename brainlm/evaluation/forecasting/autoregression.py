@@ -6,7 +6,8 @@
   error in the space of these components: a low-rank vector autoregression.
 
 Fitted on every stretch of the training recordings; order, rank and penalty are chosen by squared
-error on the validation recordings. Missing parcels count as zero, the scaled median.
+error on the validation recordings. Missing parcels count as zero, the scaled median, and so does
+censored time of what is given; the fit is to pairs of time points that are both there.
 """
 
 from __future__ import annotations
@@ -86,11 +87,33 @@ def _fit_ar(corpus, scaling, train, check, given, horizon) -> tuple[Linear, np.n
 
 def _gram(corpus: Corpus, scaling: Scaling, rows: Sequence[int], length: int) -> np.ndarray:
     """[R, length, length] second moments of all stretches of the recordings, per parcel."""
-    total = np.zeros((corpus.info.num_parcels, length, length))
+    total, pairs = np.zeros((corpus.info.num_parcels, length, length)), _Pairs(length)
     for row in rows:
-        parts = stretches(_series(corpus, scaling, row), length)
+        series = _series(corpus, scaling, row)
+        parts = stretches(series, length)
         total += np.einsum("rnl,rnm->rlm", parts, parts, optimize=True)
-    return total
+        pairs.add(series)
+    return total * pairs.scale()
+
+
+class _Pairs:
+    """Counts in how many stretches two time points are there: moments are over those."""
+
+    def __init__(self, length: int, every: int = 1):
+        self.length, self.every = length, every
+        self.all, self.there = 0, np.zeros((length, length))
+
+    def add(self, series: np.ndarray) -> np.ndarray:
+        """[n, length] which time points of stretches of a series [R, T], 0 without data."""
+        kept = np.any(series, 0)[None].astype(float)
+        parts = stretches(kept, self.length, self.every)[0]
+        self.all += len(parts)
+        self.there += parts.T @ parts
+        return parts
+
+    def scale(self) -> np.ndarray:
+        """[length, length] all stretches to those with both points; 1 where none is censored."""
+        return self.all / np.maximum(self.there, 1)
 
 
 def _ridge(gram: np.ndarray, inputs: slice, outputs: slice, penalty: float) -> np.ndarray:
@@ -153,10 +176,12 @@ def _error_moments(corpus, scaling, rows, axes, ar, horizon: int) -> np.ndarray:
     most = ar.shape[1]
     lags = min(most, max(VAR_ORDERS))
     size = axes.shape[1] * (lags + horizon)
-    total = np.zeros((size, size))
+    total, pairs = np.zeros((size, size)), _Pairs(most + horizon, every=4)
     for row in rows:
-        parts = stretches(_series(corpus, scaling, row), most + horizon, every=4)  # [R, n, L + H]
+        series = _series(corpus, scaling, row)
+        parts = stretches(series, most + horizon, every=4)  # [R, n, L + H]
         error = parts[..., most:] - np.einsum("rnl,rlh->rnh", parts[..., :most], ar, optimize=True)
+        error = error * pairs.add(series)[:, most:]
         last = parts[..., most - lags : most]
         both = np.concatenate([last, error], -1)
         scores = np.einsum("rk,rnl->nkl", axes, both, optimize=True)
@@ -168,7 +193,9 @@ def _error_moments(corpus, scaling, rows, axes, ar, horizon: int) -> np.ndarray:
             axis=1,
         )
         total += table.T @ table
-    return total
+    place = np.arange(most - lags, most + horizon)  # of the time points, in the table's order
+    place = np.concatenate([np.tile(part, axes.shape[1]) for part in np.split(place, [lags])])
+    return total * pairs.scale()[np.ix_(place, place)]
 
 
 def _select(moments: np.ndarray, rank: int, order: int, count: int, most: int) -> np.ndarray:

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ...errors import BrainLMError
 from ...shards import Corpus, Scaling
+from ...shards.censored import choose_apart
 from ..job import Job
 from ..metrics import POOLED, of_sums, sum_values
 from ..participants import long_enough
@@ -29,7 +30,8 @@ from .autoregression import fit_autoregressions
 MODEL = "fine-tuned"
 _EXAMPLES = 3  # recordings per cohort, and parcels of each
 
-#: past [K, R, G] -> forecast [K, R, H]; past is NaN where there is no data
+#: past [K, R, G] -> forecast [K, R, H]; past is NaN where there is no data: methods that know no
+#: missing values take the scaled median there, 0. What is not there is not asked for
 Forecast = Callable[[np.ndarray], np.ndarray]
 
 
@@ -56,10 +58,11 @@ class Setting:
         return rows[[roles.get(cohort) != "external" for cohort in cohorts]]
 
     def windows(self, index: int) -> np.ndarray:
-        """[K, R, T] windows of a recording one after another, so that every run sees the same."""
+        """[K, R, T] windows of a recording one after another, past censored time, so that every
+        run sees the same."""
         series = self.corpus.scaled(int(index), self.scaling).T
-        count = series.shape[1] // self.window
-        return np.stack(np.split(series[:, : count * self.window], count, axis=1))
+        starts = choose_apart(self.corpus.starts(int(index), self.window), self.window)
+        return np.stack([series[:, start : start + self.window] for start in starts])
 
     def sum_errors(self, indices: Sequence[int], method: Forecast) -> np.ndarray:
         """[N, H, 8] sums per recording and step; see :func:`~.metrics.sum_values`."""
@@ -132,19 +135,31 @@ def trivial(ahead: int) -> dict[str, Forecast]:
     """What needs no training."""
 
     def line(past: np.ndarray) -> np.ndarray:
-        """Least squares through the last H given points, carried on."""
+        """Least squares through those of the last H given points that are there, carried on."""
         count = min(ahead, past.shape[-1])
-        recent = np.nan_to_num(past[..., -count:])
-        time = np.arange(count) - (count - 1) / 2
-        slope = recent @ time / max(time @ time, 1e-12)
-        steps = (count - 1) / 2 + 1 + np.arange(ahead)
-        return recent.mean(-1, keepdims=True) + slope[..., None] * steps
+        recent = past[..., -count:]
+        known = np.isfinite(recent)
+        there = np.maximum(known.sum(-1, keepdims=True), 1)
+        time = np.broadcast_to(np.arange(count), known.shape)
+        middle = (time * known).sum(-1, keepdims=True) / there
+        mean = np.nansum(recent, -1, keepdims=True) / there
+        apart = (time - middle) * known
+        size = np.maximum((apart * apart).sum(-1, keepdims=True), 1e-12)
+        slope = np.nansum(recent * apart, -1, keepdims=True) / size
+        return mean + slope * (count + np.arange(ahead) - middle)
 
     return {
         "linear": line,
-        "last value": lambda past: np.repeat(np.nan_to_num(past[..., -1:]), ahead, -1),
+        "last value": lambda past: np.repeat(last_known(past), ahead, -1),
         "zero": lambda past: np.zeros((*past.shape[:-1], ahead)),
     }
+
+
+def last_known(past: np.ndarray) -> np.ndarray:
+    """[..., 1] the last value that is there; 0 without any."""
+    known = np.isfinite(past)
+    place = past.shape[-1] - 1 - known[..., ::-1].argmax(-1)
+    return np.nan_to_num(np.take_along_axis(past, place[..., None], -1))
 
 
 def _fit_linear(setting: Setting, train, check) -> dict[str, FittedForecaster]:
@@ -213,7 +228,9 @@ def _method(forecaster) -> Forecast:
     @torch.inference_mode()
     def forecast(past: np.ndarray) -> np.ndarray:
         given = torch.from_numpy(np.ascontiguousarray(past, np.float32)).to(device)
-        return forecaster(given).float().cpu().numpy()
+        alike = bool((given.isnan() == given[:1].isnan()).all())  # else each is a batch of its own
+        parts = [given] if alike else given.split(1)
+        return torch.cat([forecaster(part) for part in parts]).float().cpu().numpy()
 
     return forecast
 
@@ -266,7 +283,8 @@ def _examples(setting: Setting, indices, fits: dict[str, FittedForecaster]) -> l
     for index in indices:
         signal = setting.windows(index)[0]
         steps = np.arange(setting.window) - (setting.window - setting.ahead) + 1
-        spread = np.where(np.isfinite(signal).all(1), signal.std(1), np.inf)
+        there = signal[:, np.isfinite(signal).any(0)]
+        spread = np.where(np.isfinite(there).all(1), there.std(1), np.inf)
         known = int(np.isfinite(spread).sum())
         parcels = np.argsort(spread)[(known * np.linspace(0.25, 0.75, _EXAMPLES)).astype(int)]
         recording = setting.corpus.table.loc[index, ["cohort", "recording_id"]].to_dict()

@@ -39,7 +39,7 @@ class TransformerForecaster(Forecaster):
     decoder would first have to learn to find that token by attention.
 
     Training drops most of the older tokens; in evaluation mode every given token is seen, and
-    the windows of a batch must lack the same parcels, as those of one recording do.
+    the windows of a batch must lack the same values, as uncensored ones of one recording do.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class TransformerForecaster(Forecaster):
         missing = self.model.grid.cut(window)[2]
         B, N = missing.shape
         older = ~(self.ahead | self.newest)
-        count = int((~missing & ~self.ahead).sum(1).min())
+        count = max(1, int((~missing & ~self.ahead).sum(1).min()))
         raster = torch.arange(N, device=window.device) / N
         if not self.training:
             noise = (raster + 3 * self.ahead).expand(B, -1)

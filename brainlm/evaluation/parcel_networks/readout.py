@@ -19,6 +19,7 @@ import pandas as pd
 from ...config import Evaluate
 from ...errors import BrainLMError
 from ...shards import Corpus
+from ...shards.censored import drop_censored
 from ..job import Job
 from ..participants import long_enough
 from ..rows import compare, describe_left_out, rows_of_units
@@ -143,7 +144,7 @@ def _trained(model, corpus: Corpus, roles, epochs: int, batch_size: int, seed: i
 
 def connectivity_rows(series: np.ndarray) -> np.ndarray:
     """[R, R] correlations of a series [R, T], 0 where either is missing or constant."""
-    filled = np.nan_to_num(series)  # a parcel has all its values, or none
+    filled = np.nan_to_num(drop_censored(series.T).T)  # a parcel has all its values, or none
     centred = filled - filled.mean(1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
     unit = np.divide(centred, norm, out=np.zeros_like(centred), where=norm > 1e-9)
@@ -227,7 +228,7 @@ def _classify_all(model, corpus: Corpus, indices, labels, coordinates, kinds, se
         series = corpus.scaled(int(index), model.scaling).T
         known = np.isfinite(series).any(1) & (labels >= 0)
         truth, signal = labels[known], windows.cover(int(index)).to(device)
-        own = _features(model, signal, np.nan_to_num(series))
+        own = _features(model, signal, np.nan_to_num(drop_censored(series.T).T))
         for seed, trained in zip(seeds, kinds, strict=True):
             features = own | {name: _codes(network, signal) for name, network in trained.items()}
             train, test = divide_parcels(truth, _mix(seed, row))

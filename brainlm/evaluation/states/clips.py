@@ -14,6 +14,7 @@ import pandas as pd
 from ...cohort.events import ConditionBlock, EventFiles, read_events
 from ...errors import BrainLMError
 from ...shards import Corpus, Scaling
+from ...shards.censored import MOST_CENSORED
 from ..tasks import StatesTask
 
 _TOLERANCE = 1e-9
@@ -122,7 +123,10 @@ class _Cutter:
         clips = self._whole(row) if self.task.label == "task" else self._blocks(row)
         if not clips:
             raise _NoClip("without a clip of one condition")
-        return clips
+        kept = drop_censored_clips(clips, row.censored)
+        if not kept:
+            raise _NoClip("with censored clips only")
+        return kept
 
     def _whole(self, row) -> Cut:
         """One clip after another from the first time point; a shorter run is one clip."""
@@ -152,6 +156,17 @@ class _Cutter:
         return cut_blocks(events.blocks, row.num_timepoints, self.points, self.period_s,
                           shift_s=self.task.delay_s - start_s,
                           min_share=self.task.min_share)  # fmt: skip
+
+
+def drop_censored_clips(clips: Cut, censored: Sequence[int] | None) -> Cut:
+    """Clips of which at least half is there."""
+    if censored is None or np.isscalar(censored):
+        return clips
+    gone = np.asarray(censored)
+    return [
+        (start, stop, name) for start, stop, name in clips
+        if ((gone >= start) & (gone < stop)).sum() <= MOST_CENSORED * (stop - start)
+    ]  # fmt: skip
 
 
 def cut_blocks(

@@ -13,10 +13,11 @@ from ...cohort.recordings import Entry
 from ...config import Cohort, Preprocess
 from ...errors import RecordingError
 from ..io.read import read_series
+from ..parcellate.censoring import NOT_CENSORED, check_kept, choose_kept, describe_censored
 from ..stages.context import Context, Figures
 from ..stages.products import save_series
 from .movement import read_movement
-from .series_checks import check_series, count_censored
+from .series_checks import check_series, read_outliers
 
 
 def take_series(entry: Entry, context: Context) -> Figures:
@@ -41,20 +42,33 @@ def take_series(entry: Entry, context: Context) -> Figures:
         other_names=accepted,
     )
     acquired = {"repetition_time_s": tr_s, "duration_s": len(raw) * tr_s}
+    companions = LAYOUTS[cohort.layout].companions(entry.path)
+    displacement_mm = _displacement(entry, companions, len(raw))
+    known = np.isfinite(displacement_mm).any()
+    moved = float(np.nanmean(displacement_mm)) if known else float("nan")
+    filled = np.zeros(len(raw), bool)
+    if companions.outliers:
+        filled = read_outliers(companions.outliers, len(raw))
+    kept = choose_kept(displacement_mm, config) & ~np.isnan(raw).all(1)
+    warnings: list[str] = []
+    if config.censor is None:
+        if filled.any():
+            words = f"censored: {filled.sum()} of {len(raw)} time points were interpolated"
+            warnings.append(words)
+    else:
+        kept &= ~filled  # interpolated values are no measurement
+        if companions.motion is None and companions.outliers is None:
+            warnings.append(NOT_CENSORED)
     try:
         _check_duration(raw, acquired["duration_s"], config)
+        check_kept(kept, tr_s, config)
         settled = settle_series(
-            raw, tr_s, units=cohort.units, num_parcels=atlas.num_parcels,
-            sample_period_s=config.sample_period_s,
+            np.where(kept[:, None], raw, np.nan), tr_s, units=cohort.units,
+            num_parcels=atlas.num_parcels, sample_period_s=config.sample_period_s,
         )  # fmt: skip
     except RecordingError as error:
         raise RecordingError(error.status, f"{entry.path}: {error.reason}", **acquired) from None
-    companions = LAYOUTS[cohort.layout].companions(entry.path)
-    moved = _displacement(entry, companions, len(raw))
-    censored = count_censored(companions.outliers, len(raw)) if companions.outliers else 0
-    warnings: list[str] = []
-    if censored:
-        warnings.append(f"censored: {censored} of {len(raw)} time points were interpolated")
+    warnings += describe_censored(kept, config)
     series, dead = settled.series, settled.dead
     save_series(
         context.series,
@@ -70,13 +84,18 @@ def take_series(entry: Entry, context: Context) -> Figures:
         mean_dvars=np.nan,
         tsnr=np.nan,
     )
-    return acquired | {
-        "mean_fd_mm": moved,
-        "num_timepoints": len(series),
-        "parcels_with_data": int((~dead).sum()),
-        "mean_coverage": float((~dead).mean()),
-        "warnings": warnings,
-    }
+    share = {"censored_share": float(np.isnan(series).all(1).mean())} if config.censor else {}
+    return (
+        acquired
+        | share
+        | {
+            "mean_fd_mm": moved,
+            "num_timepoints": len(series),
+            "parcels_with_data": int((~dead).sum()),
+            "mean_coverage": float((~dead).mean()),
+            "warnings": warnings,
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +105,8 @@ class Settled:
     Attributes
     ----------
     series : ndarray [T, R] float32
-        At the common sample period, about each parcel's mean; NaN for dead parcels.
+        At the common sample period, about each parcel's mean; NaN for dead parcels, and for
+        censored time.
     baseline : ndarray [R]
         The means that were removed.
     dead : ndarray [R] bool
@@ -105,8 +125,9 @@ def settle_series(
 ) -> Settled:
     """The one door for parcel series [T, R], of cohorts and of arrays in Python.
 
-    Dead columns are marked as missing, the mean is removed, ``scanner`` units become percent of
-    it, and time is brought to the common sample period.
+    Rows of NaN are censored time: they stay missing, and nothing is made of them. Dead columns
+    are marked as missing, the mean is removed, ``scanner`` units become percent of it, and time is
+    brought to the common sample period.
 
     Raises
     ------
@@ -116,13 +137,16 @@ def settle_series(
     """
     from ..parcellate.resample import resample
 
-    dead = _find_dead(raw, num_parcels)
-    live = np.where(dead, np.nan, raw)
+    kept = ~np.isnan(raw).all(1)
+    dead = _find_dead(raw, kept, num_parcels)
+    live = np.where(dead, np.nan, raw[kept])
     baseline = live.mean(0, dtype=np.float64)
     _check_units(live, baseline, units)
-    series = 100 * (live / baseline - 1) if units == "scanner" else live - baseline
-    check_series(live, series, "percent" if units == "scanner" else units)
-    series = resample(series, tr_s, sample_period_s).astype(np.float32)
+    settled = 100 * (live / baseline - 1) if units == "scanner" else live - baseline
+    check_series(live, settled, "percent" if units == "scanner" else units)
+    whole = np.full(raw.shape, np.nan)
+    whole[kept] = settled
+    series = resample(whole, tr_s, sample_period_s).astype(np.float32)
     return Settled(series, baseline, dead, "percent" if units == "scanner" else units)
 
 
@@ -172,10 +196,10 @@ def agree_atlas(path: Path, cohort: Cohort, atlas: Atlas) -> bool:
     return accepted
 
 
-def _displacement(entry: Entry, companions: Companions, count: int) -> float:
-    """Mean framewise displacement in mm where a file next to the series says it, else NaN."""
+def _displacement(entry: Entry, companions: Companions, count: int) -> np.ndarray:
+    """Framewise displacement in mm [T] where a file next to the series says it, else NaN."""
     if companions.motion is None:
-        return float("nan")
+        return np.full(count, np.nan)
     moved = read_movement(companions.motion).displacement_mm
     if len(moved) != count:
         raise RecordingError(
@@ -184,7 +208,7 @@ def _displacement(entry: Entry, companions: Companions, count: int) -> float:
             f"{companions.motion.name}: censored volumes were cut out, so time has gaps; make "
             "XCP-D interpolate them (--output-type interpolated)",
         )
-    return float(np.nanmean(moved)) if np.isfinite(moved).any() else float("nan")
+    return moved
 
 
 def _check_duration(raw: np.ndarray, duration_s: float, config: Preprocess) -> None:
@@ -196,8 +220,8 @@ def _check_duration(raw: np.ndarray, duration_s: float, config: Preprocess) -> N
         )
 
 
-def _find_dead(raw: np.ndarray, num_parcels: int) -> np.ndarray:
-    """Which columns are dead [R]; an error if the series cannot be used."""
+def _find_dead(raw: np.ndarray, kept: np.ndarray, num_parcels: int) -> np.ndarray:
+    """Which columns are dead [R], of the rows `kept` [T]; an error if they cannot be used."""
     if raw.shape[1] != num_parcels:
         turned = "; it looks transposed" if raw.shape[0] == num_parcels else ""
         raise RecordingError(
@@ -205,19 +229,21 @@ def _find_dead(raw: np.ndarray, num_parcels: int) -> np.ndarray:
             f"expected {num_parcels} columns, one per parcel of the atlas, found "
             f"{raw.shape[1]}{turned}",
         )
+    if not kept.any():
+        raise RecordingError("bad_data", "no value at all: every time point is NaN")
     infinite = np.isinf(raw).any(0)
-    missing = np.isnan(raw)
+    missing = np.isnan(raw[kept])
     partly = infinite | (missing.any(0) & ~missing.all(0))
     if partly.any():
-        rows = np.flatnonzero(~np.isfinite(raw[:, partly]).all(1))
+        rows = np.flatnonzero(~np.isfinite(raw[:, partly]).all(1) & kept)
         raise RecordingError(
             "bad_data",
             f"NaN or infinite values at {len(rows)} of {len(raw)} time points (first {rows[0]}) "
             f"in {int(partly.sum())} parcels that have data elsewhere; deliver frames that were "
-            "censored interpolated",
+            "censored interpolated, or missing in all parcels",
         )
     dead = missing.all(0)
-    dead[~dead] = np.ptp(raw[:, ~dead], axis=0) == 0
+    dead[~dead] = np.ptp(raw[kept][:, ~dead], axis=0) == 0
     if dead.mean() > 0.5:
         raise RecordingError(
             "parcellation_failed",

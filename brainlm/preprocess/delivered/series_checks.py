@@ -111,7 +111,8 @@ def _check_amplitudes(values: np.ndarray) -> None:
 
 def check_percent(series: np.ndarray) -> None:
     """Refuse what cannot be percent of a parcel's mean [T, R]; as `check_series`."""
-    typical = float(np.nanmedian(series.std(0)))
+    there = series[np.isfinite(series).any(1)]  # not censored
+    typical = float(np.nanmedian(there.std(0)))
     low, high = _SPREAD_PERCENT
     if not low <= typical <= high:
         raise RecordingError(
@@ -121,8 +122,8 @@ def check_percent(series: np.ndarray) -> None:
         )
 
 
-def count_censored(path: Path, count: int) -> int:
-    """Time points that XCP-D's outliers table marks: they were censored, and interpolated.
+def read_outliers(path: Path, count: int) -> np.ndarray:
+    """[T] bool: time points that XCP-D's outliers table marks: censored, and interpolated.
 
     Raises
     ------
@@ -143,11 +144,11 @@ def count_censored(path: Path, count: int) -> int:
             "were cut out, so time has gaps; make XCP-D interpolate them (--output-type "
             "interpolated)",
         )
-    marked = sum(any(as_number(cell) == 1 for cell in row) for row in table.rows)
-    if marked > _MOST_CENSORED * count:
+    marked = np.array([any(as_number(cell) == 1 for cell in row) for row in table.rows], bool)
+    if marked.sum() > _MOST_CENSORED * count:
         raise RecordingError(
             "bad_data",
-            f"{marked} of {count} time points were censored and interpolated ({path.name}), at "
-            "most half may be; exclude the recording",
+            f"{marked.sum()} of {count} time points were censored and interpolated "
+            f"({path.name}), at most half may be; exclude the recording",
         )
     return marked

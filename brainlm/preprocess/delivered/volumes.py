@@ -15,18 +15,21 @@ import numpy as np
 
 from ...atlas import Atlas
 from ...cohort.layouts import LAYOUTS, Companions
+from ...cohort.layouts.cifti import DENSE
 from ...cohort.recordings import Entry
 from ...config import Cohort
 from ...errors import RecordingError
 from ...files import read_json, write_json
 from ..io.derivatives import describe_dataset, sidecar
 from ..io.read import OpenBold, open_bold
-from ..normalise.template import space_of
+from ..parcellate.censoring import NOT_CENSORED, check_kept, choose_kept, describe_censored
+from ..parcellate.dense_labels import is_dense, load_dense
 from ..parcellate.series import make_filter, make_series
 from ..quality import QUALITY_POINTS, check_duration
 from ..stages.context import Context, Figures, reproducible, timed
 from ..stages.products import write_coverage, write_filtered, write_series
 from ..stages.voxels import EMPTY_SHARE
+from .grayordinates import OpenDense, average_parcels, open_dense
 from .movement import Movement, read_movement
 from .series_checks import check_percent, check_values
 
@@ -35,7 +38,10 @@ def prepare(context: Context) -> None:
     from ..kernels import sampling  # noqa: F401
     from ..parcellate.parcel_means import parcel_points
 
-    parcel_points(context.atlas)
+    if is_dense(context.atlas):
+        load_dense(context.atlas)
+    else:
+        parcel_points(context.atlas)
 
 
 @reproducible
@@ -52,27 +58,41 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     companions = LAYOUTS[cohort.layout].companions(entry.path)
     if entry.path.suffix == ".zip":
         raise RecordingError("unreadable", f"{entry.path}: still packed; unzip it in its folder")
+    _agree_kind(entry, atlas)
     space = agree_space(companions.space, cohort, atlas)
-    run = open_bold(
-        entry.path, repetition_time_s=cohort.repetition_time_s, orientation=cohort.orientation
-    )
+    run: OpenBold | OpenDense
+    if entry.path.name.endswith(DENSE):
+        run = open_dense(entry.path, repetition_time_s=cohort.repetition_time_s)
+    else:
+        run = open_bold(
+            entry.path, repetition_time_s=cohort.repetition_time_s, orientation=cohort.orientation
+        )
     movement = _movement(companions, cohort, run)
     count, tr_s = run.shape[3], run.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
     check_duration(count, tr_s, config.min_duration_s, acquired)
     figures: Figures = {}
     with timed(figures, "sample"):
-        raw, coverage, voxels = _sample(run, _world(companions, run, atlas), atlas)
-    check_values(raw)
+        if isinstance(run, OpenDense):
+            raw, coverage, voxels = average_parcels(run, atlas)
+        else:
+            raw, coverage, voxels = _sample(run, _world(companions, run, atlas), atlas)
+    moved = movement.displacement_mm if movement else np.full(count, np.nan)
+    kept = choose_kept(moved, config)
+    check_values(raw[kept])
     dropped, quality = _quality(voxels, tr_s, movement)
     check_duration(count - dropped, tr_s, config.min_duration_s, acquired)
+    check_kept(kept[dropped:], tr_s, config, **acquired)
     with timed(figures, "clean"):
         nuisance = _nuisance(movement, companions, cohort)
-        moved = movement.displacement_mm if movement else np.zeros(count)  # no motion, no figure
-        kept = None if nuisance is None else nuisance[dropped:]
-        cleaner = partial(make_filter(tr_s, config), nuisance=kept)
-        made = make_series(raw[dropped:], coverage, tr_s, config, moved[dropped:], cleaner)
+        columns = None if nuisance is None else nuisance[dropped:]
+        moved, kept = moved[dropped:], kept[dropped:]
+        cleaner = partial(make_filter(tr_s, config, kept), nuisance=columns)
+        made = make_series(raw[dropped:], coverage, tr_s, config, moved, cleaner, kept)
     check_percent(made.before)
+    warnings = run.warnings + describe_censored(kept, config)
+    if config.censor is not None and movement is None:
+        warnings.append(NOT_CENSORED)
     figures |= acquired | {"num_volumes": count, "dropped_volumes": dropped} | quality
     paths = context.files(entry)
     describe_dataset(context.derivatives, entry.cohort_folder)
@@ -83,7 +103,7 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
         "AtlasSpace": atlas.space,
         "ConfoundsRemoved": [] if nuisance is None else list(cohort.confound_steps),
         "DenoisedBefore": companions.denoised,
-        "Warnings": run.warnings,
+        "Warnings": warnings,
     }
     write_filtered(paths.filtered, made.before, config, context.parameters("parcellate"))
     about = sidecar(paths.coverage)
@@ -91,7 +111,19 @@ def take_volumes(entry: Entry, context: Context) -> Figures:
     known = {key: quality[key] for key in ("mean_fd_mm", "mean_dvars", "tsnr")}
     known |= {"duration_s": acquired["duration_s"], "start_s": dropped * tr_s}
     write_series(context.series, entry, made, tr_s, config, **known)
-    return figures | made.figures | {"warnings": run.warnings}
+    return figures | made.figures | {"warnings": warnings}
+
+
+def _agree_kind(entry: Entry, atlas: Atlas) -> None:
+    """Grayordinates need an atlas of grayordinates, images one of voxels."""
+    dense = entry.path.name.endswith(DENSE)
+    if dense != is_dense(atlas):
+        kinds = ("grayordinates", "a dlabel.nii") if dense else ("an image", "a label image")
+        raise RecordingError(
+            "bad_metadata",
+            f"{entry.path}: {kinds[0]}; atlas {atlas.name} has not {kinds[1]}: choose an atlas "
+            "that has one (atlases/README.md)",
+        )
 
 
 def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
@@ -108,7 +140,7 @@ def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
         raise RecordingError(
             "bad_metadata", "the template of the image is unknown; set the cohort's space"
         )
-    expected = space_of(atlas)
+    expected = atlas.space  # any: images that are in it need no template
     if space not in (expected, named):
         raise RecordingError(
             "bad_metadata",
@@ -119,7 +151,9 @@ def agree_space(found: str | None, cohort: Cohort, atlas: Atlas) -> str:
     return space
 
 
-def _movement(companions: Companions, cohort: Cohort, run: OpenBold) -> Movement | None:
+def _movement(
+    companions: Companions, cohort: Cohort, run: OpenBold | OpenDense
+) -> Movement | None:
     """What is known of the motion; an error if it is to be regressed and is not known."""
     if companions.motion is None:
         if companions.denoised or not cohort.confound_steps:

@@ -20,6 +20,7 @@ TEXT = PageText(
         "carpets": "Carpet plots: one line per parcel in atlas order, grey from −2 to 2 standard "
         "deviations, each parcel scaled by its own. Stripes across all parcels below FD peaks are "
         "motion.",
+        "censored": "Blank columns are censored time, which counts nowhere.",
         "denoised": "The lower carpet shows what denoising left of them.",
         "rule": "{removed} of {total} components are removed. The dashed line is the rule's limit "
         "for motion at the edge of the brain; components in CSF or of high frequency are removed "

@@ -9,6 +9,9 @@ the parcel means of cleaned voxels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from ...errors import RecordingError
@@ -78,6 +81,7 @@ def clean(
     low_pass_hz: float | None = None,
     nuisance: np.ndarray | None = None,
     signal: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
 ) -> np.ndarray:
     """Filter and regress in one projection. The mean goes too: keep it beforehand.
 
@@ -92,20 +96,27 @@ def clean(
     signal : ndarray [T, S], optional
         With these the removal is non-aggressive: weights are fitted to confounds and signals
         together and only the confounds' part is subtracted, so what they share stays.
+    kept : ndarray [T] bool, optional
+        The others change nothing and come out as NaN: drifts and confounds are fitted to the rows
+        that are kept, and a low-pass bridges the gaps (Power et al. 2014, NeuroImage 84:320).
 
     Returns
     -------
     cleaned : ndarray [T, K]
-        float64, zero mean.
+        float64, zero mean (over the time that is kept).
 
     Raises
     ------
     RecordingError
         ``denoise_failed``: fewer than ten degrees of freedom would be left.
     """
-    count = len(series)
-    basis = filter_basis(count, tr_s, high_pass_hz, low_pass_hz)
-    used = basis.shape[1] + (0 if nuisance is None else nuisance.shape[1])
+    if kept is None or kept.all():
+        kept = np.ones(len(series), bool)
+        used, filter_ = _make_filter(len(series), tr_s, high_pass_hz, low_pass_hz)
+    else:
+        used, filter_ = _make_gap_filter(kept, tr_s, high_pass_hz, low_pass_hz)
+    count = int(kept.sum())
+    used += 0 if nuisance is None else nuisance.shape[1]
     if count - used < 10:
         raise RecordingError(
             "denoise_failed",
@@ -113,25 +124,68 @@ def clean(
             "freedom, at least 10 needed; widen the pass band or choose less denoising",
         )
     out = np.full(series.shape, np.nan)
-    usable = np.isfinite(series).all(0)
-    filtered = clean_columns(series[:, usable].astype(np.float64), basis)
+    usable = np.isfinite(series[kept]).all(0)
+    filtered = filter_(series[kept][:, usable].astype(np.float64))
     if nuisance is not None and nuisance.shape[1]:
         others = [nuisance] if signal is None else [nuisance, signal]
-        model = _filter_model(np.hstack(others).astype(np.float64), basis)
+        model = _filter_model(np.hstack(others)[kept].astype(np.float64), filter_)
         weights = np.linalg.lstsq(model, filtered, rcond=1e-8)[0]
         removed = nuisance.shape[1]
         filtered = filtered - model[:, :removed] @ weights[:removed]
-    out[:, usable] = filtered
+    out[np.ix_(kept, usable)] = filtered
     return out
 
 
-def _filter_model(columns: np.ndarray, basis: np.ndarray) -> np.ndarray:
+#: [K, C] -> [K, C]: columns of the time that is kept, filtered
+_Filter = Callable[[np.ndarray], np.ndarray]
+
+
+def _make_filter(
+    count: int, tr_s: float, high_pass_hz: float, low_pass_hz: float | None
+) -> tuple[int, _Filter]:
+    """How many columns the filter removes, and the filter, of time without gaps."""
+    basis = filter_basis(count, tr_s, high_pass_hz, low_pass_hz)
+    return basis.shape[1], partial(clean_columns, basis=basis)
+
+
+def _make_gap_filter(
+    kept: np.ndarray, tr_s: float, high_pass_hz: float, low_pass_hz: float | None
+) -> tuple[int, _Filter]:
+    """The same of the rows `kept` [T] alone.
+
+    Drifts are fitted to them. High frequencies are so many that they could follow what is left:
+    they are removed from the whole run, the gaps bridged by what is kept on both sides.
+    """
+    vectors, sizes, _ = np.linalg.svd(
+        filter_basis(len(kept), tr_s, high_pass_hz)[kept], full_matrices=False
+    )
+    drifts = vectors[:, sizes > 1e-8 * sizes[0]]
+    if low_pass_hz is None:
+        return drifts.shape[1], partial(clean_columns, basis=drifts)
+    fast = cosine_basis(len(kept), tr_s, 0, low_pass_hz)[:, 1:]
+
+    def remove(columns: np.ndarray) -> np.ndarray:
+        whole = np.empty((len(kept), columns.shape[1]))
+        whole[kept] = clean_columns(columns, drifts)
+        slow = clean_columns(bridge(whole, kept), fast)[kept]
+        return clean_columns(slow, drifts)
+
+    return drifts.shape[1] + round(fast.shape[1] * kept.mean()), remove
+
+
+def bridge(series: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """[T, C] with straight lines between the rows `kept` [T] in place of the others."""
+    time = np.arange(len(series))
+    return np.stack([np.interp(time, time[kept], x[kept]) for x in series.T], 1)
+
+
+def _filter_model(columns: np.ndarray, filter_: _Filter) -> np.ndarray:
     """Filter confounds and scale them to unit norm: the rank must not depend on their units.
 
     A column that the filter removes whole (a constant) would be left as rounding noise and
     scaled up to a random regressor: it becomes zero.
     """
-    filtered = clean_columns(columns, basis)
+    filtered = filter_(columns)
     norm = np.linalg.norm(filtered, axis=0)
     kept = norm > 1e-9 * np.linalg.norm(columns, axis=0)
     return np.where(kept, filtered / np.where(kept, norm, 1), 0)

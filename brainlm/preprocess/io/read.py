@@ -20,7 +20,7 @@ from ...errors import RecordingError
 from ...files import describe_absent
 from .metadata import check_sidecar, note_single_echo, read_affine
 from .nifti_header import Header, read_header
-from .series_table import check_names, load_parcel_cifti, load_table
+from .series_table import check_names, load_parcel_cifti, load_table, order_parcels
 from .sidecars import Sidecar, read_sidecar
 from .timing import Statement, agree_repetition_time, read_statements
 
@@ -205,7 +205,8 @@ def read_series(
     repetition_time_s : float, optional
         Used where no sidecar states it, refused where one differs.
     parcels : sequence of str
-        The atlas's names [R] where it has some: a header's must be these, in this order.
+        The atlas's names [R] where it has some: a header's must be these, in this order (of a
+        ``ptseries.nii`` in any).
     other_names : bool
         The header may have other names (but not these in another order).
 
@@ -226,6 +227,7 @@ def read_series(
     try:
         if cifti:
             series, names, step_s = load_parcel_cifti(path)
+            series, names = order_parcels(series, names, parcels)
             in_header = [Statement(step_s, "the CIFTI header")]
         else:
             series, names = load_table(path)

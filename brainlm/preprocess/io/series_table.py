@@ -85,6 +85,20 @@ def load_parcel_cifti(path: Path) -> tuple[np.ndarray, list[str], float]:
     return values, [str(name) for name in parcels.name], float(time.step)
 
 
+def order_parcels(
+    series: np.ndarray, found: list[str], parcels: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Series [T, R] and their names in the atlas's order, where they are all of its names.
+
+    Of CIFTI, whose names belong to the format: whoever wrote it knew which parcel is which.
+    """
+    names, expected = [*map(_plain, found)], [*map(_plain, parcels)]
+    if len(set(names)) < len(names) or sorted(names) != sorted(expected):
+        return series, found
+    order = [names.index(name) for name in expected]
+    return series[:, order], [found[k] for k in order]
+
+
 def check_names(path: Path, found: list[str], parcels: Sequence[str], other_names: bool) -> None:
     """A header's names are the atlas's, but for case and punctuation, or only count the columns.
 

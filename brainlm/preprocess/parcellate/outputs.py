@@ -31,6 +31,7 @@ def write_outputs(
     bold: Bold,
     series: np.ndarray,
     cleaner: Callable[[np.ndarray], np.ndarray],
+    kept: np.ndarray,
 ) -> None:
     """What ``outputs`` asks for, and nothing that an earlier run was asked for."""
     remove_outputs(paths)
@@ -40,7 +41,7 @@ def write_outputs(
         write_timeseries(paths.timeseries, series, names, period_s, sources)
     if "volumes" in config.outputs:
         template = load_template(space_of(atlas))
-        write_denoised_volumes(paths, bold, template, cleaner, sources)
+        write_denoised_volumes(paths, bold, template, cleaner, sources, kept)
     if "fsl-matrices" in config.outputs:
         transforms, shape = read_transforms(paths.transforms), bold.volumes.shape
         write_fsl_matrices(paths.fsl_matrices, transforms, bold.affine, shape)
@@ -91,6 +92,7 @@ def write_denoised_volumes(
     template: Template,
     clean: Callable[[np.ndarray], np.ndarray],
     sources: list[str],
+    kept: np.ndarray,
 ) -> None:
     """Denoised volumes on the template's grid, at the run's own sample period, with their mean.
 
@@ -101,6 +103,8 @@ def write_denoised_volumes(
     ----------
     clean : callable
         [T, N] -> [T, N] without mean: filter and regression.
+    kept : ndarray [T] bool
+        The others are censored: 0, and listed in the sidecar.
     """
     from ..kernels.sampling import sample
     from ..normalise.warp import load_normalisation
@@ -112,7 +116,7 @@ def write_denoised_volumes(
     values = np.empty((len(bold.volumes), len(points)), np.float32)
     for first in range(0, len(points), BLOCK):
         block = sample(bold.volumes, bold.affine, world[first : first + BLOCK], transforms)
-        cleaned = clean(block) + block.mean(0, dtype=np.float64)
+        cleaned = clean(block) + block[kept].mean(0, dtype=np.float64)
         values[:, first : first + BLOCK] = np.nan_to_num(cleaned)  # outside the field of view
     scale = max(float(np.abs(values).max()), 1e-6) / LARGEST
     header = _header(template, len(values), bold.tr_s, scale)
@@ -134,6 +138,7 @@ def write_denoised_volumes(
             "interpolation; the temporal mean is kept; 0 outside the brain",
             "RepetitionTime": bold.tr_s,
             "SkullStripped": True,
+            **({} if kept.all() else {"CensoredVolumes": np.flatnonzero(~kept).tolist()}),
             "Sources": sources,
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -34,6 +35,11 @@ def load_labels(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
     """
     import nibabel as nib
 
+    if atlas.image is not None and atlas.image.name.endswith(".dlabel.nii"):
+        raise BrainLMError(
+            f"{atlas.image}: an atlas of grayordinates parcellates dtseries.nii only (layout: "
+            "cifti); for images choose an atlas with a label image"
+        )
     if atlas.image is None:
         raise BrainLMError(
             f"atlas {atlas.name}: known by its time series only; images cannot be parcellated "
@@ -44,24 +50,30 @@ def load_labels(atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(image.dataobj).T
     except Exception as error:
         raise BrainLMError(f"{atlas.image}: not a readable NIfTI image ({error})") from None
-    labels = _whole_numbers(atlas, values)
+    if values.ndim != 3:
+        raise BrainLMError(f"{atlas.image}: expected a 3-D image, found {values.ndim} dimensions")
+    labels = check_labels(atlas.image, atlas.name, atlas.num_parcels, values)
     _check_grid(atlas, labels, image.affine)
     return labels, np.asarray(image.affine, np.float64)
 
 
-def _whole_numbers(atlas: Atlas, values: np.ndarray) -> np.ndarray:
-    if values.ndim != 3:
-        raise BrainLMError(f"{atlas.image}: expected a 3-D image, found {values.ndim} dimensions")
+def check_labels(path: Path, name: str, count: int, values: np.ndarray) -> np.ndarray:
+    """The labels as int32, which must be 0 and each of 1..`count` of the atlas `name`.
+
+    Raises
+    ------
+    BrainLMError
+    """
     if not np.isfinite(values).all() or (values != np.round(values)).any():
-        raise BrainLMError(f"{atlas.image}: expected whole-number labels, found fractions or NaN")
+        raise BrainLMError(f"{path}: expected whole-number labels, found fractions or NaN")
     found = np.unique(values[values != 0]).astype(np.int64)
-    expected = np.arange(1, atlas.num_parcels + 1)
+    expected = np.arange(1, count + 1)
     missing, extra = np.setdiff1d(expected, found), np.setdiff1d(found, expected)
     if len(missing) or len(extra):
         told = [f"{len(missing)} missing ({_few(missing)})"] if len(missing) else []
         told += [f"{len(extra)} unknown ({_few(extra)})"] if len(extra) else []
         raise BrainLMError(
-            f"{atlas.image}: expected labels 1..{atlas.num_parcels} of atlas {atlas.name}, found "
+            f"{path}: expected labels 1..{count} of atlas {name}, found "
             f"{len(found)}: {', '.join(told)}; use the complete label image"
         )
     return np.ascontiguousarray(values, np.int32)

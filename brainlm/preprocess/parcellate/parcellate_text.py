@@ -6,6 +6,7 @@ from ...atlas import Atlas
 from ...page_text import PageText, Sentence
 from ..io.derivatives import Derivatives, read_own_sidecar
 
+POWER = "Power et al. 2014, NeuroImage 84:320"
 LINDQUIST = "Lindquist et al. 2019, Human Brain Mapping 40:2358"
 
 TEXT = PageText(
@@ -35,4 +36,10 @@ def describe_parcellation(files: Derivatives, atlas: Atlas) -> Sentence:
         f"{made['sample_period_s']:g} s; parcels with less than {made['min_coverage']:.0%} inside "
         "the field of view are missing."
     )
-    return Sentence(text, (LINDQUIST,))
+    if censor := made.get("censor"):
+        text += (
+            f" Volumes with a framewise displacement above {censor['fd_mm']:g} mm were censored: "
+            "filter and regression were fitted to the others (Power et al. 2014), and values "
+            "within half a sample of them are missing."
+        )
+    return Sentence(text, (LINDQUIST, *([POWER] if censor else [])))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..denoise.filter import bridge
+
 #: The low-pass before down-sampling is open up to this share of the new Nyquist frequency and
 #: closed at the Nyquist frequency, with a raised cosine between.
 PASS_SHARE = 0.8
@@ -18,13 +20,17 @@ def resample(series: np.ndarray, tr_s: float, period_s: float) -> np.ndarray:
     Parameters
     ----------
     series : ndarray [T, R]
-        Sample t is at ``t * tr_s`` seconds. Columns with any NaN come out as NaN.
+        Sample t is at ``t * tr_s`` seconds. Rows of NaN are censored time; columns with any other
+        NaN come out as NaN.
     tr_s, period_s : float
 
     Returns
     -------
     resampled : ndarray [floor((T - 1) tr_s / period_s) + 1, R]
-        float64; the input unchanged where the periods are equal.
+        float64; the input unchanged where the periods are equal. NaN within half a period (the
+        longer of the two) of a censored sample: such values would mostly be made of it. For the
+        filter alone censored samples are bridged by straight lines between those that are kept;
+        curves left larger errors beside gaps.
     """
     from scipy.interpolate import CubicSpline
 
@@ -34,13 +40,26 @@ def resample(series: np.ndarray, tr_s: float, period_s: float) -> np.ndarray:
     times = np.arange(len(series)) * tr_s
     wanted = np.arange(int(np.floor(times[-1] / period_s + 1e-6)) + 1) * period_s
     out = np.full((len(wanted), series.shape[1]), np.nan)
-    usable = np.isfinite(series).all(0)
+    kept = np.isfinite(series).any(1)
+    usable = np.isfinite(series[kept]).all(0) & kept.any()
     if usable.any():
         values = series[:, usable]
+        if not kept.all():
+            values = bridge(values, kept)
         if period_s > tr_s:
             values = low_pass(values, tr_s, 0.5 / period_s)
         out[:, usable] = CubicSpline(times, values)(np.minimum(wanted, times[-1]))
+        out[~is_far(wanted, times[~kept], max(tr_s, period_s) / 2)] = np.nan
     return out
+
+
+def is_far(times: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """[N] bool: which times are further than `distance` from all of the ascending `others`."""
+    if not len(others):
+        return np.ones(len(times), bool)
+    next_ = np.searchsorted(others, times)
+    around = others[np.clip([next_ - 1, next_], 0, len(others) - 1)]
+    return np.abs(around - times).min(0) > distance * (1 + 1e-6)
 
 
 def low_pass(series: np.ndarray, tr_s: float, stop_hz: float) -> np.ndarray:

@@ -18,7 +18,9 @@ from .resample import resample
 
 @dataclass(frozen=True)
 class ParcelSeries:
-    """What the stages that read images make of one recording; NaN where a parcel has no data.
+    """What the stages that read images make of one recording.
+
+    NaN where a parcel has no data, and where time is censored.
 
     Attributes
     ----------
@@ -39,11 +41,14 @@ class ParcelSeries:
     figures: dict[str, Any]
 
 
-def make_filter(tr_s: float, config: Preprocess) -> Callable[..., np.ndarray]:
-    """:func:`.filter.clean` with the pass band of the configuration."""
+def make_filter(
+    tr_s: float, config: Preprocess, kept: np.ndarray | None = None
+) -> Callable[..., np.ndarray]:
+    """:func:`.filter.clean` with the pass band of the configuration, of the volumes `kept` [T]."""
     return partial(
-        clean, tr_s=tr_s, high_pass_hz=config.high_pass_hz, low_pass_hz=config.low_pass_hz
-    )
+        clean, tr_s=tr_s, high_pass_hz=config.high_pass_hz, low_pass_hz=config.low_pass_hz,
+        kept=kept,
+    )  # fmt: skip
 
 
 def make_series(
@@ -53,6 +58,7 @@ def make_series(
     config: Preprocess,
     displacement_mm: np.ndarray,
     cleaner: Callable[[np.ndarray], np.ndarray],
+    kept: np.ndarray,
 ) -> ParcelSeries:
     """Clean raw parcel means, scale them to percent and bring them to the sample period.
 
@@ -64,24 +70,30 @@ def make_series(
     displacement_mm : ndarray [T]
         Framewise displacement, for the figures.
     cleaner : callable
-        [T, R] -> [T, R] without mean: filter and regression together.
+        [T, R] -> [T, R] without mean: filter and regression together, of the volumes `kept`.
+    kept : ndarray [T] bool
+        The others are censored (:mod:`.censoring`); no value of theirs changes anything.
 
     Raises
     ------
     RecordingError
         ``parcellation_failed`` or ``denoise_failed``.
     """
-    percent, baseline, coverage = to_percent(raw, cleaner(raw), coverage, config.min_coverage)
+    percent, before = (np.full(raw.shape, np.nan) for _ in range(2))
+    percent[kept], baseline, coverage = to_percent(
+        raw[kept], cleaner(raw)[kept], coverage, config.min_coverage
+    )
     alive = np.isfinite(baseline)
-    filtered = make_filter(tr_s, config)(100 * raw[:, alive] / baseline[alive])
+    filtered = make_filter(tr_s, config, kept)(100 * raw[:, alive] / baseline[alive])
     series = resample(percent, tr_s, config.sample_period_s).astype(np.float32)
-    before = np.full(percent.shape, np.nan)
     before[:, alive] = filtered
     figures = {
         "num_timepoints": len(series),
         "parcels_with_data": int(alive.sum()),
         "mean_coverage": float(coverage.mean()),
-        **compare_series(filtered, percent[:, alive], displacement_mm),
+        **compare_series(filtered[kept], percent[kept][:, alive], displacement_mm[kept]),
     }
+    if config.censor is not None:
+        figures["censored_share"] = float(np.isnan(series).all(1).mean())
     before = resample(before, tr_s, config.sample_period_s)
     return ParcelSeries(series, before, baseline, coverage, figures)

@@ -10,6 +10,7 @@ from ...cohort.recordings import Entry
 from ...files import read_json
 from ..denoise.confounds import read_nuisance
 from ..io.derivatives import read_table, sidecar
+from ..parcellate.censoring import check_kept, choose_kept, describe_censored
 from ..parcellate.outputs import write_outputs
 from ..parcellate.series import make_filter, make_series
 from .context import Context, Figures, reproducible, timed
@@ -30,7 +31,7 @@ def run_parcellate(entry: Entry, context: Context) -> Figures:
     Raises
     ------
     RecordingError
-        ``parcellation_failed`` or ``denoise_failed``.
+        ``parcellation_failed``, ``denoise_failed``, or ``too_short`` where most is censored.
     """
     figures: Figures = {}
     paths, options, atlas = context.files(entry), context.options, context.atlas
@@ -40,20 +41,26 @@ def run_parcellate(entry: Entry, context: Context) -> Figures:
         raw, coverage = read_parcels(bold, paths, atlas)
     with timed(figures, "clean"):
         nuisance, signal = read_nuisance(paths, options)
-        cleaner = partial(make_filter(bold.tr_s, options), nuisance=nuisance, signal=signal)
         displacement_mm = read_table(paths.confounds)["framewise_displacement"]
-        made = make_series(raw, coverage, bold.tr_s, options, displacement_mm, cleaner)
-    about = read_json(sidecar(paths.boldref))
-    figures |= _acquired(about["Figures"]) | made.figures
+        kept = choose_kept(displacement_mm, options)
+        about = read_json(sidecar(paths.boldref))
+        measured = _acquired(about["Figures"])
+        check_kept(kept, bold.tr_s, options, **measured)
+        filter_ = make_filter(bold.tr_s, options, kept)
+        cleaner = partial(filter_, nuisance=nuisance, signal=signal)
+        made = make_series(raw, coverage, bold.tr_s, options, displacement_mm, cleaner, kept)
+    figures |= measured | made.figures
+    if warnings := describe_censored(kept, options):
+        figures["warnings"] = warnings
     write_coverage(paths.coverage, atlas, made.coverage, made.baseline)
     write_filtered(paths.filtered, made.before, options, context.parameters("parcellate"))
     with timed(figures, "outputs"):
         write_outputs(
-            entry, context.derivatives, paths, options, atlas, bold, made.series, cleaner
+            entry, context.derivatives, paths, options, atlas, bold, made.series, cleaner, kept
         )
-    kept = {key: figures[key] for key in ("duration_s", "mean_fd_mm", "mean_dvars", "tsnr")}
-    kept["start_s"] = about["NumberOfVolumesDiscardedByPipeline"] * bold.tr_s
-    write_series(context.series, entry, made, bold.tr_s, options, **kept)
+    known = {key: figures[key] for key in ("duration_s", "mean_fd_mm", "mean_dvars", "tsnr")}
+    known["start_s"] = about["NumberOfVolumesDiscardedByPipeline"] * bold.tr_s
+    write_series(context.series, entry, made, bold.tr_s, options, **known)
     return figures
 
 

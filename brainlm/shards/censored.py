@@ -1,0 +1,85 @@
+"""Censored time: which rows of a series are missing, and where windows of the rest may begin.
+
+Of a window, which has T time points, at least half must be there. A model's token of P time points
+is visible under the same rule (:mod:`brainlm.model.grids`), so every such window has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+#: At most this share of a window, or of a token, is censored.
+MOST_CENSORED = 0.5
+
+
+def find_censored(series: np.ndarray) -> np.ndarray:
+    """Rows of a series [T, R] in which every parcel is missing: int [C]."""
+    return np.flatnonzero(np.isnan(series).all(1))
+
+
+def drop_censored(series: np.ndarray) -> np.ndarray:
+    """The other rows [T - C, R]: for what does not depend on the order of time."""
+    gone = find_censored(series)
+    return np.delete(series, gone, axis=0) if len(gone) else series
+
+
+def parcels_with_data(series: np.ndarray) -> np.ndarray:
+    """[R] bool: which parcels of a series [T, R] have data, from the first row that was kept."""
+    for row in series:
+        known = np.isfinite(row)
+        if known.any():
+            return known
+    return np.zeros(series.shape[1], bool)
+
+
+def list_starts(length: int, censored: Any, window: int) -> Sequence[int]:
+    """Where windows of `window` time points may begin in a series of `length`.
+
+    Parameters
+    ----------
+    censored : array of int, or None
+        Time points that are missing.
+    """
+    starts = range(max(length - window + 1, 0))
+    if not len(starts) or not _is_list(censored):
+        return starts
+    before = np.zeros(length + 1, int)
+    before[np.asarray(censored, int) + 1] = 1
+    before = before.cumsum()
+    gone = before[window:] - before[:-window]
+    return np.flatnonzero(gone <= MOST_CENSORED * window).tolist()
+
+
+def choose_apart(starts: Sequence[int], window: int) -> list[int]:
+    """The windows one after another from the left that do not overlap, of possible `starts`."""
+    chosen: list[int] = []
+    for start in starts:
+        if not chosen or start >= chosen[-1] + window:
+            chosen.append(start)
+    return chosen
+
+
+def spread_evenly(starts: Sequence[int], count: int) -> list[int]:
+    """At most `count` of possible `starts`, the first and the last among them."""
+    places = np.linspace(0, len(starts) - 1, count).round().astype(int)
+    return [starts[place] for place in np.unique(places).tolist()]
+
+
+def holds_window(table: pd.DataFrame, window: int) -> pd.Series:
+    """Which rows of a corpus's table hold a window of `window` time points [N] bool."""
+    holds = table["num_timepoints"] >= window
+    if "censored" not in table:
+        return holds
+    for row in table.index[holds & table["censored"].notna()]:
+        length, censored = table.at[row, "num_timepoints"], table.at[row, "censored"]
+        holds[row] = len(list_starts(int(length), censored, window)) > 0
+    return holds
+
+
+def _is_list(censored: Any) -> bool:
+    """Absent lists are None, or NaN where a shard is older than the column."""
+    return censored is not None and not np.isscalar(censored) and len(censored) > 0
