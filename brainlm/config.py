@@ -179,6 +179,13 @@ class Preprocess(Section):
         description="normalise through the T1w image where there is one: twice as accurate for "
         "unwarped runs, worse for distorted ones",
     )
+    distortion: Literal["auto", "none", "pepolar", "fieldmap"] = Field(
+        "auto",
+        description="correct susceptibility distortion of raw runs: auto, with the field maps "
+        "that the dataset states for a run (IntendedFor, B0FieldSource); pepolar, fieldmap: only "
+        "by images of opposite phase encoding, or by phase and field maps, also those of the "
+        "session that name no run; or none",
+    )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5,
         description="a parcel with a smaller share of its voxels inside the field of view is NaN",

@@ -214,6 +214,29 @@ def draw_registration(boldref: Path, normalisation: Path, space: str) -> str:
     return _draw_cuts("registration", paint)
 
 
+def draw_distortion(boldref: Path, normalisation: Path) -> str:
+    """The reference image as acquired under the corrected one (group ``over``)."""
+    from ..preprocess.io.derivatives import read_volume
+    from ..preprocess.normalise.undistorted import place_points
+    from ..preprocess.normalise.warp import load_normalisation
+
+    image, affine = read_volume(boldref)
+    fit: Any = load_normalisation(normalisation)
+    bright = np.percentile(image[image > image.mean()], 99) if image.any() else 1.0
+    before, after = [], []
+    for points, shape in _cut_points():
+        world, gains = place_points(fit, points)
+        before.append(_sample(image, affine, fit.fit(points)).reshape(shape))
+        after.append((_sample(image, affine, world) * gains).reshape(shape))
+
+    def paint(ax):
+        scaled = [[np.round(cut / bright * 64) for cut in cuts] for cuts in (before, after)]
+        _paint_montage(ax, scaled[0], "gray", 64, 4)
+        _paint_montage(ax, scaled[1], "gray", 64, 4, _TITLES).set_gid("over")
+
+    return _draw_cuts("distortion", paint)
+
+
 def draw_coverage(labels: Path, coverage: np.ndarray, space: str | None = None) -> str:
     """Parcels of the atlas coloured by the share of each [R] that lies in the field of view, with
     the outline of the brain in a template's space."""

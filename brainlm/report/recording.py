@@ -17,6 +17,7 @@ from ..config import Config
 from ..errors import STATUSES
 from ..files import read_json
 from ..preprocess.denoise.denoise_text import TEXT as DENOISE
+from ..preprocess.distortion.distortion_text import TEXT as DISTORTION
 from ..preprocess.io.derivatives import Derivatives, read_own_sidecar, read_table, sidecar
 from ..preprocess.motion.motion_text import IMAGE
 from ..preprocess.motion.motion_text import TEXT as MOTION
@@ -179,7 +180,26 @@ def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
     if fit == files.refused:
         caption = f"{NORMALISE.caption('refused')} {caption}"
     return [Figure("registration", caption, svg, caption, NORMALISE.command,
-                   fade="Template to recording")]  # fmt: skip
+                   fade="Template to recording"),
+            *_describe_distortion(files, atlas.space)]  # fmt: skip
+
+
+def _describe_distortion(files: Derivatives, space: str) -> list[Any]:
+    made = read_own_sidecar(files.normalisation).get("Distortion")
+    if not (made and files.normalisation.exists()):
+        return []
+    found = {key: show(value) for key, value in made["Figures"].items()}
+    mean, peak = found["distortion_mean_mm"], found["distortion_peak_mm"]
+    caption = DISTORTION.caption("distortion", space=space, mean=mean, peak=peak)
+    if "distortion_after" in found:
+        before, after = found["distortion_before"], found["distortion_after"]
+        caption += " " + DISTORTION.caption("agreement", before=before, after=after)
+    if "template_after" in found:
+        before, after = found["template_before"], found["template_after"]
+        caption += " " + DISTORTION.caption("template", before=before, after=after)
+    svg = pictures.draw_distortion(files.boldref, files.normalisation)
+    return [Figure("distortion", caption, svg, caption, DISTORTION.command,
+                   fade="As acquired to corrected")]  # fmt: skip
 
 
 def _fitted_to(fit: Path) -> str | None:

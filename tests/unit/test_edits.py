@@ -20,7 +20,8 @@ TREES = {
     "bids": [
         RUN + "_bold.nii.gz", RUN + "_bold.json", "sub-{}/sub-{}_task-rest_bold.json",
         "sub-{}/ses-1/sub-{}_ses-1_bold.json", "sub-{}/ses-1/anat/sub-{}_ses-1_T1w.nii.gz",
-        RUN + "_events.tsv",
+        "sub-{}/ses-1/fmap/sub-{}_ses-1_dir-AP_epi.nii.gz",
+        "sub-{}/ses-1/fmap/sub-{}_ses-1_dir-AP_epi.json", RUN + "_events.tsv",
     ],
     "fmriprep": [
         RUN + "_space-MNI_desc-preproc_bold.nii.gz", RUN + "_space-MNI_desc-preproc_bold.json",

@@ -198,7 +198,8 @@ def test_a_refused_fit_is_kept_to_look_at_and_replaces_an_older_one(tmp_path, ph
         {"results": str(tmp_path), "cohorts": [{"name": "a", "folder": str(tmp_path)}]}
     )
     context = Context(config, config.cohorts[0], SIX)
-    entry = SimpleNamespace(recording_id="sub-01_task-rest", t1w=None)
+    run = tmp_path / "bold.nii"
+    entry = SimpleNamespace(recording_id="sub-01_task-rest", path=run, t1w=None)
     files = context.files(entry)
     write_volume(files.boldref, reference[::-1], phantom.affine, space="scanner")
     write_volume(files.mask, phantom.brain[::-1], phantom.affine, space="scanner")
@@ -273,7 +274,9 @@ def test_a_t1w_that_does_not_help_costs_no_recording(
         "cohorts": [{"name": "a", "folder": str(tmp_path)}],
     })  # fmt: skip
     context = Context(config, config.cohorts[0], SIX)
-    entry = SimpleNamespace(recording_id="sub-01_task-rest", t1w=tmp_path / "t1w.nii")
+    entry = SimpleNamespace(
+        recording_id="sub-01_task-rest", path=tmp_path / "bold.nii", t1w=tmp_path / "t1w.nii"
+    )
     files = context.files(entry)
     write_volume(files.boldref, reference, phantom.affine, space="scanner")
     write_volume(files.mask, phantom.brain, phantom.affine, space="scanner")

@@ -83,7 +83,8 @@ def test_rooms_that_pages_read_import_nothing_heavy(room):
                      [alias.name for alias in node.names])
     }  # fmt: skip
     allowed = (
-        r"__future__|pathlib|page_text|atlas|io\.derivatives|motion\.motion_text"
+        r"__future__|pathlib|page_text|atlas|io\.derivatives|motion\.motion_text|typing"
+        r"|collections\.abc|distortion\.distortion_text"
         r"|(training\.)?predictors"
     )
     assert all(re.fullmatch(allowed, name) for name in found), found

@@ -49,6 +49,7 @@ PREPROCESS = {
     "slice_timing": [False, True],
     "denoise": ["ica", "none", ("motion24", "wm-csf")],
     "use_t1w": [False, True],
+    "distortion": ["auto", "none", "pepolar"],
     "min_coverage": [0.5, 0.7],
     "censor": [None, Censor(fd_mm=0.5), Censor(fd_mm=0.2)],
     "time_limit_min": [30.0, 60.0],

@@ -207,7 +207,7 @@ def is_folder(folder: Path, item: os.DirEntry, left: list[Found]) -> bool:
 def datatypes(
     folder: Path, subject: str, left: list[Found]
 ) -> Iterator[tuple[str, str, list[os.DirEntry], list[os.DirEntry]]]:
-    """(session or "", "func" or "anat", its files, tables about them) of a subject of a BIDS tree.
+    """(session or "", "func", "anat" or "fmap", its files, tables about them) of a subject.
 
     Links without content, and images where none should be, go to `left`.
     """
@@ -219,7 +219,7 @@ def datatypes(
             near = tables(items) + tables(inner)
             places += [(session.name, item, near) for item in inner]
     for session_name, item, near in places:
-        if item.name in ("func", "anat"):
+        if item.name in ("func", "anat", "fmap"):
             if is_folder(folder, item, left):
                 inner = files(item.path)
                 left += [found for i in inner if i.is_dir() for found in _misplaced(folder, i)]

@@ -19,18 +19,27 @@ from .base import (
     per_subject,
     relative,
 )
+from .field_maps import of_other_direction
 
 
 def find(folder: Path, skip: Set[str]) -> list[Found]:
-    """``sub-*/[ses-*/]func/*_bold.nii[.gz]``, with a T1w image of the same participant."""
+    """``sub-*/[ses-*/]func/*_bold.nii[.gz]``, with a T1w image of the same participant and the
+    session's field maps."""
     return per_subject(folder, skip, lambda subject: _subject(folder, subject))
 
 
 def _subject(folder: Path, subject: str) -> list[Found]:
     left: list[Found] = []
     runs: list[tuple[str, os.DirEntry, list[os.DirEntry]]] = []
+    beside: dict[str, list[os.DirEntry]] = {}
     anatomies: dict[str, os.DirEntry] = {}
+    maps: dict[str, list[os.DirEntry]] = {}
     for session, datatype, items, near in datatypes(folder, subject, left):
+        if datatype == "fmap":
+            maps.setdefault(session, []).extend(items)
+            continue
+        if datatype == "func":
+            beside[session] = items
         for item in items:
             entities, suffix = parse_name(item.name)
             if not is_image(item.name):
@@ -52,6 +61,9 @@ def _subject(folder: Path, subject: str) -> list[Found]:
         )
         t1w = relative(anatomy.path, folder) if anatomy else None
         about = belonging(folder, item.name, near) + ((t1w,) if t1w else ())
+        others = [one for one in beside[session] if of_other_direction(one.name, item.name)]
+        others += maps.get(session, [])
+        about += tuple(sorted(relative(one.path, folder) for one in others))
         left.append(found_bids(folder, item, t1w=t1w, companions=about))
     return left
 

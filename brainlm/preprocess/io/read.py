@@ -159,8 +159,13 @@ def open_bold(
     return OpenBold(path, header, shape, affine, tr_s, sidecar, warnings, before)
 
 
-def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def read_image(path: str | Path, *, average: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read and check one 3-D image, e.g. a T1w.
+
+    Parameters
+    ----------
+    average : bool
+        Also take a 4-D image: the mean of its first volumes (some 32 MB of them).
 
     Returns
     -------
@@ -174,14 +179,19 @@ def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path)
     header = read_header(path)
-    if len(header.shape) < 3 or max(header.shape[3:], default=1) > 1:
+    flat = max(header.shape[3:], default=1) == 1
+    if len(header.shape) < 3 or not (flat or (average and len(header.shape) == 4)):
         raise RecordingError(
             "unreadable", f"{path}: expected a 3-D image, found shape {_text(header.shape)}"
         )
-    x, y, z = header.shape[:3]
     affine = read_affine(path, header, [])
-    volumes, _ = _read_volumes(path, header, (x, y, z, 1), [])
-    volume = np.nan_to_num(volumes[0], nan=0.0, posinf=0.0, neginf=0.0, copy=False)
+    if flat:
+        x, y, z = header.shape[:3]
+        volumes, _ = _read_volumes(path, header, (x, y, z, 1), [])
+    else:
+        volumes = next(_read_blocks(path, header, header.shape, []))  # type: ignore[arg-type]
+    volume = volumes[0] if len(volumes) == 1 else volumes.mean(0)
+    volume = np.nan_to_num(volume, nan=0.0, posinf=0.0, neginf=0.0, copy=False)
     if volume.min() == volume.max():
         raise RecordingError("bad_data", f"{path}: every voxel is {volume.flat[0]:g}")
     return volume, affine

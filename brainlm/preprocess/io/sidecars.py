@@ -29,6 +29,8 @@ def _finite(value: float) -> float:
 
 _Number = Annotated[float, Field(strict=True), AfterValidator(_finite)]
 _Direction = Literal["i", "j", "k", "i-", "j-", "k-"]
+_AXIS = "i, j, k, i-, j- or k-"
+_Names = str | list[str]
 #: What each field must be, for the check and in words.
 _FIELDS: dict[str, tuple[TypeAdapter[Any], str]] = {
     "RepetitionTime": (TypeAdapter(_Number), "seconds"),
@@ -47,7 +49,16 @@ _FIELDS: dict[str, tuple[TypeAdapter[Any], str]] = {
         "the start of every slice, a list of seconds",
     ),
     "EchoTime": (TypeAdapter(_Number), "seconds"),
-    "SliceEncodingDirection": (TypeAdapter(_Direction), "i, j, k, i-, j- or k-"),
+    "EchoTime1": (TypeAdapter(_Number), "seconds"),
+    "EchoTime2": (TypeAdapter(_Number), "seconds"),
+    "SliceEncodingDirection": (TypeAdapter(_Direction), _AXIS),
+    "PhaseEncodingDirection": (TypeAdapter(_Direction), _AXIS),
+    "TotalReadoutTime": (TypeAdapter(_Number), "seconds"),
+    "EffectiveEchoSpacing": (TypeAdapter(_Number), "seconds"),
+    "IntendedFor": (TypeAdapter(_Names), "paths of images"),
+    "B0FieldIdentifier": (TypeAdapter(_Names), "names of field maps"),
+    "B0FieldSource": (TypeAdapter(_Names), "names of field maps"),
+    "Units": (TypeAdapter(str), "a unit"),
 }
 
 

@@ -288,7 +288,9 @@ def _touches_gap(gaps, ix, iy, iz, x, y, z):
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
-def read_volumes(first, last, volumes, grids, points, labels, interpolate, values, sums, counts):
+def read_volumes(
+    first, last, volumes, grids, points, labels, gains, interpolate, values, sums, counts
+):
     """Read volumes at points, into `values`, or summed by parcel into `sums` and `counts`.
 
     Parameters
@@ -299,6 +301,8 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
     points : float64 [3, N]
     labels : int64 [N]
         Parcel 1..R of each point; of length 0, `values` is filled instead.
+    gains : float32 [N]
+        What each value is multiplied by before it is added to `sums`.
     interpolate : bool
         Prefilter (interpolate) or not (smooth and interpolate).
     values : float32 [T, N]
@@ -335,7 +339,7 @@ def read_volumes(first, last, volumes, grids, points, labels, interpolate, value
                 if not by_parcel:
                     values[t, start + k] = value
                 elif not math.isnan(value):
-                    sums[t, labels[start + k] - 1] += value
+                    sums[t, labels[start + k] - 1] += value * gains[start + k]
                     counts[t, labels[start + k] - 1] += 1.0
 
 

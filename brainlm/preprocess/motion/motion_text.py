@@ -58,7 +58,7 @@ def describe_motion(files: Derivatives, atlas: Atlas) -> Sentence:
     parts.append(
         f"Head motion was estimated as one rigid transform per volume ({made['Engine']}, {how}); "
         "framewise displacement follows Power et al. 2012, and DVARS is standardised after "
-        "Nichols 2013. Susceptibility distortion was not corrected."
+        "Nichols 2013."
     )
     sources = ((POSSE,) if times else ()) + ((JENKINSON,) if fsl else ())
     return Sentence(" ".join(parts), (*sources, POWER, NICHOLS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
+from ..distortion.distortion_text import describe_distortion
 from ..io.derivatives import Derivatives, read_own_sidecar
 from ..motion.motion_text import JENKINSON
 
@@ -45,8 +46,9 @@ def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
             "mixture of tissue maps (Ashburner & Friston 1999; Golub & Pereyra 1973)"
         )
         cites = (ASHBURNER, GOLUB)
+    distortion = describe_distortion(made.get("Distortion"))
     text = (
         f"The mean image was normalised {through} to {space} (Fonov et al. 2011) by {how} "
         f"({made['Engine']}). {made.get('TemplateNote', '')}"
     )
-    return Sentence(text.rstrip(), (*cites, FONOV))
+    return Sentence(f"{text.rstrip()} {distortion.text}", (*cites, FONOV, *distortion.cites))

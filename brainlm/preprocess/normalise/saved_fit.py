@@ -22,7 +22,7 @@ class SavedFit:
     def save(self, path: str | Path) -> None:
         """Write an npz file; it appears whole."""
         about = json.dumps({"quality": self.quality, "method": self.method})
-        arrays = {name: getattr(self, name) for name in self._arrays()}
+        arrays = {name: getattr(self, name) for name in self.array_names()}
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, about=about, **arrays)
 
@@ -31,13 +31,14 @@ class SavedFit:
         """Read what :meth:`save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in cls._arrays()}
+                arrays = {name: stored[name] for name in cls.array_names()}
                 about = json.loads(str(stored["about"]))
         except (OSError, ValueError, KeyError) as error:
             raise BrainLMError(f"{path}: expected a saved normalisation ({error})") from None
         return cls(**arrays, **about)
 
     @classmethod
-    def _arrays(cls) -> list[str]:
+    def array_names(cls) -> list[str]:
+        """What is saved besides ``quality`` and ``method``."""
         names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         return [name for name in names if name not in ("quality", "method")]

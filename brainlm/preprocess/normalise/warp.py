@@ -13,6 +13,7 @@ from .registration import Normalisation
 from .saved_fit import SavedFit
 from .template import Template
 from .tissue_fit import Image, Problem, State
+from .undistorted import Undistorted, read_shift
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,16 @@ class WarpField(SavedFit):
         return np.linalg.det(np.eye(3) + slopes @ np.linalg.inv(self.grid[:3, :3]))
 
 
-def load_normalisation(path: str | Path) -> Normalisation | WarpField:
-    """Read a normalisation, whichever engine fitted it."""
+def load_normalisation(path: str | Path) -> Normalisation | WarpField | Undistorted:
+    """Read a normalisation, whichever engine fitted it, with the distortion that was corrected."""
+    shift = None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            is_field = "displacement" in stored
+            is_field, shift = "displacement" in stored, read_shift(stored)
     except (OSError, ValueError):
         is_field = False  # Normalisation says what is wrong with the file
-    return WarpField.load(path) if is_field else Normalisation.load(path)
+    fit = WarpField.load(path) if is_field else Normalisation.load(path)
+    return fit if shift is None else Undistorted(fit, shift)
 
 
 class _Placed(Problem):

@@ -107,15 +107,18 @@ def write_denoised_volumes(
         The others are censored: 0, and listed in the sidecar.
     """
     from ..kernels.sampling import sample
+    from ..normalise.undistorted import place_points
     from ..normalise.warp import load_normalisation
 
     where = template.mask
     points = np.argwhere(where)[:, ::-1] @ template.affine[:3, :3].T + template.affine[:3, 3]
-    world = load_normalisation(paths.normalisation)(points)
+    world, gains = place_points(load_normalisation(paths.normalisation), points)
     transforms = read_transforms(paths.transforms)
     values = np.empty((len(bold.volumes), len(points)), np.float32)
     for first in range(0, len(points), BLOCK):
-        block = sample(bold.volumes, bold.affine, world[first : first + BLOCK], transforms)
+        part = slice(first, first + BLOCK)
+        gain = None if gains is None else gains[part]
+        block = sample(bold.volumes, bold.affine, world[part], transforms, gain)
         cleaned = clean(block) + block[kept].mean(0, dtype=np.float64)
         values[:, first : first + BLOCK] = np.nan_to_num(cleaned)  # outside the field of view
     scale = max(float(np.abs(values).max()), 1e-6) / LARGEST

@@ -15,6 +15,7 @@ from ..io.read import read_image
 from ..normalise.agreement import RefusedFit
 from ..normalise.template import load_template, space_of
 from .context import Context, Figures, reproducible, timed
+from .undistort import fit_undistorted
 
 
 def prepare(context: Context) -> None:
@@ -45,7 +46,10 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
         path.unlink(missing_ok=True)
         sidecar(path).unlink(missing_ok=True)
 
-    def save(fit: Any, path: Path) -> Figures:
+    def fit_to(image: np.ndarray, brain: np.ndarray) -> tuple[Any, list[str]]:
+        return _fit(engine, entry, context, image, affine, template, brain)
+
+    def save(fit: Any, path: Path, **about: Any) -> Figures:
         fit.save(path)
         quality = {key: value for key, value in dict(fit.quality).items() if np.isscalar(value)}
         write_json(
@@ -58,17 +62,19 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
                 "Parameters": context.parameters("normalise", engine),
                 "Template": template.space,
                 "Quality": plain_values(quality),
+                **about,
             },
         )
         return {"method": fit.method, **quality}
 
     try:
         with timed(figures, "normalise"):
-            fit, notes = _fit(engine, entry, context, reference, affine, template, mask)
+            found = fit_undistorted(entry, context.options, reference, affine, mask, fit_to)
     except RefusedFit as error:
         save(error.fit, paths.refused)  # for the recording's page
         raise
-    return figures | save(fit, paths.normalisation) | {"warnings": notes}
+    quality = save(found.fit, paths.normalisation, **found.about)
+    return figures | found.figures | quality | {"warnings": found.notes}
 
 
 def _fit(engine, entry, context, reference, affine, template, mask) -> tuple[Any, list[str]]:

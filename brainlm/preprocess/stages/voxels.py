@@ -78,10 +78,12 @@ def read_prepared(entry: Entry, paths: Derivatives, config: Preprocess) -> Bold:
 def read_grid(bold: Bold, paths: Derivatives, grid: ComponentGrid) -> np.ndarray:
     """Motion-corrected samples [T, N] on a grid of template space; NaN outside the brain."""
     from ..kernels.sampling import sample_smooth
+    from ..normalise.undistorted import place_points
     from ..normalise.warp import load_normalisation
 
-    world = load_normalisation(paths.normalisation)(grid.points)
-    samples = sample_smooth(bold.volumes, bold.affine, world, read_transforms(paths.transforms))
+    world, gains = place_points(load_normalisation(paths.normalisation), grid.points)
+    transforms = read_transforms(paths.transforms)
+    samples = sample_smooth(bold.volumes, bold.affine, world, transforms, gains)
     brain, affine = read_volume(paths.mask)
     with np.errstate(invalid="ignore"):
         samples[:, ~(sample_smooth(brain[None], affine, world)[0] > 0.5)] = np.nan
@@ -100,11 +102,12 @@ def smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: ComponentGrid)
 def read_parcels(bold: Bold, paths: Derivatives, atlas: Atlas) -> tuple[np.ndarray, np.ndarray]:
     """Parcel means [T, R] and coverage [R]: the share of a parcel's points with image content."""
     from ..kernels.sampling import sample, sample_parcels
+    from ..normalise.undistorted import place_points
     from ..normalise.warp import load_normalisation
     from ..parcellate.parcel_means import parcel_points
 
     points, labels = parcel_points(atlas)
-    world = load_normalisation(paths.normalisation)(points)
+    world, gains = place_points(load_normalisation(paths.normalisation), points)
     reference, affine = read_volume(paths.boldref)
     level = np.median(reference[read_volume(paths.mask)[0] > 0])
     with np.errstate(invalid="ignore"):
@@ -116,6 +119,7 @@ def read_parcels(bold: Bold, paths: Derivatives, atlas: Atlas) -> tuple[np.ndarr
         labels[filled],
         atlas.num_parcels,
         read_transforms(paths.transforms),
+        None if gains is None else gains[filled],
     )
     total = np.bincount(labels, minlength=atlas.num_parcels + 1)[1:]
     kept = np.bincount(labels[filled], minlength=atlas.num_parcels + 1)[1:]
