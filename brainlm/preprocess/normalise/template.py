@@ -67,12 +67,14 @@ def _read_templateflow() -> tuple[np.ndarray, ...]:
     """Tissues are nilearn's, carried over: shares among many heads, which intensities of an
     average head do not tell (docs/results/real-images.md)."""
     import nibabel as nib
+    from scipy import ndimage
 
     images = [nib.as_closest_canonical(nib.load(path)) for path in templateflow.get_files()]
     t1w, mask = (np.ascontiguousarray(image.get_fdata(dtype=np.float32).T) for image in images)
     affine = np.asarray(images[0].affine, np.float64)
     source, _, *tissues, _ = _read_nilearn()
-    return affine, t1w, *_carry(tissues, source, affine, t1w.shape), mask > 0.5
+    brain = ndimage.binary_fill_holes(mask > 0.5)  # the file's has holes in the ventricles
+    return affine, t1w, *_carry(tissues, source, affine, t1w.shape), brain
 
 
 def _read_nilearn() -> tuple[np.ndarray, ...]:
