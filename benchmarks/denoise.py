@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 WAYS: dict[str, tuple[str, ...]] = {
     "none": (), "motion24": ("motion24",), "wm-csf": ("wm-csf",), "acompcor": ("acompcor",),
-    "ica": ("ica",), "ica + acompcor": ("ica", "acompcor"),
+    "ica": ("ica",), "ica + wm-csf": ("ica", "wm-csf"), "ica + acompcor": ("ica", "acompcor"),
 }  # fmt: skip
 TR_S, VOLUMES, HIGH_PASS_HZ, TSNR = 2.0, 120, 0.008, 60.0
 NEURAL_SD = 0.008  # of the signal: of the median parcel, as brainlm.simulate has it
@@ -86,28 +86,26 @@ def judge(run: Run) -> dict[str, dict[str, float]]:
         artefact = 100 * (measured - clean_run)[:, seen] / level
         true = 100 * true[:, seen]
         return {
-            way: compare(series, artefact, true, *choose(chain, steps))
+            way: compare(series, artefact, true, choose(chain, steps))
             for way, steps in WAYS.items()
         }
 
 
-def compare(series, artefact, true, nuisance, signal) -> dict[str, float]:
-    def apply(values, *model):
+def compare(series, artefact, true, model: dict[str, Any]) -> dict[str, float]:
+    def apply(values, **model):
         from brainlm.preprocess.denoise.filter import clean
 
-        names = dict(zip(("nuisance", "signal"), model, strict=False))
-        return clean(values, TR_S, high_pass_hz=HIGH_PASS_HZ, **names)
+        return clean(values, TR_S, high_pass_hz=HIGH_PASS_HZ, **model)
 
-    cleaned, wanted = apply(series, nuisance, signal), apply(true)
-    kept = apply(true, nuisance, signal)
-    left = apply(artefact, nuisance, signal)
+    cleaned, wanted = apply(series, **model), apply(true)
+    kept, left = apply(true, **model), apply(artefact, **model)
     return {
         "r": float(np.median(correlate(cleaned, wanted))),
         "removed": float(1 - (left**2).sum() / (apply(artefact) ** 2).sum()),
         "cost": float(1 - np.median(correlate(kept, wanted))),
         "lost": float(1 - (kept**2).sum() / (wanted**2).sum()),
         "connectome": float(np.corrcoef(pairs(cleaned), pairs(wanted))[0, 1]),
-        "columns": 0 if nuisance is None else nuisance.shape[1],
+        "columns": 0 if model["nuisance"] is None else model["nuisance"].shape[1],
     }
 
 
@@ -176,7 +174,7 @@ def read_series(chain: Any, volumes: np.ndarray | None = None) -> tuple[np.ndarr
     return series, (coverage > 0.5) & np.isfinite(series).all(0)
 
 
-def choose(chain: Any, steps: tuple[str, ...]) -> tuple[Any, Any]:
+def choose(chain: Any, steps: tuple[str, ...]) -> Any:
     from brainlm.preprocess.denoise.confounds import read_nuisance
 
     return read_nuisance(chain.paths, chain.config.model_copy(update={"denoise": steps}))
@@ -359,12 +357,9 @@ def report_real(folder: Path) -> None:
         tr_s = chain.figures["motion"]["repetition_time_s"]
         moved = read_table(chain.paths.confounds)["framewise_displacement"]
         for way, steps in WAYS.items():
-            nuisance, signal = choose(chain, steps)
             percent = 100 * series / np.where(seen, series.mean(0), 1)
             percent[:, ~seen] = np.nan
-            made = clean(
-                percent, tr_s, high_pass_hz=HIGH_PASS_HZ, nuisance=nuisance, signal=signal
-            )
+            made = clean(percent, tr_s, high_pass_hz=HIGH_PASS_HZ, **choose(chain, steps))
             tsnr = float(np.nanmedian(100 / made.std(0)))
             rows[way].append((tsnr, fd_connectivity(made[:, seen], moved)))
             half = len(made) // 2

@@ -139,14 +139,14 @@ def _homogeneity(fit, entry, paths, atlas) -> dict[int, float]:
     from brainlm.preprocess.stages.voxels import EMPTY_SHARE, read_prepared
 
     config = Preprocess()
-    nuisance, signal = read_nuisance(paths, config)
+    model = read_nuisance(paths, config)
     bold = read_prepared(entry, paths, config)
     points, labels = parcel_points(atlas)
     values = sample(bold.volumes, bold.affine, fit(points), read_transforms(paths.transforms))
     seen = np.isfinite(values).all(axis=0)
     level = values.mean(axis=0)
     seen &= level > EMPTY_SHARE * np.median(level[seen])
-    clean = make_filter(bold.tr_s, config)(values[:, seen], nuisance=nuisance, signal=signal)
+    clean = make_filter(bold.tr_s, config)(values[:, seen], **model)
     clean /= np.maximum(clean.std(axis=0), 1e-9)
     found, labels = {}, labels[seen]
     for parcel in range(1, atlas.num_parcels + 1):

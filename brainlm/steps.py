@@ -157,6 +157,8 @@ def _template(atlas: Identity | None) -> dict[str, Any]:
 def _denoise(config, cohort, atlas, task) -> Dependencies:
     options = config.preprocess
     settings = pick(options, "engine", "denoise", "high_pass_hz") | _template(atlas)
+    if "ica" in options.denoise_steps and len(options.denoise_steps) > 1:
+        settings["confounds"] = "whole"  # they once shared with the components that are kept
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 

@@ -292,14 +292,19 @@ def test_nuisance_by_option():
     rng = np.random.default_rng(0)
     columns, mixing = motion_columns(rng.normal(size=(T, 6))), rng.normal(size=(T, 5))
     noise = np.array([True, False, False, True, False])
-    assert choose_nuisance((), columns, mixing, noise) == (None, None)
-    nuisance, signal = choose_nuisance(("motion24",), columns, mixing, noise)
+
+    def choose(*steps, noise=noise):
+        chosen = choose_nuisance(steps, columns, mixing, noise)
+        return chosen["nuisance"], chosen["signal"]
+
+    assert choose() == (None, None)
+    nuisance, signal = choose("motion24")
     assert nuisance.shape == (T, 24) and np.isfinite(nuisance).all() and signal is None
-    nuisance, signal = choose_nuisance(("ica",), columns, mixing, noise)
+    nuisance, signal = choose("ica")
     np.testing.assert_array_equal(nuisance, mixing[:, [0, 3]])
     np.testing.assert_array_equal(signal, mixing[:, [1, 2, 4]])
-    assert choose_nuisance(("ica-aggressive",), columns, mixing, noise)[1] is None
-    assert choose_nuisance(("ica",), columns, mixing, noise & False) == (None, None)
+    assert choose("ica-aggressive")[1] is None
+    assert choose("ica", noise=noise & False) == (None, None)
 
 
 def test_confounds_combine_in_one_model():
@@ -307,11 +312,12 @@ def test_confounds_combine_in_one_model():
     columns, mixing = motion_columns(rng.normal(size=(T, 6))), rng.normal(size=(T, 5))
     columns |= {name: rng.normal(size=T) for name in nuisance_names("wm-csf")}
     noise = np.array([True, False, False, True, False])
-    nuisance, signal = choose_nuisance(("ica", "wm-csf"), columns, mixing, noise)
+    chosen = choose_nuisance(("ica", "wm-csf"), columns, mixing, noise)
     expected = np.column_stack([columns["csf"], columns["white_matter"], mixing[:, noise]])
-    np.testing.assert_array_equal(nuisance, expected)
-    np.testing.assert_array_equal(signal, mixing[:, ~noise])
-    both = choose_nuisance(("motion6", "motion24"), columns, mixing, noise)[0]
+    np.testing.assert_array_equal(chosen["nuisance"], expected)
+    np.testing.assert_array_equal(chosen["signal"], mixing[:, ~noise])
+    assert chosen["whole"] == 2
+    both = choose_nuisance(("motion6", "motion24"), columns, mixing, noise)["nuisance"]
     assert both.shape == (T, 24)
     columns["csf"] = np.full(T, np.nan)
     with pytest.raises(RecordingError, match="csf: not measured"):

@@ -66,6 +66,28 @@ def test_non_aggressive_equals_its_definition(rng):
     np.testing.assert_allclose(found, series - noise @ weights[:2], atol=1e-10)
 
 
+def test_confounds_are_removed_whole_and_components_in_what_is_left(rng):
+    """Though a confound is nearly a component: its weights cannot cancel the component's."""
+    filtered = clean(rng.normal(size=(T, 9)), TR_S, high_pass_hz=0.008)
+    signal, noise = filtered[:, :3], filtered[:, 3:5]
+    confound = signal[:, :1] + 0.01 * filtered[:, 5:6]
+    series = np.hstack([signal @ rng.normal(size=(3, 2)), noise]) + 0.1 * filtered[:, 5:9]
+    options = {"high_pass_hz": 0, "nuisance": np.hstack([confound, noise]), "signal": signal}
+    found = clean(series, TR_S, **options, whole=1)
+    assert np.abs(confound.T @ found).max() < 1e-10
+    rest = [clean(c, TR_S, high_pass_hz=0, nuisance=confound) for c in (series, noise, signal)]
+    weights = np.linalg.lstsq(np.hstack(rest[1:]), rest[0], rcond=None)[0]
+    np.testing.assert_allclose(found, rest[0] - rest[1] @ weights[:2], atol=1e-9)
+    assert (found**2).sum() < (series**2).sum()
+    alone = clean(series, TR_S, high_pass_hz=0, nuisance=noise, signal=signal)
+    empty = np.hstack([np.ones((T, 2)), noise])  # a constant, twice: the filter leaves nothing
+    same = clean(series, TR_S, high_pass_hz=0, nuisance=empty, signal=signal, whole=2)
+    np.testing.assert_allclose(alone, same, atol=1e-10)
+    twice = np.hstack([confound, options["nuisance"]])
+    again = clean(series, TR_S, **options | {"nuisance": twice}, whole=2)
+    np.testing.assert_allclose(again, found, atol=1e-9)
+
+
 def test_non_aggressive_keeps_what_noise_and_signal_share(rng):
     network, artefact = clean(rng.normal(size=(T, 2)), TR_S, high_pass_hz=0.008).T[:, :, None]
     noise = artefact + 0.5 * network  # an artefact's time course that looks like the network

@@ -113,11 +113,11 @@ def test_what_the_benchmark_says_of_a_denoising_by_its_definition():
     waves = np.sin(2 * np.pi * hertz * 2 * np.arange(120) + rng.uniform(0, 6, (12, 1))).T
     true, course = waves[:, :10] @ rng.normal(size=(10, 30)), waves[:, 10:]
     artefact = course @ rng.normal(size=(2, 30))
-    found = bench.compare(true + artefact, artefact, true, None, None)
+    found = bench.compare(true + artefact, artefact, true, {"nuisance": None})
     assert found["removed"] == 0 and found["cost"] == pytest.approx(0, abs=1e-12)
     assert 0.5 < found["r"] < 1
-    half = bench.compare(true + artefact, artefact, true, course[:, :1], None)
-    whole = bench.compare(true + artefact, artefact, true, course, None)
+    half = bench.compare(true + artefact, artefact, true, {"nuisance": course[:, :1]})
+    whole = bench.compare(true + artefact, artefact, true, {"nuisance": course})
     assert whole["removed"] == pytest.approx(1) and 0 < half["removed"] < 1
     assert whole["r"] > max(half["r"], found["r"]) and whole["columns"] == 2
     assert whole["r"] == pytest.approx(1 - whole["cost"], abs=0.01)  # nothing but cost is left

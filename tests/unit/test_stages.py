@@ -127,10 +127,10 @@ def test_denoising_recovers_connectivity_better_than_less(chain):
     matrix = np.corrcoef(truth.T)[pairs]
     similarity = {}
     for option in ("none", "motion24", "ica"):
-        nuisance, signal = read_nuisance(chain.paths, replace_option(option))
-        cleaned = clean(percent, 2.0, high_pass_hz=0.008, nuisance=nuisance, signal=signal)
+        model = read_nuisance(chain.paths, replace_option(option))
+        cleaned = clean(percent, 2.0, high_pass_hz=0.008, **model)
         similarity[option] = np.corrcoef(np.corrcoef(cleaned.T)[pairs], matrix)[0, 1]
-        kept = clean(truth, 2.0, high_pass_hz=0.008, nuisance=nuisance, signal=signal)
+        kept = clean(truth, 2.0, high_pass_hz=0.008, **model)
         if option == "ica":
             assert (kept**2).sum() > 0.95 * (truth**2).sum()
     assert similarity["ica"] > max(similarity["none"], similarity["motion24"]) + 0.1

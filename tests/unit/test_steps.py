@@ -47,7 +47,7 @@ PREPROCESS = {
     "high_pass_hz": [0.008, 0.01, 0.0],
     "low_pass_hz": [None, 0.1],
     "slice_timing": [False, True],
-    "denoise": ["ica", "none", ("motion24", "wm-csf")],
+    "denoise": ["ica", "none", ("motion24", "wm-csf"), ("ica", "wm-csf")],
     "use_t1w": [False, True],
     "distortion": ["auto", "none", "pepolar"],
     "min_coverage": [0.5, 0.7],

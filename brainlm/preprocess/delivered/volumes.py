@@ -189,7 +189,8 @@ def _nuisance(
             f"{companions.motion}: no column {', '.join(sorted(lacking))}; name confounds for "
             f"cohort {cohort.name} that it has",
         )
-    return choose_nuisance(steps, movement.columns, np.empty((0, 0)), np.zeros(0, bool))[0]
+    chosen = choose_nuisance(steps, movement.columns, np.empty((0, 0)), np.zeros(0, bool))
+    return chosen["nuisance"]
 
 
 # ---- voxels

@@ -5,7 +5,7 @@ Names are fMRIPrep's where the quantity is the same.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -124,12 +124,21 @@ def nuisance_names(step: str) -> list[str]:
     }.get(step, [])
 
 
+class Nuisance(TypedDict):
+    """What :func:`.filter.clean` is given: confounds first, then components."""
+
+    nuisance: np.ndarray | None
+    signal: np.ndarray | None
+    whole: int
+
+
 def choose_nuisance(
     steps: tuple[str, ...], confounds: dict[str, np.ndarray], mixing: np.ndarray, noise: np.ndarray
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(nuisance [T, C], signal [T, S]) columns for :func:`.filter.clean`.
+) -> Nuisance:
+    """The columns that :func:`.filter.clean` removes, [T, C], and those it keeps, [T, S].
 
-    All steps are one model: what one removes, another cannot put back.
+    All steps are one model: what one removes, another cannot put back. Confounds are removed
+    whole; of components that are noise, what they share with the others stays (``ica``).
 
     Raises
     ------
@@ -145,16 +154,14 @@ def choose_nuisance(
             "these confounds out of preprocess.denoise",
         )
     columns = [np.nan_to_num(confounds[name])[:, None] for name in names]  # differences: first 0
-    signal = None
+    signal, whole = None, len(columns)
     if noise.any() and ("ica" in steps or "ica-aggressive" in steps):
         columns.append(mixing[:, noise])
         signal = mixing[:, ~noise] if "ica" in steps else None
-    return (np.hstack(columns) if columns else None), signal
+    return Nuisance(nuisance=np.hstack(columns) if columns else None, signal=signal, whole=whole)
 
 
-def read_nuisance(
-    paths: Derivatives, config: Preprocess
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+def read_nuisance(paths: Derivatives, config: Preprocess) -> Nuisance:
     """What the configuration removes of a recording, from its tables: as `choose_nuisance`."""
     confounds = read_table(paths.confounds)
     mixing, noise = np.empty((0, 0)), np.zeros(0, bool)

@@ -66,6 +66,6 @@ def describe_denoising(files: Derivatives, atlas: Atlas) -> Sentence:
         f"Artefacts were identified by spatial ICA at 4 mm after smoothing to 6 mm ({ica}, "
         f"{made.get('Iterations', 'unknown')} iterations{end}), classified by the four features "
         "and published thresholds of ICA-AROMA (Pruim et al. 2015), and "
-        f"regressed out {way}{', together with ' + words if words else ''}."
+        f"regressed out {way}{', and ' + words + ' wholly' if words else ''}, in one model."
     )
     return Sentence(text, (BECKMANN if fsl else HYVARINEN, PRUIM, *cites))

@@ -81,6 +81,7 @@ def clean(
     low_pass_hz: float | None = None,
     nuisance: np.ndarray | None = None,
     signal: np.ndarray | None = None,
+    whole: int = 0,
     kept: np.ndarray | None = None,
 ) -> np.ndarray:
     """Filter and regress in one projection. The mean goes too: keep it beforehand.
@@ -96,6 +97,9 @@ def clean(
     signal : ndarray [T, S], optional
         With these the removal is non-aggressive: weights are fitted to confounds and signals
         together and only the confounds' part is subtracted, so what they share stays.
+    whole : int
+        So many of the first confounds share nothing with the signals: they are removed whole.
+        Columns that resemble each other would otherwise be given weights that cancel.
     kept : ndarray [T] bool, optional
         The others change nothing and come out as NaN: drifts and confounds are fitted to the rows
         that are kept, and a low-pass bridges the gaps (Power et al. 2014, NeuroImage 84:320).
@@ -129,6 +133,10 @@ def clean(
     if nuisance is not None and nuisance.shape[1]:
         others = [nuisance] if signal is None else [nuisance, signal]
         model = _filter_model(np.hstack(others)[kept].astype(np.float64), filter_)
+        if signal is not None and whole:
+            axes, sizes, _ = np.linalg.svd(model[:, :whole], full_matrices=False)
+            axes = axes[:, sizes > 1e-8 * sizes[0]]  # a column may be there twice, or be empty
+            model[:, whole:] = clean_columns(model[:, whole:], axes)
         weights = np.linalg.lstsq(model, filtered, rcond=1e-8)[0]
         removed = nuisance.shape[1]
         filtered = filtered - model[:, :removed] @ weights[:removed]

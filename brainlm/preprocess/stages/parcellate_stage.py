@@ -40,14 +40,13 @@ def run_parcellate(entry: Entry, context: Context) -> Figures:
     with timed(figures, "sample"):
         raw, coverage = read_parcels(bold, paths, atlas)
     with timed(figures, "clean"):
-        nuisance, signal = read_nuisance(paths, options)
         displacement_mm = read_table(paths.confounds)["framewise_displacement"]
         kept = choose_kept(displacement_mm, options)
         about = read_json(sidecar(paths.boldref))
         measured = _acquired(about["Figures"])
         check_kept(kept, bold.tr_s, options, **measured)
         filter_ = make_filter(bold.tr_s, options, kept)
-        cleaner = partial(filter_, nuisance=nuisance, signal=signal)
+        cleaner = partial(filter_, **read_nuisance(paths, options))
         made = make_series(raw, coverage, bold.tr_s, options, displacement_mm, cleaner, kept)
     figures |= measured | made.figures
     if warnings := describe_censored(kept, options):
