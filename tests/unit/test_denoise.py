@@ -54,7 +54,7 @@ def grid():
     white = ((distance >= 14) & (distance < 40)).astype(np.float32)
     grey = (mask & (csf == 0) & (white == 0)).astype(np.float32)
     t1w = white + 0.6 * grey
-    return make_grid(Template("toy", "toy", affine, t1w, grey, white, csf, mask, ""))
+    return make_grid(Template("toy", affine, t1w, grey, white, csf, mask))
 
 
 @pytest.fixture(scope="module")
