@@ -52,8 +52,8 @@ def correct(folder: Path, peak_mm: float, method: str = "auto"):
     return find_correction(folder / RUN, image, affine, brain_mask(image, affine), method)
 
 
-@pytest.mark.parametrize("peak_mm", [6.0, 12.0])
-def test_a_pair_of_opposite_readouts_gives_the_field(tmp_path, peak_mm):
+def test_a_pair_of_opposite_readouts_gives_the_field(tmp_path):
+    peak_mm = 12.0  # 6 mm with one image, below
     write_run(tmp_path, HEADS[6.0])
     write_pair(tmp_path, HEADS[peak_mm], moved=True)
     found, notes = correct(tmp_path, peak_mm)
@@ -83,8 +83,7 @@ def test_one_image_of_opposite_readout_is_paired_with_the_run(tmp_path, readout_
 
 @pytest.mark.parametrize(
     ("kind", "peak_mm", "about"),
-    [("phasediff", 6.0, {}), ("phasediff", 12.0, {}), ("phases", 12.0, {}),
-     ("fieldmap", 12.0, {}), ("fieldmap", 6.0, {"Units": "rad/s"})],
+    [("phasediff", 12.0, {}), ("phases", 6.0, {}), ("fieldmap", 12.0, {"Units": "rad/s"})],
 )  # fmt: skip
 def test_a_field_map_gives_the_field_where_the_head_is_now(tmp_path, kind, peak_mm, about):
     write_run(tmp_path, HEADS[6.0])
