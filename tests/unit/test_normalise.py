@@ -22,7 +22,7 @@ from brainlm.preprocess.motion.brain_mask import brain_mask
 from brainlm.preprocess.normalise import registration
 from brainlm.preprocess.normalise.agreement import RefusedFit, check_image, check_pose
 from brainlm.preprocess.normalise.pose import axis_turns
-from brainlm.preprocess.normalise.registration import Normalisation, normalise
+from brainlm.preprocess.normalise.registration import Normalisation, as_normalisation, normalise
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.tissue_fit import (
     COSINES,
@@ -87,6 +87,16 @@ def test_error_without_t1w(fitted, phantom, template):
     assert fitted.method == "direct"
     assert _error(fitted, phantom, template) <= 1.3
     assert _dice(fitted, phantom, template) >= 0.98
+
+
+@pytest.mark.parametrize(("step_mm", "margin_mm"), [(4.0, 0.0), (4.0, 6.0), (8.0, 3.0)])
+def test_a_bend_is_the_same_on_every_grid(template, step_mm, margin_mm):
+    """It had been read in another box than it was fitted in through a T1w image."""
+    bend = np.random.default_rng(5).normal(size=(3, *COSINES[::-1]))
+    fit = as_normalisation(template, State(np.eye(4), bend), "direct")
+    grid = grid_of(template, step_mm, margin_mm)
+    found = np.moveaxis(grid.bend(bend), 0, -1)[grid.inside]
+    np.testing.assert_allclose(found, fit.bend(grid.points), atol=1e-4)
 
 
 def test_error_with_t1w(phantom, reference, template):

@@ -15,6 +15,7 @@ import numpy as np
 from ..kernels.spline import value_and_gradient
 from .template import Template
 
+BOX_MARGIN_MM = 6.0  # of the box of the cosines around the brain
 COSINES = (8, 9, 8)  # of the bend along x, y, z: details down to about 40 mm
 BEND_SD_MM = 2.5  # expected size of the bend, beyond what the affine part explains
 DAMPING = 1e-3  # of a step, relative to the curvature along each parameter
@@ -57,32 +58,48 @@ def _distance(template: Template) -> np.ndarray:
     return ndimage.distance_transform_edt(~template.mask, sampling=zoom).astype(np.float32)
 
 
+@lru_cache(maxsize=2)
+def bend_box(template: Template) -> tuple[np.ndarray, np.ndarray]:
+    """Low corner and edges (mm) of the box of the cosines: one for all grids of a template."""
+    slices, step = _find_box(template, BOX_MARGIN_MM), max(1, round(4.0 / template.affine[0, 0]))
+    zoom = template.affine[0, 0]
+    first = np.array([s.start for s in slices])[::-1]
+    size = np.array([-(-(s.stop - s.start) // step) * step for s in slices])[::-1]
+    return template.affine[:3, 3] + (first - step / 2) * zoom, size * zoom
+
+
+def _find_box(template: Template, margin_mm: float) -> tuple[slice, ...]:
+    from scipy import ndimage
+
+    near = _distance(template) <= margin_mm
+    return ndimage.find_objects(ndimage.binary_dilation(near, iterations=2).astype(int))[0]
+
+
 class TissueGrid:
-    """Points of a box of the template around its brain, and the cosines on it."""
+    """Points of the template in and around its brain, and the cosines there."""
 
     def __init__(self, template: Template, step_mm: float, margin_mm: float):
-        from scipy import ndimage
-
         zoom = template.affine[0, 0]
         self.step = max(1, round(step_mm / zoom))
-        near = _distance(template) <= margin_mm
-        box = ndimage.find_objects(ndimage.binary_dilation(near, iterations=2).astype(int))[0]
+        self.spacing = self.step * zoom
+        near, box = _distance(template) <= margin_mm, _find_box(template, margin_mm)
         self.slices = tuple(slice(s.start, s.stop, self.step) for s in box)
         self.inside = near[self.slices]
         self.brain = template.mask[self.slices][self.inside]
         first = np.array([s.start for s in box])[::-1]
-        size = np.array(self.inside.shape)[::-1] * self.step
-        self.origin = template.affine[:3, 3] + (first - self.step / 2) * zoom
-        self.extent = size * zoom
+        self.origin, self.extent = bend_box(template)
+        self.first = template.affine[:3, 3] + first * zoom
         index = np.argwhere(self.inside)[:, ::-1] * self.step + first
         self.points = index * zoom + template.affine[:3, 3]
 
     @cached_property
     def bases(self):
         """Cosines along z, y and x: [n, K] each."""
-        shape = self.inside.shape
         return [
-            cosines((np.arange(n) + 0.5) / n, k) for n, k in zip(shape, COSINES[::-1], strict=True)
+            cosines(
+                (self.first[i] + self.spacing * np.arange(n) - self.origin[i]) / self.extent[i], k
+            )
+            for i, n, k in zip((2, 1, 0), self.inside.shape, COSINES[::-1], strict=True)
         ]
 
     @cached_property
@@ -167,8 +184,7 @@ class Problem:
         self.data = np.ascontiguousarray(image.smooth(fwhm_mm))
         self.inverse = np.linalg.inv(image.affine)
         self.grid, self.columns, self.bent = grid, columns, bend
-        spacing = grid.extent[0] / grid.inside.shape[2]
-        self.redundancy = max(1.0, (fwhm_mm / spacing) ** 3)
+        self.redundancy = max(1.0, (fwhm_mm / grid.spacing) ** 3)
         # the affine part rests while space bends: what both can do would add up and cancel
         self.generators = _generators(rigid)
 
@@ -285,10 +301,9 @@ def _generators(rigid: bool) -> np.ndarray:
 def jacobian(grid: TissueGrid, coefficients: np.ndarray) -> np.ndarray:
     """Determinant [N] of the derivative of p + bend(p) at the inside points."""
     bend = grid.bend(coefficients)
-    spacing = grid.extent[::-1] / grid.inside.shape
     derivative = np.empty((*grid.inside.shape, 3, 3))
     for i in range(3):
-        for j, along in enumerate(np.gradient(bend[i], *spacing)):
+        for j, along in enumerate(np.gradient(bend[i], grid.spacing)):
             derivative[..., i, 2 - j] = along
     return np.linalg.det((derivative + np.eye(3))[grid.inside])
 
