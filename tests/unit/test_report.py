@@ -273,7 +273,7 @@ def test_a_recording_page_shows_registration_and_says_what_is_missing(study):
     assert HOSTILE in failed.text
 
 
-def test_the_page_of_a_refused_registration_shows_the_fit(tmp_path):
+def test_the_page_of_a_refused_registration_shows_the_fit(tmp_path, nlin6):
     config = make_results(tmp_path, subjects=6, evaluated=False)
     files = Derivatives(config.results / "derivatives/home", HOME[0], make_atlas(tmp_path))
     files.normalisation.rename(files.refused)

@@ -148,9 +148,10 @@ def test_what_a_result_depends_on_is_what_its_function_reads():
 def test_the_first_atlas_is_kept_and_an_older_study_s_is_what_made_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BRAINLM_CONFIG", "")  # which a plan sets for its jobs
-    (tmp_path / "bids/sub-1/func").mkdir(parents=True)
-    (tmp_path / "bids/sub-1/func/sub-1_bold.nii.gz").write_bytes(b"x")
-    values = {"cohorts": [{"name": "c", "folder": "bids"}], "atlas": {"name": "demo424"}}
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series/sub-1.npy").write_bytes(b"x")
+    cohort = {"name": "c", "folder": "series", "layout": "parcels"}
+    values = {"cohorts": [cohort], "atlas": {"name": "demo424"}}
     values["tasks"] = []
     other = values | {"atlas": {"name": "a424"}}
     config = prepare_run(values, is_main_process=True)
