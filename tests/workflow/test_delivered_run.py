@@ -141,7 +141,7 @@ def test_one_image_in_template_space_is_embedded_as_its_series_are(study, tmp_pa
     model.save_pretrained(tmp_path / "model", scaling)
     shards = Corpus([study / "results/shards/images/00000.parquet"])
     windows = Windows(shards, scaling, 60, [0]).cover(0)
-    vectors = model.embed(windows, pool="mean").numpy()
+    vectors = model.embed(windows, pool="components").numpy()
     monkeypatch.chdir(tmp_path)
     image = next((study / "fmriprep/sub-101").rglob("*desc-preproc_bold.nii.gz"))
     assert main(["embed", str(image), "--model", "model", "--out", "e.parquet"]) == 0
