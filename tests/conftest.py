@@ -46,7 +46,8 @@ def nlin6(shared, templateflow_home) -> Path:
     folder = templateflow_home / "tpl-MNI152NLin6Asym"
     folder.mkdir(exist_ok=True)
     for path in (shared / "templates").glob("tpl-MNI152NLin6Asym_*"):
-        (folder / path.name).symlink_to(path)
+        if not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path)
     return templateflow_home
 
 

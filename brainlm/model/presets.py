@@ -41,7 +41,7 @@ PRESETS: dict[str, dict] = {
 _WHOLE_DECODER = {"decoder_context": "all", "decode_share": 1.0}
 #: The published forms under their published names, to be trained anew next to ours.
 PRESETS |= {
-    "old_13M": PRESETS["13m"] | PARCEL | _WHOLE_DECODER,
+    "old_13M": PRESETS["13m"] | PARCEL | _WHOLE_DECODER | {"components": 0},
     "vitmae_111M": PRESETS["111m"]
     | IMAGE
     | _WHOLE_DECODER

@@ -461,7 +461,11 @@ def test_your_own_series_become_windows(saved):
         (lambda x: x, {"units": "scanner"}, "not raw means"),
         (lambda x: 1e5 * x, {}, "expected 0.02 to 50"),
         (lambda x: 1e-4 * x, {}, "expected 0.02 to 50"),
-        (lambda x: np.where(np.arange(30)[:, None] == 7, np.nan, x), {}, "at 1 of 30 time points"),
+        (
+            lambda x: np.where((np.arange(30) == 7)[:, None] & (np.arange(6) < 2), np.nan, x),
+            {},
+            "at 1 of 30 time points",
+        ),
         (lambda x: x, {"tr_s": 2000.0}, "milliseconds"),
         (lambda x: x, {"units": "as delivered"}, "the model expects 'percent'"),
     ],
