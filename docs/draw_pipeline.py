@@ -13,6 +13,7 @@ MARKS = re.compile(r"(<!-- pipeline:.*?-->\n```mermaid\n).*?(```\n<!-- /pipeline
 CONFIG = """
 cohorts: [{name: study, folder: bids}]
 tasks: [reconstruction, age]
+atlas: {name: demo424}
 """
 
 
