@@ -171,6 +171,14 @@ class Gaussian(nn.Module):
         return cls(**load_file(path))
 
 
+def decompose(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [R] and -vectors [R, R] (columns) of a covariance, largest first, float64; the
+    vectors have the same signs on every machine."""
+    values, vectors = torch.linalg.eigh(covariance.double().cpu())
+    largest = vectors.gather(0, vectors.abs().argmax(0)[None])
+    return values.flip(0), (vectors * largest.sign()).flip(1)
+
+
 def _rows(values: Tensor, order: Tensor) -> Tensor:
     """Rows `order` [B, K] of `values` [B, R, ...]."""
     return values.gather(1, order[..., None].expand(-1, -1, values.shape[2]))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .blocks import fourier_codes, grid_sinusoid, interleaved_sinusoid
+from .gaussian import decompose
 from .shape import BrainLMConfig
 
 #: root mean square of the places of parcels without coordinates
@@ -66,9 +67,8 @@ class ParcelPositions(nn.Module):
             return
         c = covariance.double().cpu()
         size = c.diagonal().clamp(min=1e-12).sqrt()
-        values, vectors = torch.linalg.eigh(c / size / size[:, None])
-        largest = vectors.gather(0, vectors.abs().argmax(0)[None])  # one sign on every machine
-        codes = (vectors * values.clamp(min=0).sqrt() * largest.sign()).flip(1)
+        values, vectors = decompose(c / size / size[:, None])
+        codes = vectors * values.clamp(min=0).sqrt()
         codes = nn.functional.normalize(codes[:, : self.parcel.shape[1]], dim=1)
         self.parcel.zero_()[:, : codes.shape[1]] = codes * (_PLACE * self.parcel.shape[1] ** 0.5)
 

@@ -22,10 +22,11 @@ from ..errors import BrainLMError
 from ..shards.scaling import Scaling
 from .blocks import PredictionHead
 from .decoder import Decoder, stack
+from .gaussian import decompose
 from .grids import ParcelPositions, token_grid
 from .hub import Shared
 from .masking import Masker, Masking, keep_steps, keep_tokens, raster_noise, take
-from .pooling import Tokens, check_pool, find_components, summarise_tokens, summary_width
+from .pooling import Tokens, check_pool, summarise_tokens, summary_width
 from .prediction import Prediction, decode_outputs
 from .shape import BrainLMConfig
 
@@ -127,9 +128,9 @@ class BrainLM(Shared):
             module.start(self.config.init_std)
 
     def start_parcels(self, covariance: Tensor) -> None:
-        """Begin with what moves together [R, R]: see :class:`~.grids.ParcelPositions`, and
-        :func:`~.pooling.find_components`."""
-        self.components.copy_(find_components(covariance, self.config.num_components))
+        """Begin with what moves together [R, R]: see :class:`~.grids.ParcelPositions`; its
+        leading eigenvectors are the components of :mod:`~.pooling`."""
+        self.components.copy_(decompose(covariance)[1][:, : self.config.num_components])
         for module in self.modules():
             if isinstance(module, ParcelPositions):
                 module.start_parcels(covariance)

@@ -112,13 +112,6 @@ def component_connectivity(tokens: Tokens, components: Tensor) -> Tensor:
     return values.masked_fill(~whole.any(1, keepdim=True), torch.nan)
 
 
-def find_components(covariance: Tensor, count: int) -> Tensor:
-    """[R, C] leading eigenvectors of a covariance [R, R], of the same signs on every machine."""
-    vectors = torch.linalg.eigh(covariance.double().cpu()).eigenvectors.flip(1)[:, :count]
-    largest = vectors.gather(0, vectors.abs().argmax(0)[None])
-    return (vectors * largest.sign()).float()
-
-
 def _compare_parcels(tokens: Tokens, num_parcels: int) -> tuple[Tensor, Tensor]:
     """[B, R, F] whose inner products are correlations of parcels, [B, R] which have them (zero
     the others)."""

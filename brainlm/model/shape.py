@@ -45,7 +45,7 @@ class BrainLMConfig:
         Where the published layouts differ from ours.
     components : int
         How many spatial components of the training series the model carries for the pool of that
-        name; 0: none (image models, models made before 2026-12, models on another atlas).
+        name; 0: none (image models, earlier models, models on another atlas).
     head_outputs, pool, label_mean, label_std, label_log
         Of a fine-tuned model: 0 outputs means no head; with `label_log` it learnt log(1 + label).
     target, classes

@@ -25,7 +25,7 @@ from ..preprocess.normalise.normalise_text import TEXT as NORMALISE
 from ..preprocess.parcellate.dense_labels import is_dense
 from ..preprocess.parcellate.parcellate_text import TEXT as PARCELLATE
 from ..shards import Corpus
-from ..shards.censored import holds_window, parcels_with_data
+from ..shards.censored import holds_window, is_censored, parcels_with_data
 from . import pictures
 from .methods_text import describe_methods
 from .page_blocks import Cards, Details, Figure, Picture, Section, Table, Text, show
@@ -128,7 +128,7 @@ def _headlines(row: pd.Series, figures: dict) -> list[tuple[str, str, str]]:
         ("Series", f"{row['num_timepoints']} time points",
          f"every {show(row['sample_period_s'])} s"),
     ]  # fmt: skip
-    if isinstance(row["censored"], np.ndarray):
+    if is_censored(row["censored"]):
         gone = len(row["censored"])
         items.append(("Censored", f"{gone / row['num_timepoints']:.1%}", f"{gone} time points"))
     for name, label in _SHOWN.items():
@@ -154,7 +154,7 @@ def _describe_time(files: Derivatives, carpets: dict, row: pd.Series, link) -> l
         *([MOTION.caption("traces")] if len(confounds) else []),
         *([DENOISE.caption("carpets")] if carpets else []),
         *([DENOISE.caption("denoised")] if _AFTER in carpets else []),
-        *([DENOISE.caption("censored")] if isinstance(row["censored"], np.ndarray) else []),
+        *([DENOISE.caption("censored")] if is_censored(row["censored"]) else []),
     ]
     alt = f"Motion traces and carpet plots. Mean FD {show(row['mean_fd_mm'])} mm."
     return [Figure("time", " ".join(captions), svg, alt, MOTION.command, files=data)]

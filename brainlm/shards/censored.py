@@ -45,7 +45,7 @@ def list_starts(length: int, censored: Any, window: int) -> Sequence[int]:
         Time points that are missing.
     """
     starts = range(max(length - window + 1, 0))
-    if not len(starts) or not _is_list(censored):
+    if not len(starts) or not is_censored(censored):
         return starts
     before = np.zeros(length + 1, int)
     before[np.asarray(censored, int) + 1] = 1
@@ -80,6 +80,7 @@ def holds_window(table: pd.DataFrame, window: int) -> pd.Series:
     return holds
 
 
-def _is_list(censored: Any) -> bool:
-    """Absent lists are None, or NaN where a shard is older than the column."""
+def is_censored(censored: Any) -> bool:
+    """Whether a table's cell lists time points: else it is None, or NaN in a shard that is older
+    than the column."""
     return censored is not None and not np.isscalar(censored) and len(censored) > 0

@@ -30,6 +30,12 @@ ENTRY = Entry(
 LATER = {"pretrain": None, "finetune": "age", "evaluate": "reconstruction"}
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """A study in the checkout's own results/ is not this one."""
+    monkeypatch.chdir(tmp_path)
+
+
 def study(layout: str) -> Config:
     cohort = {"name": "a", "folder": "/data", "layout": layout, "role": "reference"}
     return parse_config({"cohorts": [cohort]})

@@ -14,7 +14,7 @@ import pandas as pd
 from ...cohort.events import ConditionBlock, EventFiles, read_events
 from ...errors import BrainLMError
 from ...shards import Corpus, Scaling
-from ...shards.censored import MOST_CENSORED
+from ...shards.censored import MOST_CENSORED, is_censored
 from ..tasks import StatesTask
 
 _TOLERANCE = 1e-9
@@ -160,7 +160,7 @@ class _Cutter:
 
 def drop_censored_clips(clips: Cut, censored: Sequence[int] | None) -> Cut:
     """Clips of which at least half is there."""
-    if censored is None or np.isscalar(censored):
+    if not is_censored(censored):
         return clips
     gone = np.asarray(censored)
     return [

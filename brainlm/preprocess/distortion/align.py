@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..kernels.sampling import smooth_for_sums
 from ..kernels.spline import value_and_gradient
 
 FWHM_MM = (12.0, 8.0, 5.0)
@@ -33,11 +34,7 @@ class Scan:
         return np.linalg.norm(self.affine[:3, :3], axis=0)[::-1]
 
     def smooth(self, fwhm_mm: float) -> np.ndarray:
-        """Less what reading by spline sums adds (1.36 voxels)."""
-        from scipy import ndimage
-
-        width = np.sqrt(np.maximum(fwhm_mm**2 - (1.36 * self.zooms) ** 2, 0)) / 2.355
-        return ndimage.gaussian_filter(self.data, width / self.zooms, output=np.float32)
+        return smooth_for_sums(self.data, self.affine, fwhm_mm)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,18 @@ import numpy as np
 
 from .spline import in_threads, read_volumes
 
+#: FWHM in voxels of what the spline sum over unfiltered voxels smooths.
+SPLINE_FWHM = 1.36
+
+
+def smooth_for_sums(image: np.ndarray, affine: np.ndarray, fwhm_mm: float) -> np.ndarray:
+    """An image [Z, Y, X], float32, that has `fwhm_mm` once it is read by spline sums."""
+    from scipy import ndimage
+
+    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[::-1]
+    width = np.sqrt(np.maximum(fwhm_mm**2 - (SPLINE_FWHM * zooms) ** 2, 0)) / 2.355
+    return ndimage.gaussian_filter(image, width / zooms, output=np.float32)
+
 
 def sample(
     volumes: np.ndarray,
@@ -53,7 +65,7 @@ def sample_smooth(
     transforms: np.ndarray | None = None,
     gains: np.ndarray | None = None,
 ) -> np.ndarray:
-    """As :func:`sample`, but smoothed on the way (Gaussian-like, FWHM 1.36 voxel), and faster.
+    """As :func:`sample`, but smoothed on the way (Gaussian-like, :data:`SPLINE_FWHM`), and faster.
 
     The cubic B-spline sum over the voxels themselves, without the prefilter.
     """

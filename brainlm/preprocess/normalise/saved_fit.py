@@ -19,10 +19,10 @@ class SavedFit:
     quality: dict[str, float]
     method: str
 
-    def save(self, path: str | Path) -> None:
-        """Write an npz file; it appears whole."""
+    def save(self, path: str | Path, **more: np.ndarray) -> None:
+        """Write an npz file, with `more` arrays; it appears whole."""
         about = json.dumps({"quality": self.quality, "method": self.method})
-        arrays = {name: getattr(self, name) for name in self.array_names()}
+        arrays = {name: getattr(self, name) for name in self.array_names()} | more
         with atomic_path(path) as temporary, open(temporary, "wb") as handle:
             np.savez_compressed(handle, about=about, **arrays)
 

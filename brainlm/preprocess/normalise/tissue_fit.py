@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ..kernels.sampling import smooth_for_sums
 from ..kernels.spline import value_and_gradient
 from .template import Template
 
@@ -36,12 +37,7 @@ class Image:
     affine: np.ndarray
 
     def smooth(self, fwhm_mm: float) -> np.ndarray:
-        """Smoothed to `fwhm_mm`, less what reading by spline sums adds (1.36 voxel)."""
-        from scipy import ndimage
-
-        zooms = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))[::-1]
-        width = np.sqrt(np.maximum(fwhm_mm**2 - (1.36 * zooms) ** 2, 0)) / 2.355
-        return ndimage.gaussian_filter(self.data, width / zooms, output=np.float32)
+        return smooth_for_sums(self.data, self.affine, fwhm_mm)
 
 
 @lru_cache(maxsize=8)

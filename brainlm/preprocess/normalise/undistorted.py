@@ -6,7 +6,6 @@ the scanner put it: two maps and one interpolation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ...files import atomic_path
 from ..distortion.shift import Shift
 from .saved_fit import SavedFit
 
@@ -49,12 +47,8 @@ class Undistorted:
 
     def save(self, path: str | Path) -> None:
         """The fit's file with three arrays more; it appears whole."""
-        about = json.dumps({"quality": self.fit.quality, "method": self.fit.method})
-        arrays = {name: getattr(self.fit, name) for name in self.fit.array_names()}
         shift = (self.shift.mm, self.shift.grid, np.array(self.shift.axis))
-        arrays |= dict(zip(_ARRAYS, shift, strict=True))
-        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
-            np.savez_compressed(handle, about=about, **arrays)
+        self.fit.save(path, **dict(zip(_ARRAYS, shift, strict=True)))
 
 
 def read_shift(stored: Mapping[str, np.ndarray]) -> Shift | None:

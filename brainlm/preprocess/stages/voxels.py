@@ -91,11 +91,12 @@ def read_grid(bold: Bold, paths: Derivatives, grid: ComponentGrid) -> np.ndarray
 
 
 def smooth_for_ica(samples: np.ndarray, affine: np.ndarray, grid: ComponentGrid) -> np.ndarray:
-    """The unfiltered spline smooths by 1.36 voxels; a Gaussian adds what is missing."""
+    """The unfiltered spline smooths; a Gaussian adds what is missing."""
     from ..denoise.ica_grid import SMOOTH_FWHM_MM, smooth_grid
+    from ..kernels.sampling import SPLINE_FWHM
 
     voxel = abs(np.linalg.det(affine[:3, :3])) ** (1 / 3)
-    missing = max(SMOOTH_FWHM_MM**2 - (1.36 * voxel) ** 2, 0) ** 0.5
+    missing = max(SMOOTH_FWHM_MM**2 - (SPLINE_FWHM * voxel) ** 2, 0) ** 0.5
     return smooth_grid(samples, grid, missing)
 
 
