@@ -29,6 +29,7 @@ CLASSES = ("site", "sex")
 #: token -> name in the tables
 TOKENS = {"cls": "CLS token", "mean": "mean of the tokens"}
 NEIGHBOURS = 10
+_UNENCODED = "embedding without the encoder"
 #: fewer points make no map
 LEAST_POINTS = 8
 _SHUFFLES = 20  # of participants, for chance
@@ -88,7 +89,7 @@ def _embed(job: Job):
     """Points (one per recording), {token: [N, D]}, {summary: [N, 2, F]} of the first and last
     window (NaN where they would overlap), why participants were left out, by cohort and split, and
     (cohort, participant_id) of all who have a recording."""
-    from ..model.pooling import summarise_tokens
+    from ..model.pooling import Tokens, component_connectivity, summarise_tokens
     from ..training.device import device_of
     from ..training.windows import Windows
 
@@ -110,7 +111,9 @@ def _embed(job: Job):
         summaries["connectivity"] = "latent connectivity"
     if model.config.components:
         summaries["components"] = "embedding"
-    names = (*summaries.values(), "connectivity")
+    names = [*summaries.values(), "connectivity"]
+    if model.config.components:  # what the embedding's readout finds in the series themselves
+        names.append(_UNENCODED)
     ends: dict[str, list[np.ndarray]] = {name: [] for name in names}
     count = job.count(len(table), "recordings")
     for row in table["row"]:
@@ -126,6 +129,11 @@ def _embed(job: Job):
             ends[name].append(made if apart else np.full((2, made.shape[1]), np.nan))
         made = np.stack([correlate_parcels(window.numpy().T) for window in signal[[0, -1]]])
         ends["connectivity"].append(made if apart else np.full_like(made, np.nan))
+        if model.config.components:
+            patches, _, missing = model.grid.cut(signal.to(device))
+            unencoded = Tokens(patches, ~missing, patches[:, 0])
+            made = component_connectivity(unencoded, model.components).cpu().numpy()
+            ends[_UNENCODED].append(made if apart else np.full_like(made, np.nan))
         count.add()
     arrays = {token: np.array(values).reshape(len(table), -1) for token, values in tokens.items()}
     recorded = pd.MultiIndex.from_frame(corpus.table[KEY].drop_duplicates())
