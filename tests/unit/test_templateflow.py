@@ -28,6 +28,7 @@ from brainlm.workflow import prepare_run
 
 T1W, MASK = templateflow.FILES
 ATLAS = Atlas("a424", "MNI152NLin6Asym", 424, None, "ab", None, (), "", "")
+ANOTHER = gzip.compress(b"another", mtime=0)  # the same in every process that collects tests
 CONTENT = {name: f"the image {name}".encode() for name in templateflow.FILES}
 
 
@@ -63,7 +64,8 @@ def test_placeholders_are_filled_and_other_compressions_are_the_same_image(serve
     assert first.stat().st_size and second.read_bytes() == mine
 
 
-@pytest.mark.parametrize("page", [b"<html>log in first</html>", gzip.compress(b"another"), b""])
+@pytest.mark.parametrize("page", [b"<html>log in first</html>", ANOTHER, b""],
+                         ids=["page", "another", "empty"])  # fmt: skip
 def test_what_is_not_the_template_is_not_kept(server, page):
     name = MASK
     (server / name).write_bytes(page)
@@ -72,7 +74,8 @@ def test_what_is_not_the_template_is_not_kept(server, page):
     assert [p.name for p in (server.parent / "cache").rglob("*.gz")] == [T1W.split("/")[1]]
 
 
-@pytest.mark.parametrize("damage", [b"no gzip", gzip.compress(b"another"), "cut off"])
+@pytest.mark.parametrize("damage", [b"no gzip", ANOTHER, "cut off"],
+                         ids=["no gzip", "another", "cut off"])  # fmt: skip
 def test_a_damaged_file_is_named_and_stays(server, damage):
     t1w, _ = get_files()
     t1w.write_bytes(t1w.read_bytes()[:-9] if damage == "cut off" else damage)
