@@ -114,3 +114,33 @@ def test_held_out_recordings_are_embedded(tmp_path, monkeypatch):
     (tmp_path / "model" / "scaling.json").unlink()
     with pytest.raises(BrainLMError, match="lacks its scaling"):
         evaluate_latent(job)
+
+
+def test_the_embedding_stands_next_to_its_readout_without_the_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "map_points", lambda values, seed: values[:, :2])
+    study = make_study(tmp_path, participants=60, timepoints=100)
+    model = preset("tiny", num_parcels=R, window=40, patch=10, coordinates=toy_atlas().coordinates)
+    model.save_pretrained(tmp_path / "model", Scaling.load(study.scaling), "")
+    task = load_tasks(["latent"])["latent"].model_dump(exclude={"name"})
+    job = make_job(tmp_path / "latent.parquet", task, model=tmp_path / "model",
+                   shards=study.shards, evaluate={"bootstrap": 100})  # fmt: skip
+    points, _, ends, _, _ = module._embed(job)
+    corpus, model = job.open()
+    names = corpus.table["recording_id"].tolist()
+    up = np.triu_indices(R)
+    checked = 0
+    for found, name in zip(ends["embedding without the encoder"], points["recording_id"],
+                           strict=True):  # fmt: skip
+        series = corpus.scaled(names.index(name), model.scaling)
+        if np.isnan(series).any():
+            continue
+        for vector, window in zip(found, (series[:40], series[-40:]), strict=True):
+            apart = window - window.mean(1, keepdims=True)
+            wanted = np.corrcoef(apart.T)[up] * np.where(up[0] == up[1], 1, 2**0.5)
+            np.testing.assert_allclose(vector, wanted, atol=1e-4)
+            checked += 1
+    assert checked > 20
+    who = evaluate_latent(job).query("target == 'who is who' and metric == 'identified'")
+    assert {"embedding", "embedding without the encoder", "connectivity", "chance"} <= set(
+        who["method"]
+    )
