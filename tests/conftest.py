@@ -46,8 +46,9 @@ def nlin6(shared, templateflow_home) -> Path:
     folder = templateflow_home / "tpl-MNI152NLin6Asym"
     folder.mkdir(exist_ok=True)
     for path in (shared / "templates").glob("tpl-MNI152NLin6Asym_*"):
-        if not (folder / path.name).exists():
-            (folder / path.name).symlink_to(path)
+        link = folder / path.name
+        link.unlink(missing_ok=True)  # templateflow's client leaves empty files there
+        link.symlink_to(path)
     return templateflow_home
 
 
