@@ -84,6 +84,7 @@ LEVERS = {
     "rate 1.2e-2": Lever(options={"learning_rate": 1.2e-2}),
     "rate 1.5e-3": Lever(options={"learning_rate": 1.5e-3}),
     "warmup": Lever(options={"warmup": 0.2}),
+    "beta2 0.95": Lever(options={"beta2": 0.95}),
     "alike": Lever(objective="alike"),
     "connectivity": Lever(objective="connectivity"),
     "coskewness": Lever(objective="coskewness"),
