@@ -17,7 +17,7 @@ import pandas as pd
 from ..config import Cohort
 from ..errors import BrainLMError
 from ..files import describe_absent
-from ..tables import read_tsv
+from ..tables import read_tsv, refuse_carriage_returns
 from .layouts import ID_COLUMNS, LAYOUTS
 
 #: What tables write for a missing value; None is a class (of patients without a diagnosis, say).
@@ -70,7 +70,7 @@ def read_participants(cohort: Cohort, columns: Collection[str] | None = None) ->
             + ("; write the table without quotation marks" if any(map(_quoted, header)) else "")
         )
     wanted = header if columns is None else [n for n in header if n == column or n in columns]
-    table = _read_table(path, wanted)
+    table = _read_table(path, header, wanted)
     ids = table.pop(column).str.strip().replace("", np.nan)
     if ids.isna().any():
         raise BrainLMError(f"{path}: row {int(ids.isna().argmax()) + 2} has no {column}")
@@ -135,8 +135,8 @@ def read_columns(cohorts: Sequence[Cohort]) -> set[str]:
     return {name for cohort in cohorts for name in _header(cohort)}
 
 
-def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table, as numbers where all values are; every row must be as long as the first.
+def _read_table(path: Path, header: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table, as numbers where all values are; every row must be as long as `header`.
 
     Arrow's reader and not pandas': that one moves or drops cells of rows that are too long. In a
     table with tabs a quotation mark is a character, as in :mod:`brainlm.tables`.
@@ -149,7 +149,10 @@ def _read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         cells = arrow_csv.read_csv(
             path,
-            read_options=arrow_csv.ReadOptions(use_threads=False),  # with threads no row is named
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False,  # with threads no row is named
+                column_names=list(header), skip_rows=1,
+            ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=separator, quote_char=quotes, newlines_in_values=bool(quotes)
             ),
@@ -186,11 +189,14 @@ def _first_line(path: Path) -> str:
         raise BrainLMError(f"{path}: {absent}")
     try:
         with open(path, "rb") as handle:
-            return handle.readline().decode("utf-8-sig").rstrip("\r\n")
+            line = handle.readline().decode("utf-8-sig").rstrip("\r\n")
     except UnicodeDecodeError:
         raise BrainLMError(f"{path}: not UTF-8; save the table as UTF-8") from None
     except OSError as error:
         raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
+    if "\r" in line:
+        refuse_carriage_returns(path, line)
+    return line
 
 
 def _header(cohort: Cohort) -> list[str]:
@@ -198,8 +204,9 @@ def _header(cohort: Cohort) -> list[str]:
     if path is None or not os.path.lexists(path):
         return []
     line = _first_line(path)
-    names = line.split("\t") if "\t" in line else next(csv.reader([line]), [])
-    names = [name.strip() for name in names]
+    cells = line.split("\t") if "\t" in line else next(csv.reader([line]), [])
+    # pandas writes its index under no name, and spreadsheets end lines in separators
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BrainLMError(f"{path}: columns named more than once: {', '.join(twice)}; keep one")

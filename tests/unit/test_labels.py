@@ -181,6 +181,26 @@ def test_a_column_that_stands_twice_is_one_line_of_error(tmp_path, column):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "participant_id\tage\t\t\nsub-1\t3\t\t\n",  # a spreadsheet with four columns once
+        ",participant_id,age\n0,sub-1,3\n",  # pandas with its index
+        " participant_id \t age\nsub-1\t3\n",
+        "\ufeffparticipant_id\tage\r\nsub-1\t3\r\n",
+    ],
+)
+def test_headers_that_spreadsheets_and_pandas_write(tmp_path, text):
+    c = cohort(tmp_path / "a", text)
+    assert read_target([c], "age").to_dict() == {("c", "sub-1"): 3}
+
+
+def test_lines_that_end_in_cr_are_one_line_of_error(tmp_path):
+    c = cohort(tmp_path / "a", "participant_id\tage\rsub-1\t3\r")
+    with pytest.raises(BrainLMError, match=r"participants\.tsv: line 1 holds a carriage return"):
+        read_target([c], "age")
+
+
 def test_encodings_and_links(tmp_path):
     text = "participant_id\tage\tname\r\nsub-1\t3\tMüller\r\n"
     for encoding in ("utf-8", "utf-8-sig"):

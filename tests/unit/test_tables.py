@@ -79,6 +79,8 @@ def test_a_cell_that_would_break_a_row_is_refused(cell):
         (b"a\tb\n1\t2\t3\n", "line 2 has 3 cells, expected 2"),
         (b"a\tb\n\n1\n", "line 3 has 1 cells, expected 2"),
         (b"a\tb\ta\n", "named more than once: a"),
+        (b"a\tb\t\t\n1\t2\t\t\n", "column 3 of 4 has no name"),
+        (b"a\tb\r1\t2\r", "line 1 holds a carriage return"),
         (
             "a\tb\nMüller\t1\n".encode("latin-1"),
             "line 2 .* 0xfc.*save the table as UTF-8",
