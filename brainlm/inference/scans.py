@@ -8,18 +8,19 @@ from pathlib import Path
 
 from ..atlas import Atlas
 from ..cohort.index import index_file, update_index
-from ..cohort.layouts import LAYOUTS, parse_name
+from ..cohort.layouts import LAYOUTS, parse_name, read_description
 from ..cohort.layouts.base import IMAGES
 from ..cohort.layouts.parcels import EXTENSIONS
 from ..cohort.parts import list_part_shards
 from ..config import Cohort, Config
 from ..errors import BrainLMError
-from ..files import read_json
 from ..paths import Results
 from ..shards import Corpus
 
 _OWN_SPACES = {"func", "T1w", "T2w", "boldref", "individual"}
-_GENERATORS = {"fmriprep": "fmriprep", "xcp_d": "xcpd", "xcp-d": "xcpd"}
+#: Those that a folder without a description is tried as; ``parcels``, whose names are the freest,
+#: if none of them fits.
+_TRIED = ("bids", "fmriprep", "cifti", "xcpd", "ukb", "hcp", "hcp-fix")
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Scans:
 
 
 def guess_layout(source: Path) -> str:
-    """The layout of a file by its name, of a folder by its ``dataset_description.json``.
+    """The layout of a file by its name, of a folder by its ``dataset_description.json`` or, where
+    there is none, by the recordings in it.
 
     Raises
     ------
     BrainLMError
-        A file that is neither an image nor a series, or derivatives of an unknown program.
+        A file that is neither a BOLD image nor a series; a folder of derivatives of an unknown
+        program, without a recording, or that fits several layouts.
     """
     if source.is_dir():
         return _guess_folder(source)
@@ -46,7 +49,10 @@ def guess_layout(source: Path) -> str:
     if source.name.endswith(IMAGES) and not source.name.endswith(
         (".dtseries.nii", ".dscalar.nii")
     ):
-        space = parse_name(source.name)[0].get("space")
+        entities, suffix = parse_name(source.name)
+        if "sub" in entities and "-" not in suffix and suffix != "bold":
+            raise BrainLMError(f"{source}: expected a BOLD image, its name ends in _{suffix}")
+        space = entities.get("space")
         return "bids" if space is None or space in _OWN_SPACES else "fmriprep"
     raise BrainLMError(
         f"{source}: expected an image ({', '.join(IMAGES)}), parcel series "
@@ -55,18 +61,33 @@ def guess_layout(source: Path) -> str:
 
 
 def _guess_folder(folder: Path) -> str:
-    described = folder / "dataset_description.json"
-    about = read_json(described) if described.is_file() else {}
-    if not isinstance(about, dict) or about.get("DatasetType") != "derivative":
+    about = read_description(folder)
+    if about and about.derivative:
+        if about.layout:
+            return about.layout
+        raise BrainLMError(
+            f"{folder}: derivatives made by {about.makers or 'an unnamed program'}; name their "
+            f"layout with --layout, one of: {', '.join(LAYOUTS)}"
+        )
+    if about:
         return "bids"
-    made_by = about.get("GeneratedBy") or [{}]
-    name = str(made_by[0].get("Name", "")) if isinstance(made_by, list) else ""
-    if name.lower() in _GENERATORS:
-        return _GENERATORS[name.lower()]
-    raise BrainLMError(
-        f"{folder}: derivatives made by {name or 'an unnamed program'}; name their layout "
-        f"with --layout, one of: {', '.join(LAYOUTS)}"
-    )
+    fits = [name for name in _TRIED if _holds(folder, name)]
+    fits = fits or [name for name in ("parcels",) if _holds(folder, name)]
+    if not fits:
+        raise BrainLMError(
+            f"{folder}: no recording found in any of the layouts {', '.join(_TRIED)}, parcels (is "
+            "the disk mounted?); name its layout with --layout to see what is expected"
+        )
+    if len(fits) > 1:
+        raise BrainLMError(
+            f"{folder}: holds recordings of the layouts {', '.join(fits)}; name one with --layout"
+        )
+    return fits[0]
+
+
+def _holds(folder: Path, layout: str) -> bool:
+    found = LAYOUTS[layout].find(folder, frozenset())
+    return any(item.size >= 0 and not item.left_out for item in found)
 
 
 def open_scans(source: Path, config: Config) -> Scans:

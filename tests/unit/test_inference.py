@@ -137,7 +137,7 @@ def test_a_short_clip_is_padded_where_asked(home, tmp_path):
     [
         ("nothing.npy", [], "no such file or folder; cohorts of the configuration: a"),
         ("a", [], "a: not preprocessed yet"),
-        ("model", [], "layout 'bids' expects"),
+        ("model", [], "no recording found in any of the layouts bids"),
         ("study.yaml", [], "expected an image"),
         ("series", ["--layout", "parcels"], "raw means .median 900.*units: scanner"),
         ("series", ["--layout", "parcels", "--pool", "median"], "no pooling 'median'"),
@@ -206,11 +206,46 @@ def test_layouts_are_told_by_names_and_descriptions(tmp_path):
     assert layout("r/dataset_description.json", '{"DatasetType": "raw"}') == "bids"
     with pytest.raises(BrainLMError, match=r"made by tedana; .*--layout"):
         layout("t/dataset_description.json", described % "tedana")
+    for name in ("sub-1_T1w.nii.gz", "sub-1_dir-AP_dwi.nii", "sub-1_asl.nii.gz"):
+        with pytest.raises(BrainLMError, match="expected a BOLD image, its name ends in _"):
+            layout(name)
     for name in ("x.mat", "sub-1_space-fsLR_den-91k_bold.dtseries.nii"):
         with pytest.raises(
             BrainLMError, match=r"expected an image .* parcel series .*ptseries.nii"
         ):
             layout(name)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["sub-1/func/sub-1_task-rest_bold.nii.gz", "participants.tsv"], "bids"),
+        (
+            ["sub-1/func/sub-1_task-rest_space-MNI152NLin6Asym_desc-preproc_bold.nii.gz"],
+            "fmriprep",
+        ),
+        (["100307/MNINonLinear/Results/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz"], "hcp"),
+        (["1000223_20227_2_0/fMRI/rfMRI.ica/filtered_func_data_clean.nii.gz"], "ukb"),
+        (["a.npy", "b.npy"], "parcels"),
+        (
+            [
+                "100307/MNINonLinear/Results/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz",
+                "100307/MNINonLinear/Results/rfMRI_REST1_LR/rfMRI_REST1_LR_Atlas.dtseries.nii",
+            ],
+            "layouts cifti, hcp; name one with --layout",
+        ),
+        (["notes.txt"], "no recording found in any of the layouts bids"),
+    ],
+)
+def test_a_folder_without_a_description_is_told_by_its_recordings(tmp_path, names, found):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    if " " not in found:
+        assert guess_layout(tmp_path) == found
+        return
+    with pytest.raises(BrainLMError, match=found):
+        guess_layout(tmp_path)
 
 
 def test_where_a_dataset_and_a_model_begin(tmp_path):

@@ -5,16 +5,12 @@ Adding a layout is adding a file and its name to the list (and to `Cohort.layout
 
 from __future__ import annotations
 
-import os
 from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
-
 from ...config import Cohort
 from ...errors import BrainLMError
-from ...files import describe_absent, read_json
 from .adni import ADNI
 from .base import (
     ID_COLUMNS,
@@ -33,6 +29,7 @@ from .base import (
 )
 from .bids import BIDS
 from .cifti import CIFTI
+from .description import FILE, read_description
 from .embarc import EMBARC
 from .fmriprep import FMRIPREP
 from .hcp import HCP, HCP_FIX
@@ -122,36 +119,14 @@ def _list(cohort: Cohort, skip: Set[str]) -> list[Found]:
         ) from None
 
 
-class _Maker(BaseModel):
-    name: str = Field("", alias="Name")
-
-
-class _Description(BaseModel):
-    """What is read of a dataset_description.json."""
-
-    kind: str = Field("raw", alias="DatasetType")
-    makers: list[_Maker] = Field([], alias="GeneratedBy")
-    maker: _Maker = Field(_Maker(Name=""), alias="PipelineDescription")  # before BIDS 1.4
-
-
 def _check_raw(folder: Path, layout: str) -> None:
     """Refuse a folder that says that it holds derivatives, not raw images."""
-    path = folder / "dataset_description.json"
-    if not os.path.lexists(path):
-        return
-    if absent := describe_absent(path):
-        raise BrainLMError(f"{path}: {absent}")
-    try:
-        about = _Description.model_validate(read_json(path))
-    except (BrainLMError, ValidationError):  # it states nothing, and nothing else is read of it
-        return
-    makers = " ".join(maker.name for maker in (*about.makers, about.maker)).lower()
-    if about.kind.lower() == "derivative" or about.maker.name:
-        fit = "xcpd" if "xcp" in makers else "fmriprep"
-        other = "" if "xcp" in makers or "prep" in makers else " (or parcels, for parcel series)"
+    about = read_description(folder)
+    if about and about.derivative:
+        other = "" if about.layout else " (or parcels, for parcel series)"
         raise BrainLMError(
-            f"{path}: the folder holds derivatives, layout {layout!r} expects raw images; use "
-            f"layout: {fit}{other}"
+            f"{folder / FILE}: the folder holds derivatives, layout {layout!r} expects raw "
+            f"images; use layout: {about.layout or 'fmriprep'}{other}"
         )
 
 
@@ -167,5 +142,6 @@ __all__ = [
     "look",
     "parse_name",
     "plain_label",
+    "read_description",
     "same_run",
 ]  # fmt: skip

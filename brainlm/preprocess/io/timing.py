@@ -94,7 +94,8 @@ def agree_repetition_time(
         raise RecordingError(
             "bad_metadata",
             f"{path}: no repetition time{says}, and nothing else states it; add RepetitionTime "
-            "(s) to the JSON file, or set repetition_time_s for the cohort",
+            "(s) to the JSON file, or set repetition_time_s for the cohort (--tr on the command "
+            "line)",
         )
     first = stated[0]
     seconds = check_repetition_time(path, first.seconds, f"the repetition time of {first.source}")
