@@ -6,7 +6,7 @@ is visible under the same rule (:mod:`brainlm.model.grids`), so every such windo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,10 +74,27 @@ def holds_window(table: pd.DataFrame, window: int) -> pd.Series:
     holds = table["num_timepoints"] >= window
     if "censored" not in table:
         return holds
-    for row in table.index[holds & table["censored"].notna()]:
-        length, censored = table.at[row, "num_timepoints"], table.at[row, "censored"]
-        holds[row] = len(list_starts(int(length), censored, window)) > 0
+    rows = holds & table["censored"].notna()
+    if rows.any():
+        of = table[rows]
+        longest = _longest_stretches(of["censored"], of["num_timepoints"].to_numpy(int), window)
+        holds[rows] = longest >= window
     return holds
+
+
+def _longest_stretches(lists: Iterable[Any], lengths: np.ndarray, window: int) -> np.ndarray:
+    """How long each series goes on with no more censored points than a window may have [N]."""
+    lists = [np.asarray(points, int) for points in lists]
+    ends = np.cumsum([len(points) + 2 for points in lists]) - 1
+    begins = np.r_[0, ends[:-1] + 1]
+    # of each series: the point before it, the censored ones, the point after it
+    points = np.concatenate(
+        [part for p, n in zip(lists, lengths, strict=True) for part in ([-1], p, [n])]
+    )
+    owner = np.repeat(ends, ends - begins + 1)
+    one_too_many = np.arange(len(points)) + int(MOST_CENSORED * window) + 1
+    stretches = points[np.minimum(one_too_many, owner)] - points - 1
+    return np.maximum.reduceat(stretches, begins)
 
 
 def is_censored(censored: Any) -> bool:

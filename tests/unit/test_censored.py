@@ -86,6 +86,22 @@ def test_where_windows_begin_is_where_half_of_one_is_there(seed):
         assert set(some) <= set(wanted) and {wanted[0], wanted[-1]} >= {some[0], some[-1]}
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_recordings_that_hold_a_window_are_those_in_which_one_may_begin(seed):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(0, 40, 200)
+    lists = [np.flatnonzero(random.random(n) < random.choice([0, 0.3, 0.6, 1])) for n in lengths]
+    cells = [points if len(points) else random.choice([None, np.nan]) for points in lists]
+    table = pd.DataFrame({"num_timepoints": lengths, "censored": pd.Series(cells, dtype=object)})
+    table.index = random.permutation(1000)[:200]
+    for window in (1, 2, 9, 20, 39):
+        wanted = [len(list_starts(n, cell, window)) > 0
+                  for n, cell in zip(lengths.tolist(), cells, strict=True)]  # fmt: skip
+        found = holds_window(table, window)
+        assert found.tolist() == wanted and found.index.equals(table.index)
+    assert not holds_window(table[:0], 5).any()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_shard_keeps_censored_rows_and_names_them(tmp_path, dtype):
     series = np.random.default_rng(0).normal(size=(30, 4))
