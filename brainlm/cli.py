@@ -382,7 +382,8 @@ def _summary(args) -> int:
 
 
 def _status(args) -> None:
-    from .status import read_plan, read_status, running_since, watch
+    from .progress import running_since
+    from .status import read_plan, read_status, watch
 
     config, files = _load(args), args.config or []
     stored = config.paths.config

@@ -15,6 +15,7 @@ from . import templateflow
 from .config import Config
 from .errors import BrainLMError
 from .files import write_text
+from .progress import running_since
 from .steps import needs_template
 
 #: What a recording leaves in results/, MB (docs/scaling.md, "Disk"); to judge the free space.
@@ -207,7 +208,7 @@ def _deployment(config: Config) -> Iterator[Finding]:
 
 
 def _lock(folder: Path) -> Iterator[Finding]:
-    if any((folder / ".snakemake/locks").glob("*.lock")):
+    if running_since(folder) is not None:
         advice = "if no snakemake is running here (one was killed): snakemake --unlock"
         yield Finding("lock", None, "a snakemake holds this folder", advice)
 

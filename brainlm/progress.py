@@ -58,6 +58,15 @@ def read_record(path: Path, since: float | None) -> Record | None:
         return None
 
 
+def running_since(folder: Path = Path()) -> float | None:
+    """When the Snakemake that holds `folder` started; None if none does."""
+    started = []
+    for lock in (folder / ".snakemake/locks").glob("*.lock"):
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            started.append(lock.stat().st_mtime)
+    return min(started, default=None)
+
+
 def clock(seconds: float) -> str:
     """H:MM:SS, or M:SS below an hour."""
     minutes, second = divmod(round(seconds), 60)

@@ -23,7 +23,7 @@ from .evaluation.tasks import CLINICAL, ScalingTask, Task, tasks_of
 from .paths import STARTS, ModelFolder, table_record
 from .preprocess.chunk import read_stage_table
 from .preprocess.summary import HARMLESS
-from .progress import clock, read_record
+from .progress import clock, read_record, running_since
 from .steps import STEPS, stages_of
 
 
@@ -172,12 +172,6 @@ def read_status(config: Config, folder: Path = Path()) -> Status:
         if since and (now := job.read_progress(since)):
             going.append(now)
     return Status(cohorts, made, since, config.paths.failures, tuple(going))
-
-
-def running_since(folder: Path = Path()) -> float | None:
-    """When the Snakemake that holds `folder` started; None if none does."""
-    locks = (folder / ".snakemake/locks").glob("*.lock")
-    return min((path.stat().st_mtime for path in locks), default=None)
 
 
 def read_plan(files: Sequence[Path] = (), folder: Path = Path()) -> list[str]:

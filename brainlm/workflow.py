@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import templateflow
 from .atlas import check_registered, identify_atlas, registered
@@ -29,10 +29,8 @@ from .evaluation.tasks import (
 from .files import describe_disk_error, digest, read_json, remove_leftovers, write_json, write_text
 from .orphans import cancel_orphans, end_with_daemon
 from .paths import ModelFolder
+from .progress import Progress, running_since
 from .steps import STEPS, is_raw, needs_template, read_first_atlas, stages_of, trigger
-
-if TYPE_CHECKING:
-    from .progress import Progress
 
 _LONG_LOOK_S = 30  # a parallel file system: tell what spares the user this wait every night
 
@@ -62,13 +60,13 @@ def prepare_run(values: dict[str, Any], *, is_main_process: bool, root: Path = P
             from .cohort.labels import check_columns
 
             _check_release(config)
-            if not _locked():
+            if running_since() is None:
                 _compare_settings(config, tasks)
-            news = not _locked() and _update(config)
-            if not _locked():
+            news = running_since() is None and _update(config)
+            if running_since() is None:
                 _fetch_template(config)
             check_columns(config.cohorts, {name: task.columns() for name, task in tasks.items()})
-            edited = not _locked() and note_digests(
+            edited = running_since() is None and note_digests(
                 config, _columns(tasks), _event_folders(config, tasks)
             )
             if news or edited:
@@ -316,10 +314,6 @@ def _chunk_work(config: Config, cohort: Cohort) -> tuple[list[str], str]:
     return stages, "\n".join(triggers.of(step, cohort.name) for step in every)
 
 
-def _locked() -> bool:
-    return any(Path(".snakemake/locks").glob("*.lock"))
-
-
 def _stop(message: str) -> None:
     """Say what is wrong in one line; Snakemake would add its own traceback to an exception."""
     print(f"brainlm: {message}", file=sys.stderr)
@@ -355,7 +349,6 @@ def start_run(config: Config, unlock: Callable[[], None]) -> None:
     if mark.exists():
         _remove_leftovers(config)
     write_text(mark, "")
-    from .progress import Progress
     from .status import read_status
 
     global _progress
