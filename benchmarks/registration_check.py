@@ -82,11 +82,17 @@ def examine(image: np.ndarray, affine: np.ndarray, template) -> tuple[bool, str]
     from brainlm.errors import RecordingError
     from brainlm.preprocess.motion.brain_mask import brain_mask
     from brainlm.preprocess.normalise.registration import normalise
-    from brainlm.preprocess.quality import check_alternation, check_brain, count_non_steady
+    from brainlm.preprocess.quality import (
+        check_alternation,
+        check_brain,
+        count_non_steady,
+        measure_level,
+    )
 
     try:
         if image.ndim == 4:
-            check_alternation(image[count_non_steady(image) :])
+            level = measure_level(image)
+            check_alternation(level[count_non_steady(level) :])
             image = image[:MEAN_OF].mean(axis=0)
         mask = brain_mask(image, affine)
         check_brain(mask, affine, {})

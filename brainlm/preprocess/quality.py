@@ -30,20 +30,19 @@ ALTERNATING_ERRORS, ALTERNATING_VOLUMES = 8.0, 30
 _MAD_TO_SD = 1.4826
 
 
-def count_non_steady(volumes: np.ndarray) -> int:
+def count_non_steady(level: np.ndarray) -> int:
     """Leading volumes in which longitudinal magnetisation has not settled.
 
     T1 saturation makes the first volumes brighter by several percent. They are counted from the
-    start while the mean over the bright half of the voxels exceeds the median of all volumes by
-    both 1 % and five robust standard deviations, at most ten and never more than a tenth of the
-    run.
+    start while the level exceeds the median of all volumes by both 1 % and five robust standard
+    deviations, at most ten and never more than a tenth of the run.
 
     Parameters
     ----------
-    volumes : ndarray [T, Z, Y, X]
+    level : ndarray [T]
+        As :func:`measure_level` has it.
     """
-    limit = min(MAX_NON_STEADY, len(volumes) // 10)
-    level = _measure_level(volumes)
+    limit = min(MAX_NON_STEADY, len(level) // 10)
     middle = np.median(level)
     spread = _MAD_TO_SD * np.median(np.abs(level - middle))
     rise = max(NON_STEADY_RISE * abs(middle), NON_STEADY_SD * spread)
@@ -51,7 +50,7 @@ def count_non_steady(volumes: np.ndarray) -> int:
     return min(int(np.argmax(settled)) if settled.any() else 0, limit)
 
 
-def check_alternation(volumes: np.ndarray) -> None:
+def check_alternation(level: np.ndarray) -> None:
     """An error if every second volume is brighter: control and label of arterial spin labelling.
 
     Nothing that the BOLD signal, drifts or motion do keeps in step with the volumes for a whole
@@ -59,17 +58,16 @@ def check_alternation(volumes: np.ndarray) -> None:
 
     Parameters
     ----------
-    volumes : ndarray [T, Z, Y, X]
-        Steady, before slice times are corrected.
+    level : ndarray [T]
+        As :func:`measure_level` has it, of steady volumes before slice times are corrected.
 
     Raises
     ------
     RecordingError
         ``bad_data``.
     """
-    if len(volumes) < ALTERNATING_VOLUMES:
+    if len(level) < ALTERNATING_VOLUMES:
         return
-    level = _measure_level(volumes)
     steps = (level[:-2] - 2 * level[1:-1] + level[2:]) / 2 / abs(level.mean())
     steps[1::2] *= -1  # in step with the volumes: all of one sign
     step, error = abs(steps.mean()), steps.std() / np.sqrt(len(steps))
@@ -81,8 +79,8 @@ def check_alternation(volumes: np.ndarray) -> None:
         )
 
 
-def _measure_level(volumes: np.ndarray) -> np.ndarray:
-    """Mean [T] over the bright half of the voxels, or of a sample of them."""
+def measure_level(volumes: np.ndarray) -> np.ndarray:
+    """Mean [T] over the bright half of the voxels, or of a sample of them, of volumes [T, ...]."""
     every = max(1, volumes[0].size // 20000)
     sample = volumes.reshape(len(volumes), -1)[:, ::every]
     typical = np.median(sample, axis=0)

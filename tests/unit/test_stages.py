@@ -45,6 +45,7 @@ from brainlm.preprocess.quality import (
     count_non_steady,
     fd_connectivity,
     measure_dvars,
+    measure_level,
     measure_tsnr,
 )
 from brainlm.preprocess.stages.voxels import read_parcels, shift_slices
@@ -543,7 +544,7 @@ def test_non_steady_volumes_are_counted(extra):
     volumes += 5 * rng.normal(size=volumes.shape).astype(np.float32)
     for t, rise in enumerate(extra):
         volumes[t] *= 1 + rise
-    assert count_non_steady(volumes) == min(len(extra), 10)
+    assert count_non_steady(measure_level(volumes)) == min(len(extra), 10)
 
 
 @pytest.mark.parametrize(
@@ -559,10 +560,10 @@ def test_alternating_volumes_are_arterial_spin_labelling(label, count, refused):
     volumes *= gain[:, None, None, None]
     volumes[:, :, :, :4] = 10
     if not refused:
-        check_alternation(volumes)
+        check_alternation(measure_level(volumes))
         return
     with pytest.raises(RecordingError, match="every second volume is brighter") as error:
-        check_alternation(volumes)
+        check_alternation(measure_level(volumes))
     assert error.value.status == "bad_data"
 
 

@@ -290,10 +290,10 @@ def _reader(block: np.ndarray, affine: np.ndarray, world, labels, atlas: Atlas):
 def _quality(voxels: np.ndarray, tr_s: float, movement: Movement | None) -> tuple[int, Figures]:
     """Leading volumes to drop, and figures of the rest."""
     from ..denoise.filter import filter_basis
-    from ..quality import count_non_steady, measure_dvars, measure_tsnr
+    from ..quality import count_non_steady, measure_dvars, measure_level, measure_tsnr
 
     marked = movement.non_steady if movement else 0
-    dropped = max(marked, count_non_steady(voxels[:, None, None, :]))
+    dropped = max(marked, count_non_steady(measure_level(voxels)))
     rest = voxels[dropped:]
     moved = movement.displacement_mm[dropped + 1 :] if movement else np.array([np.nan])
     known = np.isfinite(moved).any()

@@ -11,6 +11,7 @@ from ..quality import (
     check_brain,
     check_duration,
     count_non_steady,
+    measure_level,
     measure_run,
 )
 from .context import Context, Figures, reproducible, timed
@@ -49,9 +50,10 @@ def run_motion(entry: Entry, context: Context) -> Figures:
         )
     count, tr_s = len(bold.volumes), bold.tr_s
     acquired = {"repetition_time_s": tr_s, "duration_s": count * tr_s}
-    dropped = count_non_steady(bold.volumes)
+    level = measure_level(bold.volumes)
+    dropped = count_non_steady(level)
     check_duration(count - dropped, tr_s, options.min_duration_s, acquired)
-    check_alternation(bold.volumes[dropped:])
+    check_alternation(level[dropped:])
     bold = settle(bold, dropped, options)
     with timed(figures, "motion"):
         estimate = engine.estimate_motion(bold.volumes, bold.affine)
