@@ -477,6 +477,13 @@ def sidecar_parameters(name: str, config: Config, engine: Any = None) -> dict[st
 
 #: Settings that decide which recordings are used or what else is written, no value of a series.
 _NOT_OF_SERIES = {"min_duration_s", "outputs", "t1w_version"}
+#: Keys that triggers leave out at their default, since they came later; by the stage.
+_LATER = {
+    "normalise": ("distortion",), "parcellate": ("censor",), "volumes": ("censor",),
+    "series": ("censor",),
+}  # fmt: skip
+#: What was so before models said it.
+_UNSAID = {"censor": None}
 #: What comes in, by the stage at which it does.
 _ENTERS = {
     "motion": "raw images",
@@ -492,9 +499,11 @@ def describe_series(config: Config, cohorts: Iterable[Cohort]) -> dict[str, Any]
     layouts = {cohort.layout for cohort in cohorts}
     enters = {_ENTERS[LAYOUTS[layout].enters] for layout in layouts}
     found: dict[str, Any] = {"enters": sorted(enters)}
+    said = config.preprocess.model_dump(mode="json")
     for layout in layouts:
         for stage in stages_of(layout):
             found |= STEPS[stage].depends(config, None, None, None).settings
+            found |= {key: said[key] for key in _LATER.get(stage, ())}
     return {
         key: value for key, value in json.loads(_as_json(found)).items()
         if key not in _NOT_OF_SERIES
@@ -507,12 +516,20 @@ def list_other_settings(trained: Mapping[str, Any], here: Mapping[str, Any]) -> 
     if trained and not set(here["enters"]) <= set(trained["enters"]):
         came, before = (", ".join(of["enters"]) for of in (here, trained))
         out.append(f"made from {came}, the model's training data from {before}")
-    shared = (key for key in sorted({*trained, *here} - {"enters"}) if key in trained)
+    known = _UNSAID | dict(trained) if trained else {}
     return out + [
-        f"preprocess.{key} is {here[key]}, of the model's training data {trained[key]}"
-        for key in shared
-        if key in here and here[key] != trained[key]
+        f"preprocess.{key} is {_as_written(here[key])}, of the model's training data "
+        f"{_as_written(known[key])}"
+        for key in sorted(known.keys() & here.keys() - {"enters"})
+        if here[key] != known[key]
     ]
+
+
+def _as_written(value: Any) -> str:
+    """As in config.yaml."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {inner}' for key, inner in value.items())}}}"
+    return "none" if value is None else str(value)
 
 
 def read_first_atlas(config: Config) -> Identity | None:

@@ -16,7 +16,7 @@ import pandas as pd
 from ..errors import BrainLMError
 from ..files import atomic_path
 from ..shards import Corpus
-from ..shards.censored import parcels_with_data
+from ..shards.censored import censored_shares, parcels_with_data
 from ..tables import FORMATS, write_parquet, write_tsv
 
 if TYPE_CHECKING:
@@ -263,10 +263,11 @@ def _encode(model: BrainLM, windows: torch.Tensor, encode) -> torch.Tensor:
 
 def _identity(corpus: Corpus, index: int) -> dict:
     row = corpus.table.iloc[index]
-    coverage = np.nan
+    known = {k: row[k] for k in IDENTITY if k in row} | {"coverage": np.nan, "start_s": None}
     if row["status"] == "ok":
-        coverage = float(parcels_with_data(corpus.series(index)).mean())
-    return {**{k: row[k] for k in IDENTITY if k in row}, "coverage": coverage, "start_s": None}
+        known["coverage"] = float(parcels_with_data(corpus.series(index)).mean())
+        known["censored_share"] = censored_shares(corpus.table.iloc[[index]])[0]
+    return known
 
 
 def _recording_rows(
@@ -288,7 +289,7 @@ def _warn(model: BrainLM, about: dict, windows: torch.Tensor, units: str | None)
     assert model.scaling is not None
     if units != model.scaling.units:
         yield f"units {units!r}, the model was trained on {model.scaling.units!r}"
-    known = ("label", "repetition_time_s", "coverage", "mean_fd_mm")
+    known = ("label", "repetition_time_s", "coverage", "mean_fd_mm", "censored_share")
     yield from list_outside(model.config.ranges, {k: about[k] for k in known if k in about})
     missing = float(windows.isnan().float().mean())
     if missing > _MISSING:

@@ -14,6 +14,7 @@ _NAMES = {
     "repetition_time_s": ("repetition time", " s"),
     "coverage": ("share of parcels with data", ""),
     "mean_fd_mm": ("mean framewise displacement", " mm"),
+    "censored_share": ("share of censored time", ""),
 }
 
 
@@ -34,7 +35,8 @@ def list_outside(ranges: Ranges, values: Mapping[str, float]) -> list[str]:
     ranges : mapping
         ``model.config.ranges``.
     values : mapping
-        By the same names (``label``, ``repetition_time_s``, ``coverage``, ``mean_fd_mm``); what
+        By the same names (``label``, ``repetition_time_s``, ``coverage``, ``mean_fd_mm``,
+        ``censored_share``); what
         is not known (NaN), and what the model has no range of, is not compared.
     """
     out = []

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from ..page_text import TaskText
-from ..shards.censored import holds_window
+from ..shards.censored import censored_shares, holds_window
+from ..steps import describe_series, list_other_settings
 from ..training.predictors import PREDICTORS
 from .facts import Facts, count_warnings
 from .findings import TEXTS
@@ -66,8 +67,22 @@ def _about_data(facts: Facts) -> list[str]:
                 f"series {facts.scaling.units}: unless the two are of similar size, results for "
                 f"{cohort} mean little."
             )
+    for cohort in facts.config.cohorts:
+        own = describe_series(facts.config, [cohort])
+        if other := list_other_settings(facts.model.get("preprocess", {}), own):
+            found.append(
+                f"Series of {cohort.name} are made otherwise than those that the model was "
+                f"trained on: {'; '.join(other)}."
+            )
     window = facts.model.get("window", facts.config.model.window)
     usable = table[table["status"] == "ok"]
+    shares = pd.Series(censored_shares(usable), usable.index)
+    if facts.model.get("ranges", {}).get("censored_share", [1])[-1] == 0:  # trained on none
+        for cohort, part in shares[shares > 0].groupby(usable["cohort"], sort=False):
+            found.append(
+                f"{count(len(part), 'recording')} of {cohort} have censored time (up to "
+                f"{part.max():.0%}); the model was trained on none that had."
+            )
     short = int((usable["num_timepoints"] < window).sum())
     censored = int((~holds_window(usable, window)).sum()) - short
     for number, what in (

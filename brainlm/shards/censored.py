@@ -97,6 +97,14 @@ def _longest_stretches(lists: Iterable[Any], lengths: np.ndarray, window: int) -
     return np.maximum.reduceat(stretches, begins)
 
 
+def censored_shares(table: pd.DataFrame) -> np.ndarray:
+    """Which share of each recording's time is censored, of a corpus's table [N]."""
+    if "censored" not in table:
+        return np.zeros(len(table))
+    gone = np.array([len(points) if is_censored(points) else 0 for points in table["censored"]])
+    return gone / np.maximum(table["num_timepoints"].to_numpy(), 1)
+
+
 def is_censored(censored: Any) -> bool:
     """Whether a table's cell lists time points: else it is None, or NaN in a shard that is older
     than the column."""

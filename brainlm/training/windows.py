@@ -24,7 +24,13 @@ from ..errors import BrainLMError
 from ..model.masking import Masker, Masking
 from ..model.ranges import describe_range
 from ..shards import Corpus, Scaling
-from ..shards.censored import holds_window, list_starts, parcels_with_data, spread_evenly
+from ..shards.censored import (
+    censored_shares,
+    holds_window,
+    list_starts,
+    parcels_with_data,
+    spread_evenly,
+)
 from ..shards.store import locate_series
 
 #: recordings that are opened to say what share of the parcels they have
@@ -346,6 +352,7 @@ def training_ranges(windows: Windows, table: pd.DataFrame) -> dict[str, tuple[fl
     found = {
         "repetition_time_s": table["repetition_time_s"][rows],
         "mean_fd_mm": table["mean_fd_mm"][rows],
+        "censored_share": censored_shares(table.loc[rows]),
         "coverage": [parcels_with_data(windows.series[row]).mean() for row in some],
     }
     ranges = {name: describe_range(values) for name, values in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from types import SimpleNamespace
 
@@ -247,7 +248,10 @@ def test_windows_are_half_there_and_a_recording_without_one_is_named(study, tmp_
     for epoch in range(5):
         signal = windows.batch([(epoch, int(row)) for row in rows]).signal
         assert (signal.isnan().all(1).float().mean(1) <= 0.5).all()
-    assert training_ranges(windows, corpus.table)["coverage"][-1] == 1.0
+    ranges = training_ranges(windows, corpus.table)
+    assert ranges["coverage"][-1] == 1.0
+    missing = [np.isnan(corpus.series(int(row))).all(1).mean() for row in rows]
+    assert ranges["censored_share"][-1] == pytest.approx(max(missing), rel=1e-5)
     bad = np.random.default_rng(0).normal(size=(60, R))
     bad[5:50] = np.nan
     path = tmp_path / "s.parquet"
@@ -261,6 +265,15 @@ def test_windows_are_half_there_and_a_recording_without_one_is_named(study, tmp_
     model.scaling = scaling
     reason = embed_corpus(model, lone)["reason"][0]
     assert "45 of 60 time points are censored" in reason
+    model.config = dataclasses.replace(model.config, ranges={"censored_share": (0.0,) * 5})
+    table = embed_corpus(model, corpus).query("level == 'recording' and status == 'ok'")
+    table = table.set_index("recording_id")
+    for place, row in corpus.table.iterrows():
+        if row["recording_id"] in table.index:
+            share = np.isnan(corpus.series(int(place))).all(1).mean()
+            says = f"share of censored time {share:.3g} is outside" if share else ""
+            found = table.at[row["recording_id"], "warnings"]
+            assert says in found and bool(share) == ("censored" in found)
     series = np.random.default_rng(0).normal(size=(60, R))
     series[10] = np.nan
     assert make_windows(model, series, tr_s=1.0).isnan().all(1).sum() == 1

@@ -365,7 +365,31 @@ def test_settings_that_decide_a_series_are_those_of_its_steps():
     series = describe_series(config, both)
     assert series["enters"] == ["parcel series"] and "denoise" not in series
     assert list_other_settings(raw, raw) == list_other_settings({}, raw) == []
+    assert (raw["censor"], raw["distortion"]) == (None, "auto")  # what triggers leave out
+    older = {key: value for key, value in raw.items() if key not in ("censor", "distortion")}
+    assert list_other_settings(older, raw) == []
     assert json.loads(json.dumps(raw)) == raw
+
+
+@pytest.mark.parametrize("layout", ["bids", "fmriprep", "cifti", "parcels", "xcpd"])
+@pytest.mark.parametrize("older", [False, True])
+def test_censoring_that_the_model_has_not_met_is_said_and_the_other_way_round(layout, older):
+    def describe(**censor):
+        values = {"cohorts": [{"name": "a", "folder": ".", "layout": layout}],
+                  "preprocess": censor}  # fmt: skip
+        config = parse_config(values)
+        return describe_series(config, config.cohorts)
+
+    whole, strict = describe(), describe(censor={"fd_mm": 0.37})
+    if older:  # than the key, or than models that state it
+        del whole["censor"]
+    end = "of the model's training data"
+    assert list_other_settings(whole, strict) == [
+        f"preprocess.censor is {{fd_mm: 0.37}}, {end} none"
+    ]
+    assert list_other_settings(strict, describe()) == [
+        f"preprocess.censor is none, {end} {{fd_mm: 0.37}}"
+    ]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])

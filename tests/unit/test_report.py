@@ -21,6 +21,7 @@ from brainlm.report.cohort_pages import _count_statuses, find_outliers
 from brainlm.report.facts import read_facts
 from brainlm.report.page_blocks import show, show_interval
 from brainlm.report.pages import write_chunk_pages
+from brainlm.steps import describe_series
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "browser"))
 from study import HOSTILE, build, make_atlas, make_pages, make_results
@@ -315,6 +316,32 @@ def test_series_in_other_units_than_the_model_learnt_are_said(study):
     found = [line for line in list_cautions(facts) if "are as delivered" in line]
     assert len(found) == 1
     assert found[0].startswith("Series of away are as delivered, but the model was trained on")
+
+
+def test_series_that_are_made_or_censored_otherwise_than_the_models_are_said(study):
+    config, *_ = study
+    facts = read_facts(config)
+
+    def say(part):
+        return [line for line in list_cautions(facts) if part in line]
+
+    assert not say("otherwise") and not say("censored")
+    own = describe_series(config, config.cohorts)
+    facts.model["preprocess"] = own | {"censor": {"fd_mm": 0.2}}
+    assert say("otherwise") == [
+        f"Series of {name} are made otherwise than those that the model was trained on: "
+        "preprocess.censor is none, of the model's training data {fd_mm: 0.2}."
+        for name in ("home", "away")
+    ]
+    rows = facts.recordings.query("cohort == 'away' and status == 'ok'").index[:2]
+    facts.recordings["censored"] = facts.recordings["censored"].astype(object)
+    for row, points in zip(rows, ([3, 9], [1, 2, 5, 6]), strict=True):
+        facts.recordings.at[row, "censored"] = np.array(points)
+    share = 4 / facts.recordings.at[rows[1], "num_timepoints"]
+    assert not say("trained on none")  # not known
+    for most, expected in ((0.0, 1), (0.3, 0)):
+        facts.model["ranges"] = {"censored_share": [0.0, 0.0, 0.0, 0.0, most]}
+        assert len(say(f"2 recordings of away have censored time (up to {share:.0%})")) == expected
 
 
 def test_warnings_are_counted_by_kind_in_the_study_and_on_its_cohorts_page(study):
