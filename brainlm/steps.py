@@ -159,6 +159,8 @@ def _denoise(config, cohort, atlas, task) -> Dependencies:
     settings = pick(options, "engine", "denoise", "high_pass_hz") | _template(atlas)
     if "ica" in options.denoise_steps and len(options.denoise_steps) > 1:
         settings["confounds"] = "whole"  # they once shared with the components that are kept
+    if {"wm-csf", "acompcor"} & set(options.denoise_steps):
+        settings["fluid"] = "deep"  # grey matter's signal once reached into it
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 

@@ -93,7 +93,7 @@ def tissue_columns(
     usable = np.isfinite(samples).all(0)
     out = {}
     for name, where in (
-        ("csf", grid.csf), ("white_matter", grid.white), ("global_signal", grid.brain),
+        ("csf", grid.fluid), ("white_matter", grid.white), ("global_signal", grid.brain),
     ):  # fmt: skip
         inside = samples[:, where & usable]
         missing = np.full(len(samples), np.nan)

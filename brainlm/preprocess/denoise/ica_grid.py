@@ -12,6 +12,7 @@ from ..normalise.template import Template, load_template
 GRID_MM = 4.0
 SMOOTH_FWHM_MM = 6.0
 EDGE_MM = 6.0
+DEEP_MM = 2.0  # standard deviation by which a tissue is smoothed to find where it is deep
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class ComponentGrid:
     affine : ndarray [4, 4]
     points : ndarray [N, 3]
         Template mm.
-    brain, edge, csf, white : ndarray [N]
-        bool. Edge: within 6 mm of the outside or of CSF. CSF: ventricles only.
+    brain, edge, csf, fluid, white : ndarray [N]
+        bool. Edge: within 6 mm of the outside or of CSF. CSF: ventricles only. Fluid, white: so
+        deep in the ventricles and in white matter that a voxel holds nothing else.
     """
 
     mask: np.ndarray
@@ -35,6 +37,7 @@ class ComponentGrid:
     brain: np.ndarray
     edge: np.ndarray
     csf: np.ndarray
+    fluid: np.ndarray
     white: np.ndarray
 
 
@@ -49,7 +52,11 @@ def make_grid(template: Template) -> ComponentGrid:
     ventricles = _ventricles(template, depth)
     tissue = mask & ~ventricles
     edge = tissue & (ndi.distance_transform_edt(tissue) * size <= EDGE_MM)
-    white = ndi.gaussian_filter(template.white.astype(np.float32), 2.0 / size) > 0.9
+    white, fluid = (
+        ndi.gaussian_filter(share.astype(np.float32), DEEP_MM / size)
+        for share in (template.white, template.csf)
+    )
+    deep = ventricles & (fluid > 0.8), white > 0.9
     near = ndi.binary_dilation(mask, iterations=step)
     coarse = tuple([slice(step // 2, None, step)] * 3)
     where = near[coarse]
@@ -57,8 +64,8 @@ def make_grid(template: Template) -> ComponentGrid:
     affine[:3, 3] += affine[:3, :3] @ np.full(3, step // 2)
     affine[:3, :3] *= step
     points = np.argwhere(where)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
-    brain, rim, csf, inner = (m[coarse][where] for m in (mask, edge, ventricles, white))
-    return ComponentGrid(where, affine, points, brain, rim, csf, inner)
+    tissues = (m[coarse][where] for m in (mask, edge, ventricles, *deep))
+    return ComponentGrid(where, affine, points, *tissues)
 
 
 @lru_cache(maxsize=2)
