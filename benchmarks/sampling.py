@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     numba.set_num_threads(options.threads)
     volumes, affine, transforms = make_input(options.shape, options.volumes)
-    template = load_template("MNI152NLin6Asym")
+    template = load_template("MNI152NLin2009aSym")  # at hand without a network
     points = np.argwhere(template.mask)[:, ::-1] @ template.affine[:3, :3].T
     points += template.affine[:3, 3]
 
