@@ -18,6 +18,7 @@ from brainlm.preprocess.denoise.aroma import (
 from brainlm.preprocess.denoise.confounds import (
     MOTION_NAMES,
     choose_nuisance,
+    list_gone,
     motion_columns,
     nuisance_names,
     tissue_columns,
@@ -31,7 +32,7 @@ from brainlm.preprocess.denoise.ica import (
     threshold_map,
 )
 from brainlm.preprocess.denoise.ica_grid import make_grid, smooth_grid
-from brainlm.preprocess.normalise.template import Template
+from brainlm.preprocess.normalise.template import Template, load_template
 
 TR_S, T = 2.0, 150
 
@@ -100,11 +101,23 @@ def explained(courses: np.ndarray, by: np.ndarray) -> np.ndarray:
 def test_grid_knows_what_lies_where(grid):
     radius = np.linalg.norm(grid.points, axis=1)
     assert grid.csf[radius < 12].all() and not grid.csf[radius > 20].any()
+    assert 8 < radius[grid.fluid].max() < radius[grid.csf].max() - 1  # away from the wall
+    assert (grid.fluid <= grid.csf).all()
     assert grid.edge[(radius > 59) & (radius < 63)].all()  # below the surface
     assert grid.edge[(radius > 15) & (radius < 18)].all()  # around the ventricle
     assert not grid.edge[(radius > 24) & (radius < 54)].any()
     assert not grid.brain[radius >= 64].any() and (~grid.brain).any()
     assert radius[grid.white].max() < 40
+
+
+def test_tissue_signals_are_taken_where_a_coarse_voxel_holds_no_grey_matter():
+    template = load_template("MNI152NLin2009aSym")
+    grid, size = make_grid(template), template.affine[0, 0]
+    grey = ndi.gaussian_filter(template.grey.astype(np.float32), 4 / 2.355 / size)  # 4 mm wide
+    x, y, z = np.rint((grid.points - template.affine[:3, 3]) / size).astype(int).T
+    share = grey[z, y, x]
+    found = [share[where].mean() for where in (grid.white, grid.fluid, grid.csf)]
+    assert max(found[:2]) < 0.1 < 0.5 * found[2] and grid.fluid.sum() > 40
 
 
 def test_planted_artefacts_are_found_and_networks_kept(fit, run):
@@ -319,9 +332,17 @@ def test_confounds_combine_in_one_model():
     assert chosen["whole"] == 2
     both = choose_nuisance(("motion6", "motion24"), columns, mixing, noise)["nuisance"]
     assert both.shape == (T, 24)
-    columns["csf"] = np.full(T, np.nan)
-    with pytest.raises(RecordingError, match="csf: not measured"):
-        choose_nuisance(("wm-csf",), columns, mixing, noise)
+    columns["csf"] = np.full(T, np.nan)  # outside the field of view
+    assert list_gone(("ica", "wm-csf"), columns) == ["csf"] and not list_gone(("ica",), columns)
+    chosen = choose_nuisance(("ica", "wm-csf"), columns, mixing, noise)
+    np.testing.assert_array_equal(chosen["nuisance"], expected[:, 1:])
+    assert chosen["whole"] == 1
+    columns["white_matter"] = columns["csf"]
+    with pytest.raises(RecordingError, match="csf, white_matter: not measured"):
+        choose_nuisance(("ica", "wm-csf"), columns, mixing, noise)
+    columns["trans_x"][7] = np.nan
+    with pytest.raises(RecordingError, match="trans_x: not measured"):
+        choose_nuisance(("motion6",), columns, mixing, noise)
 
 
 @pytest.mark.filterwarnings("ignore:.*confounds will be standardized:DeprecationWarning")

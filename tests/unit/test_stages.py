@@ -26,7 +26,7 @@ from brainlm.errors import BrainLMError, RecordingError
 from brainlm.files import read_json
 from brainlm.preprocess.delivered.parcel_series import take_series
 from brainlm.preprocess.denoise import ica
-from brainlm.preprocess.denoise.confounds import read_nuisance
+from brainlm.preprocess.denoise.confounds import read_nuisance, tissue_columns
 from brainlm.preprocess.denoise.filter import clean
 from brainlm.preprocess.io.derivatives import (
     derivative_path,
@@ -48,6 +48,7 @@ from brainlm.preprocess.quality import (
     measure_level,
     measure_tsnr,
 )
+from brainlm.preprocess.stages import denoise_stage
 from brainlm.preprocess.stages.voxels import read_parcels, shift_slices
 
 CONFIG = Preprocess()
@@ -249,6 +250,23 @@ def test_stages_can_be_rerun_alone_and_leave_nothing_stale(chain, tmp_path):
     assert not any(n.startswith("aroma") for n in read_table(other.paths.confounds))
     other.run("denoise")
     assert other.hashes() == chain.hashes()
+
+
+def test_a_tissue_outside_the_field_of_view_is_a_warning(chain, tmp_path, monkeypatch):
+    def measure(samples, grid, basis):
+        samples = samples.copy()
+        samples[:, grid.csf] = np.nan
+        return tissue_columns(samples, grid, basis)
+
+    shutil.copytree(chain.out, tmp_path / "out")
+    other = chain.at(tmp_path / "out")
+    wanted = Preprocess(denoise=("motion6", "wm-csf"))
+    assert "warnings" not in other.run("denoise", config=wanted)
+    monkeypatch.setattr(denoise_stage, "tissue_columns", measure)
+    (warning,) = other.run("denoise", config=wanted)["warnings"]
+    assert warning == "denoise: csf not removed, the tissue is outside the field of view"
+    nuisance = read_nuisance(other.paths, wanted)["nuisance"]
+    assert nuisance.shape[1] == 7 and np.isfinite(nuisance).all()
 
 
 def test_artefacts_in_censored_volumes_change_nothing_that_is_written(chain, tmp_path):

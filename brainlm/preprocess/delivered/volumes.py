@@ -182,12 +182,13 @@ def _nuisance(
     if movement is None or companions.denoised:
         return None
     steps = cohort.confound_steps
-    lacking = {n for step in steps for n in nuisance_names(step)} - movement.columns.keys()
+    there = {name for name, values in movement.columns.items() if np.isfinite(values).any()}
+    lacking = {name for step in steps for name in nuisance_names(step)} - there
     if lacking:
         raise RecordingError(
             "bad_metadata",
-            f"{companions.motion}: no column {', '.join(sorted(lacking))}; name confounds for "
-            f"cohort {cohort.name} that it has",
+            f"{companions.motion}: no column {', '.join(sorted(lacking))}, or an empty one; name "
+            f"confounds for cohort {cohort.name} that it has",
         )
     chosen = choose_nuisance(steps, movement.columns, np.empty((0, 0)), np.zeros(0, bool))
     return chosen["nuisance"]

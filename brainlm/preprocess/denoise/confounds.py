@@ -30,7 +30,7 @@ _MEANINGS = {
     "dvars": ("RMS change between volumes, brain median scaled to 1000", "arbitrary"),
     "std_dvars": ("Standardised DVARS (Nichols 2013)", "arbitrary"),
     "global_signal": ("Mean over the template's brain mask", "arbitrary"),
-    "csf": ("Mean over the ventricles", "arbitrary"),
+    "csf": ("Mean deep in the ventricles", "arbitrary"),
     "white_matter": ("Mean over deep white matter", "arbitrary"),
     "c_comp_cor": ("aCompCor: principal component of the ventricles, filtered", "arbitrary"),
     "w_comp_cor": ("aCompCor: principal component of deep white matter, filtered", "arbitrary"),
@@ -124,6 +124,12 @@ def nuisance_names(step: str) -> list[str]:
     }.get(step, [])
 
 
+def list_gone(steps: tuple[str, ...], confounds: dict[str, np.ndarray]) -> list[str]:
+    """Columns that `steps` remove of tissues that are outside the field of view."""
+    names = dict.fromkeys(name for step in steps for name in nuisance_names(step))
+    return [name for name in names if np.isnan(confounds[name]).all()]
+
+
 class Nuisance(TypedDict):
     """What :func:`.filter.clean` is given: confounds first, then components."""
 
@@ -138,15 +144,21 @@ def choose_nuisance(
     """The columns that :func:`.filter.clean` removes, [T, C], and those it keeps, [T, S].
 
     All steps are one model: what one removes, another cannot put back. Confounds are removed
-    whole; of components that are noise, what they share with the others stays (``ica``).
+    whole; of components that are noise, what they share with the others stays (``ica``). Of a
+    tissue that is outside the field of view nothing is removed (the denoise stage warns).
 
     Raises
     ------
     RecordingError
-        ``denoise_failed``: a column that is asked for could not be measured.
+        ``denoise_failed``: a column has gaps, or nothing that a step removes could be measured.
     """
-    names = list(dict.fromkeys(name for step in steps for name in nuisance_names(step)))
-    lost = [name for name in names if not np.isfinite(confounds[name][1:]).all()]
+    gone = list_gone(steps, confounds)
+    names: dict[str, None] = {}
+    lost = []
+    for asked in map(nuisance_names, steps):
+        there = [name for name in asked if name not in gone]
+        lost += [n for n in there if not np.isfinite(confounds[n][1:]).all()] if there else asked
+        names |= dict.fromkeys(there)
     if lost:
         raise RecordingError(
             "denoise_failed",

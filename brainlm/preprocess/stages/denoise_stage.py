@@ -6,7 +6,13 @@ import numpy as np
 
 from ...cohort.recordings import Entry
 from ...files import write_json
-from ..denoise.confounds import MOTION_NAMES, describe_confounds, motion_part, tissue_columns
+from ..denoise.confounds import (
+    MOTION_NAMES,
+    describe_confounds,
+    list_gone,
+    motion_part,
+    tissue_columns,
+)
 from ..io.derivatives import read_table, sidecar, write_table
 from ..normalise.template import space_of
 from .context import Context, Figures, reproducible, timed
@@ -74,6 +80,11 @@ def run_denoise(entry: Entry, context: Context) -> Figures:
         for stale in (paths.mixing, paths.metrics, paths.maps):
             stale.unlink(missing_ok=True)
             sidecar(stale).unlink(missing_ok=True)
+    if gone := list_gone(options.denoise_steps, confounds):
+        outside = (
+            f"denoise: {', '.join(gone)} not removed, the tissue is outside the field of view"
+        )
+        figures["warnings"] = [*figures.get("warnings", []), outside]
     write_table(paths.confounds, confounds)
     write_json(sidecar(paths.confounds), describe_confounds(confounds))
     return figures
