@@ -36,7 +36,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "none": (), "motion24": ("motion24",), "wm-csf": ("wm-csf",), "acompcor": ("acompcor",),
     "ica": ("ica",), "ica + wm-csf": ("ica", "wm-csf"), "ica + acompcor": ("ica", "acompcor"),
 }  # fmt: skip
-DEFAULT = "ica"  # what a challenger has to beat
+DEFAULT = "ica"  # what a challenger had to beat, by the rule of the page
 HIGH_PASS_HZ = 0.008
 NEURAL_SD = 0.008  # of the signal: of the median parcel, as brainlm.simulate has it
 

@@ -170,7 +170,7 @@ class Preprocess(Section):
     low_pass_hz: Positive | None = Field(None, description="Hz; none by default")
     slice_timing: bool = Field(False, description="shift slices to the middle of the volume")
     denoise: Literal["none"] | DenoiseStep | tuple[DenoiseStep, ...] = Field(
-        "ica",
+        ("ica", "wm-csf"),
         description="one or a list, removed together: ica (ICA-AROMA rules, non-aggressive), "
         "ica-aggressive, motion6, motion24, wm-csf, acompcor, global; or none",
     )

@@ -1,7 +1,8 @@
 """Triggers and outcome keys of default configurations, frozen: a finished study plans nothing.
 
 `golden.json` was written by the code of 2026-11-30 (d613416; normalise, denoise and finetune
-later). A string in it changes only where a step's result changes, and the changelog says so.
+later, denoise once more when its default became `[ica, wm-csf]`). A string in it changes only
+where a step's result changes, and the changelog says so.
 """
 
 from __future__ import annotations

@@ -102,22 +102,62 @@ def test_the_scanner_scans_it_and_nothing_else_changes(head, parts):
     np.testing.assert_allclose(found, change[:, inside], atol=0.006)  # whole numbers
 
 
-def test_what_the_benchmark_says_of_a_denoising_by_its_definition():
+@pytest.fixture(scope="module")
+def bench():
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "denoise.py"
     spec = importlib.util.spec_from_file_location("benchmark_denoise", path)
-    bench = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = bench
-    spec.loader.exec_module(bench)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("r", "connectome", "fd", "own", "passes"),
+    [
+        ([0.01, 0.01], [0, 0.02], 0.01, -0.02, True),
+        ([0.1, -0.001], [0, 0.02], 0.0, 0.0, False),  # lower in a cell
+        ([0.01, 0.01], [-0.02, 0.1], 0.0, 0.0, False),
+        ([0.01, 0.01], [-0.005, 0.0], 0.0, 0.0, False),
+        ([0.01, 0.01], [0, 0.02], 0.02, 0.0, False),
+        ([0.01, 0.01], [0, 0.02], 0.0, -0.03, False),
+    ],
+)
+def test_a_challenger_passes_by_the_rule_of_the_page(
+    bench, capsys, r, connectome, fd, own, passes
+):
+    base = {"r": 0.5, "connectome": 0.5}
+
+    def row(more):
+        return dict.fromkeys(bench.WAYS, base) | {"acompcor": more}
+
+    cells = {
+        str(k): [row({"r": 0.5 + r[k] + off, "connectome": 0.5 + connectome[k]})
+                 for off in (-0.001, 0, 0.001)]
+        for k in range(2)
+    }  # fmt: skip
+    real = {way: {"fd": [0.1, 0.1], "own": [0.4]} for way in bench.WAYS}
+    real["acompcor"] = {"fd": [0.1, 0.1 + 0.99 * fd], "own": [0.4 + 0.99 * own]}
+    bench.decide(cells, real)
+    found = {
+        line.split(" | ")[0]: line.split(" | ")[-1]
+        for line in capsys.readouterr().out.splitlines()
+    }
+    assert found["| acompcor"] == ("yes |" if passes else "no |")
+    assert found["| none"] == "no |"
+
+
+def test_what_the_benchmark_says_of_a_denoising_by_its_definition(bench):
     rng = np.random.default_rng(0)
     hertz = 0.02 + 0.2 * rng.random((12, 1))
     waves = np.sin(2 * np.pi * hertz * 2 * np.arange(120) + rng.uniform(0, 6, (12, 1))).T
     true, course = waves[:, :10] @ rng.normal(size=(10, 30)), waves[:, 10:]
     artefact = course @ rng.normal(size=(2, 30))
-    found = bench.compare(true + artefact, artefact, true, {"nuisance": None})
+    found = bench.compare(true + artefact, artefact, true, 2.0, {"nuisance": None})
     assert found["removed"] == 0 and found["cost"] == pytest.approx(0, abs=1e-12)
     assert 0.5 < found["r"] < 1
-    half = bench.compare(true + artefact, artefact, true, {"nuisance": course[:, :1]})
-    whole = bench.compare(true + artefact, artefact, true, {"nuisance": course})
+    half = bench.compare(true + artefact, artefact, true, 2.0, {"nuisance": course[:, :1]})
+    whole = bench.compare(true + artefact, artefact, true, 2.0, {"nuisance": course})
     assert whole["removed"] == pytest.approx(1) and 0 < half["removed"] < 1
     assert whole["r"] > max(half["r"], found["r"]) and whole["columns"] == 2
     assert whole["r"] == pytest.approx(1 - whole["cost"], abs=0.01)  # nothing but cost is left

@@ -94,7 +94,7 @@ def test_template_is_found_in_the_head(recovered):
 
 
 def test_parcel_series_are_recovered_and_denoising_helps(recovered):
-    """Measured: median r 0.85-0.87 with ICA, 0.59-0.61 without; connectivity 0.92-0.93, 0.37."""
+    """Measured with ICA alone: median r .85-.87, .59-.61 without; connectivity .92-.93, .37."""
     assert np.isfinite(recovered.denoised).all()
     denoised, filtered = (
         correlate(series, recovered.true_series)
