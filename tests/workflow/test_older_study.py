@@ -18,7 +18,8 @@ from brainlm.preprocess.stages.context import Context
 from brainlm.steps import stages_of
 
 #: Path -> time of change in ns, and text: as d613416 left them, with Snakemake's own records, but
-#: for the versions of normalise, denoise and finetune, which have other results since.
+#: for the versions of normalise, denoise and finetune, which have other results since, and for
+#: `denoise: ica`, which was the default.
 #: Three cohorts: raw images, images in template space, parcel series; all outputs are empty.
 STUDY = Path(__file__).with_name("finished_study.json")
 
