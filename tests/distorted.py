@@ -200,7 +200,8 @@ def write_map(folder: Path, head: Head, kind: str, **about) -> None:
     stem, stated = "sub-01/fmap/sub-01_", TIE | about
     tie = {"IntendedFor": stated["IntendedFor"]}
     if kind == "fieldmap":
-        values = {"Hz": hz, "rad/s": 2 * np.pi * hz}[stated.setdefault("Units", "Hz")]
+        units = {"Hz": hz, "rad/s": 2 * np.pi * hz, "T": hz / 42.577478518e6}
+        values = units[stated.setdefault("Units", "Hz")]
         write(folder, f"{stem}fieldmap.nii.gz", values, affine, **stated)
         write(folder, f"{stem}magnitude.nii.gz", magnitude, affine, **tie)
         return

@@ -29,8 +29,9 @@ from brainlm.cohort.recordings import Entry
 from brainlm.config import parse_config
 from brainlm.errors import RecordingError
 from brainlm.preprocess.distortion.correct import find_correction
+from brainlm.preprocess.distortion.field_map import read_field_map
 from brainlm.preprocess.distortion.shift import Shift
-from brainlm.preprocess.distortion.sources import Map, Pair, find_sources
+from brainlm.preprocess.distortion.sources import Map, Pair, find_sources, read_readout
 from brainlm.preprocess.io.derivatives import read_own_sidecar, write_volume
 from brainlm.preprocess.kernels.sampling import sample, sample_parcels
 from brainlm.preprocess.kernels.unwrap import unwrap
@@ -195,6 +196,61 @@ def test_a_field_map_is_tied_by_identifier_before_anything_else(tmp_path):
     write_pair(tmp_path, HEADS[6.0], IntendedFor=None, B0FieldIdentifier="two")
     (source,), _ = find_sources(tmp_path / RUN, "auto")
     assert isinstance(source, Pair) and source.same is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bids::" + RUN, "bids:raw:" + RUN, RUN.removeprefix("sub-01/"), "./" + RUN, "/" + RUN,
+     RUN.removeprefix("sub-01/").replace("/", "\\"), RUN.removesuffix(".gz")],
+)  # fmt: skip
+@pytest.mark.parametrize("others", [[], ["func/sub-01_task-other_bold.nii.gz"]])
+def test_however_a_path_is_written_the_run_is_meant(tmp_path, name, others):
+    write_run(tmp_path, HEADS[6.0])
+    write_pair(tmp_path, HEADS[6.0], IntendedFor=[*others, name] if others else name)
+    (source,), refused = find_sources(tmp_path / RUN, "auto")
+    assert isinstance(source, Pair) and not refused
+    elsewhere = tmp_path / RUN.replace("rest", "estrest")
+    (tmp_path / RUN).rename(elsewhere)
+    with pytest.raises(RecordingError, match="to name this run"):
+        find_sources(elsewhere, "auto")
+
+
+@pytest.mark.parametrize(("kind", "says"), [("phasediff", "phasediff"), ("phases", "phase2")])
+def test_the_images_of_one_map_go_with_the_one_that_says_what_it_is_for(tmp_path, kind, says):
+    write_run(tmp_path, HEADS[6.0])
+    write_map(tmp_path, HEADS[6.0], kind)
+    for path in sorted((tmp_path / "sub-01/fmap").glob("*.json")):
+        stated = json.loads(path.read_text())
+        if not path.stem.endswith(says):
+            del stated["IntendedFor"]
+        path.write_text(json.dumps(stated))
+        if path.stem.endswith("magnitude1"):
+            path.unlink()  # as converters leave it
+    (source,), refused = find_sources(tmp_path / RUN, "auto")
+    assert isinstance(source, Map) and source.kind == kind and not refused
+
+
+def test_the_units_and_times_of_a_sidecar_are_those_of_the_standard(tmp_path):
+    write_run(tmp_path, HEADS[6.0], TotalReadoutTime=None, EffectiveEchoSpacing=READOUT_S / 47)
+    assert read_readout(tmp_path / RUN).total_s == pytest.approx(READOUT_S)  # 48 lines
+    fields = []
+    for unit in ("Hz", "rad/s", "T"):
+        write_map(tmp_path, HEADS[6.0], "fieldmap", Units=unit)
+        (source,), _ = find_sources(tmp_path / RUN, "auto")
+        fields.append(read_field_map(source).hz)
+    np.testing.assert_allclose(fields[1:], [fields[0]] * 2, rtol=1e-4, atol=1e-3)
+
+
+def test_a_pair_stored_along_other_axes_gives_the_same_field(tmp_path):
+    write_run(tmp_path, HEADS[6.0])
+    image, affine = HEADS[6.0].scan("j-")
+    stored = np.swapaxes(image, 1, 2)[:, :, ::-1]  # its x runs against the old y
+    last = image.shape[1] - 1
+    back = np.array([[0, 1, 0, 0], [-1, 0, 0, last], [0, 0, 1, 0], [0, 0, 0, 1]])
+    about = {"PhaseEncodingDirection": "i", "TotalReadoutTime": READOUT_S} | TIE
+    write(tmp_path, "sub-01/fmap/sub-01_dir-AP_epi.nii.gz", stored, affine @ back, **about)
+    found, notes = correct(tmp_path, 6.0)
+    assert not notes and HEADS[6.0].error_mm(found.shift).mean() <= 0.1
 
 
 def test_images_that_name_no_run_are_used_where_the_configuration_asks_for_them(tmp_path):

@@ -146,9 +146,10 @@ def find_sources(run: Path, method: str) -> tuple[list[Pair | Map], list[str]]:
     mine = [path for path in there if _is_for(run, stated[path])]
     if not mine and method != "auto":
         mine = [path for path in there if not _names_runs(stated[path])]
-    kinds = {path: parse_name(path.name)[1] for path in mine}
-    epis = [path for path in mine if kinds[path] in EPI]
-    maps = [path for path in mine if kinds[path] not in EPI]
+    epis = [path for path in mine if _is_epi(path)]
+    # the images of one map go together: often only one of them says what it is for
+    names = [parse_name(path.name)[0] for path in mine if not _is_epi(path)]
+    maps = [path for path in there if not _is_epi(path) and parse_name(path.name)[0] in names]
     found: list[Pair | Map] = []
     refused: list[str] = []
     for wanted, files, make in (("pepolar", epis, _pair), ("fieldmap", maps, _map)):
@@ -177,15 +178,18 @@ def _describe_untied(run: Path, there: list[Path], method: str) -> str:
     )
 
 
+def _is_epi(path: Path) -> bool:
+    return parse_name(path.name)[1] in EPI
+
+
 def _is_for(run: Path, stated: Sidecar) -> bool:
     sources = set(_list(read_sidecar(run).read("B0FieldSource")))
     if sources:
         return bool(sources & set(_list(stated.read("B0FieldIdentifier"))))
     own = run.as_posix().removesuffix(".gz")
-    wanted = (
-        name.split(":")[-1].lstrip("/").removesuffix(".gz")
-        for name in _list(stated.read("IntendedFor"))
-    )
+    # bids::sub-1/func/..., func/..., ./func/..., func\\...
+    names = (name.split(":")[-1].replace("\\", "/") for name in _list(stated.read("IntendedFor")))
+    wanted = (name.removeprefix(".").lstrip("/").removesuffix(".gz") for name in names)
     return any(own.endswith(f"/{name}") for name in wanted if name)
 
 
