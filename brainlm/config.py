@@ -174,10 +174,11 @@ class Preprocess(Section):
         description="one or a list, removed together: ica (ICA-AROMA rules, non-aggressive), "
         "ica-aggressive, motion6, motion24, wm-csf, acompcor, global; or none",
     )
-    use_t1w: bool = Field(
-        False,
-        description="normalise through the T1w image where there is one: twice as accurate for "
-        "unwarped runs, worse for distorted ones",
+    use_t1w: Literal["auto"] | bool = Field(
+        "auto",
+        description="normalise through the T1w image where there is one; auto: where it places "
+        "the border of white matter better than the direct fit, as in most runs whose distortion "
+        "is small (engine fsl: wherever its programs succeed)",
     )
     distortion: Literal["auto", "none", "pepolar", "fieldmap"] = Field(
         "auto",

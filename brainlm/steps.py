@@ -145,7 +145,7 @@ def _normalise(config, cohort, atlas, task) -> Dependencies:
     settings = pick(config.preprocess, "engine", "use_t1w")
     settings |= _template(atlas) | pick_set(config.preprocess, "distortion")
     if config.preprocess.use_t1w:
-        settings["t1w_version"] = 4  # its code changed thrice; what was fitted directly stays
+        settings["t1w_version"] = 5  # its code changed; what was fitted directly stays
     return Dependencies(settings, atlas=_atlas(atlas, "space"))
 
 

@@ -22,6 +22,7 @@ from ..preprocess.io.derivatives import Derivatives, read_own_sidecar, read_tabl
 from ..preprocess.motion.motion_text import IMAGE
 from ..preprocess.motion.motion_text import TEXT as MOTION
 from ..preprocess.normalise.normalise_text import TEXT as NORMALISE
+from ..preprocess.normalise.normalise_text import describe_ways
 from ..preprocess.parcellate.dense_labels import is_dense
 from ..preprocess.parcellate.parcellate_text import TEXT as PARCELLATE
 from ..shards import Corpus
@@ -177,6 +178,8 @@ def _describe_registration(files: Derivatives, atlas: Atlas) -> list[Any]:
         return _missing(NORMALISE.missing)
     svg = pictures.draw_registration(files.boldref, fit, _fitted_to(fit) or atlas.space)
     caption = NORMALISE.caption("registration", space=atlas.space)
+    if ways := describe_ways(read_own_sidecar(fit).get("Quality", {})):
+        caption = f"{caption} {NORMALISE.caption('ways', ways=ways)}"
     if fit == files.refused:
         caption = f"{NORMALISE.caption('refused')} {caption}"
     return [Figure("registration", caption, svg, caption, NORMALISE.command,

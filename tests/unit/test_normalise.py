@@ -21,8 +21,16 @@ from brainlm.preprocess.io.derivatives import read_own_sidecar, write_volume
 from brainlm.preprocess.motion.brain_mask import brain_mask
 from brainlm.preprocess.normalise import registration
 from brainlm.preprocess.normalise.agreement import RefusedFit, check_image, check_pose
+from brainlm.preprocess.normalise.boundary import find_boundary
+from brainlm.preprocess.normalise.normalise_text import describe_ways
 from brainlm.preprocess.normalise.pose import axis_turns
-from brainlm.preprocess.normalise.registration import Normalisation, as_normalisation, normalise
+from brainlm.preprocess.normalise.registration import (
+    Normalisation,
+    as_normalisation,
+    choose_way,
+    fit_ways,
+    normalise,
+)
 from brainlm.preprocess.normalise.template import load_template
 from brainlm.preprocess.normalise.tissue_fit import (
     COSINES,
@@ -99,16 +107,72 @@ def test_a_bend_is_the_same_on_every_grid(template, step_mm, margin_mm):
     np.testing.assert_allclose(found, fit.bend(grid.points), atol=1e-4)
 
 
-def test_error_with_t1w(phantom, reference, template):
-    """The head moved between the T1w and the run by 12 mm and 5 degrees."""
+@pytest.fixture(scope="module")
+def anatomy():
+    """The head's T1w image; the head moved by 12 mm and 5 degrees between it and the run."""
     image, _, affine = make_head(SEED, BEND_MM, "t1w")
     moved = np.eye(4)
     moved[:3, :3] = Rotation.from_euler("x", 5, degrees=True).as_matrix()
     moved[:3, 3] = 2, 0, -12
-    result = normalise(reference, phantom.affine, template, t1w=image, t1w_affine=moved @ affine)
-    assert result.method == "t1w"
-    assert _error(result, phantom, template) <= 0.7
-    assert _dice(result, phantom, template) >= 0.98
+    return {"t1w": image, "t1w_affine": moved @ affine}
+
+
+@pytest.fixture(scope="module")
+def ways(phantom, reference, template, anatomy):
+    return fit_ways(reference, phantom.affine, template, **anatomy)
+
+
+def test_the_nearer_way_is_taken(ways, phantom, template):
+    errors = {way: _error(fit, phantom, template) for way, fit in ways.items()}
+    assert errors["t1w"] <= 0.65 < 0.8 < errors["direct"] <= 1.3
+    assert _dice(ways["t1w"], phantom, template) >= 0.98
+    taken = choose_way(ways, insist=False)
+    assert taken.method == "t1w"
+    assert taken.quality["boundary_t1w"] > taken.quality["boundary_direct"]
+    words = describe_ways(taken.quality)
+    assert f"{taken.quality['boundary_t1w']:.3f} through the T1w, correlation" in words
+
+
+@pytest.mark.parametrize(
+    ("border", "insist", "bend_mm", "way"),
+    [(0.7, False, 3, "t1w"), (0.5, False, 3, "direct"), (0.5, True, 3, "t1w"),
+     (0.5, False, 9, "t1w"), (0.1, True, 3, "direct"), (0.1, False, 9, "direct")],
+)  # fmt: skip
+def test_which_way_is_taken(border, insist, bend_mm, way, ways):
+    """By the border's contrast, unless one is insisted on or the direct fit is refused."""
+    figures = {"boundary_t1w": border, "boundary_direct": 0.6}
+    fits = {name: replace(fit, quality=fit.quality | figures) for name, fit in ways.items()}
+    fits["direct"].quality["bend_rms_mm"] = bend_mm
+    assert choose_way(fits, insist).method == way
+
+
+@pytest.fixture(scope="module")
+def boundary(ways, template, anatomy):
+    start = State(ways["direct"].affine, ways["direct"].coefficients * 0)
+    return find_boundary(template, *registration.fit_anatomy(template, start, **anatomy))
+
+
+@pytest.mark.parametrize("shift", [(3.0, -2, 2, 0, 0, 0), (0, 0, 0, 2.0, -1, 1.5)])
+def test_the_border_brings_a_moved_image_back(shift, boundary, ways, phantom, reference):
+    """From 4 mm, or 3 degrees; where it brings points is where the unmoved image has them."""
+    image = Image(reference, phantom.affine)
+    fit, turn = ways["t1w"], np.eye(4)
+    middle = fit(boundary.inner).mean(axis=0)
+    turn[:3, :3] = Rotation.from_euler("xyz", shift[3:], degrees=True).as_matrix()
+    turn[:3, 3] = shift[:3] + middle - turn[:3, :3] @ middle
+    away = replace(fit, affine=turn @ fit.affine)
+    assert boundary.contrast(image, away) < boundary.contrast(image, fit) - 0.05
+    move = boundary.align(image, away)
+    back = replace(away, affine=move @ away.affine)
+    assert np.linalg.norm(back(boundary.inner) - fit(boundary.inner), axis=1).max() < 0.3
+    assert np.allclose(move[:3, :3] @ turn[:3, :3], np.eye(3), atol=0.02)
+
+
+def test_a_t1w_without_white_matter_is_named(template, phantom, reference, anatomy):
+    inverted = anatomy["t1w"].max() - anatomy["t1w"]
+    with pytest.raises(RecordingError, match="white matter is not brighter than grey"):
+        fit_ways(reference, phantom.affine, template, t1w=inverted,
+                 t1w_affine=anatomy["t1w_affine"])  # fmt: skip
 
 
 def test_quality_is_reported(fitted):
@@ -260,18 +324,23 @@ def test_a_brain_that_is_partly_outside_is_not_wrapped_around(part, phantom, ref
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
-    [("side", "fit is worse"), ("empty", "every voxel is 1"), ("cut", "ends early")],
-)
+    ("use", "damage", "words"),
+    [(True, "side", "fit is worse"), ("auto", "side", "fit is worse"),
+     ("auto", "distorted", "0.700 directly and 0.600 through the T1w"),
+     ("auto", "empty", "every voxel is 1"), ("auto", "cut", "ends early")],
+)  # fmt: skip
 def test_a_t1w_that_does_not_help_costs_no_recording(
-    tmp_path, phantom, reference, fitted, monkeypatch, damage, words
+    tmp_path, phantom, reference, fitted, monkeypatch, use, damage, words
 ):
     """Of a head on its side, empty, or unreadable: the fit is direct, with a warning."""
+    figures = {"boundary_direct": 0.7, "boundary_t1w": 0.6,
+               "correlation_direct": 0.9, "correlation_t1w": 0.8}  # fmt: skip
 
-    def fit(reference, affine, template, *, mask, t1w=None, t1w_affine=None):
-        if t1w is not None:
+    def fit(reference, affine, template, *, mask, t1w=None, t1w_affine=None, insist=False):
+        assert insist is (t1w is not None and use is True)
+        if t1w is not None and damage == "side":
             raise RefusedFit("through the T1w image the fit is worse", fitted)
-        return fitted
+        return replace(fitted, quality=fitted.quality | (figures if t1w is not None else {}))
 
     monkeypatch.setattr(registration, "normalise", fit)
     image, _, affine = make_head(SEED, BEND_MM, "t1w")
@@ -280,7 +349,7 @@ def test_a_t1w_that_does_not_help_costs_no_recording(
     if damage == "cut":
         os.truncate(tmp_path / "t1w.nii", 5000)
     config = parse_config({
-        "results": str(tmp_path), "preprocess": {"use_t1w": True},
+        "results": str(tmp_path), "preprocess": {"use_t1w": use},
         "cohorts": [{"name": "a", "folder": str(tmp_path)}],
     })  # fmt: skip
     context = Context(config, config.cohorts[0], SIX)

@@ -48,7 +48,7 @@ PREPROCESS = {
     "low_pass_hz": [None, 0.1],
     "slice_timing": [False, True],
     "denoise": ["ica", "none", ("motion24", "wm-csf"), ("ica", "wm-csf")],
-    "use_t1w": [False, True],
+    "use_t1w": ["auto", False, True],
     "distortion": ["auto", "none", "pepolar"],
     "min_coverage": [0.5, 0.7],
     "censor": [None, Censor(fd_mm=0.5), Censor(fd_mm=0.2)],

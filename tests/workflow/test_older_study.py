@@ -19,7 +19,7 @@ from brainlm.steps import stages_of
 
 #: Path -> time of change in ns, and text: as d613416 left them, with Snakemake's own records, but
 #: for the versions of normalise, denoise and finetune, which have other results since, and for
-#: `denoise: ica`, which was the default.
+#: use_t1w and denoise, whose defaults were others.
 #: Three cohorts: raw images, images in template space, parcel series; all outputs are empty.
 STUDY = Path(__file__).with_name("finished_study.json")
 

@@ -100,6 +100,7 @@ def normalise(
     mask: np.ndarray | None = None,
     t1w: np.ndarray | None = None,
     t1w_affine: np.ndarray | None = None,
+    insist: bool = True,
 ) -> WarpField:
     """FLIRT (12 parameters) from the reference image; with a T1w image, FNIRT through it.
 
@@ -112,6 +113,8 @@ def normalise(
     ----------
     reference, affine, template, mask, t1w, t1w_affine
         As in :func:`brainlm.preprocess.normalise.registration.normalise`.
+    insist : bool
+        Of no effect: where there is a T1w image the direct fit is not made.
 
     Raises
     ------

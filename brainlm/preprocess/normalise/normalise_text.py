@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...atlas import Atlas
 from ...page_text import PageText, Sentence
 from ..distortion.distortion_text import describe_distortion
@@ -11,6 +13,7 @@ from ..motion.motion_text import JENKINSON
 ASHBURNER = "Ashburner & Friston 1999, Human Brain Mapping 7:254"
 GOLUB = "Golub & Pereyra 1973, SIAM Journal on Numerical Analysis 10:413"
 FONOV = "Fonov et al. 2011, NeuroImage 54:313"
+GREVE = "Greve & Fischl 2009, NeuroImage 48:63"
 ANDERSSON = "Andersson et al. 2007, FMRIB technical report TR07JA2"
 
 TEXT = PageText(
@@ -21,9 +24,25 @@ TEXT = PageText(
         "registration": "The reference image resampled to {space} through the fitted transform; "
         "the slider fades it into the template. Lines show the outline of the template's brain "
         "and of its white matter: they should follow the edges in the image.",
+        "ways": "Two ways were tried: {ways}.",
         "refused": "This fit did not pass the checks, and nothing was made with it.",
     },
 )
+
+
+def describe_ways(quality: Mapping[str, float]) -> str:
+    """Both ways' figures, where there was a T1w image; "" where there was none."""
+    if "boundary_t1w" not in quality:
+        return ""
+    border, tissue = (
+        "{:.3f} directly and {:.3f} through the T1w".format(
+            *(quality[f"{figure}_{way}"] for way in ("direct", "t1w"))
+        )
+        for figure in ("boundary", "correlation")
+    )
+    return (
+        f"contrast at the border of white matter {border}, correlation with tissue maps {tissue}"
+    )
 
 
 def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
@@ -46,6 +65,10 @@ def describe_normalisation(files: Derivatives, atlas: Atlas) -> Sentence:
             "mixture of tissue maps (Ashburner & Friston 1999; Golub & Pereyra 1973)"
         )
         cites = (ASHBURNER, GOLUB)
+        if made["Method"] == "t1w":
+            how += ", the T1w brought to the mean image by the border of white matter"
+            how += " (Greve & Fischl 2009)"
+            cites = (*cites, GREVE)
     distortion = describe_distortion(made.get("Distortion"))
     text = (
         f"The mean image was normalised {through} to {space} (Fonov et al. 2011) by {how} "

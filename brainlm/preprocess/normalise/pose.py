@@ -111,7 +111,7 @@ def find_pose(
         state, _ = minimise(problem, max(tried, key=lambda one: one[0])[1], steps)
         return inside.agree(smoothed, lambda points: _apply(state.affine, points)), state
 
-    pitched = [(_pitch(angle), 0.0) for angle in (0, -20, 20)]
+    pitched = [(rotate_x(angle), 0.0) for angle in (0, -20, 20)]
     agreement, state = descend(pitched + [(np.eye(3), shift) for shift in (-20.0, 20.0)], 20)
     if agreement >= SURE_INTERIOR:
         return state.affine, agreement, None
@@ -137,7 +137,7 @@ def _signed_permutations() -> Iterator[np.ndarray]:
                 yield turn
 
 
-def _pitch(degrees: float) -> np.ndarray:
+def rotate_x(degrees: float) -> np.ndarray:
     from scipy.spatial.transform import Rotation
 
     return Rotation.from_euler("x", degrees, degrees=True).as_matrix()

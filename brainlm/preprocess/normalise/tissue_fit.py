@@ -169,17 +169,19 @@ class Match:
 class Problem:
     """Match a smoothed image with columns of the template over a grid: cost and derivatives.
 
-    The cost is ``M/2 log(1 - R^2) + 1/2 c' P c``: M independent observations with unknown noise,
-    and the prior of the bend. R^2 is taken within the field of view, so that moving to where
-    the image is flat gains nothing.
+    The cost is ``M/2 log(1 - R^2) + 1/2 d' P d``: M independent observations with unknown noise,
+    and the prior of the bend, d being how far its coefficients are from those of `around`. R^2 is
+    taken within the field of view, so that moving to where the image is flat gains nothing.
     """
 
     def __init__(
-        self, image: Image, fwhm_mm, grid: TissueGrid, columns, *, rigid=False, bend=False
-    ):
+        self, image: Image, fwhm_mm, grid: TissueGrid, columns, *, rigid=False, bend=False,
+        around=0.0, sd_mm=BEND_SD_MM,
+    ):  # fmt: skip
         self.data = np.ascontiguousarray(image.smooth(fwhm_mm))
         self.inverse = np.linalg.inv(image.affine)
         self.grid, self.columns, self.bent = grid, columns, bend
+        self.around, self.prior = around, np.tile(grid.precision, 3) * (BEND_SD_MM / sd_mm) ** 2
         self.redundancy = max(1.0, (fwhm_mm / grid.spacing) ** 3)
         # the affine part rests while space bends: what both can do would add up and cancel
         self.generators = _generators(rigid)
@@ -219,8 +221,7 @@ class Problem:
         count = len(inside) / self.redundancy
         cost = count / 2 * np.log(share)
         if self.bent:
-            flat = state.coefficients.reshape(3, -1)
-            cost += 0.5 * float((flat**2 @ self.grid.precision).sum())
+            cost += 0.5 * float((state.coefficients - self.around).ravel() ** 2 @ self.prior)
         return Match(
             cost, residual - share * centred, slopes, columns, places, square,
             float(np.sqrt(max(0.0, 1 - share))), inside,
@@ -233,9 +234,8 @@ class Problem:
         scale = len(match.pull) / self.redundancy / match.square
         hessian, gradient = hessian * scale, gradient * scale
         if self.bent:
-            prior = np.tile(self.grid.precision, 3)
-            hessian[np.diag_indices_from(hessian)] += prior
-            gradient = gradient + prior * state.coefficients.ravel()
+            hessian[np.diag_indices_from(hessian)] += self.prior
+            gradient = gradient + self.prior * (state.coefficients - self.around).ravel()
         return hessian, gradient
 
     def _by_affine(self, state: State, match: Match):

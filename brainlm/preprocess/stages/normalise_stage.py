@@ -13,6 +13,7 @@ from ...files import plain_values, write_json
 from ..io.derivatives import bids_uri, read_volume, sidecar
 from ..io.read import read_image
 from ..normalise.agreement import RefusedFit
+from ..normalise.normalise_text import describe_ways
 from ..normalise.template import load_template, space_of
 from .context import Context, Figures, reproducible, timed
 from .undistort import fit_undistorted
@@ -27,7 +28,7 @@ def prepare(context: Context) -> None:
 
 @reproducible
 def run_normalise(entry: Entry, context: Context) -> Figures:
-    """Fit template space to the reference image, through the T1w where there is one.
+    """Fit template space to the reference image, through the T1w where that measures better.
 
     Raises
     ------
@@ -79,14 +80,18 @@ def run_normalise(entry: Entry, context: Context) -> Figures:
 
 def _fit(engine, entry, context, reference, affine, template, mask) -> tuple[Any, list[str]]:
     """The fit and its warnings. A T1w image that does not help never costs the recording."""
-    notes: list[str] = []
-    if context.options.use_t1w and entry.t1w is not None:
+    wanted, notes = context.options.use_t1w, []
+    if wanted and entry.t1w is not None:
         try:
             t1w, t1w_affine = read_image(entry.t1w)
             made = engine.normalise(
-                reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine
-            )
-            return made, notes
+                reference, affine, template, mask=mask, t1w=t1w, t1w_affine=t1w_affine,
+                insist=wanted is True,
+            )  # fmt: skip
         except RecordingError as error:
-            notes.append(f"T1w: not used, the fit is direct: {error.reason}")
+            notes = [f"T1w: not used, the fit is direct: {error.reason}"]
+        else:
+            if made.method == "direct":
+                notes = [f"T1w: not used, the fit is direct: {describe_ways(made.quality)}"]
+            return made, notes
     return engine.normalise(reference, affine, template, mask=mask), notes
