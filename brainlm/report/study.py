@@ -35,6 +35,7 @@ from .site import Page, write_figures, write_site
 QUALITY = {
     "mean_fd_mm": "mean FD (mm)", "mean_dvars": "mean DVARS (%)", "tsnr": "median tSNR",
 }  # fmt: skip
+_FEWEST = 10  # participants: a bootstrap over fewer says little of others
 _CHANCE = {"r2": 0.0, "r": 0.0, "auc": 0.5}  # of other metrics it depends on the data
 
 
@@ -56,7 +57,10 @@ class Headline(NamedTuple):
 
     @property
     def says_something(self) -> bool:
-        """Whether one of the two has an interval without the metric's chance level."""
+        """Whether there are participants enough for an interval, and one of the two has an interval
+        without the metric's chance level."""
+        if self.rows["n"].max() < _FEWEST:
+            return False
         part = self.rows[self.rows["method"].isin([self.model, self.other])]
         low, high = (part[name].astype(float) for name in ("low", "high"))
         chance = part["metric"].map(_CHANCE)

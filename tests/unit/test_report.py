@@ -100,18 +100,17 @@ def test_figures_take_their_colours_from_the_style_sheet(study):
         assert fixed not in text, fixed
 
 
-def test_headline_figures_are_shown_with_their_baseline_with_intervals(study):
+@pytest.mark.parametrize(("cohort", "few"), [("home", True), ("away", False)])
+def test_headline_figures_are_shown_with_their_baseline_with_intervals(study, cohort, few):
     config, _, page = study
     result = read_facts(config).results["reconstruction"]
-    part = result[(result["target"] == "random 75%") & (result["cohort"] == "home")]
+    part = result[(result["target"] == "random 75%") & (result["cohort"] == cohort)]
     part = part[(part["level"] == "pooled") & (part["metric"] == "r2")].set_index("method")
-    text = {
-        name: show_interval(*part.loc[name, ["value", "low", "high"]])
-        for name in ("model", "linear")
-    }
-    assert text["model"] in page.text
-    words = "best predictor without a network (linear interpolation in time)"
-    assert f"{words}: {text['linear']}" in page.text
+    text = show_interval(*part.loc["linear", ["value", "low", "high"]])
+    words = f"best predictor without a network (linear interpolation in time): {text}"
+    label, count = f"Masked R², random 75% hidden, {cohort}", int(part["n"].max())
+    assert (count < 10) is few and (words in page.text) is not few
+    assert (f"{label} ({count} participants)" in page.text) is few
 
 
 @pytest.mark.parametrize(("metric", "model", "other", "says"), [
@@ -128,7 +127,9 @@ def test_what_cannot_be_told_from_chance_is_no_headline(metric, model, other, sa
         {"method": "ridge", "metric": metric, "value": 0.3, "low": other[0], "high": other[1]},
         {"method": "third", "metric": metric, "value": 0.9, "low": 0.8, "high": 1.0},
     ])  # fmt: skip
-    assert Headline("age, r", rows, "model", "best other", "ridge").says_something is says
+    for n, enough in ((9, False), (10, True)):
+        headline = Headline("age, r", rows.assign(n=n), "model", "best other", "ridge")
+        assert headline.says_something is (says and enough)
 
 
 def test_limitations_are_listed(study):
