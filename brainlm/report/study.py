@@ -57,8 +57,8 @@ class Headline(NamedTuple):
 
     @property
     def says_something(self) -> bool:
-        """Whether there are participants enough for an interval, and one of the two has an interval
-        without the metric's chance level."""
+        """Whether there are enough participants for an interval, and one of the two has an
+        interval without the metric's chance level."""
         if self.rows["n"].max() < _FEWEST:
             return False
         part = self.rows[self.rows["method"].isin([self.model, self.other])]

@@ -33,8 +33,8 @@ _COUPLING = {
     (3, 6): (0.25, -0.15),
 }
 _STRENGTH_SD, _COUPLING_SD = 0.08, 0.20  # between participants of the same age
-_PATTERNS = 5
-_LOCAL = (0.4, 0.25, 0.35)  # of what is local: with the mirror image, of the individual, its own
+_PATTERNS = 3
+_LOCAL = (0.3, 0.45, 0.25)  # of what is local: with the mirror image, of the individual, its own
 
 ARTEFACTS = ("pulsation", "spin_history", "speckle", "drift")
 
@@ -49,7 +49,7 @@ class Individual:
         Share of a parcel's variance that its network explains; depends on age.
     coupling : ndarray [7, 7]
         Correlations between networks; depend on age.
-    patterns : ndarray [424, 5]
+    patterns : ndarray [424, 3]
         Parcels that vary together in this participant alone, whatever their networks; each row
         has length 1.
     """

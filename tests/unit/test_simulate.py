@@ -15,6 +15,7 @@ import pytest
 from scipy import ndimage
 
 from brainlm.errors import BrainLMError
+from brainlm.evaluation.fingerprint import identify_participants
 from brainlm.simulate import (
     DAMAGE_KINDS,
     damage_file,
@@ -385,6 +386,15 @@ def test_a_cohort_of_series_holds_the_same_participants_without_the_scanner(tmp_
     simulate_series(tmp_path / "more", num_subjects=1, seed=3, first_subject=5, duration_s=120)
     np.testing.assert_array_equal(np.load(next((tmp_path / "more").rglob("*.npy"))), second)
     assert json.loads(paths[0].with_suffix(".json").read_text())["RepetitionTime"] == 2
+
+
+def test_connectivity_tells_participants_apart(tmp_path):
+    """As it does in real cohorts, from minutes of one recording to other minutes of it."""
+    simulate_series(tmp_path, num_subjects=20, seed=5)
+    series = [np.load(path) for path in sorted(tmp_path.rglob("*.npy"))]
+    pairs = np.triu_indices(424, 1)
+    ends = [[np.corrcoef(end.T)[pairs] for end in (one[:60], one[60:])] for one in series]
+    assert identify_participants(np.array(ends)).mean() > 0.7
 
 
 # ---------------------------------------------------------------- damage
