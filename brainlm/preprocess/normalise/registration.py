@@ -252,11 +252,13 @@ def _fit_ways(reference, affine, template, mask, t1w, t1w_affine) -> dict[str, N
 def _descend(
     image, template, state, levels, *, bend, rigid=False, margin_mm=6.0, steps=6
 ) -> State:
-    """Minimise level by level, from smooth to sharp."""
+    """Minimise level by level, from smooth to sharp, or as sharp as the image is."""
     grid = grid_of(template, 4.0, margin_mm)
-    for fwhm in levels:
+    for fwhm in np.maximum(levels, image.sharpest_mm):
         columns = smooth_tissues(template, grid, fwhm)
         problem = Problem(image, fwhm, grid, columns, bend=bend, rigid=rigid)
+        if bend:
+            problem.adapt(state)
         state, _ = minimise(problem, state, steps if bend else 30)
     return state
 

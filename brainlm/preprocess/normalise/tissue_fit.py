@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from ..kernels.sampling import smooth_for_sums
+from ..kernels.sampling import SPLINE_FWHM, smooth_for_sums
 from ..kernels.spline import value_and_gradient
 from .template import Template
 
@@ -21,6 +21,10 @@ COSINES = (8, 9, 8)  # of the bend along x, y, z: details down to about 40 mm
 BEND_SD_MM = 2.5  # expected size of the bend, beyond what the affine part explains
 DAMPING = 1e-3  # of a step, relative to the curvature along each parameter
 GAIN = 1e-3  # stop when a step lowers the cost by less than this per independent observation
+GAIN_FWHM_MM = 25.0  # of the signal's gain: drop-out is as narrow, anatomy narrower
+GAIN_ROUNDS = 2
+GAIN_RANGE = (0.02, 3.0)
+MISFIT_FWHM_MM = 20.0  # over which squared residuals are averaged
 FAR_VOXELS = 1e6  # beyond every image
 LENGTH_MM = 50.0  # a unit of shear or zoom moves points at this distance by one unit of mm
 
@@ -35,6 +39,11 @@ class State:
 class Image:
     data: np.ndarray  # [Z, Y, X]
     affine: np.ndarray
+
+    @property
+    def sharpest_mm(self) -> float:
+        """What reading by spline sums smooths to along the longest edge of a voxel."""
+        return SPLINE_FWHM * float(np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0)).max())
 
     def smooth(self, fwhm_mm: float) -> np.ndarray:
         return smooth_for_sums(self.data, self.affine, fwhm_mm)
@@ -120,6 +129,14 @@ class TissueGrid:
         z, y, x = self.bases
         return np.einsum("iabc,za,yb,xc->izyx", coefficients, z, y, x, optimize=True)
 
+    def blur(self, columns: np.ndarray, fwhm_mm: float) -> np.ndarray:
+        """Sums of columns [C, N] over the points nearby, weighted by a Gaussian: [C, N]."""
+        from scipy import ndimage
+
+        sd = fwhm_mm / 2.355 / self.spacing
+        blurred = (ndimage.gaussian_filter(one, sd) for one in self.fill(columns))
+        return np.stack([one[self.inside] for one in blurred])
+
     def fill(self, columns: np.ndarray) -> np.ndarray:
         """Values at the inside points [C, N] on the whole box, zero elsewhere."""
         out = np.zeros((len(columns), *self.inside.shape), np.float32)
@@ -143,6 +160,14 @@ def cosines(place: np.ndarray, count: int) -> np.ndarray:
     return np.cos(np.pi * place[:, None] * np.arange(count))
 
 
+def _basis(columns: np.ndarray) -> np.ndarray:
+    """What makes columns [N, C] orthonormal, multiplied by it from the right: [C, C]."""
+    gram = (columns.T @ columns).astype(np.float64)
+    ridge = 1e-5 * np.trace(gram) / len(gram) + 1e-12  # even where no point is inside
+    low = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
+    return np.linalg.inv(low).T.astype(np.float32)
+
+
 def _contract(fields: np.ndarray, bases) -> np.ndarray:
     """Sum fields [C, Z, Y, X] against bases along z, y and x: [C, Kz, Ky, Kx]."""
     z, y, x = (b.astype(np.float32) for b in bases)
@@ -157,11 +182,11 @@ class Match:
     """How an image fits in one state: what the cost and its derivatives are made of."""
 
     cost: float
-    pull: np.ndarray  # [N] residuals less (1 - R^2) of the centred image, 0 outside
-    slopes: np.ndarray  # [N, 3] per mm of the image's world, 0 outside
+    pull: np.ndarray  # [N] weighted residuals less (1 - R^2) of the centred image, 0 outside
+    slopes: np.ndarray  # [N, 3] per mm of the image's world, weighted, 0 outside
     columns: np.ndarray  # [N, C] orthonormal: the intensity model, 0 outside
     places: np.ndarray  # [N, 3] world mm
-    square: float  # sum of squared residuals
+    square: float  # sum of weighted squared residuals
     correlation: float
     inside: np.ndarray  # [N]
 
@@ -171,7 +196,8 @@ class Problem:
 
     The cost is ``M/2 log(1 - R^2) + 1/2 d' P d``: M independent observations with unknown noise,
     and the prior of the bend, d being how far its coefficients are from those of `around`. R^2 is
-    taken within the field of view, so that moving to where the image is flat gains nothing.
+    taken within the field of view, so that moving to where the image is flat gains nothing. Every
+    point weighs the same until :meth:`adapt` finds where the image is to be believed.
     """
 
     def __init__(
@@ -182,7 +208,9 @@ class Problem:
         self.inverse = np.linalg.inv(image.affine)
         self.grid, self.columns, self.bent = grid, columns, bend
         self.around, self.prior = around, np.tile(grid.precision, 3) * (BEND_SD_MM / sd_mm) ** 2
-        self.redundancy = max(1.0, (fwhm_mm / grid.spacing) ** 3)
+        redundancy = max(1.0, (fwhm_mm / grid.spacing) ** 3)
+        self.count = len(grid.points) / redundancy  # of independent observations
+        self.roots = np.ones(len(grid.points), np.float32)  # of the weights
         # the affine part rests while space bends: what both can do would add up and cancel
         self.generators = _generators(rigid)
 
@@ -201,29 +229,52 @@ class Problem:
         value_and_gradient(self.data, index.astype(np.float32), values, slopes)
         return values, slopes @ self.inverse[:3, :3].astype(np.float32)
 
+    def adapt(self, state: State) -> None:
+        """Learn, from how the image fits in a state, where it is to be believed.
+
+        What the mixture predicts is multiplied by a smooth gain: near 0 where signal drops out, so
+        that what is missing does not pull, and elsewhere as the receive field has it. Points
+        around which the mixture still fails weigh less: as under Student's t with few degrees of
+        freedom (Lange and others 1989, JASA 84:881), by the mean square residual nearby.
+        """
+        values, _ = self.read(self.place(state))
+        known = np.isfinite(values).astype(np.float32)
+        values, columns = np.nan_to_num(values), self.columns * known[:, None]
+        gain = np.ones(len(values), np.float32)
+        for _ in range(GAIN_ROUNDS):
+            basis = _basis(columns * gain[:, None])
+            predicted = columns @ (basis @ (basis.T @ (columns.T @ (gain * values))))
+            parts = np.stack([values * predicted, predicted**2])
+            there, whole = self.grid.blur(parts, GAIN_FWHM_MM)
+            gain = np.clip(there / np.maximum(whole, 1e-3 * whole.max() + 1e-12), *GAIN_RANGE)
+        square = known * (values - gain * predicted) ** 2
+        misfit, seen = self.grid.blur(np.stack([square, known]), MISFIT_FWHM_MM)
+        misfit /= np.maximum(seen, 1e-3)
+        self.columns = self.columns * gain[:, None]
+        weights = 1 / (1 + misfit / (np.median(misfit) + 1e-12))
+        self.roots = np.sqrt(weights)
+        self.count *= float(weights.mean() ** 2 / (weights**2).mean())  # Kish's rule
+
     def measure(self, state: State) -> Match:
         places = self.place(state)
         values, slopes = self.read(places)
         inside = np.isfinite(values)
-        values = np.where(inside, values, 0)
-        columns = self.columns * inside[:, None]
-        gram = (columns.T @ columns).astype(np.float64)
-        ridge = 1e-5 * np.trace(gram) / len(gram) + 1e-12  # even where no point is inside
-        low = np.linalg.cholesky(gram + ridge * np.eye(len(gram)))
-        columns = columns @ np.linalg.inv(low).T.astype(np.float32)
+        roots = self.roots * inside
+        values = np.where(inside, values, 0) * roots
+        columns = self.columns * roots[:, None]
+        columns = columns @ _basis(columns)
         residual = values - columns @ (columns.T @ values)
-        centred = np.where(inside, values - values[inside].mean() if inside.any() else 0, 0)
+        centred = values - roots * (float(roots @ values) / max(float(roots @ roots), 1e-12))
         total = float(centred @ centred)
         square = float(residual @ residual) + 1e-12
         share = min(square / (total + 1e-12), 1e3)
         if inside.mean() < 0.2:
             share = 1e3
-        count = len(inside) / self.redundancy
-        cost = count / 2 * np.log(share)
+        cost = self.count / 2 * np.log(share)
         if self.bent:
             cost += 0.5 * float((state.coefficients - self.around).ravel() ** 2 @ self.prior)
         return Match(
-            cost, residual - share * centred, slopes, columns, places, square,
+            cost, residual - share * centred, slopes * roots[:, None], columns, places, square,
             float(np.sqrt(max(0.0, 1 - share))), inside,
         )  # fmt: skip
 
@@ -231,7 +282,7 @@ class Problem:
         """Hessian and gradient of the cost, intensity weights eliminated."""
         parts = self._by_bend if self.bent else self._by_affine
         hessian, gradient = parts(state, match)
-        scale = len(match.pull) / self.redundancy / match.square
+        scale = self.count / match.square
         hessian, gradient = hessian * scale, gradient * scale
         if self.bent:
             hessian[np.diag_indices_from(hessian)] += self.prior
@@ -328,7 +379,7 @@ def minimise(problem: Problem, state: State, max_steps: int) -> tuple[State, Mat
                 gain = here.cost - there.cost
                 state, here = candidate, there
                 break
-        if gain < GAIN * len(here.pull) / problem.redundancy:
+        if gain < GAIN * problem.count:
             break
     return state, here
 
