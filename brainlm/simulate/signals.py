@@ -33,7 +33,7 @@ _COUPLING = {
     (3, 6): (0.25, -0.15),
 }
 _STRENGTH_SD, _COUPLING_SD = 0.08, 0.20  # between participants of the same age
-_PATTERNS = 3
+_PATTERNS = np.array([1.0, 0.5, 0.4, 0.3, 0.2])  # relative sizes of those of an individual
 _LOCAL = (0.3, 0.45, 0.25)  # of what is local: with the mirror image, of the individual, its own
 
 ARTEFACTS = ("pulsation", "spin_history", "speckle", "drift")
@@ -49,7 +49,7 @@ class Individual:
         Share of a parcel's variance that its network explains; depends on age.
     coupling : ndarray [7, 7]
         Correlations between networks; depend on age.
-    patterns : ndarray [424, 3]
+    patterns : ndarray [424, 5]
         Parcels that vary together in this participant alone, whatever their networks; each row
         has length 1.
     """
@@ -73,7 +73,7 @@ def draw_individual(rng: np.random.Generator, age: float) -> Individual:
     values, vectors = np.linalg.eigh(coupling)  # the nearest that a correlation can be
     coupling = (vectors * np.maximum(values, 0.05)) @ vectors.T
     scale = np.sqrt(np.diag(coupling))
-    patterns = rng.standard_normal((NUM_PARCELS, _PATTERNS))
+    patterns = _PATTERNS * rng.standard_normal((NUM_PARCELS, len(_PATTERNS)))
     patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
     return Individual(strength, coupling / np.outer(scale, scale), patterns)
 
@@ -100,7 +100,7 @@ def make_parcel_series(
     delayed = waves[:, networks - 1] * np.exp(-2j * np.pi * hertz[:, None] * late_s)
     flat = np.ones((len(hertz), NUM_PARCELS // 2))
     pair, left, right = (_draw_waves(rng, flat) for _ in range(3))
-    shared = _draw_waves(rng, np.ones((len(hertz), _PATTERNS))) @ individual.patterns.T
+    shared = _draw_waves(rng, np.ones((len(hertz), len(_PATTERNS)))) @ individual.patterns.T
     local = np.stack([np.tile(pair, 2), shared, np.hstack([left, right])])
     local = np.einsum("k,kfr->fr", np.sqrt(_LOCAL), local)
 
