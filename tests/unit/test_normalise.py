@@ -165,9 +165,15 @@ def test_which_way_is_taken(border, insist, bend_mm, way, ways):
 
 
 @pytest.fixture(scope="module")
-def boundary(ways, template, anatomy):
+def found(ways, template, anatomy):
+    """The T1w image, and where the template lies in it."""
     start = State(ways["direct"].affine, ways["direct"].coefficients * 0)
-    return find_boundary(template, *registration.fit_anatomy(template, start, **anatomy))
+    return registration.fit_anatomy(template, start, **anatomy)
+
+
+@pytest.fixture(scope="module")
+def boundary(template, found):
+    return find_boundary(template, *found)
 
 
 @pytest.mark.parametrize("shift", [(3.0, -2, 2, 0, 0, 0), (0, 0, 0, 2.0, -1, 1.5)])
@@ -186,11 +192,11 @@ def test_the_border_brings_a_moved_image_back(shift, boundary, ways, phantom, re
     assert np.allclose(move[:3, :3] @ turn[:3, :3], np.eye(3), atol=0.02)
 
 
-def test_a_t1w_without_white_matter_is_named(template, phantom, reference, anatomy):
-    inverted = anatomy["t1w"].max() - anatomy["t1w"]
+def test_a_t1w_without_white_matter_is_named(template, found):
+    image, there = found
+    inverted = Image(image.data.max() - image.data, image.affine)
     with pytest.raises(RecordingError, match="white matter is not brighter than grey"):
-        fit_ways(reference, phantom.affine, template, t1w=inverted,
-                 t1w_affine=anatomy["t1w_affine"])  # fmt: skip
+        find_boundary(template, inverted, there)
 
 
 def test_quality_is_reported(fitted):
