@@ -58,9 +58,9 @@ def read_tsv(path: str | os.PathLike, *needed: str, hint: str = "") -> Table:
     Raises
     ------
     BrainLMError
-        No such file, not UTF-8, empty, a column without a name, named twice or missing, or a row
-        that is longer or shorter than the header. Empty lines are skipped where there is more
-        than one column.
+        No such file, not UTF-8, empty, two columns without a name, a column named twice or
+        missing, or a row that is longer or shorter than the header. Empty lines are skipped where
+        there is more than one column.
     """
     path = Path(path)
     return parse_tsv(_read_text(path, hint), path, *needed)
@@ -82,15 +82,14 @@ def _read_text(path: Path, hint: str) -> str:
 def parse_tsv(text: str, path: Path, *needed: str) -> Table:
     """The table that is written in `text`; errors name `path`. See :func:`read_tsv`."""
     text = text.replace("\r\n", "\n")
-    if "\r" in text:
-        refuse_carriage_returns(path, text)
+    refuse_carriage_returns(path, text)
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
     if not lines or not lines[0]:
         raise BrainLMError(f"{path}: empty, expected a table whose first line names its columns")
     header, *rows = [line.split("\t") for line in lines]
-    if not all(header):
+    if header.count("") > 1:  # pandas writes its index under no name; that is one column
         raise BrainLMError(
             f"{path}: column {header.index('') + 1} of {len(header)} has no name; name it, or "
             "remove the tabs at the end of the lines"
@@ -115,6 +114,8 @@ def parse_tsv(text: str, path: Path, *needed: str) -> Table:
 
 def refuse_carriage_returns(path: Path, text: str) -> None:
     """Raise BrainLMError for a carriage return within a line."""
+    if "\r" not in text:
+        return
     line = text.count("\n", 0, text.index("\r")) + 1
     raise BrainLMError(
         f"{path}: line {line} holds a carriage return; save the table with lines that end in LF "

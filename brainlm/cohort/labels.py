@@ -194,8 +194,7 @@ def _first_line(path: Path) -> str:
         raise BrainLMError(f"{path}: not UTF-8; save the table as UTF-8") from None
     except OSError as error:
         raise BrainLMError(f"{path}: participants table cannot be read ({error})") from None
-    if "\r" in line:
-        refuse_carriage_returns(path, line)
+    refuse_carriage_returns(path, line)
     return line
 
 

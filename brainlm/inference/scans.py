@@ -72,7 +72,8 @@ def _guess_folder(folder: Path) -> str:
     if about:
         return "bids"
     fits = [name for name in _TRIED if _holds(folder, name)]
-    fits = fits or [name for name in ("parcels",) if _holds(folder, name)]
+    if not fits and _holds(folder, "parcels"):
+        return "parcels"
     if not fits:
         raise BrainLMError(
             f"{folder}: no recording found in any of the layouts {', '.join(_TRIED)}, parcels (is "

@@ -96,6 +96,11 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path, content, words):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_the_index_that_pandas_writes_is_a_column_without_a_name(tmp_path):
+    (tmp_path / "t.tsv").write_text("\tonset\n0\t1.5\n")
+    assert read_tsv(tmp_path / "t.tsv", "onset").records() == [{"": "0", "onset": "1.5"}]
+
+
 def test_a_table_that_is_not_there_says_what_to_do(tmp_path):
     with pytest.raises(BrainLMError, match=r"no\.tsv: not found; run: brainlm index"):
         read_tsv(tmp_path / "no.tsv", hint="run: brainlm index")
